@@ -1,0 +1,5 @@
+"""`python -m clipbatch`."""
+
+from clipbatch.cli import main
+
+main()

@@ -1,0 +1,103 @@
+"""Which models there are, what they cost and where their weights come from, known without importing torch.
+
+`models.csv` is made by `benchmarks/list_models.py`, which counts each image tower's operations with torch.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from clipbatch.errors import InputError, nearest
+
+DEMO = "clipbatch-demo"
+_DEMO_FOLDER = Path(__file__).parent / "demo"
+_DEFAULT_WEIGHTS = {"ViT-B-32": "laion2b_s34b_b79k", DEMO: "embedded"}
+_UNKNOWN_GFLOP = 35.0
+"""Assumed for a model that is not in the table: a ViT-B/16."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A model that open_clip can make."""
+
+    name: str
+    image_size: int
+    """Pixels, of the shorter side."""
+    image_gflop: float
+    """10**9 multiplications and additions for one image in the image tower."""
+    image_mparams: float
+    """Millions of parameters of the image tower."""
+
+
+def entries() -> list[Entry]:
+    """The table of models, the cheapest first."""
+    with open(Path(__file__).parent / "models.csv", newline="") as file:
+        found = [
+            Entry(
+                name=row["name"],
+                image_size=int(row["image_size"]),
+                image_gflop=float(row["image_gflop"]),
+                image_mparams=float(row["image_mparams"]),
+            )
+            for row in csv.DictReader(file)
+        ]
+    return sorted(found, key=lambda entry: (entry.image_gflop, entry.name))
+
+
+def gflop(model: str) -> float:
+    """Cost of one image in the image tower, 10**9 multiplications and additions."""
+    return next((entry.image_gflop for entry in entries() if entry.name == model), _UNKNOWN_GFLOP)
+
+
+def names() -> list[str]:
+    """open_clip's model names, read from its folder of configurations, and the embedded one."""
+    package = importlib.util.find_spec("open_clip")
+    assert package
+    assert package.submodule_search_locations
+    configs = Path(package.submodule_search_locations[0], "model_configs")
+    return sorted([DEMO, *(path.stem for path in configs.glob("*.json"))])
+
+
+def register(model: str) -> str:
+    """The name by which open_clip knows `model`, a name or a config file.
+
+    Raises: InputError for a model that there is not, with the nearest name.
+    """
+    if model.endswith(".json"):
+        if not os.path.isfile(model):
+            raise InputError(f"--model {model}: there is no such model config file")
+        return Path(model).stem
+    if model.startswith(("hf-hub:", "local-dir:")):
+        return model
+    known = names()
+    if model.replace("/", "-") not in known:
+        raise InputError(
+            f"--model {model!r} is not known: `clipbatch models` lists what there is.{nearest(model, known)}"
+        )
+    return model.replace("/", "-")
+
+
+def config_file(model: str) -> Path:
+    """The open_clip configuration file of a model that open_clip does not ship."""
+    return _DEMO_FOLDER / f"{DEMO}.json" if model == DEMO else Path(model)
+
+
+def default_weights(model: str) -> str | None:
+    """The weights that a model gets without `--pretrained`."""
+    return _DEFAULT_WEIGHTS.get(model)
+
+
+def weights_file(pretrained: str | None) -> str | None:
+    """`pretrained` with the embedded weights' name replaced by their file."""
+    return str(_DEMO_FOLDER / f"{DEMO}.safetensors") if pretrained == "embedded" else pretrained
+
+
+def check_weights(pretrained: str | None) -> None:
+    """Raises: InputError where `pretrained` is clearly meant as a file and is not there."""
+    looks_like_file = pretrained and (os.sep in pretrained or pretrained.endswith((".safetensors", ".pt", ".bin")))
+    if pretrained and looks_like_file and not pretrained.startswith("hf-hub:") and not os.path.isfile(pretrained):
+        raise InputError(f"--pretrained {pretrained}: there is no such file")

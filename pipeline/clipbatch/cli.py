@@ -1,0 +1,217 @@
+"""The command line: parse, build settings, call one function, map errors to exit codes. No work is done here."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, Optional
+
+import typer
+
+from clipbatch import __version__
+from clipbatch.config import Settings
+from clipbatch.errors import ClipbatchError, DamagedError, InterruptedRunError
+from clipbatch.options import takes_settings
+
+EXIT_CODES = """\
+Exit codes: 0 done (bad images included), 2 usage, 3 input or settings refused, 4 more bad images than --max-bad,
+5 verify found damage, 75 interrupted (the same command resumes), 1 a bug."""
+
+app = typer.Typer(
+    name="clipbatch",
+    help="Label millions of images with an OpenCLIP model; leave Parquet that can be queried at once.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+Out = Annotated[Path, typer.Option("--out", "-o", help="The run directory; a run that is there is resumed.")]
+RunDirectory = Annotated[Path, typer.Argument(help="A run directory.", metavar="RUN")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary; errors only.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+
+
+@app.command("run", rich_help_panel="Label images")
+@takes_settings
+def run_command(
+    settings: Settings | None,
+    *,
+    out: Out,
+    retry_bad: Annotated[bool, typer.Option("--retry-bad", help="Try the bad images of finished parts again.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Throw away the run in --out and begin anew.")] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Label images, or go on with a run (then --out alone is enough).
+
+    Example: clipbatch run photos/ --labels cat,dog,bird --out scores/
+    """
+    from clipbatch import api, report
+
+    made = api.run(settings, out, retry_bad=retry_bad, overwrite=overwrite, quiet=quiet)
+    if as_json:
+        print(json.dumps(made, indent=2))
+    elif not quiet:
+        from clipbatch.rundir import RunDir
+
+        print(report.summary(RunDir(out), made))
+
+
+@app.command("plan", rich_help_panel="Label images")
+@takes_settings
+def plan_command(
+    settings: Settings | None,
+    *,
+    out: Out,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Throw away the run in --out and begin anew.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List the input and freeze it into a run directory, without reading an image.
+
+    Example: clipbatch plan photos/ --labels labels.txt --out scores/
+    """
+    from clipbatch import api
+
+    plan = api.plan(settings, out, overwrite=overwrite)
+    found = {
+        "rows": plan.rows,
+        "shards": plan.shards,
+        "shard_size": plan.shard_size,
+        "passed_over": plan.passed_over,
+        "fingerprint": plan.fingerprint,
+    }
+    _print(found, as_json)
+
+
+@app.command("status", rich_help_panel="Look at a run")
+def status_command(run: RunDirectory, as_json: Json = False) -> None:
+    """How far a run is: one directory listing.
+
+    Example: clipbatch status scores/
+    """
+    from clipbatch import api
+
+    _print(api.status(run), as_json)
+
+
+@app.command("verify", rich_help_panel="Look at a run")
+def verify_command(run: RunDirectory, as_json: Json = False) -> None:
+    """Check that every row is there once, in order, whole and of this run. Exit code 5 if not.
+
+    Example: clipbatch verify scores/
+    """
+    from clipbatch import api
+
+    plan, found = api.verify(run)
+    if as_json:
+        print(json.dumps({"rows": plan.rows, "parts": plan.shards, "problems": [text for _, text in found]}, indent=2))
+    elif not found:
+        print(f"{run}: {plan.rows} rows in {plan.shards} parts, every one there once, in order and whole")
+    if found:
+        lines = "\n".join(text for _, text in found[:20])
+        raise DamagedError(
+            f"{len(found)} of {plan.shards} parts are not as they should be:\n{lines}\n"
+            f"remedy: remove damaged parts, then `clipbatch run --out {run}` does them again"
+        )
+
+
+@app.command("labels", rich_help_panel="Look things up")
+def labels_command(
+    labels: Annotated[str, typer.Argument(help="A text or TOML file, a shipped set's name, or a,b,c.")],
+    template: Annotated[Optional[list[str]], typer.Option(help="As for run.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show the prompts as the model will see them.
+
+    Example: clipbatch labels documents-10
+    """
+    from clipbatch.config import LabelSettings
+    from clipbatch.labels import load
+
+    found = load(LabelSettings(labels=labels, template=tuple(template or ())))
+    prompts = dict(zip(found.names, found.prompts, strict=True))
+    if as_json:
+        print(json.dumps(prompts, indent=2, ensure_ascii=False))
+        return
+    for name, texts in prompts.items():
+        print(name)
+        for text in texts:
+            print(f"    {text}")
+
+
+@app.command("models", rich_help_panel="Look things up")
+def models_command(
+    pattern: Annotated[str, typer.Argument(help="Show only names that hold this text.")] = "",
+    as_json: Json = False,
+) -> None:
+    """List the models with their cost: parameters and operations of the image tower, and its input size.
+
+    Example: clipbatch models ViT-B
+    """
+    from clipbatch.catalog import entries
+
+    found = [entry for entry in entries() if pattern.lower() in entry.name.lower()]
+    if as_json:
+        rows = [{name: getattr(entry, name) for name in entry.__slots__} for entry in found]
+        print(json.dumps(rows, indent=2))
+        return
+    print(f"{'model':40} {'input':>6} {'Mparam':>8} {'GFLOP an image':>15}")
+    for entry in found:
+        print(f"{entry.name:40} {entry.image_size:>6} {entry.image_mparams:>8.1f} {entry.image_gflop:>15.1f}")
+
+
+@app.command("demo", rich_help_panel="Label images")
+def demo_command(
+    out: Annotated[Path, typer.Option("--out", "-o", help="The run directory.")] = Path("clipbatch-demo"),
+    quiet: Quiet = False,
+) -> None:
+    """Label the sample images that come with clipbatch, with the embedded model, and show the result.
+
+    Example: clipbatch demo
+    """
+    from clipbatch import api
+
+    print(api.demo(out, quiet=quiet))
+
+
+def _print(found: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    for name, value in found.items():
+        print(f"{name:14} {json.dumps(value) if isinstance(value, dict) else value}")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"clipbatch {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+def _interrupted(signum: int, _frame: object) -> NoReturn:
+    name = signal.Signals(signum).name
+    raise InterruptedRunError(f"interrupted by {name}: finished parts stay, and the same command goes on from there")
+
+
+def main() -> None:
+    """Run the command line; end the process with the exit code of what happened."""
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(signum, _interrupted)
+    try:
+        app()
+    except ClipbatchError as error:
+        print(f"clipbatch: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -1,0 +1,283 @@
+"""All settings of a run: frozen dataclasses, one a stage, checked when they are made.
+
+Field names are the command line's flags and the keys of a `--config` file (dashes or underscores); no name occurs
+twice. Knows nothing of files other than the TOML file that it reads. Every refusal is a ValueError of the kind
+`InputError` that names the value and the remedy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from clipbatch.errors import InputError, nearest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Precision = Literal["auto", "fp16", "bf16", "fp32"]
+Decoder = Literal["auto", "dali", "torchvision", "pil"]
+Orientation = Literal["upright", "stored"]
+Score = Literal["auto", "softmax", "sigmoid", "cosine"]
+
+
+class SettingError(InputError, ValueError):
+    """A setting has a value that cannot be used."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Checked:
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for f in dataclasses.fields(self):
+            _check_type(f.name, getattr(self, f.name), hints[f.name])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceSettings(_Checked):
+    """What is to be labelled."""
+
+    inputs: tuple[str, ...] = ()
+    """Folders, image files, .txt manifests; `-` for a manifest on standard input."""
+    root: str | None = None
+    """Folder that a manifest's paths are relative to; default: the manifest's own."""
+    all_files: bool = False
+    """Take every file of a folder, whatever its suffix."""
+    limit: int | None = None
+    """Stop the listing after this many rows."""
+
+    def __post_init__(self) -> None:
+        _Checked.__post_init__(self)
+        _at_least("limit", self.limit, 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelSettings(_Checked):
+    """What the images are compared with."""
+
+    labels: str = ""
+    """A text or TOML file, a shipped set's name, or a comma-separated list."""
+    template: tuple[str, ...] = ()
+    """Prompt templates with `{}` for the label, or the name of one of open_clip's sets: simple, openai."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSettings(_Checked):
+    """Which encoder, and how it runs."""
+
+    model: str = "ViT-B-32"
+    """One of open_clip's names, `clipbatch-demo`, `hf-hub:ORG/NAME`, or a model config FILE.json."""
+    pretrained: str | None = None
+    """open_clip's tag for the weights, or a file; default: laion2b_s34b_b79k for ViT-B-32."""
+    precision: Precision = "auto"
+    """auto: fp16 on a GPU, bf16 on a CPU that multiplies it in hardware, else fp32."""
+    device: str = "auto"
+    """auto, cpu, or cuda:N."""
+
+    def __post_init__(self) -> None:
+        _Checked.__post_init__(self)
+        kind, _, index = self.device.partition(":")
+        if kind not in ("auto", "cpu", "cuda") or (index and (kind != "cuda" or not index.isdecimal())):
+            raise SettingError(f"device {self.device!r} is not known: use auto, cpu, or cuda:N")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadSettings(_Checked):
+    """How files are read."""
+
+    read_threads: int = 16
+    """Files read at the same time."""
+    read_timeout: float = 60.0
+    """Seconds after which a file that does not answer gets status timeout."""
+    read_retries: int = 3
+    """How often a read that failed with an I/O error is tried again."""
+    max_bytes: int = 256 * 2**20
+    """Larger files get status too_large."""
+
+    def __post_init__(self) -> None:
+        _Checked.__post_init__(self)
+        _at_least("read_threads", self.read_threads, 1)
+        _at_least("read_timeout", self.read_timeout, 0.01)
+        _at_least("read_retries", self.read_retries, 0)
+        _at_least("max_bytes", self.max_bytes, 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeSettings(_Checked):
+    """How bytes become pixels."""
+
+    decoder: Decoder = "auto"
+    """auto: dali on a GPU, torchvision on a CPU. pil always has the last word on what the others refuse."""
+    orientation: Orientation = "upright"
+    """upright follows the camera's EXIF orientation; stored ignores it, as open_clip does."""
+    max_pixels: int = 178_956_970
+    """Larger images get status too_large; the default is where Pillow suspects a decompression bomb."""
+
+    def __post_init__(self) -> None:
+        _Checked.__post_init__(self)
+        _at_least("max_pixels", self.max_pixels, 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputSettings(_Checked):
+    """What is written."""
+
+    score: Score = "auto"
+    """auto: as the model was trained, sigmoid for the SigLIP family and softmax for the others."""
+    top_k: int | None = None
+    """Write the K best labels in a column `top` in place of all scores."""
+    embeddings: bool = False
+    """Also write each image's embedding as float16."""
+
+    def __post_init__(self) -> None:
+        _Checked.__post_init__(self)
+        _at_least("top_k", self.top_k, 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings(_Checked):
+    """All settings of a run. None stands for 'chosen by the planner' until `plan` has frozen them."""
+
+    source: SourceSettings = field(default_factory=SourceSettings)
+    labels: LabelSettings = field(default_factory=LabelSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    read: ReadSettings = field(default_factory=ReadSettings)
+    decode: DecodeSettings = field(default_factory=DecodeSettings)
+    output: OutputSettings = field(default_factory=OutputSettings)
+    batch_size: int | None = None
+    """Images in a batch; part of the run's identity, since it may move scores in the last digit."""
+    shard_size: int | None = None
+    """Rows in a part file, a multiple of batch_size; default: about a minute of work."""
+    max_bad: str | None = None
+    """Stop as broken when more images than this are bad: a count (`500`) or a share of all rows (`1%`)."""
+
+    def __post_init__(self) -> None:
+        _Checked.__post_init__(self)
+        _at_least("batch_size", self.batch_size, 1)
+        _at_least("shard_size", self.shard_size, 1)
+        self.bad_allowed(0)
+        if self.batch_size and self.shard_size and self.shard_size % self.batch_size:
+            near = math.ceil(self.shard_size / self.batch_size) * self.batch_size
+            raise SettingError(
+                f"shard_size {self.shard_size} is not a multiple of batch_size {self.batch_size}: use {near}"
+            )
+
+    def bad_allowed(self, rows: int) -> int | None:
+        """How many of `rows` images may be bad; None: any number."""
+        if self.max_bad is None:
+            return None
+        number, percent = self.max_bad.removesuffix("%"), self.max_bad.endswith("%")
+        try:
+            value = float(number) if percent else int(number)
+        except ValueError:
+            value = -1
+        if value < 0 or (percent and value > 100):
+            raise SettingError(f"max_bad {self.max_bad!r} is neither a count nor a percentage: use 500 or 1%")
+        return math.floor(rows * value / 100) if percent else int(value)
+
+    def flat(self) -> dict[str, Any]:
+        """All fields by name, stages flattened."""
+        values: dict[str, Any] = {}
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            values |= _fields(value) if dataclasses.is_dataclass(value) else {f.name: value}
+        return values
+
+    def replace(self, **changes: Any) -> Settings:
+        """A copy with the named fields changed, whichever stage they belong to."""
+        return from_flat(self.flat() | changes)
+
+
+def from_flat(values: Mapping[str, Any]) -> Settings:
+    """Settings from field names and values; lists become tuples. Unknown names are refused with the nearest known."""
+    hints: dict[str, Any] = typing.get_type_hints(Settings)
+    stages: dict[str, Any] = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
+    known = list(Settings().flat())
+    for name in values:
+        if name not in known:
+            raise SettingError(f"there is no setting {name!r}.{nearest(name, known)}")
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    made: dict[str, Any] = {
+        stage: kind(**{f.name: values[f.name] for f in dataclasses.fields(kind) if f.name in values})
+        for stage, kind in stages.items()
+    }
+    own: dict[str, Any] = {name: values[name] for name in hints if name in values and name not in stages}
+    return Settings(**made, **own)
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """Raises: ValueError with the line where `text` is not TOML."""
+    found: dict[str, Any] = tomllib.loads(text)
+    return found
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Settings from a `--config` file, by field name.
+
+    Raises: InputError where the file cannot be read, is not TOML, or holds a table.
+    """
+    try:
+        found = parse_toml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read the settings file {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not a TOML file of settings: {error}") from error
+    values = {name.replace("-", "_"): value for name, value in found.items()}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            raise InputError(f"{path}: [{name}] is a table; settings stand at the top level, one a line")
+        if name in ("template", "inputs") and isinstance(value, str):
+            values[name] = [value]
+        if name == "max_bad" and isinstance(value, int):
+            values[name] = str(value)
+    try:
+        from_flat(values)
+    except SettingError as error:
+        raise SettingError(f"{path}: {error}") from None
+    return values
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+
+
+def _at_least(name: str, value: float | None, least: float) -> None:
+    if value is not None and value < least:
+        raise SettingError(f"{name} {value} is too small: use {least} or more")
+
+
+def _check_type(name: str, value: Any, hint: Any) -> None:
+    """Refuse a value that is not of the annotated type, as a TOML file may hold anything."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for option in options:
+        origin = typing.get_origin(option)
+        if origin is Literal:
+            choices = typing.get_args(option)
+            if value in choices:
+                return
+            near = nearest(str(value), choices)
+            raise SettingError(f"{name} {value!r} is not known: use one of {', '.join(choices)}.{near}")
+        if origin is tuple:
+            if isinstance(value, tuple) and all(isinstance(entry, str) for entry in value):
+                return
+        elif isinstance(value, bool):
+            if option is bool:
+                return
+        elif isinstance(value, option) or (option is float and isinstance(value, int)):
+            return
+    raise SettingError(f"{name} {value!r} is of the wrong type: expected {_wording(hint)}")
+
+
+def _wording(hint: Any) -> str:
+    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return " or ".join(words.get(option, "a list of texts") for option in options if option is not types.NoneType)

@@ -1,0 +1,98 @@
+"""Decode with NVIDIA DALI: on a GPU (`mixed`: JPEG engines and CUDA), or with its CPU back end, the same graph.
+
+Each image's crop is worked out beforehand (`geometry`) and handed to DALI in input pixels, so that one resize does
+what resize-then-crop does. Images that fail to decode are taken out and the rest is run again, since DALI cannot
+skip a sample. Only images that `inspect` vouches for may come here: others can end the process.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import torch
+from nvidia.dali import fn, pipeline_def, types
+from nvidia.dali.plugin.pytorch import to_torch_tensor
+from torch import Tensor
+
+from clipbatch.decode.pixels import Job, place
+from clipbatch.types import DecoderName
+
+_INTERPOLATION = {"bicubic": types.INTERP_CUBIC, "bilinear": types.INTERP_LINEAR}
+_FAILED_SAMPLE = re.compile(r"Failed to decode sample #(\d+)")
+_TRIES = 4
+
+
+class DaliDecoder:
+    """One DALI pipeline, used by one thread at a time."""
+
+    name: DecoderName = "dali"
+
+    def __init__(self, *, batch_size: int, interpolation: str, device_id: int | None, threads: int) -> None:
+        self._pipeline = _graph(
+            interpolation=_INTERPOLATION[interpolation],
+            device="cpu" if device_id is None else "mixed",
+            batch_size=batch_size,
+            num_threads=threads,
+            device_id=device_id,
+            prefetch_queue_depth=1,
+            exec_dynamic=True,  # a failed batch leaves the pipeline usable
+        )
+        self._pipeline.build()
+
+    def fill(self, pixels_BCHW: Tensor, jobs: list[Job]) -> list[Job]:
+        """Decode, resize and place each job's image; returns the jobs that failed."""
+        left, failed = jobs, list[Job]()
+        for _ in range(_TRIES):
+            if not left:
+                return failed
+            try:
+                self._run(pixels_BCHW, left)
+                return failed
+            except RuntimeError as error:
+                named = {int(number) for number in _FAILED_SAMPLE.findall(str(error))}
+                if not named:
+                    raise
+                failed += [job for number, job in enumerate(left) if number in named]
+                left = [job for number, job in enumerate(left) if number not in named]
+        return failed + left
+
+    def _run(self, pixels_BCHW: Tensor, jobs: list[Job]) -> None:
+        regions = [(job.geometry.y.region, job.geometry.x.region) for job in jobs]
+        feed = self._pipeline.feed_input
+        feed("encoded", [np.frombuffer(job.data, np.uint8) for job in jobs])
+        feed("start", [np.array([y[0], x[0]], np.float32) for y, x in regions])
+        feed("end", [np.array([y[1], x[1]], np.float32) for y, x in regions])
+        feed("size", [np.array([job.geometry.y.kept, job.geometry.x.kept], np.float32) for job in jobs])
+        (crops,) = self._pipeline.run()
+        for number, job in enumerate(jobs):
+            crop_HWC = to_torch_tensor(crops[number], copy=False)
+            place(pixels_BCHW, job.slot, crop_HWC.permute(2, 0, 1), job.geometry)
+        if pixels_BCHW.is_cuda:  # DALI takes the crops' memory back with the next run
+            torch.cuda.current_stream(pixels_BCHW.device).synchronize()
+
+
+@pipeline_def  # type: ignore[untyped-decorator]
+def _graph(interpolation: Any, device: str) -> Any:
+    """encoded bytes, the crop in input pixels and its size -> uint8 HWC crops."""
+    encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1, no_copy=True)
+    start = fn.external_source(name="start", dtype=types.FLOAT, ndim=1)
+    end = fn.external_source(name="end", dtype=types.FLOAT, ndim=1)
+    size = fn.external_source(name="size", dtype=types.FLOAT, ndim=1)
+    images = fn.decoders.image(
+        encoded,
+        device=device,
+        output_type=types.RGB,
+        adjust_orientation=False,
+        jpeg_fancy_upsampling=True,
+    )
+    return fn.resize(
+        images,
+        size=size,
+        roi_start=start,
+        roi_end=end,
+        interp_type=interpolation,
+        antialias=True,
+        subpixel_scale=False,
+    )

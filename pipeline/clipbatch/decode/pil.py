@@ -1,0 +1,83 @@
+"""Decode with Pillow: the last word on every image that a fast decoder does not take, and the judge of bad ones.
+
+Decodes JPEG, PNG, WebP, GIF (first frame), BMP, TIFF (first page), AVIF, JPEG 2000, PPM, and HEIC where pillow-heif
+is installed. Formats that start other programs (EPS) are left out. Transparent, palette and 1-bit images become RGB
+before they are resized; open_clip resizes first, and palettes with NEAREST, which looks worse.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image, UnidentifiedImageError
+from torch import Tensor
+
+from clipbatch.decode.geometry import Geometry, Target, plan
+from clipbatch.decode.inspect import is_cut_off, kind_of, valid_orientation
+from clipbatch.types import Decoded, Reject
+
+FORMATS = ["JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM"]
+_RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+with contextlib.suppress(ImportError):
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    FORMATS.append("HEIF")
+
+Image.MAX_IMAGE_PIXELS = None  # `max_pixels` is checked before anything is decoded, and does not warn
+warnings.filterwarnings("ignore", module=r"PIL\..*")  # of damaged metadata; what matters becomes a status
+
+
+def decode(
+    data: bytearray, target: Target, *, upright: bool, max_pixels: int
+) -> tuple[Tensor, Geometry, Decoded] | Reject:
+    """The resized crop (uint8, CHW, as stored) with its geometry and facts, or why there is none."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            stored_width, stored_height = image.size
+            orientation = valid_orientation(image.getexif().get(ExifTags.Base.Orientation)) if upright else 1
+            width, height = upright_size(stored_width, stored_height, orientation)
+            if width * height > max_pixels:
+                return too_large(width, height, max_pixels)
+            geometry = plan(stored_height, stored_width, orientation, target)
+            y, x = geometry.y, geometry.x
+            (top, bottom), (left, right) = y.region, x.region
+            cropped = image.convert("RGB").resize(
+                (x.kept, y.kept), _RESAMPLING[target.interpolation], box=(left, top, right, bottom)
+            )
+    except Exception as error:  # Pillow raises whatever its parsers stumble over
+        return _reject(data, error)
+    stored_CHW = torch.from_numpy(np.array(cropped)).permute(2, 0, 1)
+    return stored_CHW, geometry, Decoded(width=width, height=height, decoder="pil")
+
+
+def upright_size(width: int, height: int, orientation: int) -> tuple[int, int]:
+    """Width and height after undoing an EXIF orientation."""
+    return (height, width) if orientation >= 5 else (width, height)
+
+
+def too_large(width: int, height: int, max_pixels: int) -> Reject:
+    return Reject(
+        status="too_large",
+        error=f"{width} x {height} pixels, over the limit of {max_pixels}",
+        width=width,
+        height=height,
+    )
+
+
+def _reject(data: bytearray, error: Exception) -> Reject:
+    kind = kind_of(data)
+    if kind is None and isinstance(error, UnidentifiedImageError):
+        return Reject(status="unsupported", error=f"not an image of a known kind: starts with {bytes(data[:16])!r}")
+    text = str(error) or type(error).__name__
+    if isinstance(error, UnidentifiedImageError):
+        text = f"damaged {kind} header"
+    if isinstance(error, MemoryError):
+        return Reject(status="too_large", error="not enough memory to decode it")
+    cut_off = "truncated" in text.lower() or isinstance(error, EOFError) or (kind and is_cut_off(data, kind))
+    return Reject(status="truncated" if cut_off else "corrupt", error=text)

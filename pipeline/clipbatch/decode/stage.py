@@ -1,0 +1,100 @@
+"""The decode stage: sends each image to its decoder and keeps every slot in its place."""
+
+from __future__ import annotations
+
+import queue
+
+from torch import Tensor
+
+from clipbatch import hardware
+from clipbatch.config import DecodeSettings
+from clipbatch.decode import pil
+from clipbatch.decode.geometry import Target, plan
+from clipbatch.decode.inspect import inspect
+from clipbatch.decode.pixels import FastDecoder, Job, blank, place
+from clipbatch.types import Decoded, Encoded, PixelBatch, ReadBatch, Reject
+
+EXTREME_ASPECT = 8
+"""Longer images go to Pillow, which resizes the kept region alone; torch would first make a strip of huge length."""
+
+
+class Decode:
+    """Called with a `ReadBatch`, by up to `threads` threads at a time."""
+
+    def __init__(self, settings: DecodeSettings, target: Target, *, batch_size: int, device: str) -> None:
+        self._settings, self._target = settings, target
+        self._batch_size, self._device = batch_size, device
+        self.threads = 2 if settings.decoder == "dali" else hardware.cores()
+        self._decoders: queue.SimpleQueue[FastDecoder | None] = queue.SimpleQueue()
+        for _ in range(self.threads):
+            self._decoders.put(self._fast_decoder())
+
+    def _fast_decoder(self) -> FastDecoder | None:
+        if self._settings.decoder == "torchvision":
+            from clipbatch.decode.torchvision import TorchvisionDecoder
+
+            return TorchvisionDecoder(self._target.interpolation)
+        if self._settings.decoder == "dali":
+            from clipbatch.decode.dali import DaliDecoder
+
+            index = self._device.partition(":")[2] or "0"
+            return DaliDecoder(
+                batch_size=self._batch_size,
+                interpolation=self._target.interpolation,
+                device_id=int(index) if self._device.startswith("cuda") else None,
+                threads=max(1, hardware.cores() // self.threads),
+            )
+        return None
+
+    def __call__(self, batch: ReadBatch) -> PixelBatch:
+        """Decode all slots; what cannot be decoded keeps a blank one."""
+        target = self._target
+        pixels_BCHW = blank(self._batch_size, target.height, target.width, target.fill, self._device)
+        outcomes: list[Decoded | Reject | None] = [None] * len(batch.slots)
+        jobs: list[Job] = []
+        last_word: list[int] = []
+        decoder = self._decoders.get()
+        try:
+            for slot, content in enumerate(batch.slots):
+                if isinstance(content, Encoded):
+                    job, outcomes[slot] = self._job(slot, content, decoder)
+                    if job:
+                        jobs.append(job)
+                    elif outcomes[slot] is None:
+                        last_word.append(slot)
+                else:
+                    outcomes[slot] = content
+            if decoder and jobs:
+                last_word += [job.slot for job in decoder.fill(pixels_BCHW, jobs)]
+        finally:
+            self._decoders.put(decoder)
+        for slot in last_word:
+            outcomes[slot] = self._by_pillow(pixels_BCHW, slot, batch.slots[slot])
+        return PixelBatch(source=batch.source, outcomes=tuple(outcomes), pixels_BCHW=pixels_BCHW)
+
+    def _job(
+        self, slot: int, content: Encoded, decoder: FastDecoder | None
+    ) -> tuple[Job | None, Decoded | Reject | None]:
+        """A job for the fast decoder with its outcome if that succeeds; or a Reject; or neither, for Pillow."""
+        header = inspect(content.data) if decoder else None
+        if decoder is None or header is None:
+            return None, None
+        orientation = header.orientation if self._settings.orientation == "upright" else 1
+        width, height = pil.upright_size(header.width, header.height, orientation)
+        if width * height > self._settings.max_pixels:
+            return None, pil.too_large(width, height, self._settings.max_pixels)
+        if max(width, height) > EXTREME_ASPECT * min(width, height):
+            return None, None
+        geometry = plan(header.height, header.width, orientation, self._target)
+        decoded = Decoded(width=width, height=height, decoder=decoder.name)
+        return Job(slot=slot, data=content.data, geometry=geometry), decoded
+
+    def _by_pillow(self, pixels_BCHW: Tensor, slot: int, content: Encoded | Reject | None) -> Decoded | Reject:
+        assert isinstance(content, Encoded)
+        upright = self._settings.orientation == "upright"
+        made = pil.decode(content.data, self._target, upright=upright, max_pixels=self._settings.max_pixels)
+        if isinstance(made, Reject):
+            return made
+        stored_CHW, geometry, decoded = made
+        place(pixels_BCHW, slot, stored_CHW, geometry)
+        return decoded

@@ -1,0 +1,141 @@
+"""Load an OpenCLIP model and state what it wants: weights, preprocessing, scoring. Decides nothing about images."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.pretrained import download_pretrained, download_pretrained_from_hf
+
+from clipbatch import catalog
+from clipbatch.config import ModelSettings
+from clipbatch.errors import InputError, nearest
+from clipbatch.rundir import file_sha256
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A model ready to encode: the text tower in fp32, the image tower in the run's precision once `cast`."""
+
+    module: Any
+    """open_clip's CLIP, CustomTextCLIP or CoCa."""
+    tokenizer: Any
+    name: str
+    weights_sha256: str
+    height: int
+    """Of the input, pixels."""
+    width: int
+    mean: tuple[float, ...]
+    """Of each channel, for pixels from 0 to 1."""
+    std: tuple[float, ...]
+    interpolation: Any
+    resize_mode: Any
+    fill: int
+    logit_scale: float
+    """Already exponentiated: what a cosine is multiplied by."""
+    logit_bias: float | None
+    """Only models that were trained with a sigmoid loss have one."""
+
+    def facts(self) -> dict[str, Any]:
+        """What decides scores, for `model.json`."""
+        names = ("name", "weights_sha256", "height", "width", "mean", "std", "interpolation", "resize_mode", "fill")
+        return {name: getattr(self, name) for name in (*names, "logit_scale", "logit_bias")}
+
+    def cast(self, precision: str, device: str) -> None:
+        """Move the image tower to `device` in `precision`; layer norms accumulate in fp32 whatever the precision."""
+        self.module.visual.to(device=device, dtype=DTYPES[precision], memory_format=torch.channels_last)
+
+
+def load(settings: ModelSettings) -> Model:
+    """The model of `settings` in fp32 on the CPU, in evaluation mode.
+
+    Raises: InputError where the model or its weights are not known, not cached and not reachable, or do not fit.
+    """
+    name, pretrained = catalog.register(settings.model), catalog.weights_file(settings.pretrained)
+    if settings.model.endswith(".json") or settings.model == catalog.DEMO:
+        open_clip.add_model_config(catalog.config_file(settings.model))
+    weights = _weights(name, pretrained)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # open_clip's advice on QuickGELU tags is answered by `_weights`
+            module = open_clip.create_model(name, pretrained=pretrained, precision="fp32", device="cpu")
+        tokenizer = open_clip.get_tokenizer(name)
+    except (RuntimeError, OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"the weights {weights} do not fit the model {name}, or its tokenizer is out of reach: "
+            f"{str(error).splitlines()[0]}; check --model and --pretrained"
+        ) from error
+    module.eval().requires_grad_(False)
+    preprocess = module.visual.preprocess_cfg
+    size = preprocess["size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    bias = getattr(module, "logit_bias", None)
+    return Model(
+        module=module,
+        tokenizer=tokenizer,
+        name=name,
+        weights_sha256=file_sha256(weights),
+        height=height,
+        width=width,
+        mean=tuple(preprocess["mean"]),
+        std=tuple(preprocess["std"]),
+        interpolation=preprocess["interpolation"],
+        resize_mode=preprocess["resize_mode"],
+        fill=preprocess["fill_color"],
+        logit_scale=float(module.logit_scale.exp()),
+        logit_bias=None if bias is None else float(bias),
+    )
+
+
+def _weights(name: str, pretrained: str | None) -> Path:
+    """The weights' file, fetched where it is neither a file nor cached."""
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    if pretrained and os.path.isfile(pretrained):
+        return Path(pretrained)
+    try:
+        if name.startswith("hf-hub:"):
+            return Path(download_pretrained_from_hf(name.removeprefix("hf-hub:")))
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        if not pretrained:
+            raise InputError(f"{name} has several sets of weights: choose with --pretrained {' | '.join(tags)}")
+        if pretrained not in tags:
+            raise InputError(
+                f"--pretrained {pretrained!r} is neither a file nor one of {name}'s weights "
+                f"({', '.join(tags) or 'it has none'}).{nearest(pretrained, tags)}"
+            )
+        return Path(download_pretrained(open_clip.get_pretrained_cfg(name, pretrained)))
+    except InputError:
+        raise
+    except Exception as error:  # whatever the hub's client makes of a missing network
+        tag = f" --pretrained {pretrained}" if pretrained else ""
+        raise InputError(
+            f"the weights {pretrained or ''} of {name} are neither cached here nor reachable "
+            f"({type(error).__name__}): run once with a network (clipbatch run ... --model {name}{tag}), copy "
+            "~/.cache/huggingface from a machine that has them, or give --pretrained FILE; "
+            f"--model {catalog.DEMO} needs no download"
+        ) from error
+
+
+def check_device(device: str) -> None:
+    """Raises: InputError where `device` is a GPU that torch cannot use."""
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"--device {device}: torch finds no usable GPU here; use --device cpu")
+
+
+def device_facts(device: str) -> dict[str, str | int]:
+    """The device in words; on a GPU also the most memory that torch held on it, in MiB."""
+    if not device.startswith("cuda"):
+        return {"device": device}
+    return {
+        "device": device,
+        "gpu": torch.cuda.get_device_name(device),
+        "gpu_peak_mib": torch.cuda.max_memory_reserved(device) // 2**20,
+    }

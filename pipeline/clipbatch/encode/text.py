@@ -1,0 +1,66 @@
+"""Prompts -> label features, in fp32, kept on disk so that they are computed once."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from clipbatch.atomic import publish
+from clipbatch.encode.model import Model
+from clipbatch.errors import InputError
+
+_PROMPTS_AT_ONCE = 256
+
+
+def text_features(model: Model, prompts: list[list[str]]) -> NDArray[np.float32]:
+    """`text_LD`: for each label the mean of its prompts' unit vectors, brought to unit length, as
+    `open_clip.build_zero_shot_classifier` does it. Read from the cache where they are there already."""
+    key = json.dumps([model.name, model.weights_sha256, prompts])
+    cached = cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()}.npy"
+    try:
+        found: NDArray[np.float32] = np.load(cached, allow_pickle=False)
+        if found.shape[0] == len(prompts):
+            return found
+    except (OSError, ValueError, EOFError):
+        pass
+    text_LD = _encode(model, prompts)
+    try:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        with publish(cached) as file:
+            file.write(npy_bytes(text_LD))
+    except (OSError, InputError):  # a cache that cannot be written is no reason to stop
+        pass
+    return text_LD
+
+
+def cache_folder() -> Path:
+    """`$XDG_CACHE_HOME/clipbatch/text`, by default below ~/.cache."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(base, "clipbatch", "text")
+
+
+def npy_bytes(array: NDArray[np.float32]) -> bytes:
+    """`array` as the content of an .npy file."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+@torch.inference_mode()
+def _encode(model: Model, prompts: list[list[str]]) -> NDArray[np.float32]:
+    texts = [text for texts in prompts for text in texts]
+    features = [
+        model.module.encode_text(model.tokenizer(texts[at : at + _PROMPTS_AT_ONCE]), normalize=True)
+        for at in range(0, len(texts), _PROMPTS_AT_ONCE)
+    ]
+    by_label = torch.split(torch.cat(features), [len(texts) for texts in prompts])
+    text_LD = functional.normalize(torch.stack([label.mean(dim=0) for label in by_label]), dim=-1)
+    return np.asarray(text_LD.float().numpy())

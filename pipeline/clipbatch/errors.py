@@ -1,0 +1,75 @@
+"""Every failure that stops a run, and the exit code it ends the process with.
+
+    ClipbatchError                 1  a bug of ours, or a worker that cannot be kept alive
+    ├── InputError                 3  refused: an input, a label file, a setting, a model, an output folder
+    │   └── OtherRunError          3  the output folder belongs to a run with other settings
+    ├── TooManyBadError            4  more bad images than --max-bad allows
+    ├── DamagedError               5  verify found parts missing or damaged
+    └── InterruptedRunError       75  stopped by a signal; the same command goes on where it stopped
+
+An image that cannot be read or decoded is none of these: it is data, a `types.Reject`.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ClipbatchError",
+    "DamagedError",
+    "InputError",
+    "InterruptedRunError",
+    "OtherRunError",
+    "TooManyBadError",
+    "from_message",
+    "nearest",
+]
+
+
+class ClipbatchError(Exception):
+    """Base of all failures that end a run; `exit_code` is the process's."""
+
+    exit_code = 1
+
+
+class InputError(ClipbatchError):
+    """Something that was given is refused. The message names the value, the place and the remedy."""
+
+    exit_code = 3
+
+
+class OtherRunError(InputError):
+    """The run directory was made with other settings; the message names the field that differs."""
+
+
+class TooManyBadError(ClipbatchError):
+    """More bad images than `--max-bad` allows."""
+
+    exit_code = 4
+
+
+class DamagedError(ClipbatchError):
+    """`verify` found parts that are missing, damaged or of another run."""
+
+    exit_code = 5
+
+
+class InterruptedRunError(ClipbatchError):
+    """A signal ended the run; every published part stays, and the same command resumes."""
+
+    exit_code = 75
+
+
+def from_message(exit_code: int, message: str) -> ClipbatchError:
+    """The error of this module with `exit_code`, rebuilt from what a worker process reported."""
+    for kind in (InputError, TooManyBadError, DamagedError, InterruptedRunError):
+        if kind.exit_code == exit_code:
+            return kind(message)
+    return ClipbatchError(message)
+
+
+def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
+    """' Did you mean X?' for the entries of `known` nearest to `word`, or '' where none is near."""
+    import difflib
+
+    lower = {name.lower(): name for name in known}
+    found = [lower[name] for name in difflib.get_close_matches(word.lower(), lower, n=3, cutoff=0.6)]
+    return f" Did you mean {' or '.join(found)}?" if found else ""

@@ -1,0 +1,157 @@
+"""Stages as data, run by threads over bounded queues, in order, with every wait measured.
+
+A flow is a source of items and a list of stages. Each stage's threads take items in turn, so results leave in the
+order in which items came, however long each one takes. Knows nothing of what the items are. Whoever iterates over a
+`Flow` pulls it along; an exception in a stage ends the flow and is raised there, with a note that names the stage.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+_END = object()
+_POLL_S = 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One step of the flow."""
+
+    name: str
+    work: Callable[[Any], Any]
+    threads: int = 1
+    """Items worked on at the same time."""
+    depth: int = 2
+    """Further results that may wait for the next stage."""
+
+
+@dataclass(slots=True, kw_only=True)
+class StageTimes:
+    """Seconds summed over a stage's threads; written under the stage's lock."""
+
+    busy_s: float = 0.0
+    starved_s: float = 0.0
+    """Waiting for the stage before."""
+    blocked_s: float = 0.0
+    """Waiting for room in the queue to the stage after."""
+    items: int = 0
+
+
+class Flow:
+    """Run `stages` over `source`; iterate to get the last stage's results in order."""
+
+    def __init__(self, source: Iterable[Any], stages: Sequence[Stage]) -> None:
+        self._stop = threading.Event()
+        self._started = time.perf_counter()
+        self._runners: list[_Runner] = []
+        upstream = iter(source)
+        for stage in stages:
+            runner = _Runner(stage, upstream, self._stop)
+            self._runners.append(runner)
+            upstream = runner.results()
+        self._results = upstream
+        for runner in self._runners:
+            runner.start()
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            yield from self._results
+        finally:
+            self._stop.set()
+
+    def times(self) -> dict[str, dict[str, float]]:
+        """By stage: busy, starved and blocked seconds, threads, and `load`, the busy share of its threads' time."""
+        elapsed_s = max(time.perf_counter() - self._started, 1e-9)
+        return {
+            r.stage.name: {
+                "busy_s": round(r.times.busy_s, 3),
+                "starved_s": round(r.times.starved_s, 3),
+                "blocked_s": round(r.times.blocked_s, 3),
+                "threads": r.stage.threads,
+                "load": round(r.times.busy_s / elapsed_s / r.stage.threads, 3),
+            }
+            for r in self._runners
+        }
+
+
+def bottleneck(times: dict[str, dict[str, float]]) -> str:
+    """The stage that the others wait for: the one whose threads are the busiest."""
+    return max(times, key=lambda name: times[name]["load"]) if times else ""
+
+
+class _Runner:
+    """A stage's threads and its queue of results, which holds a Future for each item in its turn."""
+
+    def __init__(self, stage: Stage, upstream: Iterator[Any], stop: threading.Event) -> None:
+        self.stage = stage
+        self.times = StageTimes()
+        self._upstream = upstream
+        self._stop = stop
+        self._turn = threading.Lock()
+        self._ended = False
+        self._queue: queue.Queue[Any] = queue.Queue(stage.threads + stage.depth)
+
+    def start(self) -> None:
+        for number in range(self.stage.threads):
+            threading.Thread(target=self._loop, name=f"{self.stage.name}-{number}", daemon=True).start()
+
+    def results(self) -> Iterator[Any]:
+        while (slot := self._get()) is not _END:
+            yield slot.result()
+
+    def _loop(self) -> None:
+        while not self._stop.is_set():
+            with self._turn:  # one thread at a time takes an item and its place among the results
+                if self._ended:
+                    return
+                slot: Future[Any] = Future()
+                begun = time.perf_counter()
+                try:
+                    item = next(self._upstream)
+                except StopIteration:
+                    self._ended = True
+                    self._put(_END)
+                    return
+                except BaseException as error:
+                    self._ended = True
+                    slot.set_exception(error)
+                    self._put(slot)
+                    self._put(_END)
+                    return
+                taken = time.perf_counter()
+                self._put(slot)
+                placed = time.perf_counter()
+                self.times.starved_s += taken - begun
+                self.times.blocked_s += placed - taken
+            try:
+                slot.set_result(self.stage.work(item))
+            except BaseException as error:
+                if hasattr(error, "add_note"):
+                    error.add_note(f"in stage {self.stage.name}")
+                slot.set_exception(error)
+            del item, slot  # else an idle thread keeps a whole batch of pixels alive
+            worked_s = time.perf_counter() - placed
+            with self._turn:
+                self.times.busy_s += worked_s
+                self.times.items += 1
+
+    def _put(self, slot: Any) -> None:
+        while not self._stop.is_set():
+            try:
+                return self._queue.put(slot, timeout=_POLL_S)
+            except queue.Full:
+                continue
+
+    def _get(self) -> Any:
+        while not self._stop.is_set():
+            try:
+                return self._queue.get(timeout=_POLL_S)
+            except queue.Empty:
+                continue
+        return _END

@@ -1,0 +1,102 @@
+"""The settings as options of the command line, shared by every command that plans a run."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from clipbatch.config import Settings, from_flat, read_toml
+from clipbatch.errors import InputError
+
+
+def _option(panel: str, help_text: str, *names: str, **more: Any) -> Any:
+    return typer.Option(*names, help=help_text, rich_help_panel=panel, **more)
+
+
+Input = Annotated[
+    Optional[list[str]],
+    typer.Argument(
+        metavar="INPUT...", help="Folders, image files, .txt manifests (one path a line), or - for a manifest on stdin."
+    ),
+]
+SETTINGS: dict[str, Any] = {
+    "labels": Annotated[
+        Optional[str], _option("Labels", "A text or TOML FILE, a shipped set's name, or a,b,c.", "--labels", "-l")
+    ],
+    "template": Annotated[
+        Optional[list[str]],
+        _option("Labels", "Prompt template with {} for the label (repeatable), or a set: simple, openai."),
+    ],
+    "model": Annotated[
+        Optional[str],
+        _option("Model", "open_clip's name, clipbatch-demo, hf-hub:ORG/NAME, or FILE.json.", "--model", "-m"),
+    ],
+    "pretrained": Annotated[Optional[str], _option("Model", "Weights: one of open_clip's tags, or a FILE.")],
+    "precision": Annotated[Optional[str], _option("Model", "auto, fp16, bf16 or fp32.")],
+    "device": Annotated[Optional[str], _option("Model", "auto, cpu or cuda:N.")],
+    "batch_size": Annotated[Optional[int], _option("Model", "Images in a batch.")],
+    "root": Annotated[Optional[str], _option("Input", "Folder that a manifest's paths are relative to.")],
+    "all_files": Annotated[
+        Optional[bool], _option("Input", "Take every file of a folder, whatever its suffix.", "--all-files")
+    ],
+    "limit": Annotated[Optional[int], _option("Input", "Take only the first N rows.")],
+    "decoder": Annotated[Optional[str], _option("Images", "auto, dali, torchvision or pil.")],
+    "orientation": Annotated[
+        Optional[str], _option("Images", "upright: follow EXIF; stored: ignore it, as open_clip does.")
+    ],
+    "max_pixels": Annotated[Optional[int], _option("Images", "Larger images get status too_large.")],
+    "max_bytes": Annotated[Optional[int], _option("Images", "Larger files get status too_large.")],
+    "read_threads": Annotated[Optional[int], _option("Images", "Files read at the same time.")],
+    "read_timeout": Annotated[Optional[float], _option("Images", "Seconds until a file that hangs is given up.")],
+    "read_retries": Annotated[Optional[int], _option("Images", "Further tries after an I/O error.")],
+    "max_bad": Annotated[Optional[str], _option("Images", "Stop when more are bad: a count, or a share as in 1%.")],
+    "score": Annotated[Optional[str], _option("Output", "auto (as trained), softmax, sigmoid or cosine.")],
+    "top_k": Annotated[Optional[int], _option("Output", "Write the K best labels instead of all scores.")],
+    "embeddings": Annotated[Optional[bool], _option("Output", "Also write each image's embedding.", "--embeddings")],
+    "shard_size": Annotated[Optional[int], _option("Output", "Rows in a part file; default: about a minute of work.")],
+    "config": Annotated[
+        Optional[Path], typer.Option("--config", "-c", help="TOML file of settings; flags win over it.")
+    ],
+}
+
+
+def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give `command` all options of `SETTINGS`; it gets them as one `Settings` (None: no INPUT was given)."""
+    own = inspect.signature(command, eval_str=True)
+
+    def called(**values: Any) -> None:
+        given = {name: values.pop(name) for name in SETTINGS}
+        command(settings=_settings(values.pop("inputs"), given), **values)
+
+    parameters = [
+        inspect.Parameter("inputs", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Input),
+        *(own.parameters[name] for name in own.parameters if name != "settings"),
+        *(
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+            for name, annotation in SETTINGS.items()
+        ),
+    ]
+    called.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+    called.__annotations__ = {p.name: p.annotation for p in parameters}
+    called.__name__, called.__doc__ = command.__name__, command.__doc__
+    return called
+
+
+def _settings(inputs: list[str] | None, given: dict[str, Any]) -> Settings | None:
+    config = given.pop("config")
+    values = {name: value for name, value in given.items() if value not in (None, [])}
+    if inputs:
+        values["inputs"] = inputs
+    if config:
+        values = read_toml(config) | values
+    if not values.get("inputs"):
+        if values:
+            raise InputError(
+                f"no INPUT: name a folder, image files, a .txt manifest, or - (given: {', '.join(values)})"
+            )
+        return None
+    return from_flat(values)

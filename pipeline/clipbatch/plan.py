@@ -1,0 +1,187 @@
+"""Freeze the input into a run directory: resolve `auto` settings, number the rows, cut shards, fingerprint.
+
+Knows nothing of what images hold. A run directory appears whole: the manifest is written aside and renamed in, and
+`run.json` comes last, so a killed planner leaves nothing that counts as a run.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clipbatch import __version__, hardware
+from clipbatch.atomic import publish, sync_folder, writing_failed
+from clipbatch.config import SettingError, Settings
+from clipbatch.labels import LabelSet
+from clipbatch.rundir import Plan, RunDir, file_sha256
+
+MANIFEST_ROWS = 2**20
+ROW_GROUP_ROWS = 2**14
+RUNTIME_ONLY = ("device", "read_threads", "read_timeout", "read_retries", "max_bad", "labels", "template", "root")
+"""Settings that may change between runs of the same directory: they decide no cell of a healthy image's row."""
+
+PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "nvidia-dali-cuda120", "pillow", "pyarrow", "numpy")
+
+
+def resolve(settings: Settings, gflop: float, frozen: Mapping[str, Any] | None = None) -> Settings:
+    """`settings` with every `auto` replaced: as the run directory has it, else as this machine suggests.
+
+    gflop: cost of one image in the image encoder, 10**9 multiply and add operations.
+    """
+    frozen = frozen or {}
+    device = settings.model.device
+    if device == "auto":
+        device = "cuda" if hardware.has_gpu() else "cpu"
+    gpu = device.startswith("cuda")
+
+    def chosen(name: str, given: Any, otherwise: Any) -> Any:
+        return frozen.get(name, otherwise) if given in (None, "auto") else given
+
+    cpu_precision = "bf16" if hardware.has_fast_bf16() else "fp32"
+    precision = chosen("precision", settings.model.precision, "fp16" if gpu else cpu_precision)
+    batch_size = chosen("batch_size", settings.batch_size, _batch_size(settings.shard_size, 256 if gpu else 32))
+    shard_size = settings.shard_size
+    if shard_size is None:
+        shard_size = frozen.get("shard_size") or minute_of_work(gpu, gflop, precision, batch_size)
+    return settings.replace(
+        device=device,
+        precision=precision,
+        decoder=chosen("decoder", settings.decode.decoder, "dali" if gpu else "torchvision"),
+        batch_size=batch_size,
+        shard_size=shard_size,
+    )
+
+
+def minute_of_work(gpu: bool, gflop: float, precision: str, batch_size: int) -> int:
+    """Rows in a shard that takes about a minute, a power of two times `batch_size`.
+
+    CPU: a core decodes about 500 photographs a second and multiplies at 40 (fp32) or 160 (bf16) GFLOP/s, measured on
+    an EPYC core of 2025. GPU: a guess from data sheets, 5,000 images/s or 200 TFLOP/s, whichever is the slower.
+    """
+    if gpu:
+        rate = 1 / max(1 / 5_000, gflop / 200_000)
+    else:
+        rate = hardware.cores() / (1 / 500 + gflop / (160 if precision == "bf16" else 40))
+    batches = max(1.0, 60 * rate / batch_size)
+    return int(batch_size * 2 ** int(batches).bit_length() // 2)
+
+
+def _batch_size(shard_size: int | None, preferred: int) -> int:
+    """`preferred`, or the largest size below it that divides a shard size that was given."""
+    if shard_size is None:
+        return preferred
+    size = next(size for size in range(min(preferred, shard_size), 0, -1) if shard_size % size == 0)
+    if size * 2 < min(preferred, shard_size):
+        near = -(-shard_size // preferred) * preferred
+        raise SettingError(f"shard_size {shard_size} is no multiple of a good batch size: use {near}")
+    return size
+
+
+def identity(settings: Settings, labels: LabelSet, inputs: list[str]) -> dict[str, Any]:
+    """The fields that make two runs the same run. `inputs`: the listers' identities."""
+    fields = {name: value for name, value in settings.flat().items() if name not in RUNTIME_ONLY}
+    pretrained = fields["pretrained"]
+    if pretrained and os.path.isfile(pretrained):
+        fields["pretrained"] = os.path.abspath(pretrained)
+    return fields | {"inputs": inputs, "phrases": labels.phrases, "templates": labels.templates}
+
+
+def freeze(
+    run: RunDir,
+    settings: Settings,
+    labels: LabelSet,
+    inputs: list[str],
+    rows: Iterable[pa.RecordBatch],
+    passed_over: Callable[[], Mapping[str, int]],
+) -> Plan:
+    """Write the manifest and `run.json` of a new run.
+
+    rows: the listing, with a `uri` column. passed_over: asked when the listing has ended.
+    Raises: InputError where the folder cannot be written or the listing refuses its input; nothing is left behind.
+    """
+    assert settings.shard_size
+    assert settings.batch_size
+    if settings.shard_size % settings.batch_size:
+        raise SettingError(f"shard_size {settings.shard_size} is not a multiple of batch_size {settings.batch_size}")
+    run.make()
+    per_file = settings.shard_size * max(1, MANIFEST_ROWS // settings.shard_size)
+    row_group = settings.shard_size * max(1, ROW_GROUP_ROWS // settings.shard_size)
+    staged = run.path / f".manifest.{os.getpid()}"
+    try:
+        staged.mkdir()
+        total, digests = 0, {}
+        for number, table in enumerate(_files(rows, per_file)):
+            path = staged / f"part-{number:05d}.parquet"
+            row_ids = pa.array(range(total, total + table.num_rows), pa.int64())
+            with publish(path) as file:
+                pq.write_table(
+                    table.add_column(0, "row_id", row_ids), file, compression="zstd", row_group_size=row_group
+                )
+            digests[path.name] = file_sha256(path)
+            total += table.num_rows
+        plan = Plan(
+            rows=total,
+            identity=identity(settings, labels, inputs),
+            settings=settings.flat(),
+            manifest_rows=per_file,
+            manifest_sha256=digests,
+            passed_over=dict(passed_over()),
+            versions=versions(),
+        )
+        _swap_in(staged, run.manifest)
+        run.parts.mkdir(exist_ok=True)
+        sync_folder(run.path)
+    except OSError as error:
+        raise writing_failed(run.path, error) from error
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+    run.write_plan(plan)
+    return plan
+
+
+def _files(rows: Iterable[pa.RecordBatch], per_file: int) -> Iterator[pa.Table]:
+    """The listing in tables of `per_file` rows, the last one shorter."""
+    waiting: list[pa.RecordBatch] = []
+    count = 0
+    for batch in rows:
+        while count + batch.num_rows >= per_file:
+            head = batch.slice(0, per_file - count)
+            yield pa.Table.from_batches([*waiting, head]).unify_dictionaries()
+            batch, waiting, count = batch.slice(head.num_rows), [], 0
+        if batch.num_rows:
+            waiting.append(batch)
+            count += batch.num_rows
+    if waiting:
+        yield pa.Table.from_batches(waiting).unify_dictionaries()
+
+
+def _swap_in(staged: Path, manifest: Path) -> None:
+    """Put the new manifest in its place; one without a run.json beside it is left from a killed planner."""
+    if manifest.exists():
+        shutil.rmtree(manifest)
+    os.rename(staged, manifest)
+
+
+def versions() -> dict[str, str]:
+    """Versions of clipbatch, Python and what decides pixels and scores."""
+    found = {"clipbatch": __version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def count_passed_over(counters: Iterable[Counter[str]]) -> dict[str, int]:
+    """Files passed over by all listers, most frequent first."""
+    return dict(sum(counters, Counter[str]()).most_common())

@@ -1,0 +1,132 @@
+"""Items -> encoded bytes, by plain file reads that may fail, hang or lie. Knows nothing of images.
+
+Each batch is read by one thread, file after file; the flow runs many such batches at a time. A file that does not
+answer within the time limit is given up on: its thread, which no signal can free, is left behind as a daemon, and
+another one goes on with the rest of the batch.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import queue
+import stat
+import threading
+import time
+
+from clipbatch.config import ReadSettings
+from clipbatch.types import Encoded, Item, ItemBatch, ReadBatch, Reject
+
+_PASSING = frozenset((errno.EIO, errno.ESTALE, errno.EAGAIN, errno.ETIMEDOUT, errno.EINTR, errno.ENFILE, errno.EMFILE))
+"""Errors that another try may not meet."""
+
+
+class Read:
+    """The read stage."""
+
+    def __init__(self, settings: ReadSettings) -> None:
+        self._settings = settings
+        self._local = threading.local()
+
+    def __call__(self, batch: ItemBatch) -> ReadBatch:
+        """Read every item of `batch`; each slot gets its bytes or the reason why there are none."""
+        job = _Job(batch.items)
+        while not self._finish(job):
+            self._local.reader = None
+            position, item = job.position, job.items[job.position]
+            assert item is not None
+            slots = [*job.slots]
+            slots[position] = Reject(
+                status="timeout", error=f"no answer within {self._settings.read_timeout:g} s while reading {item.uri!r}"
+            )
+            job = _Job(batch.items, slots, position + 1)
+        return ReadBatch(source=batch, slots=tuple(job.slots))
+
+    def _finish(self, job: _Job) -> bool:
+        """Wait until this thread's reader has done `job`; False when one file has taken too long."""
+        reader = getattr(self._local, "reader", None)
+        if reader is None:
+            reader = self._local.reader = _Reader(self._settings)
+        reader.jobs.put(job)
+        while True:
+            begun = job.begun
+            left_s = begun + self._settings.read_timeout - time.monotonic()
+            if job.done.wait(max(left_s, 0.001)):
+                return True
+            if job.begun == begun and time.monotonic() - begun >= self._settings.read_timeout:
+                return False
+
+
+class _Job:
+    """Items to read in turn, and how far the reader has got."""
+
+    def __init__(
+        self, items: tuple[Item | None, ...], slots: list[Encoded | Reject | None] | None = None, first: int = 0
+    ) -> None:
+        self.items = items
+        self.slots: list[Encoded | Reject | None] = slots or [None] * len(items)
+        self.position = first
+        self.begun = time.monotonic()
+        self.done = threading.Event()
+
+
+class _Reader:
+    """A daemon thread that does jobs one after the other."""
+
+    def __init__(self, settings: ReadSettings) -> None:
+        self.jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
+        self._settings = settings
+        threading.Thread(target=self._loop, name="reader", daemon=True).start()
+
+    def _loop(self) -> None:
+        while True:
+            job = self.jobs.get()
+            for position in range(job.position, len(job.items)):
+                item = job.items[position]
+                if item is not None:
+                    job.position, job.begun = position, time.monotonic()
+                    job.slots[position] = read_file(item.path, self._settings)
+            job.done.set()
+
+
+def read_file(path: str, settings: ReadSettings) -> Encoded | Reject:
+    """The bytes of the file at `path`, or why there are none."""
+    for attempt in range(settings.read_retries + 1):
+        try:
+            return _read_once(path, settings.max_bytes)
+        except ValueError as error:  # a NUL in the name
+            return Reject(status="missing", error=str(error))
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
+                return Reject(status="missing", error=f"{error.strerror}")
+            if error.errno not in _PASSING or attempt == settings.read_retries:
+                return Reject(status="unreadable", error=f"{error.strerror or error}")
+        time.sleep(0.1 * 4**attempt)
+    raise AssertionError("the last attempt returns")
+
+
+def _read_once(path: str, max_bytes: int) -> Encoded | Reject:
+    mode = os.stat(path).st_mode  # before opening: opening a pipe waits for its writer
+    if not stat.S_ISREG(mode):
+        return Reject(status="unreadable", error=f"{_kind(mode)}, not a file")
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        size = os.fstat(fd).st_size
+        if size == 0:
+            return Reject(status="empty", error="0 bytes")
+        if size > max_bytes:
+            return Reject(status="too_large", error=f"{size} bytes, over the limit of {max_bytes}")
+        data = bytearray(size)
+        view, got = memoryview(data), 0
+        while got < size and (count := os.readv(fd, [view[got:]])):
+            got += count
+    finally:
+        os.close(fd)
+    if got < size:
+        return Reject(status="truncated", error=f"the file shrank while it was read: {got} of {size} bytes")
+    return Encoded(data=data)
+
+
+def _kind(mode: int) -> str:
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "a device")

@@ -1,0 +1,89 @@
+"""What happened in a run: `report.json` for machines, a few lines for people."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from clipbatch import hardware
+from clipbatch.atomic import write_json
+from clipbatch.flow import bottleneck
+from clipbatch.launch import WorkDone
+from clipbatch.rundir import Plan, RunDir
+
+
+def part_counts(run: RunDir, plan: Plan, shard: int) -> dict[str, int]:
+    """Rows by status of a finished shard, from its footer."""
+    footer = pq.read_metadata(run.part(shard, plan.shards)).metadata
+    counts: dict[str, int] = json.loads(footer[b"clipbatch.counts"])
+    return counts
+
+
+def write(run: RunDir, plan: Plan, done: WorkDone, elapsed_s: float) -> dict[str, Any]:
+    """Publish `report.json` and return it. elapsed_s: of this invocation, with planning and loading."""
+    finished = sorted(run.done(plan))
+    totals: Counter[str] = Counter()
+    for shard in finished:
+        totals.update(done.counts.get(shard) or part_counts(run, plan, shard))
+    rows = sum(sum(counts.values()) for counts in done.counts.values())
+    stages = _sum_stages(done.stages)
+    report = {
+        "rows": plan.rows,
+        "rows_done": sum(totals.values()),
+        "status": dict(sorted(totals.items())),
+        "parts": {"done": len(finished), "planned": plan.shards},
+        "passed_over": plan.passed_over,
+        "this_run": {
+            "rows": rows,
+            "seconds": round(elapsed_s, 3),
+            "load_s": done.load_s,
+            "images_per_s": round(rows / max(elapsed_s - done.load_s, 1e-9), 2) if rows else 0.0,
+            "bottleneck": bottleneck(stages),
+            "stages": stages,
+            "peak_memory_mib": sum(entry["peak_mib"] for entry in done.stages),
+            "workers": [{k: v for k, v in entry.items() if k != "times"} for entry in done.stages],
+            "restarts": done.restarts,
+        },
+        "settings": plan.settings,
+        "model": run.model_facts(),
+        "fingerprint": run.fingerprint(),
+        "versions": plan.versions,
+        "hardware": hardware.describe(),
+    }
+    write_json(run.path / "report.json", report)
+    return report
+
+
+def summary(run: RunDir, report: dict[str, Any]) -> str:
+    """The end of a run in three lines."""
+    done, here = report["rows_done"], report["this_run"]
+    bad = {status: count for status, count in report["status"].items() if status != "ok"}
+    statuses = ", ".join(f"{count} {status}" for status, count in sorted(bad.items(), key=lambda kv: -kv[1]))
+    passed = sum(report["passed_over"].values())
+    lines = [f"{done} images: {report['status'].get('ok', 0)} ok" + (f", {statuses}" if bad else "")]
+    if passed:
+        kinds = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in report["passed_over"].items())
+        lines.append(f"passed over, not of an image's suffix: {kinds}")
+    if here["rows"]:
+        lines.append(
+            f"{here['rows']} images in {here['seconds']:.1f} s ({here['load_s']:.1f} s of it starting and loading the "
+            f"model), {here['images_per_s']:.0f} images/s, bound by {here['bottleneck']}"
+        )
+    else:
+        lines.append("nothing was left to do")
+    lines.append(f"scores: {run.parts}/*.parquet   report: {run.path / 'report.json'}")
+    return "\n".join(lines)
+
+
+def _sum_stages(entries: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """The workers' stage times added up; `load` averaged."""
+    total: dict[str, dict[str, float]] = {}
+    for entry in entries:
+        for stage, times in entry["times"].items():
+            into = total.setdefault(stage, dict.fromkeys(times, 0.0))
+            for name, value in times.items():
+                into[name] = round(into[name] + (value / len(entries) if name == "load" else value), 3)
+    return total

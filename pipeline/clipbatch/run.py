@@ -1,0 +1,109 @@
+"""What a worker does: join the stages over the shards that it is given. Reads like the table in the README.
+
+Knows nothing of other workers, of signals or of progress bars: it is handed shards and hands back what became of
+each batch. The pipeline does not drain between shards.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from clipbatch.decode import Decode
+from clipbatch.decode.geometry import Target
+from clipbatch.encode import Encode, check_device, device_facts, load, text_features
+from clipbatch.encode.text import npy_bytes
+from clipbatch.flow import Flow, Stage
+from clipbatch.manifest import Manifest
+from clipbatch.read import Read
+from clipbatch.rundir import Plan, RunDir
+from clipbatch.score import Score
+from clipbatch.types import ItemBatch
+from clipbatch.write import Write, Written
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """A shard to do: all of it, or only the rows named (row_ids), which replaces these rows in its part."""
+
+    shard: int
+    rows: frozenset[int] | None = None
+
+
+class Worker:
+    """A loaded model with the stages around it, on one device."""
+
+    def __init__(self, run: RunDir, device: str) -> None:
+        """Raises: InputError where the model cannot be had, or is not the one that the run was begun with."""
+        self._plan, self._device = (plan := run.plan()), device
+        settings = plan.run_settings()
+        check_device(device)
+        precision = settings.model.precision
+        model = load(settings.model)
+        kind = settings.output.score
+        if kind == "auto":
+            kind = "softmax" if model.logit_bias is None else "sigmoid"
+        fingerprint = run.freeze_model({**model.facts(), "score": kind})
+        text_LD = np.load(io.BytesIO(run.freeze("text.npy", npy_bytes(text_features(model, plan.labels.prompts)))))
+        target = Target(
+            height=model.height,
+            width=model.width,
+            resize_mode=model.resize_mode,
+            interpolation=model.interpolation,
+            fill=model.fill,
+        )
+        decode = Decode(settings.decode, target, batch_size=plan.batch_size, device=device)
+        encode = Encode(model, precision=precision, device=device)
+        score = Score(
+            text_LD,
+            device=device,
+            kind=kind,
+            logit_scale=model.logit_scale,
+            logit_bias=model.logit_bias,
+            embeddings=settings.output.embeddings,
+        )
+        embedding = text_LD.shape[1] if settings.output.embeddings else None
+        write = Write(run, plan, fingerprint=fingerprint, score=kind, embedding=embedding)
+        reading = max(1, min(settings.read.read_threads, 4 * decode.threads))
+        self._stages = [
+            Stage(name="read", work=Read(settings.read), threads=reading),
+            Stage(name="decode", work=decode, threads=decode.threads),
+            Stage(name="encode", work=encode, threads=encode.threads),
+            Stage(name="score", work=score),
+            Stage(name="write", work=write),
+        ]
+        self._manifest = Manifest(run, plan)
+
+    def device_facts(self) -> dict[str, str | int]:
+        """The device in words, and its peak memory."""
+        return device_facts(self._device)
+
+    def label(self, tasks: Iterable[Task]) -> Flow:
+        """Do `tasks`; iterate over the flow to get a `Written` for each batch, in order."""
+        batches = (batch for task in tasks for batch in item_batches(self._plan, self._manifest, task))
+        return Flow(batches, self._stages)
+
+
+def item_batches(plan: Plan, manifest: Manifest, task: Task) -> Iterator[ItemBatch]:
+    """The batches of a task. A row keeps its slot also when only some rows are wanted, so its scores stay the same."""
+    items = manifest.items(task.shard)
+    size = plan.batch_size
+    starts = [
+        at
+        for at in range(0, len(items), size)
+        if task.rows is None or any(item.row_id in task.rows for item in items[at : at + size])
+    ]
+    for at in starts:
+        slots = items[at : at + size]
+        yield ItemBatch(
+            shard=task.shard,
+            start=slots[0].row_id,
+            items=tuple(item if task.rows is None or item.row_id in task.rows else None for item in slots),
+            last=at == starts[-1],
+        )
+
+
+__all__ = ["Task", "Worker", "Written", "item_batches"]

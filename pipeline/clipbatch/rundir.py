@@ -1,0 +1,233 @@
+"""The run directory: what is where, which shards are done, and what makes a run the same run.
+
+    run.json                    the frozen `Plan`
+    manifest/part-*.parquet     row_id, uri, root
+    model.json, text.npy        facts of the loaded model and its label features, frozen by the first worker
+    parts/part-*.parquet        one file a shard; there or not there is the only record of what is done
+
+Knows nothing of images or models.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clipbatch.atomic import publish, sync_folder, write_json, writing_failed
+from clipbatch.config import Settings, from_flat
+from clipbatch.errors import InputError, OtherRunError
+from clipbatch.labels import LabelSet
+
+FORMAT = 1
+"""Version of the run directory's layout and output schema; part of every fingerprint."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What `run.json` holds. Frozen before the first image is read, and the same for every worker."""
+
+    rows: int
+    identity: dict[str, Any]
+    """Every field that decides what the output is; two runs are the same run if these agree."""
+    settings: dict[str, Any]
+    """All settings by name, as resolved on the planning machine."""
+    manifest_rows: int
+    """Rows in a manifest file, a multiple of the shard size."""
+    manifest_sha256: dict[str, str]
+    """Digest of each manifest file, by name."""
+    passed_over: dict[str, int]
+    """Files of the input folders that were not taken, by suffix."""
+    versions: dict[str, str]
+
+    @property
+    def shard_size(self) -> int:
+        return int(self.identity["shard_size"])
+
+    @property
+    def batch_size(self) -> int:
+        return int(self.identity["batch_size"])
+
+    @property
+    def shards(self) -> int:
+        return -(-self.rows // self.shard_size)
+
+    @property
+    def fingerprint(self) -> str:
+        return digest_of({**self.identity, "manifest": self.manifest_sha256, "format": FORMAT})
+
+    @property
+    def labels(self) -> LabelSet:
+        return LabelSet(phrases=self.identity["phrases"], templates=self.identity["templates"])
+
+    def run_settings(self) -> Settings:
+        return from_flat(self.settings)
+
+    def shard_rows(self, shard: int) -> range:
+        """The row_ids of `shard`."""
+        return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.rows))
+
+
+class RunDir:
+    """A run directory at `path`; making the object touches nothing."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.plan_file = self.path / "run.json"
+        self.model_file = self.path / "model.json"
+        self.manifest = self.path / "manifest"
+        self.parts = self.path / "parts"
+
+    def exists(self) -> bool:
+        return self.plan_file.is_file()
+
+    def plan(self) -> Plan:
+        """Raises: InputError where there is no plan, or one of another version."""
+        found = self._read_json(self.plan_file)
+        if found is None:
+            raise InputError(f"{self.path} is not a run directory: it has no run.json; start one with clipbatch run")
+        if found.pop("format", None) != FORMAT:
+            raise InputError(f"{self.plan_file} is of another clipbatch version: finish it with that one")
+        labels = found.pop("labels")
+        phrases = dict(zip(labels["names"], labels["phrases"], strict=True))
+        found["identity"] |= {"phrases": phrases, "templates": labels["templates"]}
+        return Plan(**found)
+
+    def write_plan(self, plan: Plan) -> None:
+        """Publish `run.json`; from then on the run exists."""
+        stored = dataclasses.asdict(plan) | {"format": FORMAT}
+        identity = dict(plan.identity)
+        phrases = identity.pop(
+            "phrases"
+        )  # stored as lists: a JSON object would be sorted, and the order is the columns'
+        labels = {"names": list(phrases), "phrases": list(phrases.values()), "templates": identity.pop("templates")}
+        write_json(self.plan_file, stored | {"identity": identity, "labels": labels})
+
+    def freeze_model(self, facts: Mapping[str, Any]) -> str:
+        """Record the loaded model's facts, or compare them with what the first worker recorded.
+
+        Returns the fingerprint that every part of this run carries: the plan's and the model's together.
+        Raises: OtherRunError naming the fact that differs.
+        """
+        facts = json.loads(json.dumps(facts))
+        frozen = json.loads(self.freeze(self.model_file.name, json.dumps(facts, indent=2).encode()))
+        _same(
+            frozen, facts, f"{self.path} was begun with another model", "use the same weights, or choose another --out"
+        )
+        return self.fingerprint() or ""
+
+    def freeze(self, name: str, content: bytes) -> bytes:
+        """Write the file `name` unless it is there already; returns what it holds. The first of many writers wins."""
+        target = self.path / name
+        if not target.exists():
+            scratch = self.path / f".{name}.{os.getpid()}"
+            with publish(scratch) as file:
+                file.write(content)
+            try:
+                os.link(scratch, target)  # exactly one of many workers succeeds
+            except FileExistsError:
+                pass
+            except OSError:  # no hard links on this file system
+                os.replace(scratch, target)
+            finally:
+                scratch.unlink(missing_ok=True)
+            sync_folder(self.path)
+        return target.read_bytes()
+
+    def model_facts(self) -> dict[str, Any] | None:
+        return self._read_json(self.model_file)
+
+    def fingerprint(self) -> str | None:
+        """Of the plan and the model together; None before a worker has loaded the model."""
+        facts = self.model_facts()
+        return None if facts is None else digest_of({"plan": self.plan().fingerprint, "model": facts})
+
+    def part(self, shard: int, shards: int) -> Path:
+        return self.parts / f"part-{shard:0{max(5, len(str(shards - 1)))}d}.parquet"
+
+    def done(self, plan: Plan) -> set[int]:
+        """Shards that have a part file: one directory listing."""
+        try:
+            names = set(os.listdir(self.parts))
+        except FileNotFoundError:
+            return set()
+        return {shard for shard in range(plan.shards) if self.part(shard, plan.shards).name in names}
+
+    def check_same(self, plan: Plan, identity: Mapping[str, Any]) -> None:
+        """Raises: OtherRunError naming the first field in which `identity` is not the plan's."""
+        _same(
+            plan.identity,
+            identity,
+            f"{self.path} belongs to a run with other settings",
+            "choose another --out, give the same settings, or --overwrite",
+        )
+
+    def make(self) -> None:
+        """Make the directory. Raises: InputError where it cannot be made or holds other things."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            strangers = [name for name in os.listdir(self.path) if not name.startswith(".")]
+        except OSError as error:
+            raise writing_failed(self.path, error) from error
+        if strangers and not self.exists() and "manifest" not in strangers:
+            raise InputError(
+                f"the output folder {self.path} holds other files ({strangers[0]} ...): choose a new or empty folder"
+            )
+        with publish(self.path / ".writable"):
+            pass
+        (self.path / ".writable").unlink()
+
+    def clear(self) -> None:
+        """Remove what a run wrote here, the plan first, and nothing else."""
+        import shutil
+
+        with contextlib.suppress(FileNotFoundError):
+            self.plan_file.unlink()
+        for name in ("model.json", "text.npy", "report.json", "report.html"):
+            (self.path / name).unlink(missing_ok=True)
+        for folder in (self.parts, self.manifest):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _read_json(self, path: Path) -> dict[str, Any] | None:
+        try:
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError) as error:
+            raise InputError(f"cannot read {path}: {error}; restore it, or start again with --overwrite") from error
+        return found
+
+
+def digest_of(value: Any) -> str:
+    """sha256 of `value` as canonical JSON. The order of keys counts only where the value says so itself."""
+    ordered = dict(value, phrases=list(value["phrases"].items())) if "phrases" in value else value
+    return hashlib.sha256(json.dumps(ordered, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _same(frozen: Mapping[str, Any], given: Mapping[str, Any], what: str, remedy: str) -> None:
+    for name in sorted(frozen.keys() | given.keys()):
+        ours, theirs = (_comparable(side.get(name)) for side in (frozen, given))
+        if ours != theirs:
+            raise OtherRunError(f"{what}: {name} is {_short(theirs)} now and {_short(ours)} there; {remedy}")
+
+
+def _comparable(value: Any) -> Any:
+    return json.dumps(list(value.items()) if isinstance(value, dict) else value)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else text[:60] + f"... ({len(text)} characters)"

@@ -1,0 +1,52 @@
+"""Image and label features -> scores. `score` is pure; the stage around it also brings results to the host."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from clipbatch.types import EmbeddedBatch, ScoredBatch
+
+
+def score(image_BD: Tensor, text_LD: Tensor, kind: str, logit_scale: float, logit_bias: float | None) -> Tensor:
+    """`scores_BL` in fp32.
+
+    kind: `softmax` of scaled cosines over the labels (Radford et al. 2021, CLIP), `sigmoid` of scaled and shifted
+    cosines, each label for itself (Zhai et al. 2023, SigLIP), or the plain `cosine`.
+    """
+    cosine_BL = image_BD.float() @ text_LD.float().T
+    if kind == "cosine":
+        return cosine_BL
+    logits_BL = cosine_BL * logit_scale + (logit_bias or 0.0)
+    return torch.sigmoid(logits_BL) if kind == "sigmoid" else torch.softmax(logits_BL, dim=-1)
+
+
+class Score:
+    """Called with an `EmbeddedBatch`."""
+
+    def __init__(
+        self,
+        text_LD: NDArray[np.float32],
+        *,
+        device: str,
+        kind: str,
+        logit_scale: float,
+        logit_bias: float | None,
+        embeddings: bool,
+    ) -> None:
+        self._text_LD, self._kind = torch.from_numpy(text_LD).to(device), kind
+        self._logit_scale, self._logit_bias, self._embeddings = logit_scale, logit_bias, embeddings
+
+    @torch.inference_mode()
+    def __call__(self, batch: EmbeddedBatch) -> ScoredBatch:
+        count = len(batch.outcomes)
+        scores_BL = score(batch.image_BD, self._text_LD, self._kind, self._logit_scale, self._logit_bias)
+        embeddings = batch.image_BD[:count].cpu().numpy().astype(np.float16) if self._embeddings else None
+        return ScoredBatch(
+            source=batch.source,
+            outcomes=batch.outcomes,
+            scores_BL=scores_BL[:count].cpu().numpy(),
+            image_BD=embeddings,
+        )

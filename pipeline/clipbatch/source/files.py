@@ -1,0 +1,103 @@
+"""Folders and single image files."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+
+from clipbatch.config import SourceSettings
+from clipbatch.errors import InputError
+from clipbatch.source.rows import BATCH_ROWS, batch
+
+_COMMON = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff")
+_RARE = (".avif", ".heic", ".heif", ".jp2", ".j2k", ".ppm", ".pgm", ".pbm")
+SUFFIXES = frozenset({*_COMMON, *_RARE})
+
+
+def is_image_name(name: str) -> bool:
+    """Whether the suffix of `name` is one of `SUFFIXES`, in any case."""
+    return os.path.splitext(name)[1].lower() in SUFFIXES
+
+
+class Directory:
+    """A folder: depth first, names in byte order, links to folders followed unless they lead back into themselves.
+
+    Whatever bears an image name is a row, also a folder or a pipe, so that nothing with such a name is lost in
+    silence; folders are walked into all the same.
+    """
+
+    def __init__(self, text: str, settings: SourceSettings) -> None:
+        self._text, self._all_files = text, settings.all_files
+        self.passed_over: Counter[str] = Counter()
+
+    @staticmethod
+    def accepts(text: str, settings: SourceSettings) -> bool:
+        return os.path.isdir(text)
+
+    def identity(self) -> str:
+        return os.path.abspath(self._text)
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        root, names, found = os.getcwd(), [], False
+        for name in self._walk(self._text, ()):
+            names.append(name)
+            if len(names) == BATCH_ROWS:
+                found = True
+                yield batch(names, root)
+                names = []
+        if names:
+            yield batch(names, root)
+        elif not found:
+            other = sum(self.passed_over.values())
+            raise InputError(
+                f"{self._text} holds no images ({other} other files): --all-files takes every file, whatever its suffix"
+            )
+
+    def _walk(self, folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
+        try:
+            status = os.stat(folder)
+            entries = sorted(os.scandir(folder), key=lambda entry: os.fsencode(entry.name))
+        except OSError as error:
+            raise InputError(
+                f"cannot list the folder {folder}: {error.strerror}; make it readable, or leave it out of the input"
+            ) from error
+        here = (status.st_dev, status.st_ino)
+        if here in above:
+            return
+        for entry in entries:
+            is_folder = _is_folder(entry)
+            if is_image_name(entry.name) or (self._all_files and not is_folder):
+                yield entry.path
+            elif not is_folder:
+                self.passed_over[os.path.splitext(entry.name)[1].lower()] += 1
+            if is_folder:
+                yield from self._walk(entry.path, (*above, here))
+
+
+class ImageFile:
+    """One image file, named on the command line."""
+
+    def __init__(self, text: str, settings: SourceSettings) -> None:
+        self._text = text
+        self.passed_over: Counter[str] = Counter()
+
+    @staticmethod
+    def accepts(text: str, settings: SourceSettings) -> bool:
+        return os.path.lexists(text) and (is_image_name(text) or settings.all_files)
+
+    def identity(self) -> str:
+        return os.path.abspath(self._text)
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        yield batch([self._text], str(Path.cwd()))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads nowhere or round in a circle
+        return False

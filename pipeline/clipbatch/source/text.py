@@ -1,0 +1,74 @@
+"""A .txt manifest, or `-` for one on standard input: one path a line, blank lines and # comments skipped."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import pyarrow as pa
+
+from clipbatch.config import SourceSettings
+from clipbatch.errors import InputError
+from clipbatch.source.rows import batch
+
+_CHUNK_BYTES = 4 * 2**20
+
+
+class TextManifest:
+    """Paths are relative to the manifest's folder (standard input: the working folder), or to `--root`."""
+
+    def __init__(self, text: str, settings: SourceSettings) -> None:
+        self._text = text
+        beside = os.getcwd() if text == "-" else os.path.dirname(os.path.abspath(text))
+        self._root = os.path.abspath(settings.root or beside)
+        self.passed_over: Counter[str] = Counter()
+        self._file = self._open()
+
+    @staticmethod
+    def accepts(text: str, settings: SourceSettings) -> bool:
+        return text == "-" or (os.path.isfile(text) and text.lower().endswith(".txt"))
+
+    def identity(self) -> str:
+        self._file.seek(0)
+        digest = hashlib.sha256()
+        while chunk := self._file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+        place = "-" if self._text == "-" else os.path.abspath(self._text)
+        return f"{place} sha256:{digest.hexdigest()} root:{self._root}"
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        found = False
+        for lines in self._line_groups():
+            names = [name for line in lines if (name := line.rstrip("\r")) and not name.isspace() and name[0] != "#"]
+            found = found or bool(names)
+            yield batch(names, self._root)
+        if not found:
+            raise InputError(f"the manifest {self._text} names no images: write one path a line")
+
+    def _open(self) -> BinaryIO:
+        if self._text == "-":  # read once, used twice: for the identity and for the rows
+            spool = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the lister)
+            while chunk := sys.stdin.buffer.read(_CHUNK_BYTES):
+                spool.write(chunk)
+            return spool
+        try:
+            return open(self._text, "rb")
+        except OSError as error:
+            raise InputError(f"cannot read the manifest {self._text}: {error.strerror}") from error
+
+    def _line_groups(self) -> Iterator[list[str]]:
+        self._file.seek(0)
+        rest = b""
+        while chunk := self._file.read(_CHUNK_BYTES):
+            if b"\0" in chunk:
+                raise InputError(f"the manifest {self._text} is not a text file: write one path a line")
+            whole, newline, rest = (rest + chunk).rpartition(b"\n")
+            if newline:
+                yield os.fsdecode(whole).split("\n")
+        if rest:
+            yield os.fsdecode(rest).split("\n")

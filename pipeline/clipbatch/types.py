@@ -1,0 +1,124 @@
+"""What flows between the stages; types narrow as they flow.
+
+Shape suffixes of arrays and tensors, used everywhere:
+    B batch slot   C colour channel (RGB)   H height   W width   D embedding   L label
+
+An `Item` is a row of the manifest. Reading turns it into `Encoded` bytes, decoding into `Decoded` facts beside a
+slot of pixels; at any stage it may end as a `Reject`, which keeps its slot so that its neighbours stay in place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+Status = Literal["ok", "missing", "unreadable", "timeout", "empty", "corrupt", "truncated", "unsupported", "too_large"]
+STATUSES: tuple[Status, ...] = get_args(Status)
+
+DecoderName = Literal["dali", "torchvision", "pil"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """One manifest row."""
+
+    row_id: int
+    uri: str
+    """Verbatim as listed."""
+    path: str
+    """Where to read it: `uri` joined to the folder that it is relative to; surrogates stand for raw bytes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reject:
+    """An image without pixels: why, in a status and a sentence."""
+
+    status: Status
+    error: str
+    width: int | None = None
+    """Pixels, upright; None where the header could not be read."""
+    height: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoded:
+    """The bytes of one image file."""
+
+    data: bytearray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoded:
+    """Facts of an image whose pixels are in the batch."""
+
+    width: int
+    """Pixels of the upright image before resizing."""
+    height: int
+    decoder: DecoderName
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ItemBatch:
+    """Consecutive rows of one shard: slot b holds row `start + b`. Never spans shards."""
+
+    shard: int
+    start: int
+    """row_id of slot 0."""
+    items: tuple[Item | None, ...]
+    """None: a slot whose row is not wanted this time (only bad rows are done again)."""
+    last: bool
+    """True for the last batch of its shard."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadBatch:
+    """An `ItemBatch` after reading."""
+
+    source: ItemBatch
+    slots: tuple[Encoded | Reject | None, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PixelBatch:
+    """A batch after decoding, always of the run's full batch size; unused slots are black."""
+
+    source: ItemBatch
+    outcomes: tuple[Decoded | Reject | None, ...]
+    pixels_BCHW: Tensor
+    """uint8 RGB, 0 to 255, on the encoder's device."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddedBatch:
+    """A batch after the image encoder."""
+
+    source: ItemBatch
+    outcomes: tuple[Decoded | Reject | None, ...]
+    image_BD: Tensor
+    """float32, unit length, on the encoder's device; slots without an image hold noise."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredBatch:
+    """A batch's results in host memory, cut to the rows that there are."""
+
+    source: ItemBatch
+    outcomes: tuple[Decoded | Reject | None, ...]
+    scores_BL: NDArray[np.float32]
+    image_BD: NDArray[np.float16] | None
+    """Only where embeddings are wanted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartDone:
+    """A shard whose part file has been published."""
+
+    shard: int
+    rows: int
+    counts: dict[str, int]
+    """Rows by status."""

@@ -1,0 +1,98 @@
+"""The worker process: `python -m clipbatch.worker RUN_DIR DEVICE`, started by `launch` and spoken to in JSON lines.
+
+Takes lines on standard input: {"shard": 3}, {"shard": 3, "rows": [..]}, {"finish": true}. Writes lines on standard
+output: loaded, batch, part, stages, error. When its input ends without a finish its supervisor has died, and so
+does it, within an instant and in the middle of whatever it does: nothing half-written can come of that.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+from clipbatch.errors import ClipbatchError, InterruptedRunError
+
+_EMIT_EVERY_S = 0.2
+
+
+class _Channel:
+    """Both directions of the talk with the supervisor."""
+
+    def __init__(self) -> None:
+        self._out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+        os.dup2(2, 1)  # whatever a library prints goes to the log, not between our lines
+        self.tasks: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        threading.Thread(target=self._listen, name="listen", daemon=True).start()
+
+    def emit(self, event: str, **values: Any) -> None:
+        self._out.write(json.dumps({"event": event, **values}) + "\n")
+        self._out.flush()
+
+    def _listen(self) -> None:
+        for line in sys.stdin:
+            message = json.loads(line)
+            self.tasks.put(message)
+            if "finish" in message:
+                return
+        os._exit(InterruptedRunError.exit_code)
+
+
+def main() -> None:
+    """Work until told to finish; every failure becomes an `error` line and the exit code of its kind."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor gets Ctrl-C too, and decides
+    channel = _Channel()
+    code = 0
+    try:
+        _work(channel, sys.argv[1], sys.argv[2])
+    except BaseException as error:
+        code = error.exit_code if isinstance(error, ClipbatchError) else 1
+        text = str(error) if isinstance(error, ClipbatchError) else "".join(traceback.format_exception(error))
+        channel.emit("error", exit_code=code, message=text)
+    sys.stderr.flush()
+    os._exit(code)  # reading threads may hang in a file that never answers
+
+
+def _work(channel: _Channel, path: str, device: str) -> None:
+    from clipbatch.flow import bottleneck
+    from clipbatch.run import Task, Worker
+    from clipbatch.rundir import RunDir
+
+    begun = time.perf_counter()
+    worker = Worker(RunDir(path), device)
+    channel.emit("loaded", seconds=round(time.perf_counter() - begun, 3))
+
+    def tasks() -> Iterator[Task]:
+        while "shard" in (message := channel.tasks.get()):
+            rows = message.get("rows")
+            yield Task(shard=message["shard"], rows=None if rows is None else frozenset(rows))
+
+    flow = worker.label(tasks())
+    rows = bad = 0
+    sent = time.perf_counter()
+    for written in flow:
+        rows, bad = rows + written.rows, bad + written.bad
+        now = time.perf_counter()
+        if written.part or now - sent > _EMIT_EVERY_S:
+            channel.emit("batch", rows=rows, bad=bad, bottleneck=bottleneck(flow.times()))
+            rows, bad, sent = 0, 0, now
+        if written.part:
+            channel.emit("part", shard=written.part.shard, rows=written.part.rows, counts=written.part.counts)
+    channel.emit("stages", times=flow.times(), peak_mib=_peak_mib(), **worker.device_facts())
+
+
+def _peak_mib() -> int:
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+if __name__ == "__main__":
+    main()
