@@ -23,12 +23,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import ExifTags, Image, ImageDraw, ImageFilter
 
 Colour = tuple[int, int, int]
 Array = NDArray[np.float64]
 OVERSAMPLING = 3
-TURN_BACK = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"  # EXIF orientation 6
 ERROR_PAGE = """<!DOCTYPE html>
 <html><head><title>404 Not Found</title></head>
 <body><h1>Not Found</h1><p>The picture that you asked for is not on this server.</p></body></html>
@@ -41,7 +40,7 @@ def parse(outline: str) -> Array:
 
 
 class Canvas:
-    """A picture under way, OVERSAMPLING times too large, and the scale, shift (x, y), tilt and mirror of its subject."""
+    """A picture under way, OVERSAMPLING times too large, and its subject's scale, shift, tilt and mirror."""
 
     def __init__(self, width_px: int, height_px: int, rng: np.random.Generator) -> None:
         self.rng = rng
@@ -55,7 +54,7 @@ class Canvas:
         self.scale = self.rng.uniform(*scale)
         self.tilt = self.rng.uniform(-tilt, tilt)
         self.mirror = int(self.rng.choice([-1, 1]))
-        self.shift = self.rng.uniform(-4, 4, 2) + (0, down)
+        self.shift = self.rng.uniform((-4, down - 4), (4, down + 4))
 
     def fill(self, points: Array, colour: Colour, shade: float) -> None:
         """Fill a polygon (points, 2), lighter at its top and darker at its foot by `shade`."""
@@ -96,7 +95,7 @@ class Canvas:
 
     def backdrop(self, *bands: tuple[float, Colour, Colour], rough: float = 0.1) -> None:
         """Cover all with horizontal bands (height of its top, colour there, colour at its foot), mottled by `rough`."""
-        width, height = self.image.size
+        height = self.image.height
         heights = (np.arange(height) - height / 2) / self.short * 100
         feet = [*(top for top, _, _ in bands[1:]), heights[-1]]
         column = np.zeros((height, 3))
@@ -143,23 +142,21 @@ def pick(rng: np.random.Generator, *colours: Colour) -> Colour:
     return vary(rng, colours[int(rng.integers(len(colours)))])
 
 
-def sky(c: Canvas, rough: float = 0.05) -> None:
+def sky(c: Canvas) -> None:
     top = pick(c.rng, (90, 140, 205), (120, 165, 215), (150, 180, 210))
-    c.backdrop((-999, top, vary(c.rng, (195, 215, 235), 0.05)), rough=rough)
+    c.backdrop((-999, top, vary(c.rng, (195, 215, 235), 0.05)), rough=0.05)
 
 
 def meadow(c: Canvas, horizon: float = -15) -> None:
     far = pick(c.rng, (60, 85, 50), (80, 105, 65), (150, 180, 205))
-    c.backdrop(
-        (-999, far, vary(c.rng, far)), (horizon, vary(c.rng, (120, 150, 75)), vary(c.rng, (85, 115, 50))), rough=0.14
-    )
+    near = horizon, vary(c.rng, (120, 150, 75)), vary(c.rng, (85, 115, 50))
+    c.backdrop((-999, far, vary(c.rng, far)), near, rough=0.14)
 
 
 def street(c: Canvas) -> None:
     wall = pick(c.rng, (150, 150, 150), (110, 125, 100), (175, 165, 150), (190, 205, 220))
-    c.backdrop(
-        (-999, vary(c.rng, wall), wall), (5, vary(c.rng, (150, 150, 150)), vary(c.rng, (105, 105, 108))), rough=0.07
-    )
+    road = 5, vary(c.rng, (150, 150, 150)), vary(c.rng, (105, 105, 108))
+    c.backdrop((-999, vary(c.rng, wall), wall), road, rough=0.07)
 
 
 def backcloth(c: Canvas, *colours: Colour, rough: float = 0.15) -> None:
@@ -217,17 +214,7 @@ def car(c: Canvas) -> None:
     c.blob("-26,-2 -19,-16 -4,-19 12,-17 25,-2 0,2", paint, shade=0.35)
     c.polygon("-21,-3 -16,-13.5 -3,-15.5 -3,-3", glass)
     c.polygon("-0.5,-3 -0.5,-15.5 10,-14 20,-3", glass)
-    body = [
-        (-0.45, 0.02),
-        (-0.42, -0.03),
-        (-0.25, -0.04),
-        (0.22, -0.04),
-        (0.40, 0.0),
-        (0.46, 0.06),
-        (0.45, 0.14),
-        (0, 0.16),
-    ]
-    c.blob([*body, (-0.44, 0.14)], paint, shade=0.35)
+    c.blob("-45,2 -42,-3 -25,-4 22,-4 40,0 46,6 45,14 0,16 -44,14", paint, shade=0.35)
     c.limb("-42,4.5,1.2 43,5,1.2", vary(c.rng, paint, 0.3))
     c.ellipse(43, 5, 2.5, 2, (245, 240, 210))
     c.ellipse(-44, 4, 1.6, 2.2, (170, 30, 30))
@@ -385,11 +372,14 @@ COUNTS: dict[Callable[[Canvas], None], int] = {
 }
 SIZES_PX = ((160, 120), (240, 180), (128, 128), (320, 240), (180, 240), (200, 200), (300, 200))
 
+LYING = Image.Exif()
+LYING[ExifTags.Base.Orientation] = 6  # to be shown turned a quarter to the right
+
 VARIANTS: dict[str, tuple[str, Callable[[Image.Image], Image.Image], dict[str, Any]]] = {
     "airplane-4": (".jpg", lambda im: im.convert("L"), {}),
     "car-4": (".jpg", lambda im: im, {"progressive": True}),
-    "horse-3": (".jpg", lambda im: im.transpose(Image.Transpose.ROTATE_90), {"exif": b"Exif\0\0" + TURN_BACK}),
-    "ship-3": (".png", lambda im: im, {}),
+    "horse-3": (".jpg", lambda im: im.transpose(Image.Transpose.ROTATE_90), {"exif": LYING}),
+    "ship-4": (".png", lambda im: im, {}),
     "deer-3": (".png", lambda im: im.quantize(64), {}),
     "truck-4": (".webp", lambda im: im, {"quality": 80}),
     "frog-3": (".gif", lambda im: im.quantize(64), {}),

@@ -104,17 +104,6 @@ def _lying(rng: Rng, lie: Callable[[int, int], tuple[int, int]]) -> bytes:
     return _patched(_jpeg(rng), b"\xc0", lambda sof: sof[:1] + claim.pack(*lie(*claim.unpack(sof[1:5]))) + sof[5:])
 
 
-def _flip_bits(rng: Rng) -> bytes:
-    """One flipped bit in every 100 bytes of a JPEG's scan; 0xFF is neither made nor lost, so every marker stays."""
-    data = bytearray(_jpeg(rng))
-    scan = data.index(b"\xff\xda") + 14
-    for at in rng.integers(scan, len(data) - 2, (len(data) - scan) // 100):
-        flipped = data[at] ^ (1 << int(rng.integers(8)))
-        if 0xFF not in (data[at - 1], data[at], flipped):
-            data[at] = flipped
-    return bytes(data)
-
-
 def _chunk(name: bytes, body: bytes = b"") -> bytes:
     return struct.pack(">L", len(body)) + name + body + struct.pack(">L", zlib.crc32(name + body))
 
@@ -204,6 +193,16 @@ def _broken(suffix: str, data: bytes | Callable[[Rng], bytes], *statuses: str) -
     return Broken(suffix, (lambda _: data) if isinstance(data, bytes) else data, frozenset(statuses))
 
 
+def _flip_bits(rng: Rng, kind: str) -> bytes:
+    """A good file of `kind` whose second half has one flipped bit in every 100 bytes."""
+    data = bytearray(GOOD[kind](rng)[1])
+    for at in map(int, rng.integers(len(data) // 2, len(data) - 20, len(data) // 200)):
+        flipped = data[at] ^ (1 << int(rng.integers(8)))
+        if 0xFF not in (data[at - 1], data[at], flipped):  # a JPEG keeps its markers
+            data[at] = flipped
+    return bytes(data)
+
+
 def _cut(kind: str, *statuses: str, share: float = 0.5, size: int | None = None) -> Broken:
     """A good file of `kind` that ends after `size` bytes or, without one, after its first `share`."""
 
@@ -215,7 +214,6 @@ def _cut(kind: str, *statuses: str, share: float = 0.5, size: int | None = None)
 
 
 _MP4 = struct.pack(">L4s4sL4s4sL4s", 24, b"ftyp", b"isom", 512, b"isom", b"mp41", 4008, b"mdat") + bytes(4000)
-_BAD_TABLE = b"\xff\xd8\xff\xdb\x00\x43\xff"  # a quantisation table that says it is number 15 of 4
 _BOMB = _png_file(60_000, 60_000, zlib.compress(bytes(900_000)))
 
 BROKEN: dict[str, Broken] = {
@@ -234,15 +232,16 @@ BROKEN: dict[str, Broken] = {
     "jpeg-20-bytes": _cut("jpeg", "truncated", "corrupt", size=20),
     "jpeg-200-bytes": _cut("jpeg", "truncated", "corrupt", size=200),
     "jpeg-exif-only": _broken(".jpg", b"\xff\xd8\xff\xe1\x00\x22" + _exif(6), "truncated", "corrupt"),
-    "jpeg-garbage": _broken(".jpg", lambda rng: _BAD_TABLE + rng.bytes(3000) + b"\xff\xd9", "corrupt"),
+    "jpeg-garbage": _broken(".jpg", lambda rng: b"\xff\xd8\xff\xdb\0C\xff" + rng.bytes(3000) + b"\xff\xd9", "corrupt"),
     "jpeg-0x0": _broken(".jpg", lambda rng: _lying(rng, lambda height, width: (0, 0)), "corrupt"),
-    "jpeg-bits": _broken(".jpg", _flip_bits, "corrupt", "ok"),
+    "jpeg-bits": _broken(".jpg", lambda rng: _flip_bits(rng, "jpeg"), "corrupt", "ok"),
     "jpeg-tables": _broken(".jpg", lambda rng: _patched(_jpeg(rng), b"\xdb\xc4", lambda t: bytes(len(t))), "corrupt"),
     "jpeg-too-tall": _broken(".jpg", lambda rng: _lying(rng, lambda h, w: (2 * h, w)), "truncated", "corrupt", "ok"),
     "jpeg-bomb": _broken(".jpg", lambda rng: _lying(rng, lambda height, width: (65_000, 65_000)), "too_large"),
     "png-half": _cut("png", "truncated"),
     # Every pixel is there and passes zlib's checksum; only the end mark is missing, so its label is the true one.
     "png-no-end": _broken(".png", lambda rng: GOOD["png"](rng)[1][:-12], "ok"),
+    "png-bits": _broken(".png", lambda rng: _flip_bits(rng, "png-interlaced"), "corrupt"),
     "png-zlib": _broken(".png", lambda rng: _png_file(160, 120, b"\xff" + rng.bytes(5000)), "corrupt"),
     "png-bomb": _broken(".png", _BOMB, "too_large"),
     "webp-half": _cut("webp", "truncated"),
@@ -274,8 +273,9 @@ def make_folder(folder: Path, count: int, *, seed: int, bad_fraction: float = 1 
     rng = np.random.default_rng(seed)
     bad = round(count * bad_fraction)
     ordinary = round((count - bad) * 0.6)
-    kinds = [*islice(cycle(rng.permutation(list(BROKEN)).tolist()), bad), *["jpeg"] * ordinary]
-    kinds += islice(cycle(rng.permutation(list(GOOD)).tolist()), count - len(kinds))
+    broken, good = ([str(kind) for kind in rng.permutation(list(table))] for table in (BROKEN, GOOD))
+    kinds = [*islice(cycle(broken), bad), *["jpeg"] * ordinary]
+    kinds += islice(cycle(good), count - len(kinds))
     album = [photo(rng, 400, 300) for _ in range(16)]
 
     @cache
@@ -289,7 +289,7 @@ def make_folder(folder: Path, count: int, *, seed: int, bad_fraction: float = 1 
         return ".jpg", _save(piece, "JPEG", quality=85)
 
     expected: list[Expected] = []
-    for number, kind in enumerate(rng.permutation(kinds).tolist()):
+    for number, kind in enumerate(str(kind) for kind in rng.permutation(kinds)):
         suffix, data = ordinary_jpeg() if kind == "jpeg" else payload(kind, int(rng.integers(3)))
         name = f"{('a', 'b', 'b/c')[rng.integers(3)]}/{number:05}-{kind}{suffix}"
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

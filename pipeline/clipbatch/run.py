@@ -68,7 +68,7 @@ class Worker:
         embedding = text_LD.shape[1] if settings.output.embeddings else None
         write = Write(run, plan, fingerprint=fingerprint, score=kind, embedding=embedding)
         reading = max(1, min(settings.read.read_threads, 4 * decode.threads))
-        self._stages = [
+        self.stages = [
             Stage(name="read", work=Read(settings.read), threads=reading),
             Stage(name="decode", work=decode, threads=decode.threads),
             Stage(name="encode", work=encode, threads=encode.threads),
@@ -84,7 +84,7 @@ class Worker:
     def label(self, tasks: Iterable[Task]) -> Flow:
         """Do `tasks`; iterate over the flow to get a `Written` for each batch, in order."""
         batches = (batch for task in tasks for batch in item_batches(self._plan, self._manifest, task))
-        return Flow(batches, self._stages)
+        return Flow(batches, self.stages)
 
 
 def item_batches(plan: Plan, manifest: Manifest, task: Task) -> Iterator[ItemBatch]:

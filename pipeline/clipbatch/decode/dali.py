@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from nvidia.dali import fn, pipeline_def, types
-from nvidia.dali.plugin.pytorch import to_torch_tensor
 from torch import Tensor
 
 from clipbatch.decode.pixels import Job, place
@@ -28,6 +27,7 @@ class DaliDecoder:
     """One DALI pipeline, used by one thread at a time."""
 
     name: DecoderName = "dali"
+    kinds = frozenset({"jpeg", "png", "webp"})
 
     def __init__(self, *, batch_size: int, interpolation: str, device_id: int | None, threads: int) -> None:
         self._pipeline = _graph(
@@ -67,7 +67,7 @@ class DaliDecoder:
         feed("size", [np.array([job.geometry.y.kept, job.geometry.x.kept], np.float32) for job in jobs])
         (crops,) = self._pipeline.run()
         for number, job in enumerate(jobs):
-            crop_HWC = to_torch_tensor(crops[number], copy=False)
+            crop_HWC = torch.utils.dlpack.from_dlpack(crops[number])
             place(pixels_BCHW, job.slot, crop_HWC.permute(2, 0, 1), job.geometry)
         if pixels_BCHW.is_cuda:  # DALI takes the crops' memory back with the next run
             torch.cuda.current_stream(pixels_BCHW.device).synchronize()

@@ -23,13 +23,15 @@ _STARTS = {
 }
 _HEIF_BRANDS = (b"avi", b"hei", b"mif", b"msf", b"hev")
 _CHANNELS = {"jpeg": (1, 3), "png": (1, 2, 3, 4), "webp": (3, 4)}
-"""Kinds and channel counts that the fast decoders turn into the same RGB as Pillow; CMYK, for one, is not."""
+"""Kinds and channel counts that fast decoders turn into the same RGB as Pillow, on every device."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
     """A header that a fast decoder may be trusted with."""
 
+    kind: str
+    """jpeg, png or webp."""
     height: int
     """Stored pixels, before any EXIF turn."""
     width: int
@@ -46,11 +48,11 @@ def inspect(data: bytearray) -> Header | None:
         stream = nvimgcodec.CodeStream(np.frombuffer(data, np.uint8))
         height, width, channels = int(stream.height), int(stream.width), int(stream.num_channels)
         plain = stream.codec_name == kind and np.dtype(stream.dtype) == np.uint8 and stream.precision in (0, 8)
-    except (RuntimeError, TypeError, ValueError):
+    except (RuntimeError, TypeError, ValueError):  # nvImageCodec parses when a field is asked for
         return None
     if height < 1 or width < 1 or not plain or channels not in _CHANNELS[kind]:
         return None
-    return Header(height=height, width=width, orientation=_orientation(data, kind))
+    return Header(kind=kind, height=height, width=width, orientation=_orientation(data, kind))
 
 
 def kind_of(data: bytearray) -> str | None:
@@ -74,7 +76,20 @@ def is_cut_off(data: bytearray, kind: str) -> bool:
         return data.rstrip(b"\0")[-1:] != b";"
     if kind == "bmp":
         return int.from_bytes(data[2:6], "little") > len(data)
-    return False
+    return kind == "heif" and _boxes_end(data) > len(data)
+
+
+def _boxes_end(data: bytearray) -> int:
+    """Where the last top-level box of an ISO media file (AVIF, HEIC; ISO 14496-12, 4.2) says that it ends."""
+    at = 0
+    while at + 8 <= len(data):
+        size = int.from_bytes(data[at : at + 4], "big")
+        if size == 1:
+            size = int.from_bytes(data[at + 8 : at + 16], "big")
+        if size < 8:  # 0: up to the end of the file
+            return len(data)
+        at += size
+    return at
 
 
 def _orientation(data: bytearray, kind: str) -> int:

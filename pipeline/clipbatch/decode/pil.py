@@ -20,7 +20,7 @@ from clipbatch.decode.geometry import Geometry, Target, plan
 from clipbatch.decode.inspect import is_cut_off, kind_of, valid_orientation
 from clipbatch.types import Decoded, Reject
 
-FORMATS = ["JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM"]
+FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM"]
 _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 with contextlib.suppress(ImportError):
@@ -29,6 +29,7 @@ with contextlib.suppress(ImportError):
     pillow_heif.register_heif_opener()
     FORMATS.append("HEIF")
 
+Image.init()  # else a format that is named before its plugin is loaded is a KeyError
 Image.MAX_IMAGE_PIXELS = None  # `max_pixels` is checked before anything is decoded, and does not warn
 warnings.filterwarnings("ignore", module=r"PIL\..*")  # of damaged metadata; what matters becomes a status
 
@@ -40,20 +41,29 @@ def decode(
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             stored_width, stored_height = image.size
+            if stored_width * stored_height > max_pixels:  # before getexif, which decodes a PNG
+                return too_large(stored_width, stored_height, max_pixels)
             orientation = valid_orientation(image.getexif().get(ExifTags.Base.Orientation)) if upright else 1
             width, height = upright_size(stored_width, stored_height, orientation)
-            if width * height > max_pixels:
-                return too_large(width, height, max_pixels)
             geometry = plan(stored_height, stored_width, orientation, target)
             y, x = geometry.y, geometry.x
             (top, bottom), (left, right) = y.region, x.region
-            cropped = image.convert("RGB").resize(
+            cropped = _rgb(image).resize(
                 (x.kept, y.kept), _RESAMPLING[target.interpolation], box=(left, top, right, bottom)
             )
     except Exception as error:  # Pillow raises whatever its parsers stumble over
         return _reject(data, error)
     stored_CHW = torch.from_numpy(np.array(cropped)).permute(2, 0, 1)
     return stored_CHW, geometry, Decoded(width=width, height=height, decoder="pil")
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """`image` as 8-bit RGB, without its alpha channel."""
+    if image.mode.startswith("I;16"):  # Pillow would cut all values at 255, and the picture would be white
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "P" and "transparency" in image.info:
+        return image.convert("RGBA").convert("RGB")
+    return image.convert("RGB")
 
 
 def upright_size(width: int, height: int, orientation: int) -> tuple[int, int]:
@@ -79,5 +89,7 @@ def _reject(data: bytearray, error: Exception) -> Reject:
         text = f"damaged {kind} header"
     if isinstance(error, MemoryError):
         return Reject(status="too_large", error="not enough memory to decode it")
-    cut_off = "truncated" in text.lower() or isinstance(error, EOFError) or (kind and is_cut_off(data, kind))
+    garbled = isinstance(error, UnidentifiedImageError) and kind in ("jpeg", "png", "gif")  # their end proves nothing
+    cut_off = "truncated" in text.lower() or isinstance(error, EOFError)
+    cut_off = cut_off or (kind is not None and not garbled and is_cut_off(data, kind))
     return Reject(status="truncated" if cut_off else "corrupt", error=text)

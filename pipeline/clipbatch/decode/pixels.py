@@ -25,6 +25,8 @@ class FastDecoder(Protocol):
     """A decoder for images whose header `inspect` vouches for."""
 
     name: DecoderName
+    kinds: frozenset[str]
+    """Kinds of image that it takes."""
 
     def fill(self, pixels_BCHW: Tensor, jobs: list[Job]) -> list[Job]:
         """Decode, resize and place each job's image; returns the jobs that failed."""

@@ -14,6 +14,8 @@ from clipbatch.decode.inspect import inspect
 from clipbatch.decode.pixels import FastDecoder, Job, blank, place
 from clipbatch.types import Decoded, Encoded, PixelBatch, ReadBatch, Reject
 
+SMALLEST_SIDE = 8
+"""Smaller images go to Pillow: DALI's edges differ from Pillow's, which shows where a pixel becomes a patch."""
 EXTREME_ASPECT = 8
 """Longer images go to Pillow, which resizes the kept region alone; torch would first make a strip of huge length."""
 
@@ -77,13 +79,14 @@ class Decode:
     ) -> tuple[Job | None, Decoded | Reject | None]:
         """A job for the fast decoder with its outcome if that succeeds; or a Reject; or neither, for Pillow."""
         header = inspect(content.data) if decoder else None
-        if decoder is None or header is None:
+        if decoder is None or header is None or header.kind not in decoder.kinds:
             return None, None
         orientation = header.orientation if self._settings.orientation == "upright" else 1
         width, height = pil.upright_size(header.width, header.height, orientation)
         if width * height > self._settings.max_pixels:
             return None, pil.too_large(width, height, self._settings.max_pixels)
-        if max(width, height) > EXTREME_ASPECT * min(width, height):
+        shorter, longer = sorted((width, height))
+        if shorter < SMALLEST_SIDE or longer > EXTREME_ASPECT * shorter:
             return None, None
         geometry = plan(header.height, header.width, orientation, self._target)
         decoded = Decoded(width=width, height=height, decoder=decoder.name)

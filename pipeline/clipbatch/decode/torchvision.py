@@ -21,6 +21,7 @@ class TorchvisionDecoder:
     """One image after the other; the flow runs several of these at a time."""
 
     name: DecoderName = "torchvision"
+    kinds = frozenset({"jpeg", "webp"})  # not PNG: torchvision 0.29 ends the process with SIGSEGV on damaged PNG data
 
     def __init__(self, interpolation: str) -> None:
         self._resize = getattr(torch.ops.aten, f"_upsample_{interpolation}2d_aa")

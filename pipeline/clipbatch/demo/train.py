@@ -26,11 +26,11 @@ from typing import Any
 import numpy as np
 import open_clip
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn import functional
 from torch.optim import AdamW
 
 NAME = "clipbatch-demo"
@@ -95,9 +95,9 @@ def tokenise_captions(tokenizer: Any) -> list[Tensor]:
 
 def loss_of(logits_BC: Tensor, target_B: Tensor) -> Tensor:
     """CLIP's two cross-entropies, where all pictures of a class share the one caption of that class."""
-    match_BC = F.one_hot(target_B, logits_BC.shape[1]).float()
+    match_BC = functional.one_hot(target_B, logits_BC.shape[1]).float()
     found_C = (logits_BC.log_softmax(0) * match_BC).sum(0) / match_BC.sum(0).clamp(min=1)
-    return F.cross_entropy(logits_BC, target_B, label_smoothing=SMOOTHING) - TEXT_TO_IMAGE * found_C.mean()
+    return functional.cross_entropy(logits_BC, target_B, label_smoothing=SMOOTHING) - TEXT_TO_IMAGE * found_C.mean()
 
 
 def make_optimizer(model: torch.nn.Module) -> AdamW:
@@ -117,13 +117,13 @@ def learn(pixels_BCHW: Tensor, target_B: Tensor, tokens_CT: Tensor, model: Any, 
     with torch.autocast("cpu", torch.bfloat16):
         image_BD = model.encode_image(pixels_BCHW)
     text_CD = model.encode_text(tokens_CT, normalize=True)
-    logits_BC = model.logit_scale.exp() * F.normalize(image_BD.float(), dim=-1) @ text_CD.T
+    logits_BC = model.logit_scale.exp() * functional.normalize(image_BD.float(), dim=-1) @ text_CD.T
     optimizer.zero_grad(set_to_none=True)
-    loss_of(logits_BC, target_B).backward()
+    torch.autograd.backward(loss_of(logits_BC, target_B))
     optimizer.step()
     with torch.no_grad():
         model.logit_scale.clamp_(0, math.log(100))
-    return logits_BC.argmax(1).eq(target_B).float().mean().item()
+    return float(logits_BC.argmax(1).eq(target_B).float().mean())
 
 
 @torch.no_grad()
@@ -135,7 +135,7 @@ def top1(model: Any, tokenizer: Any, pictures: Pictures, target_N: Tensor) -> fl
     with torch.autocast("cpu", torch.bfloat16):
         image_ND = torch.cat([model.encode_image(to_pixels(pictures[a : a + 500]), normalize=True) for a in starts])
     model.train()
-    return (image_ND.float() @ text_CD.T).argmax(1).eq(target_N).float().mean().item()
+    return float((image_ND.float() @ text_CD.T).argmax(1).eq(target_N).float().mean())
 
 
 def save(model: Any, captions: list[Tensor], file: Path) -> None:

@@ -101,6 +101,8 @@ def _weights(name: str, pretrained: str | None) -> Path:
     if pretrained and os.path.isfile(pretrained):
         return Path(pretrained)
     try:
+        if name.startswith("local-dir:"):
+            return _only_weights_in(Path(name.removeprefix("local-dir:")))
         if name.startswith("hf-hub:"):
             return Path(download_pretrained_from_hf(name.removeprefix("hf-hub:")))
         tags = open_clip.list_pretrained_tags_by_model(name)
@@ -122,6 +124,13 @@ def _weights(name: str, pretrained: str | None) -> Path:
             "~/.cache/huggingface from a machine that has them, or give --pretrained FILE; "
             f"--model {catalog.DEMO} needs no download"
         ) from error
+
+
+def _only_weights_in(folder: Path) -> Path:
+    found = [path for path in sorted(folder.glob("*")) if path.suffix in (".safetensors", ".pt", ".bin")]
+    if len(found) != 1:
+        raise InputError(f"{folder} holds {len(found)} files of weights (.safetensors, .pt, .bin): leave one")
+    return found[0]
 
 
 def check_device(device: str) -> None:

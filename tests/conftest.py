@@ -1,0 +1,66 @@
+"""What the end-to-end tests share: the command line as users start it, and the parts as one table."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from corpus import photo
+
+SHARED_PHOTOS = Path(__file__).parents[2] / "shared" / "photos"
+DEMO = ("--labels", "cifar10", "--model", "clipbatch-demo")
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def start(*args: object, **more: Any) -> "subprocess.Popen[str]":
+    """`clipbatch ARGS` in a process of its own."""
+    command = [sys.executable, "-m", "clipbatch", *map(os.fspath, map(_text, args))]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more)
+
+
+def _text(arg: object) -> str:
+    return arg if isinstance(arg, str) else str(arg)
+
+
+@pytest.fixture(scope="session")
+def cli(tmp_path_factory: pytest.TempPathFactory) -> Cli:
+    """Runs `clipbatch ARGS`, checks the exit code (`code`, default 0), returns the finished process."""
+    cache = tmp_path_factory.mktemp("cache")
+
+    def run(*args: object, code: int = 0, stdin: str | None = None, **more: Any) -> "subprocess.CompletedProcess[str]":
+        environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "HF_HUB_OFFLINE": "1", **more.pop("env", {})}
+        pipe = subprocess.DEVNULL if stdin is None else subprocess.PIPE
+        process = start(*args, stdin=pipe, env=environment, **more)
+        try:
+            out, err = process.communicate(stdin, timeout=300)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            raise
+        assert process.returncode == code, f"exit code {process.returncode}, expected {code}\n{out}\n{err}"
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    return run
+
+
+def rows(out: Path) -> pa.Table:
+    """All rows of a run, in the order of its parts."""
+    return pa.concat_tables([pq.read_table(part) for part in sorted((out / "parts").glob("part-*.parquet"))])
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of photographs: the shared ones where they are, else drawn ones."""
+    if SHARED_PHOTOS.is_dir():
+        return SHARED_PHOTOS
+    folder, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for number in range(64):
+        photo(rng, *((640, 480) if number % 3 else (427, 640))).save(folder / f"{number:03d}.jpg", quality=92)
+    return folder
