@@ -46,6 +46,7 @@ from clipbatch import api, catalog, hardware
 from clipbatch.config import from_flat
 from clipbatch.encode.model import DTYPES
 from clipbatch.flow import Flow
+from clipbatch.journal import Journal
 from clipbatch.manifest import Manifest
 from clipbatch.plan import minute_of_work
 from clipbatch.run import Task, Worker, item_batches
@@ -94,7 +95,7 @@ class Ours:
         own = {"inputs": [str(listing)], "labels": "cifar10", "batch_size": BATCH, "device": "cpu"}
         self.plan: Plan = api.plan(from_flat({**own, **given}), folder / "run")
         run = RunDir(folder / "run")
-        self._worker = Worker(run, "cpu")
+        self._worker = Worker(run, "cpu", {}, Journal())
         self._tasks = [Task(shard=shard) for shard in range(self.plan.shards)]
         self._read, self._decode, self._encode, *_ = stages = self._worker.stages  # the very ones of a run
         self.threads = ", ".join(f"{stage.name} {stage.threads}" for stage in stages)

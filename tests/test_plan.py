@@ -27,7 +27,7 @@ IDENTITY: dict[str, Any] = {
 """Settings that are part of a run's identity, each with another value than `BASE` has."""
 RUNTIME: dict[str, Any] = {
     **{"device": "cuda:3", "read_threads": 3, "read_timeout": 3, "read_retries": 1, "max_bad": "3%", "root": "/data"},
-    **{"template": ["a photo of a {}."], "labels": "zebra , ant"},
+    **{"template": ["a photo of a {}."], "labels": "zebra , ant", "decode_timeout": 9, "worker_timeout": 9},
 }
 """Settings that may differ between two commands of one run; labels and template as spelled, not as meant."""
 
@@ -160,19 +160,18 @@ def test_the_model_of_a_run_is_frozen_by_the_first_worker_and_another_is_refused
     assert RunDir(tmp_path / "two").freeze_model({**facts, "name": "RN101"}) != first
 
 
-def test_of_many_workers_that_freeze_a_file_at_once_all_get_the_content_of_one(tmp_path: Path) -> None:
-    code = (
-        "import sys; from clipbatch.rundir import RunDir; sys.stdin.read(1); "
-        f"print(RunDir({str(tmp_path)!r}).freeze('f', sys.argv[1].encode()).decode())"
-    )
+def test_of_many_workers_that_freeze_files_at_once_all_get_the_content_of_one(tmp_path: Path) -> None:
+    code = f"""import sys; from clipbatch.rundir import RunDir; print("ready", flush=True); sys.stdin.read(1)
+for n in range(20): print(RunDir({str(tmp_path)!r}).freeze(f"f{{n}}", sys.argv[1].encode() * 9999)[-9:].decode())"""
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    workers: list[Any] = [subprocess.Popen([sys.executable, "-c", code, str(n) * 9999], **pipes) for n in range(4)]
+    workers: list[Any] = [subprocess.Popen([sys.executable, "-c", code, str(n)], **pipes) for n in range(4)]
+    assert [worker.stdout.readline() for worker in workers] == ["ready\n"] * 4
     for worker in workers:
         worker.stdin.write("x")
         worker.stdin.flush()
-    found = {worker.communicate(timeout=60)[0].strip() for worker in workers}
-    assert found == {(tmp_path / "f").read_text()}
-    assert _tree(tmp_path) == ["f"]
+    found = {worker.communicate(timeout=60)[0] for worker in workers}
+    assert found == {"".join((tmp_path / f"f{n}").read_text()[-9:] + "\n" for n in range(20))}
+    assert len(_tree(tmp_path)) == 20
 
 
 @pytest.mark.parametrize(

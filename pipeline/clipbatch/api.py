@@ -70,12 +70,14 @@ def run(
     out: str | os.PathLike[str],
     *,
     retry_bad: bool = False,
+    repair: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Label the images of `settings` into the run directory `out`, doing only what is not done yet.
 
-    settings: None to go on with the run in `out` as it is. Returns the report, as in `report.json`.
+    settings: None to go on with the run in `out` as it is. retry_bad: also the rows without scores of finished parts.
+    repair: first verify all parts, and do damaged ones again. Returns the report, as in `report.json`.
     Raises: InputError, TooManyBadError, InterruptedRunError; whatever happens, no part is ever half-written.
     """
     begun = time.perf_counter()
@@ -83,6 +85,9 @@ def run(
     run_dir, now = RunDir(out), settings or frozen.run_settings()
     remove_leftovers(run_dir.path)
     remove_leftovers(run_dir.parts)
+    if repair:
+        for shard, _ in verifier.problems(run_dir, frozen):
+            run_dir.part(shard, frozen.shards).unlink(missing_ok=True)
     finished = run_dir.done(frozen)
     assignments = [launch.Assignment(shard=shard) for shard in range(frozen.shards) if shard not in finished]
     if retry_bad:
@@ -90,12 +95,11 @@ def run(
     again = sum(len(a.rows) for a in assignments if a.rows is not None)
     open_rows = sum(len(frozen.shard_rows(a.shard)) for a in assignments if a.rows is None)
     progress = Progress(total=frozen.rows, done=frozen.rows - open_rows - again, quiet=quiet)
-    bad_allowed = now.bad_allowed(frozen.rows)
-    if bad_allowed is not None:
+    if now.max_bad is not None:
         counts = [report.part_counts(run_dir, frozen, shard) for shard in finished]
         progress.bad = sum(sum(c.values()) - c.get("ok", 0) for c in counts) - again
     device = now.model.device if now.model.device != "auto" else frozen.settings["device"]
-    supervisor = launch.Supervisor(run_dir, [device], progress, bad_allowed)
+    supervisor = launch.Supervisor(run_dir, frozen, now, [device], progress)
     try:
         done = supervisor.work(assignments)
     finally:

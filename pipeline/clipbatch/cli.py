@@ -42,6 +42,7 @@ def run_command(
     *,
     out: Out,
     retry_bad: Annotated[bool, typer.Option("--retry-bad", help="Try the bad images of finished parts again.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Verify first, and do damaged parts again.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Throw away the run in --out and begin anew.")] = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -52,7 +53,7 @@ def run_command(
     """
     from clipbatch import api, report
 
-    made = api.run(settings, out, retry_bad=retry_bad, overwrite=overwrite, quiet=quiet)
+    made = api.run(settings, out, retry_bad=retry_bad, repair=repair, overwrite=overwrite, quiet=quiet)
     if as_json:
         print(json.dumps(made, indent=2))
     elif not quiet:
@@ -115,7 +116,7 @@ def verify_command(run: RunDirectory, as_json: Json = False) -> None:
         lines = "\n".join(text for _, text in found[:20])
         raise DamagedError(
             f"{len(found)} of {plan.shards} parts are not as they should be:\n{lines}\n"
-            f"remedy: remove damaged parts, then `clipbatch run --out {run}` does them again"
+            f"remedy: clipbatch run --out {run} --repair"
         )
 
 

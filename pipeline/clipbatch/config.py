@@ -29,6 +29,9 @@ Decoder = Literal["auto", "dali", "torchvision", "pil"]
 Orientation = Literal["upright", "stored"]
 Score = Literal["auto", "softmax", "sigmoid", "cosine"]
 
+RUNTIME = ("read_threads", "read_timeout", "read_retries", "decode_timeout", "worker_timeout")
+"""Settings that each invocation may set anew and hands to its workers."""
+
 
 class SettingError(InputError, ValueError):
     """A setting has a value that cannot be used."""
@@ -122,9 +125,16 @@ class DecodeSettings(_Checked):
     max_pixels: int = 178_956_970
     """Larger images get status too_large; the default is where Pillow suspects a decompression bomb."""
 
+    decode_timeout: float = 60.0
+    """Seconds that a suspect image, tried alone after a worker has ended, may take before it gets status timeout."""
+    worker_timeout: float = 600.0
+    """Seconds without a finished batch after which a worker counts as hung and is started again."""
+
     def __post_init__(self) -> None:
         _Checked.__post_init__(self)
         _at_least("max_pixels", self.max_pixels, 1)
+        _at_least("decode_timeout", self.decode_timeout, 0.1)
+        _at_least("worker_timeout", self.worker_timeout, 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,6 +201,10 @@ class Settings(_Checked):
             value = getattr(self, f.name)
             values |= _fields(value) if dataclasses.is_dataclass(value) else {f.name: value}
         return values
+
+    def runtime(self) -> dict[str, Any]:
+        """The settings of `RUNTIME`, by name."""
+        return {name: value for name, value in self.flat().items() if name in RUNTIME}
 
     def replace(self, **changes: Any) -> Settings:
         """A copy with the named fields changed, whichever stage they belong to."""

@@ -1,31 +1,34 @@
-"""The supervisor: starts a worker process per device, hands out shards, restarts what died. Never touches an image.
+"""The supervisor: hands out shards to a worker process per device, restarts what died. Never touches an image.
 
-Workers are spoken to in JSON lines (see `worker`). A worker is kept two shards ahead, so that its pipeline does not
-drain between them. Any end of the supervisor ends its workers, since their standard input closes.
+Workers are kept two shards ahead, so that their pipelines do not drain between shards. A worker that ends, or does
+not answer, is started again; the rows that it had between decode and done are tried alone (`quarantine`), and one that
+kills again becomes a row with status crashed. Any end of the supervisor ends its workers.
 """
 
 from __future__ import annotations
 
 import collections
-import json
-import os
 import queue
 import signal
-import subprocess
-import sys
-import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from clipbatch.config import Settings
 from clipbatch.errors import ClipbatchError, TooManyBadError, from_message
+from clipbatch.process import Event, WorkerProcess
 from clipbatch.progress import Progress
-from clipbatch.rundir import RunDir
+from clipbatch.quarantine import ending, find_killers
+from clipbatch.rundir import Plan, RunDir
+from clipbatch.types import Reject
 
 SHARDS_AHEAD = 2
-MOST_DEATHS = 3
-"""Deaths of workers over the same shard after which the run gives up."""
-_LOG_LINES = 40
+MOST_DEATHS = 10
+"""Ends of workers in a row, with no part finished in between, after which the run gives up."""
+DEATHS_OF_A_BATCH = 3
+"""Ends of workers over one shard after which the batches in flight are given up, if no row kills alone."""
+_POLL_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,62 +50,23 @@ class WorkDone:
     load_s: float = 0.0
     """Longest time that a worker took to start and load the model, seconds."""
     restarts: int = 0
-
-
-class _Process:
-    """A worker process and what it has been given."""
-
-    def __init__(self, run: RunDir, device: str, events: queue.SimpleQueue[tuple[_Process, dict[str, Any]]]) -> None:
-        self.device = device
-        self.given: dict[int, Assignment] = {}
-        self.finished = False
-        self.log: collections.deque[str] = collections.deque(maxlen=_LOG_LINES)
-        self._events = events
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "clipbatch.worker", os.fspath(run.path), device],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        self._logging = threading.Thread(target=self._keep_log, daemon=True)
-        self._logging.start()
-        threading.Thread(target=self._forward, daemon=True).start()
-
-    def send(self, message: dict[str, Any]) -> None:
-        assert self._process.stdin
-        try:
-            self._process.stdin.write(json.dumps(message).encode() + b"\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it has died, and its end is on the way as an event
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
-
-    def _keep_log(self) -> None:
-        assert self._process.stderr
-        for line in self._process.stderr:
-            self.log.append(line.decode(errors="replace").rstrip())
-
-    def _forward(self) -> None:
-        assert self._process.stdout
-        for line in self._process.stdout:
-            self._events.put((self, json.loads(line)))
-        code = self._process.wait()
-        self._logging.join(timeout=1)
-        self._events.put((self, {"event": "ended", "code": code}))
+    quarantined: dict[int, Reject] = field(default_factory=dict)
+    """Rows (row_ids) that have ended a worker and are not touched again."""
 
 
 class Supervisor:
     """Does assignments on `devices`, one worker process each."""
 
-    def __init__(self, run: RunDir, devices: list[str], progress: Progress, bad_allowed: int | None) -> None:
-        self._run, self._devices, self._progress, self._bad_allowed = run, devices, progress, bad_allowed
-        self._events: queue.SimpleQueue[tuple[_Process, dict[str, Any]]] = queue.SimpleQueue()
+    def __init__(self, run: RunDir, plan: Plan, settings: Settings, devices: list[str], progress: Progress) -> None:
+        """settings: of this invocation; only what may change between two of them counts."""
+        self._run, self._plan, self._devices, self._progress = run, plan, devices, progress
+        self._runtime = settings.runtime()
+        self._bad_allowed = settings.bad_allowed(plan.rows)
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._open: collections.deque[Assignment] = collections.deque()
         self._deaths: collections.Counter[int] = collections.Counter()
-        self._processes: list[_Process] = []
+        self._deaths_in_a_row = 0
+        self._processes: list[WorkerProcess] = []
         self.done = WorkDone()
 
     def work(self, assignments: list[Assignment]) -> WorkDone:
@@ -115,8 +79,13 @@ class Supervisor:
             for device in self._devices[: len(assignments)]:
                 self._start(device)
             while self._processes:
-                process, message = self._events.get()
-                handler: Callable[[_Process, dict[str, Any]], None] = getattr(self, f"_on_{message['event']}")
+                self._end_the_silent()
+                try:
+                    process, message = self._events.get(timeout=_POLL_S)
+                except queue.Empty:
+                    continue
+                process.heard = time.monotonic()
+                handler: Callable[[WorkerProcess, dict[str, Any]], None] = getattr(self, f"_on_{message['event']}")
                 handler(process, message)
         finally:
             for process in self._processes:
@@ -124,24 +93,33 @@ class Supervisor:
         return self.done
 
     def _start(self, device: str) -> None:
-        process = _Process(self._run, device, self._events)
+        process = WorkerProcess(self._run, device, self._runtime, self._events)
         self._processes.append(process)
         self._feed(process)
 
-    def _feed(self, process: _Process) -> None:
+    def _feed(self, process: WorkerProcess) -> None:
         while self._open and len(process.given) < SHARDS_AHEAD:
             assignment = self._open.popleft()
             process.given[assignment.shard] = assignment
-            rows = {} if assignment.rows is None else {"rows": assignment.rows}
-            process.send({"shard": assignment.shard, **rows})
+            rows, message = self._plan.shard_rows(assignment.shard), {"shard": assignment.shard}
+            known = {row: reject for row, reject in self.done.quarantined.items() if row in rows}
+            process.send(message | ({} if assignment.rows is None else {"rows": assignment.rows}), known)
         if not self._open and not process.finished:
             process.finished = True
             process.send({"finish": True})
 
-    def _on_loaded(self, process: _Process, message: dict[str, Any]) -> None:
-        self.done.load_s = max(self.done.load_s, message["seconds"])
+    def _end_the_silent(self) -> None:
+        limit_s = self._runtime["worker_timeout"]
+        for process in self._processes:
+            if process.loaded and process.given and time.monotonic() - process.heard > limit_s and not process.hung:
+                process.hung = True
+                process.kill()
 
-    def _on_batch(self, process: _Process, message: dict[str, Any]) -> None:
+    def _on_loaded(self, process: WorkerProcess, message: dict[str, Any]) -> None:
+        process.loaded = True
+        self.done.load_s = max(self.done.load_s, round(time.monotonic() - process.begun, 3))
+
+    def _on_batch(self, process: WorkerProcess, message: dict[str, Any]) -> None:
         self._progress.advance(message["rows"], message["bad"], message["bottleneck"])
         if self._bad_allowed is not None and self._progress.bad > self._bad_allowed:
             raise TooManyBadError(
@@ -149,36 +127,49 @@ class Supervisor:
                 f"and error in {self._run.parts}, or raise --max-bad; finished parts stay"
             )
 
-    def _on_part(self, process: _Process, message: dict[str, Any]) -> None:
+    def _on_part(self, process: WorkerProcess, message: dict[str, Any]) -> None:
         self.done.counts[message["shard"]] = message["counts"]
         process.given.pop(message["shard"], None)
+        self._deaths_in_a_row = 0
         self._feed(process)
 
-    def _on_stages(self, process: _Process, message: dict[str, Any]) -> None:
+    def _on_stages(self, process: WorkerProcess, message: dict[str, Any]) -> None:
         self.done.stages.append({name: value for name, value in message.items() if name != "event"})
 
-    def _on_error(self, process: _Process, message: dict[str, Any]) -> None:
-        raise from_message(message["exit_code"], message["message"])
+    def _on_error(self, process: WorkerProcess, message: dict[str, Any]) -> None:
+        if message["exit_code"] != ClipbatchError.exit_code or not process.loaded:
+            raise from_message(message["exit_code"], message["message"])
+        process.log.append(message["message"])  # such as a CUDA error, after which the process is of no more use
 
-    def _on_ended(self, process: _Process, message: dict[str, Any]) -> None:
+    def _on_ended(self, process: WorkerProcess, message: dict[str, Any]) -> None:
         self._processes.remove(process)
+        suspects = [row for row in process.journal.in_flight() if row not in self.done.quarantined]
+        process.journal.close()
         if not process.given and process.finished:
             return
-        cause = _cause(message["code"])
-        for shard in process.given:
-            self._deaths[shard] += 1
-            if self._deaths[shard] >= MOST_DEATHS:
-                log = "\n".join(process.log)
-                raise ClipbatchError(f"shard {shard} has ended {MOST_DEATHS} workers, the last one {cause}:\n{log}")
-        self._progress.say(f"a worker on {process.device} ended {cause}: started again")
-        self._open.extendleft(reversed(process.given.values()))
+        cause = "as it did not answer" if process.hung else ending(message["code"])
+        self._deaths.update(process.given.keys())
+        self._deaths_in_a_row += 1
         self.done.restarts += 1
+        if self._deaths_in_a_row > MOST_DEATHS:
+            log = "\n".join(process.log)
+            raise ClipbatchError(f"{MOST_DEATHS} workers in a row have ended, the last one {cause}:\n{log}")
+        self._progress.say(f"a worker on {process.device} ended {cause}: it is started again")
+        self._quarantine(process, suspects, cause, from_outside=message["code"] == -signal.SIGKILL and not process.hung)
+        self._open.extendleft(reversed(process.given.values()))
         self._start(process.device)
 
-
-def _cause(code: int) -> str:
-    """How a process ended, in words."""
-    try:
-        return f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
-    except ValueError:
-        return f"by signal {-code}"
+    def _quarantine(self, process: WorkerProcess, suspects: list[int], cause: str, *, from_outside: bool) -> None:
+        """Find out which of `suspects` ended the worker. from_outside: by a SIGKILL, of an operator as a rule, but it
+        may be the kernel's, out of memory; so a single one proves nothing, and a second one is looked into."""
+        deaths = max((self._deaths[shard] for shard in process.given), default=0)
+        if not suspects or (from_outside and deaths < 2):
+            return
+        self._progress.say(f"trying the {len(suspects)} images that it had in hand one by one")
+        killers = find_killers(self._run, process.device, suspects, self._runtime)
+        if not killers and not from_outside and deaths >= DEATHS_OF_A_BATCH:
+            error = f"alone it can be decoded; its batch has ended {deaths} workers, the last one {cause}"
+            killers = {row: Reject(status="crashed", error=error) for row in suspects}
+        for row, reject in killers.items():
+            self._progress.say(f"row {row} gets status {reject.status}: {reject.error}")
+        self.done.quarantined |= killers

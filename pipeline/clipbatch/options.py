@@ -53,6 +53,8 @@ SETTINGS: dict[str, Any] = {
     "read_threads": Annotated[Optional[int], _option("Images", "Files read at the same time.")],
     "read_timeout": Annotated[Optional[float], _option("Images", "Seconds until a file that hangs is given up.")],
     "read_retries": Annotated[Optional[int], _option("Images", "Further tries after an I/O error.")],
+    "decode_timeout": Annotated[Optional[float], _option("Images", "Seconds for a suspect image, tried alone.")],
+    "worker_timeout": Annotated[Optional[float], _option("Images", "Seconds until a silent worker is restarted.")],
     "max_bad": Annotated[Optional[str], _option("Images", "Stop when more are bad: a count, or a share as in 1%.")],
     "score": Annotated[Optional[str], _option("Output", "auto (as trained), softmax, sigmoid or cosine.")],
     "top_k": Annotated[Optional[int], _option("Output", "Write the K best labels instead of all scores.")],

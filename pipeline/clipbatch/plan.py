@@ -20,14 +20,15 @@ import pyarrow.parquet as pq
 
 from clipbatch import __version__, hardware
 from clipbatch.atomic import publish, sync_folder, writing_failed
-from clipbatch.config import SettingError, Settings
+from clipbatch.config import RUNTIME, SettingError, Settings
 from clipbatch.labels import LabelSet
 from clipbatch.rundir import Plan, RunDir, file_sha256
 
 MANIFEST_ROWS = 2**20
 ROW_GROUP_ROWS = 2**14
-RUNTIME_ONLY = ("device", "read_threads", "read_timeout", "read_retries", "max_bad", "labels", "template", "root")
-"""Settings that may change between runs of the same directory: they decide no cell of a healthy image's row."""
+RUNTIME_ONLY = (*RUNTIME, "device", "max_bad", "labels", "template", "root")
+"""Settings that are no part of a run's identity: they decide no cell of a healthy image's row, or what they lead to is
+a part itself."""
 
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "nvidia-dali-cuda120", "pillow", "pyarrow", "numpy")
 

@@ -85,7 +85,7 @@ class _Reader:
                 item = job.items[position]
                 if item is not None:
                     job.position, job.begun = position, time.monotonic()
-                    job.slots[position] = read_file(item.path, self._settings)
+                    job.slots[position] = item.reject or read_file(item.path, self._settings)
             job.done.set()
 
 

@@ -46,6 +46,10 @@ def write(run: RunDir, plan: Plan, done: WorkDone, elapsed_s: float) -> dict[str
             "peak_memory_mib": sum(entry["peak_mib"] for entry in done.stages),
             "workers": [{k: v for k, v in entry.items() if k != "times"} for entry in done.stages],
             "restarts": done.restarts,
+            "quarantined": [
+                {"row_id": row, "status": reject.status, "error": reject.error}
+                for row, reject in sorted(done.quarantined.items())
+            ],
         },
         "settings": plan.settings,
         "model": run.model_facts(),

@@ -7,8 +7,9 @@ each batch. The pipeline does not drain between shards.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -17,11 +18,12 @@ from clipbatch.decode.geometry import Target
 from clipbatch.encode import Encode, check_device, device_facts, load, text_features
 from clipbatch.encode.text import npy_bytes
 from clipbatch.flow import Flow, Stage
+from clipbatch.journal import Journal
 from clipbatch.manifest import Manifest
 from clipbatch.read import Read
 from clipbatch.rundir import Plan, RunDir
 from clipbatch.score import Score
-from clipbatch.types import ItemBatch
+from clipbatch.types import ItemBatch, PixelBatch, ReadBatch, Reject, ScoredBatch
 from clipbatch.write import Write, Written
 
 
@@ -31,15 +33,19 @@ class Task:
 
     shard: int
     rows: frozenset[int] | None = None
+    rejects: Mapping[int, Reject] = field(default_factory=dict)
+    """Rows (row_ids) that have ended a worker before, and are not to be touched."""
 
 
 class Worker:
     """A loaded model with the stages around it, on one device."""
 
-    def __init__(self, run: RunDir, device: str) -> None:
-        """Raises: InputError where the model cannot be had, or is not the one that the run was begun with."""
+    def __init__(self, run: RunDir, device: str, runtime: Mapping[str, Any], journal: Journal) -> None:
+        """runtime: settings that this invocation chose anew (`config.RUNTIME`).
+
+        Raises: InputError where the model cannot be had, or is not the one that the run was begun with."""
         self._plan, self._device = (plan := run.plan()), device
-        settings = plan.run_settings()
+        settings = plan.run_settings().replace(**runtime)
         check_device(device)
         precision = settings.model.precision
         model = load(settings.model)
@@ -70,10 +76,10 @@ class Worker:
         reading = max(1, min(settings.read.read_threads, 4 * decode.threads))
         self.stages = [
             Stage(name="read", work=Read(settings.read), threads=reading),
-            Stage(name="decode", work=decode, threads=decode.threads),
+            Stage(name="decode", work=_entering(journal, decode), threads=decode.threads),
             Stage(name="encode", work=encode, threads=encode.threads),
             Stage(name="score", work=score),
-            Stage(name="write", work=write),
+            Stage(name="write", work=_leaving(journal, write)),
         ]
         self._manifest = Manifest(run, plan)
 
@@ -87,9 +93,29 @@ class Worker:
         return Flow(batches, self.stages)
 
 
+def _entering(journal: Journal, decode: Decode) -> Callable[[ReadBatch], PixelBatch]:
+    def noted(batch: ReadBatch) -> PixelBatch:
+        journal.enter(batch.source.start, len(batch.slots))
+        return decode(batch)
+
+    return noted
+
+
+def _leaving(journal: Journal, write: Write) -> Callable[[ScoredBatch], Written]:
+    def noted(batch: ScoredBatch) -> Written:
+        written = write(batch)
+        journal.leave(batch.source.start)
+        return written
+
+    return noted
+
+
 def item_batches(plan: Plan, manifest: Manifest, task: Task) -> Iterator[ItemBatch]:
     """The batches of a task. A row keeps its slot also when only some rows are wanted, so its scores stay the same."""
-    items = manifest.items(task.shard)
+    items = [
+        replace(item, reject=task.rejects[item.row_id]) if item.row_id in task.rejects else item
+        for item in manifest.items(task.shard)
+    ]
     size = plan.batch_size
     starts = [
         at

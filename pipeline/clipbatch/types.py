@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-Status = Literal["ok", "missing", "unreadable", "timeout", "empty", "corrupt", "truncated", "unsupported", "too_large"]
+Status = Literal[
+    "ok", "missing", "unreadable", "timeout", "empty", "corrupt", "truncated", "unsupported", "too_large", "crashed"
+]
 STATUSES: tuple[Status, ...] = get_args(Status)
 
 DecoderName = Literal["dali", "torchvision", "pil"]
@@ -32,6 +34,8 @@ class Item:
     """Verbatim as listed."""
     path: str
     """Where to read it: `uri` joined to the folder that it is relative to; surrogates stand for raw bytes."""
+    reject: Reject | None = None
+    """Why it is not to be touched: it has ended a worker before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,8 @@
-"""The worker process: `python -m clipbatch.worker RUN_DIR DEVICE`, started by `launch` and spoken to in JSON lines.
+"""The worker process: `python -m clipbatch.worker RUN_DIR DEVICE RUNTIME JOURNAL_FD`, spoken to in JSON lines.
 
-Takes lines on standard input: {"shard": 3}, {"shard": 3, "rows": [..]}, {"finish": true}. Writes lines on standard
-output: loaded, batch, part, stages, error. When its input ends without a finish its supervisor has died, and so
+RUNTIME: JSON of the settings that this invocation chose anew. Takes lines on standard input: {"shard": 3},
+{"shard": 3, "rows": [..], "rejects": {..}}, {"finish": true}. Writes lines on standard output: loaded, batch, part,
+stages, error. When its input ends without a finish its supervisor has died, and so
 does it, within an instant and in the middle of whatever it does: nothing half-written can come of that.
 """
 
@@ -51,7 +52,8 @@ def main() -> None:
     channel = _Channel()
     code = 0
     try:
-        _work(channel, sys.argv[1], sys.argv[2])
+        path, device, runtime, journal = sys.argv[1:]
+        _work(channel, path, device, json.loads(runtime), int(journal))
     except BaseException as error:
         code = error.exit_code if isinstance(error, ClipbatchError) else 1
         text = str(error) if isinstance(error, ClipbatchError) else "".join(traceback.format_exception(error))
@@ -60,19 +62,21 @@ def main() -> None:
     os._exit(code)  # reading threads may hang in a file that never answers
 
 
-def _work(channel: _Channel, path: str, device: str) -> None:
+def _work(channel: _Channel, path: str, device: str, runtime: dict[str, Any], journal_fd: int) -> None:
     from clipbatch.flow import bottleneck
+    from clipbatch.journal import Journal
     from clipbatch.run import Task, Worker
     from clipbatch.rundir import RunDir
+    from clipbatch.types import Reject
 
-    begun = time.perf_counter()
-    worker = Worker(RunDir(path), device)
-    channel.emit("loaded", seconds=round(time.perf_counter() - begun, 3))
+    worker = Worker(RunDir(path), device, runtime, Journal(journal_fd))
+    channel.emit("loaded")
 
     def tasks() -> Iterator[Task]:
         while "shard" in (message := channel.tasks.get()):
             rows = message.get("rows")
-            yield Task(shard=message["shard"], rows=None if rows is None else frozenset(rows))
+            rejects = {int(row): Reject(**reject) for row, reject in message.get("rejects", {}).items()}
+            yield Task(shard=message["shard"], rows=None if rows is None else frozenset(rows), rejects=rejects)
 
     flow = worker.label(tasks())
     rows = bad = 0

@@ -23,10 +23,12 @@ EXTREME_ASPECT = 8
 class Decode:
     """Called with a `ReadBatch`, by up to `threads` threads at a time."""
 
-    def __init__(self, settings: DecodeSettings, target: Target, *, batch_size: int, device: str) -> None:
+    def __init__(
+        self, settings: DecodeSettings, target: Target, *, batch_size: int, device: str, threads: int | None = None
+    ) -> None:
         self._settings, self._target = settings, target
         self._batch_size, self._device = batch_size, device
-        self.threads = 2 if settings.decoder == "dali" else hardware.cores()
+        self.threads = threads or (2 if settings.decoder == "dali" else hardware.cores())
         self._decoders: queue.SimpleQueue[FastDecoder | None] = queue.SimpleQueue()
         for _ in range(self.threads):
             self._decoders.put(self._fast_decoder())

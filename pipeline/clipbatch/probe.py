@@ -1,0 +1,51 @@
+"""A process that may die: `python -m clipbatch.probe RUN_DIR DEVICE RUNTIME MEMORY_MIB`, started by `quarantine`.
+
+Takes row_ids on standard input, one a line; reads and decodes each row as a worker would, alone, and answers with its
+row_id. Scores nothing and writes nothing: what counts is whether it lives to answer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+
+from clipbatch.decode import Decode
+from clipbatch.decode.geometry import Target
+from clipbatch.manifest import Manifest
+from clipbatch.read import Read
+from clipbatch.rundir import RunDir
+from clipbatch.types import ItemBatch
+
+
+def main() -> None:
+    path, device, runtime, memory_mib = sys.argv[1:]
+    run = RunDir(path)
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    plan, facts = run.plan(), run.model_facts() or {}
+    settings, manifest = plan.run_settings().replace(**json.loads(runtime)), Manifest(run, plan)
+    read = Read(settings.read)
+    target = Target(**{name: facts[name] for name in Target.__slots__})
+    decode = Decode(settings.decode, target, batch_size=1, device=device, threads=1)
+    _limit_memory(int(memory_mib))
+    for line in sys.stdin:
+        row_id = int(line)
+        shard = row_id // plan.shard_size
+        item = manifest.items(shard)[row_id - plan.shard_rows(shard).start]
+        decode(read(ItemBatch(shard=shard, start=row_id, items=(item,), last=True)))
+        print(row_id, file=answers, flush=True)
+    os._exit(0)
+
+
+def _limit_memory(memory_mib: int) -> None:
+    """Let the process take `memory_mib` more than it has mapped by now; libraries map far more than they use."""
+    with open("/proc/self/statm") as file:
+        mapped = int(file.read().split()[0]) * resource.getpagesize()
+    limit = mapped + memory_mib * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""A worker process as its supervisor sees it: JSON lines to and from it, its last words, and its journal."""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from clipbatch.journal import Journal
+from clipbatch.rundir import RunDir
+from clipbatch.types import Reject
+
+Event = tuple["WorkerProcess", dict[str, Any]]
+_LOG_LINES = 40
+
+
+class WorkerProcess:
+    """`clipbatch.worker` on one device. Its messages, and its end, are put into `events`."""
+
+    def __init__(self, run: RunDir, device: str, runtime: dict[str, Any], events: queue.SimpleQueue[Event]) -> None:
+        self.device = device
+        self.begun = self.heard = time.monotonic()
+        self.given: dict[int, Any] = {}
+        """What it has been assigned and has not finished, by shard."""
+        self.loaded = self.finished = self.hung = False
+        self.log: collections.deque[str] = collections.deque(maxlen=_LOG_LINES)
+        self.journal = Journal()
+        self._events = events
+        arguments = [os.fspath(run.path), device, json.dumps(runtime), str(self.journal.fd)]
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "clipbatch.worker", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            pass_fds=[self.journal.fd],
+        )
+        self._logging = threading.Thread(target=self._keep_log, daemon=True)
+        self._logging.start()
+        threading.Thread(target=self._forward, daemon=True).start()
+
+    def send(self, message: dict[str, Any], rejects: Mapping[int, Reject] | None = None) -> None:
+        """Tell the worker something; rejects: rows of the shard that it must not touch."""
+        if rejects:
+            message = message | {"rejects": {row: asdict(reject) for row, reject in rejects.items()}}
+        assert self._process.stdin
+        try:
+            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it has died, and its end is on the way as an event
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def _keep_log(self) -> None:
+        assert self._process.stderr
+        for line in self._process.stderr:
+            self.log.append(line.decode(errors="replace").rstrip())
+
+    def _forward(self) -> None:
+        assert self._process.stdout
+        for line in self._process.stdout:
+            try:
+                self._events.put((self, json.loads(line)))
+            except ValueError:  # its last words, cut off
+                break
+        code = self._process.wait()
+        self._logging.join(timeout=1)
+        self._events.put((self, {"event": "ended", "code": code}))
