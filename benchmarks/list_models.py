@@ -45,7 +45,7 @@ def main() -> None:
             except Exception as error:
                 print(f"left out: {name} ({type(error).__name__}: {error})")
                 continue
-            table.writerow((name, size, f"{gflop:.2f}", f"{mparams:.2f}"))
+            table.writerow((name, size, f"{gflop:.4g}", f"{mparams:.4g}"))
 
 
 if __name__ == "__main__":

@@ -208,7 +208,6 @@ def test_the_times_add_up_and_name_the_slow_stage(slow: str) -> None:
         assert times["first"]["blocked_s"] > times["third"]["blocked_s"]
 
 
-@pytest.mark.xfail(strict=True, reason="a thread that has finished waits for the turn before its seconds are counted")
 def test_work_counts_as_soon_as_its_result_is_out_also_while_another_thread_waits_for_the_source() -> None:
     waiting, more = threading.Event(), threading.Event()
 

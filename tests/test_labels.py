@@ -54,9 +54,6 @@ def test_labels_may_be_of_any_script_and_keep_their_order(tmp_path: Path) -> Non
         pytest.param(
             ",".join(f"label {n}" for n in range(200)),
             [f"label {n}" for n in range(200)],
-            marks=pytest.mark.xfail(
-                strict=True, raises=OSError, reason="Path.is_file raises ENAMETOOLONG before Python 3.14"
-            ),
             id="longer than a file name may be",
         ),
     ],

@@ -17,7 +17,6 @@ from clipbatch.errors import InputError, OtherRunError
 from clipbatch.manifest import Manifest
 from clipbatch.rundir import Plan, RunDir
 
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 BASE: dict[str, Any] = {"labels": "zebra,ant", "batch_size": 2, "shard_size": 4, "device": "cpu", "precision": "fp32"}
 IDENTITY: dict[str, Any] = {
     **{"all_files": True, "limit": 5, "model": "RN50", "pretrained": "openai", "precision": "bf16", "decoder": "pil"},
@@ -30,10 +29,6 @@ RUNTIME: dict[str, Any] = {
     **{"template": ["a photo of a {}."], "labels": "zebra , ant", "decode_timeout": 9, "worker_timeout": 9},
 }
 """Settings that may differ between two commands of one run; labels and template as spelled, not as meant."""
-
-
-def _bug(reason: str) -> pytest.MarkDecorator:
-    return pytest.mark.xfail(strict=True, reason=reason)
 
 
 @pytest.fixture
@@ -178,10 +173,10 @@ for n in range(20): print(RunDir({str(tmp_path)!r}).freeze(f"f{{n}}", sys.argv[1
     ("out", "message"),
     [
         ("file", "cannot write .*file"),
-        pytest.param("file", "a file is in the way", marks=_bug("EEXIST has no remedy of its own: 'check the disk'")),
+        pytest.param("file", "a file is in the way"),
         ("file/below", "cannot write .*a file is in the way: choose another --out"),
         ("other", "holds other files .*choose a new or empty folder"),
-        pytest.param("dataset", "holds other files", marks=_bug("a user's folder 'manifest' is deleted as a leftover")),
+        pytest.param("dataset", "holds other files"),
     ],
 )
 def test_an_unusable_place_is_refused_and_left_alone(tmp_path: Path, images: Path, out: str, message: str) -> None:
@@ -195,7 +190,6 @@ def test_an_unusable_place_is_refused_and_left_alone(tmp_path: Path, images: Pat
     assert (_tree(tmp_path), (tmp_path / "file").read_text()) == (before, "mine")
 
 
-@_bug("--overwrite clears also a folder that is no run")
 def test_overwrite_touches_no_folder_that_is_not_a_run(tmp_path: Path, images: Path) -> None:
     (tmp_path / "robot" / "parts" / "arm").mkdir(parents=True)
     with pytest.raises(InputError, match="holds other files"):
@@ -205,7 +199,7 @@ def test_overwrite_touches_no_folder_that_is_not_a_run(tmp_path: Path, images: P
 
 @pytest.mark.parametrize(
     "mine",
-    ["notes.txt", ".hidden", "sub/notes.txt", pytest.param("parts/notes.txt", marks=_bug("both folders go whole"))],
+    ["notes.txt", ".hidden", "sub/notes.txt", pytest.param("parts/notes.txt")],
 )
 def test_clearing_removes_what_the_run_wrote_and_nothing_else(tmp_path: Path, images: Path, mine: str) -> None:
     run, made = RunDir(tmp_path / "out"), _freeze(tmp_path / "out", images)
@@ -222,8 +216,8 @@ def test_clearing_removes_what_the_run_wrote_and_nothing_else(tmp_path: Path, im
     "left",
     [
         "manifest/part-00000.parquet",
-        pytest.param("parts/part-00000.parquet", marks=_bug("planning keeps the parts of the run before")),
-        pytest.param(".manifest.PID/part", marks=_bug("mkdir fails where the killed one had our pid")),
+        pytest.param("parts/part-00000.parquet"),
+        pytest.param(".manifest.PID/part"),
     ],
 )
 def test_leftovers_of_the_killed_are_no_part_of_the_next_run(tmp_path: Path, images: Path, left: str) -> None:
@@ -238,7 +232,6 @@ def test_leftovers_of_the_killed_are_no_part_of_the_next_run(tmp_path: Path, ima
     assert [item.row_id for item in Manifest(run, made).items(1)] == [4]
 
 
-@_bug("run.json is written as strict UTF-8")
 @pytest.mark.parametrize("name", [b"notes.caf\xe9", b"d\xff/1.jpg"])
 def test_names_that_are_not_utf8_can_be_planned(tmp_path: Path, images: Path, name: bytes) -> None:
     path = images / os.fsdecode(name)

@@ -17,7 +17,6 @@ from clipbatch.errors import InputError
 from clipbatch.source.files import SUFFIXES
 from clipbatch.uris import path_of
 
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 LIST = """
 import json, sys
 from clipbatch import source
@@ -131,7 +130,6 @@ def test_a_name_that_is_not_utf8_becomes_a_file_uri_that_leads_back_to_it(
     assert all(map(os.path.isfile, paths))
 
 
-@pytest.mark.xfail(strict=True, raises=UnicodeEncodeError, reason="the root is put into Arrow without a detour")
 def test_a_working_folder_whose_name_is_not_utf8_can_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _touch(tmp_path, b"d\xff/1.jpg")
     monkeypatch.chdir(os.fsdecode(os.fsencode(tmp_path) + b"/d\xff"))
@@ -163,9 +161,6 @@ def test_a_limit_stops_the_listing_across_inputs(tmp_path: Path, limit: int, cou
     assert _names(tmp_path / "a", tmp_path / "b", tmp_path / "m.txt", limit=limit) == everything[:count]
 
 
-bom = pytest.mark.xfail(strict=True, reason="the byte-order mark becomes part of the first name")
-
-
 @pytest.mark.parametrize(
     "content",
     [
@@ -173,8 +168,8 @@ bom = pytest.mark.xfail(strict=True, reason="the byte-order mark becomes part of
         b"1.jpg\nsub/2 3.jpg",
         b"1.jpg\r\nsub/2 3.jpg\r\n",
         b"\n# all of it\n1.jpg\n   \n\r\n#0.jpg\nsub/2 3.jpg\n\n",
-        pytest.param(b"\xef\xbb\xbf1.jpg\nsub/2 3.jpg\n", marks=bom),
-        pytest.param(b"\xef\xbb\xbf# all of it\n1.jpg\nsub/2 3.jpg\n", marks=bom),
+        b"\xef\xbb\xbf1.jpg\nsub/2 3.jpg\n",
+        b"\xef\xbb\xbf# all of it\n1.jpg\nsub/2 3.jpg\n",
     ],
     ids=["plain", "no newline at the end", "CRLF", "comments and blanks", "BOM", "BOM before a comment"],
 )
@@ -231,7 +226,6 @@ def test_a_manifest_on_standard_input_is_relative_to_the_working_folder_or_the_r
     assert b"InputError: the manifest - names no images" in _listed_by_itself(tmp_path, b"", "-").stderr
 
 
-@pytest.mark.xfail(strict=True, reason="TextManifest never closes its file")
 @pytest.mark.parametrize("name", ["-", "m.txt"])
 def test_a_manifest_leaves_no_open_file_behind(tmp_path: Path, name: str) -> None:
     (tmp_path / "m.txt").write_text("1.jpg\n")

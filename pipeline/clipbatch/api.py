@@ -31,11 +31,11 @@ def plan(settings: Settings | None, out: str | os.PathLike[str], *, overwrite: b
     if settings is None:
         return run_dir.plan()
     names = label_files.load(settings.labels)
-    catalog.register(settings.model.model)
+    settings = settings.replace(model=catalog.canonical(settings.model.model))
     catalog.check_weights(settings.model.pretrained)
     inputs = source.listers(settings.source)
     identities = [lister.identity() for lister in inputs]
-    if overwrite:
+    if overwrite and run_dir.exists():
         run_dir.clear()
     if run_dir.exists():
         frozen = run_dir.plan()

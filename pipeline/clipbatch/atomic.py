@@ -11,6 +11,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +29,7 @@ def publish(target: Path) -> Iterator[BinaryIO]:
 
     Raises: InputError where the disk is full or the folder cannot be written, naming the folder and the remedy.
     """
-    temp = target.with_name(f".{target.name}.{_HOST}-{os.getpid()}.tmp")
+    temp = temp_name(target)
     try:
         with open(temp, "wb") as file:
             yield file
@@ -42,6 +43,11 @@ def publish(target: Path) -> Iterator[BinaryIO]:
         if isinstance(error, OSError):
             raise writing_failed(target, error) from error
         raise
+
+
+def temp_name(target: Path) -> Path:
+    """Where this process writes what is to become `target`."""
+    return target.with_name(f".{target.name}.{_HOST}-{os.getpid()}.tmp")
 
 
 def sync_folder(folder: Path) -> None:
@@ -60,17 +66,20 @@ def sync_folder(folder: Path) -> None:
 def write_json(target: Path, value: Any) -> None:
     """Publish `value` as indented JSON with sorted keys."""
     with publish(target) as file:
-        file.write(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False).encode() + b"\n")
+        file.write(json.dumps(value, indent=2, sort_keys=True).encode() + b"\n")
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove temp files in `folder` whose writer was a process of this host that is gone."""
+    """Remove temp files and folders in `folder` whose writer was a process of this host that is gone."""
     with contextlib.suppress(FileNotFoundError):
         for entry in os.scandir(folder):
             match = _TEMP.fullmatch(entry.name)
             if match and match["host"] == _HOST and not _alive(int(match["pid"])):
-                with contextlib.suppress(OSError):
-                    os.unlink(entry.path)
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path, ignore_errors=True)
+                else:
+                    with contextlib.suppress(OSError):
+                        os.unlink(entry.path)
 
 
 def _alive(pid: int) -> bool:
@@ -92,6 +101,7 @@ def writing_failed(target: Path, error: OSError) -> InputError:
         errno.EACCES: "make it writable for this user, or choose another --out",
         errno.EROFS: "it is mounted read-only: choose another --out",
         errno.ENOENT: "the folder has gone: put it back, or choose another --out",
+        errno.EEXIST: "a file is in the way: choose another --out",
         errno.ENOTDIR: "a file is in the way: choose another --out",
     }.get(error.errno or 0, "check the disk, then run the same command again")
     return InputError(f"cannot write {target}: {error.strerror or error}; {remedy}")

@@ -62,15 +62,15 @@ def names() -> list[str]:
     return sorted([DEMO, *(path.stem for path in configs.glob("*.json"))])
 
 
-def register(model: str) -> str:
-    """The name by which open_clip knows `model`, a name or a config file.
+def canonical(model: str) -> str:
+    """`model` as it is written in tables: ViT-B/32 becomes ViT-B-32.
 
     Raises: InputError for a model that there is not, with the nearest name.
     """
     if model.endswith(".json"):
         if not os.path.isfile(model):
             raise InputError(f"--model {model}: there is no such model config file")
-        return Path(model).stem
+        return os.path.abspath(model)
     if model.startswith(("hf-hub:", "local-dir:")):
         return model
     known = names()
@@ -79,6 +79,11 @@ def register(model: str) -> str:
             f"--model {model!r} is not known: `clipbatch models` lists what there is.{nearest(model, known)}"
         )
     return model.replace("/", "-")
+
+
+def openclip_name(model: str) -> str:
+    """The name by which open_clip knows `model`, which may be a config file."""
+    return Path(model).stem if model.endswith(".json") else model
 
 
 def config_file(model: str) -> Path:

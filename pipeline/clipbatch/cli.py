@@ -162,7 +162,7 @@ def models_command(
         return
     print(f"{'model':40} {'input':>6} {'Mparam':>8} {'GFLOP an image':>15}")
     for entry in found:
-        print(f"{entry.name:40} {entry.image_size:>6} {entry.image_mparams:>8.1f} {entry.image_gflop:>15.1f}")
+        print(f"{entry.name:40} {entry.image_size:>6} {entry.image_mparams:>8.3g} {entry.image_gflop:>15.3g}")
 
 
 @app.command("demo", rich_help_panel="Label images")

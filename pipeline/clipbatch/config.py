@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import sys
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,8 +90,7 @@ class ModelSettings(_Checked):
 
     def __post_init__(self) -> None:
         _Checked.__post_init__(self)
-        kind, _, index = self.device.partition(":")
-        if kind not in ("auto", "cpu", "cuda") or (index and (kind != "cuda" or not index.isdecimal())):
+        if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", self.device):
             raise SettingError(f"device {self.device!r} is not known: use auto, cpu, or cuda:N")
 
 
@@ -187,9 +188,9 @@ class Settings(_Checked):
             return None
         number, percent = self.max_bad.removesuffix("%"), self.max_bad.endswith("%")
         try:
-            value = float(number) if percent else int(number)
-        except ValueError:
-            value = -1
+            value = Fraction(number) if percent else Fraction(int(number))
+        except (ValueError, ZeroDivisionError):
+            value = Fraction(-1)
         if value < 0 or (percent and value > 100):
             raise SettingError(f"max_bad {self.max_bad!r} is neither a count nor a percentage: use 500 or 1%")
         return math.floor(rows * value / 100) if percent else int(value)
@@ -240,7 +241,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     Raises: InputError where the file cannot be read, is not TOML, or holds a table.
     """
     try:
-        found = parse_toml(path.read_text(encoding="utf-8"))
+        found = parse_toml(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise InputError(f"cannot read the settings file {path}: {error.strerror}") from error
     except ValueError as error:
@@ -265,8 +266,8 @@ def _fields(value: Any) -> dict[str, Any]:
 
 
 def _at_least(name: str, value: float | None, least: float) -> None:
-    if value is not None and value < least:
-        raise SettingError(f"{name} {value} is too small: use {least} or more")
+    if value is not None and not least <= value < math.inf:
+        raise SettingError(f"{name} {value} is out of range: use {least} or more")
 
 
 def _check_type(name: str, value: Any, hint: Any) -> None:

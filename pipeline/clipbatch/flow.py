@@ -33,14 +33,13 @@ class Stage:
 
 @dataclass(slots=True, kw_only=True)
 class StageTimes:
-    """Seconds summed over a stage's threads; written under the stage's lock."""
+    """Seconds summed over a stage's threads."""
 
     busy_s: float = 0.0
     starved_s: float = 0.0
     """Waiting for the stage before."""
     blocked_s: float = 0.0
     """Waiting for room in the queue to the stage after."""
-    items: int = 0
 
 
 class Flow:
@@ -94,6 +93,7 @@ class _Runner:
         self._upstream = upstream
         self._stop = stop
         self._turn = threading.Lock()
+        self._counting = threading.Lock()
         self._ended = False
         self._queue: queue.Queue[Any] = queue.Queue(stage.threads + stage.depth)
 
@@ -129,17 +129,21 @@ class _Runner:
                 placed = time.perf_counter()
                 self.times.starved_s += taken - begun
                 self.times.blocked_s += placed - taken
-            try:
-                slot.set_result(self.stage.work(item))
-            except BaseException as error:
-                if hasattr(error, "add_note"):
-                    error.add_note(f"in stage {self.stage.name}")
-                slot.set_exception(error)
+            self._work(item, slot)
             del item, slot  # else an idle thread keeps a whole batch of pixels alive
-            worked_s = time.perf_counter() - placed
-            with self._turn:
-                self.times.busy_s += worked_s
-                self.times.items += 1
+
+    def _work(self, item: Any, slot: Future[Any]) -> None:
+        begun = time.perf_counter()
+        try:
+            result = self.stage.work(item)
+        except BaseException as error:
+            if hasattr(error, "add_note"):
+                error.add_note(f"in stage {self.stage.name}")
+            slot.set_exception(error)
+            return
+        with self._counting:
+            self.times.busy_s += time.perf_counter() - begun
+        slot.set_result(result)
 
     def _put(self, slot: Any) -> None:
         while not self._stop.is_set():

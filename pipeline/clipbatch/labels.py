@@ -13,6 +13,7 @@ A label's prompts are all its phrases in all templates; `encode` averages their 
 from __future__ import annotations
 
 import importlib.util
+import os
 import runpy
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,13 +77,12 @@ def load(settings: LabelSettings) -> LabelSet:
 
 def _file_of(spec: str) -> Path | None:
     """The file that `spec` names, a shipped set's file, or None for a comma-separated list."""
-    path = Path(spec)
-    if path.is_file():
-        return path
-    if path.is_dir():
-        raise InputError(f"--labels {spec} is a folder: give a text or TOML file with the labels")
+    if os.path.isfile(spec):
+        return Path(spec)
     if spec in shipped():
         return next(found for found in SETS.iterdir() if found.stem == spec)
+    if os.path.isdir(spec):
+        raise InputError(f"--labels {spec} is a folder: give a text or TOML file with the labels")
     if "," in spec:
         return None
     raise InputError(

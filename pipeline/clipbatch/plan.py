@@ -12,14 +12,13 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipbatch import __version__, hardware
-from clipbatch.atomic import publish, sync_folder, writing_failed
+from clipbatch.atomic import publish, sync_folder, temp_name, writing_failed
 from clipbatch.config import RUNTIME, SettingError, Settings
 from clipbatch.labels import LabelSet
 from clipbatch.rundir import Plan, RunDir, file_sha256
@@ -116,8 +115,9 @@ def freeze(
     run.make()
     per_file = settings.shard_size * max(1, MANIFEST_ROWS // settings.shard_size)
     row_group = settings.shard_size * max(1, ROW_GROUP_ROWS // settings.shard_size)
-    staged = run.path / f".manifest.{os.getpid()}"
+    staged = temp_name(run.manifest)
     try:
+        shutil.rmtree(staged, ignore_errors=True)  # of a killed planner that had the same pid
         staged.mkdir()
         total, digests = 0, {}
         for number, table in enumerate(_files(rows, per_file)):
@@ -138,7 +138,7 @@ def freeze(
             passed_over=dict(passed_over()),
             versions=versions(),
         )
-        _swap_in(staged, run.manifest)
+        os.rename(staged, run.manifest)
         run.parts.mkdir(exist_ok=True)
         sync_folder(run.path)
     except OSError as error:
@@ -163,13 +163,6 @@ def _files(rows: Iterable[pa.RecordBatch], per_file: int) -> Iterator[pa.Table]:
             count += batch.num_rows
     if waiting:
         yield pa.Table.from_batches(waiting).unify_dictionaries()
-
-
-def _swap_in(staged: Path, manifest: Path) -> None:
-    """Put the new manifest in its place; one without a run.json beside it is left from a killed planner."""
-    if manifest.exists():
-        shutil.rmtree(manifest)
-    os.rename(staged, manifest)
 
 
 def versions() -> dict[str, str]:

@@ -31,9 +31,9 @@ class Read:
     def __call__(self, batch: ItemBatch) -> ReadBatch:
         """Read every item of `batch`; each slot gets its bytes or the reason why there are none."""
         job = _Job(batch.items)
-        while not self._finish(job):
+        while (position := self._finish(job)) is not None:
             self._local.reader = None
-            position, item = job.position, job.items[job.position]
+            item = job.items[position]
             assert item is not None
             slots = [*job.slots]
             slots[position] = Reject(
@@ -42,19 +42,19 @@ class Read:
             job = _Job(batch.items, slots, position + 1)
         return ReadBatch(source=batch, slots=tuple(job.slots))
 
-    def _finish(self, job: _Job) -> bool:
-        """Wait until this thread's reader has done `job`; False when one file has taken too long."""
+    def _finish(self, job: _Job) -> int | None:
+        """Wait until this thread's reader has done `job`; the position of a file that has taken too long, if any."""
         reader = getattr(self._local, "reader", None)
         if reader is None:
             reader = self._local.reader = _Reader(self._settings)
         reader.jobs.put(job)
         while True:
-            begun = job.begun
+            position, begun = job.now
             left_s = begun + self._settings.read_timeout - time.monotonic()
             if job.done.wait(max(left_s, 0.001)):
-                return True
-            if job.begun == begun and time.monotonic() - begun >= self._settings.read_timeout:
-                return False
+                return None
+            if job.now == (position, begun) and time.monotonic() - begun >= self._settings.read_timeout:
+                return position
 
 
 class _Job:
@@ -65,8 +65,9 @@ class _Job:
     ) -> None:
         self.items = items
         self.slots: list[Encoded | Reject | None] = slots or [None] * len(items)
-        self.position = first
-        self.begun = time.monotonic()
+        self.first = first
+        self.now = (first, time.monotonic())
+        """The file in hand and since when; one tuple, so that both are read at once."""
         self.done = threading.Event()
 
 
@@ -81,10 +82,10 @@ class _Reader:
     def _loop(self) -> None:
         while True:
             job = self.jobs.get()
-            for position in range(job.position, len(job.items)):
+            for position in range(job.first, len(job.items)):
                 item = job.items[position]
                 if item is not None:
-                    job.position, job.begun = position, time.monotonic()
+                    job.now = (position, time.monotonic())
                     job.slots[position] = item.reject or read_file(item.path, self._settings)
             job.done.set()
 

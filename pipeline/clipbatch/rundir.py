@@ -15,6 +15,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,9 @@ from clipbatch.atomic import publish, sync_folder, write_json, writing_failed
 from clipbatch.config import Settings, from_flat
 from clipbatch.errors import InputError, OtherRunError
 from clipbatch.labels import LabelSet
+
+_FILES = ("report.json", "report.html", "text.npy", "model.json", "run.json")
+_OURS = re.compile(r"part-\d+\.parquet|\..+\.tmp")
 
 FORMAT = 1
 """Version of the run directory's layout and output schema; part of every fingerprint."""
@@ -169,30 +173,51 @@ class RunDir:
         )
 
     def make(self) -> None:
-        """Make the directory. Raises: InputError where it cannot be made or holds other things."""
+        """Make the directory, without what a killed planner left in it.
+
+        Raises: InputError where it cannot be made, or holds other things.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            strangers = [name for name in os.listdir(self.path) if not name.startswith(".")]
+            if not self.exists():
+                stranger = self._stranger()
+                if stranger:
+                    raise InputError(
+                        f"the output folder {self.path} holds other files ({stranger} ...): "
+                        "choose a new or empty folder"
+                    )
+                self.clear()
         except OSError as error:
             raise writing_failed(self.path, error) from error
-        if strangers and not self.exists() and "manifest" not in strangers:
-            raise InputError(
-                f"the output folder {self.path} holds other files ({strangers[0]} ...): choose a new or empty folder"
-            )
         with publish(self.path / ".writable"):
             pass
         (self.path / ".writable").unlink()
 
-    def clear(self) -> None:
-        """Remove what a run wrote here, the plan first, and nothing else."""
-        import shutil
+    def _stranger(self) -> str | None:
+        """The name of something in the directory that no run wrote."""
+        for name in sorted(os.listdir(self.path)):
+            if name in (self.manifest.name, self.parts.name):
+                inside = [entry for entry in os.listdir(self.path / name) if not _OURS.fullmatch(entry)]
+                if inside:
+                    return f"{name}/{inside[0]}"
+            elif name not in _FILES and not name.startswith("."):
+                return name
+        return None
 
-        with contextlib.suppress(FileNotFoundError):
-            self.plan_file.unlink()
-        for name in ("model.json", "text.npy", "report.json", "report.html"):
+    def clear(self) -> None:
+        """Remove what a run wrote here and nothing else; parts first, so that none outlives its plan."""
+        self._empty(self.parts)
+        for name in _FILES:
             (self.path / name).unlink(missing_ok=True)
-        for folder in (self.parts, self.manifest):
-            shutil.rmtree(folder, ignore_errors=True)
+        self._empty(self.manifest)
+
+    def _empty(self, folder: Path) -> None:
+        if folder.is_dir():
+            for name in os.listdir(folder):
+                if _OURS.fullmatch(name):
+                    (folder / name).unlink()
+            with contextlib.suppress(OSError):  # not empty: others put something there
+                folder.rmdir()
 
     def _read_json(self, path: Path) -> dict[str, Any] | None:
         try:

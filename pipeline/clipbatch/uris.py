@@ -7,12 +7,20 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 
 def uri_of(name: str, root: str) -> str:
-    """`name` itself where it is valid text, else the file:// uri of its bytes (RFC 8089), since Parquet holds UTF-8."""
+    """`name` itself where it and `root` are valid text, else the file:// uri of its bytes (RFC 8089), since Parquet
+    holds UTF-8."""
+    if is_text(name) and is_text(root):
+        return name
+    return "file://" + quote_from_bytes(os.fsencode(os.path.join(root, name)))
+
+
+def is_text(name: str) -> bool:
+    """Whether `name` holds no surrogates, which stand for bytes that are not UTF-8."""
     try:
         name.encode()
     except UnicodeEncodeError:
-        return "file://" + quote_from_bytes(os.fsencode(os.path.join(root, name)))
-    return name
+        return False
+    return True
 
 
 def path_of(uri: str, root: str) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import os
 import sys
 import tempfile
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -28,6 +30,7 @@ class TextManifest:
         self._root = os.path.abspath(settings.root or beside)
         self.passed_over: Counter[str] = Counter()
         self._file = self._open()
+        weakref.finalize(self, self._file.close)
 
     @staticmethod
     def accepts(text: str, settings: SourceSettings) -> bool:
@@ -64,6 +67,8 @@ class TextManifest:
     def _line_groups(self) -> Iterator[list[str]]:
         self._file.seek(0)
         rest = b""
+        if self._file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
+            self._file.seek(0)
         while chunk := self._file.read(_CHUNK_BYTES):
             if b"\0" in chunk:
                 raise InputError(f"the manifest {self._text} is not a text file: write one path a line")
