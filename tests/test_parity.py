@@ -95,7 +95,7 @@ def test_embeddings_and_labels_are_open_clips(
     weights = catalog.weights_file("embedded")
     model, _, transform = open_clip.create_model_and_transforms(catalog.DEMO, pretrained=weights)
     images = [rgb(data) for data in files.values()]
-    labels = (catalog.config_file(catalog.DEMO).parents[1] / "label_sets/cifar10.txt").read_text().split()
+    labels = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
     with torch.no_grad():
         theirs_BD = model.eval().encode_image(torch.stack([transform(image) for image in images]), normalize=True)
         text_DL = open_clip.build_zero_shot_classifier(

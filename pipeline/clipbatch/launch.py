@@ -28,6 +28,7 @@ MOST_DEATHS = 10
 """Ends of workers in a row, with no part finished in between, after which the run gives up."""
 DEATHS_OF_A_BATCH = 3
 """Ends of workers over one shard after which the batches in flight are given up, if no row kills alone."""
+EXPLAIN_AFTER_S = 15.0
 _POLL_S = 1.0
 
 
@@ -79,6 +80,7 @@ class Supervisor:
             for device in self._devices[: len(assignments)]:
                 self._start(device)
             while self._processes:
+                self._explain_the_wait()
                 self._end_the_silent()
                 try:
                     process, message = self._events.get(timeout=_POLL_S)
@@ -107,6 +109,12 @@ class Supervisor:
         if not self._open and not process.finished:
             process.finished = True
             process.send({"finish": True})
+
+    def _explain_the_wait(self) -> None:
+        for process in self._processes:
+            if not process.loaded and not process.explained and time.monotonic() - process.begun > EXPLAIN_AFTER_S:
+                process.explained = True
+                self._progress.say(f"still loading the model on {process.device}; weights are fetched on first use")
 
     def _end_the_silent(self) -> None:
         limit_s = self._runtime["worker_timeout"]

@@ -30,7 +30,7 @@ class WorkerProcess:
         self.begun = self.heard = time.monotonic()
         self.given: dict[int, Any] = {}
         """What it has been assigned and has not finished, by shard."""
-        self.loaded = self.finished = self.hung = False
+        self.loaded = self.finished = self.hung = self.explained = False
         self.log: collections.deque[str] = collections.deque(maxlen=_LOG_LINES)
         self.journal = Journal()
         self._events = events

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import os
+import socket
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import open_clip
 import torch
+from huggingface_hub import constants
 from open_clip.pretrained import download_pretrained, download_pretrained_from_hf
 
 from clipbatch import catalog
@@ -18,6 +21,8 @@ from clipbatch.config import ModelSettings
 from clipbatch.errors import InputError, nearest
 from clipbatch.rundir import file_sha256
 
+_REACH_S = 10.0
+T = TypeVar("T")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -66,8 +71,8 @@ def load(settings: ModelSettings) -> Model:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # open_clip's advice on QuickGELU tags is answered by `_weights`
-            module = open_clip.create_model(name, pretrained=pretrained, precision="fp32", device="cpu")
-        tokenizer = open_clip.get_tokenizer(name)
+            module = _locally_first(lambda: open_clip.create_model(name, pretrained=pretrained, precision="fp32"))
+        tokenizer = _locally_first(lambda: open_clip.get_tokenizer(name))
     except (RuntimeError, OSError, ValueError, KeyError) as error:
         raise InputError(
             f"the weights {weights} do not fit the model {name}, or its tokenizer is out of reach: "
@@ -96,34 +101,66 @@ def load(settings: ModelSettings) -> Model:
 
 
 def _weights(name: str, pretrained: str | None) -> Path:
-    """The weights' file, fetched where it is neither a file nor cached."""
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    """The weights' file, fetched where it is neither a file nor cached. Asks nobody on the network for what is here."""
     if pretrained and os.path.isfile(pretrained):
         return Path(pretrained)
+    if name.startswith("local-dir:"):
+        return _only_weights_in(Path(name.removeprefix("local-dir:")))
+    if not name.startswith("hf-hub:"):
+        _check_tag(name, pretrained)
     try:
-        if name.startswith("local-dir:"):
-            return _only_weights_in(Path(name.removeprefix("local-dir:")))
-        if name.startswith("hf-hub:"):
-            return Path(download_pretrained_from_hf(name.removeprefix("hf-hub:")))
-        tags = open_clip.list_pretrained_tags_by_model(name)
-        if not pretrained:
-            raise InputError(f"{name} has several sets of weights: choose with --pretrained {' | '.join(tags)}")
-        if pretrained not in tags:
-            raise InputError(
-                f"--pretrained {pretrained!r} is neither a file nor one of {name}'s weights "
-                f"({', '.join(tags) or 'it has none'}).{nearest(pretrained, tags)}"
-            )
-        return Path(download_pretrained(open_clip.get_pretrained_cfg(name, pretrained)))
-    except InputError:
-        raise
-    except Exception as error:  # whatever the hub's client makes of a missing network
+        return _locally_first(lambda: _download(name, pretrained))
+    except Exception as error:  # whatever the hub's client makes of it
         tag = f" --pretrained {pretrained}" if pretrained else ""
         raise InputError(
             f"the weights {pretrained or ''} of {name} are neither cached here nor reachable "
-            f"({type(error).__name__}): run once with a network (clipbatch run ... --model {name}{tag}), copy "
-            "~/.cache/huggingface from a machine that has them, or give --pretrained FILE; "
-            f"--model {catalog.DEMO} needs no download"
+            f"({constants.ENDPOINT}: {type(error).__name__}): run once with a network (clipbatch run ... "
+            f"--model {name}{tag}), copy {constants.HF_HUB_CACHE} from a machine that has them, or give "
+            f"--pretrained FILE; --model {catalog.DEMO} needs no download"
         ) from error
+
+
+def _locally_first(action: Callable[[], T]) -> T:
+    """Do `action` with what is cached; where that does not do, with the network, if there is one."""
+    constants.HF_HUB_OFFLINE = True
+    try:
+        return action()
+    except Exception:
+        if not _reachable():
+            raise
+        constants.HF_HUB_OFFLINE = False
+        return action()
+
+
+def _check_tag(name: str, pretrained: str | None) -> None:
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if not pretrained:
+        raise InputError(f"{name} has several sets of weights: choose with --pretrained {' | '.join(tags)}")
+    if pretrained not in tags:
+        raise InputError(
+            f"--pretrained {pretrained!r} is neither a file nor one of {name}'s weights "
+            f"({', '.join(tags) or 'it has none'}).{nearest(pretrained, tags)}"
+        )
+
+
+def _download(name: str, pretrained: str | None) -> Path:
+    if name.startswith("hf-hub:"):
+        return Path(download_pretrained_from_hf(name.removeprefix("hf-hub:")))
+    return Path(download_pretrained(open_clip.get_pretrained_cfg(name, pretrained)))
+
+
+def _reachable() -> bool:
+    """Whether the hub's host answers at all; its client tries for most of a minute where it does not."""
+    if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
+        return False
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True
+    url = urlsplit(constants.ENDPOINT)
+    try:
+        with socket.create_connection((url.hostname or "", url.port or 443), timeout=_REACH_S):
+            return True
+    except OSError:
+        return False
 
 
 def _only_weights_in(folder: Path) -> Path:
