@@ -73,6 +73,7 @@ def test_pixels_are_open_clips(files: dict[str, bytes], decoder: str, size: int)
 @pytest.mark.parametrize("mode", ["squash", "longest"])
 @pytest.mark.parametrize("decoder", ["torchvision", "dali", "pil"])
 def test_the_models_resize_mode_is_followed(files: dict[str, bytes], decoder: str, mode: str) -> None:
+    files = {name: data for name, data in files.items() if name != "png-1x400"}  # open_clip refuses it in `longest`
     pixels, _ = decoded(files, decoder, 96, mode)
     off = [
         np.abs(ours.astype(int) - reference(data, 96, mode)).mean()
