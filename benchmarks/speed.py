@@ -45,12 +45,13 @@ import timing
 from clipbatch import api, catalog, hardware
 from clipbatch.config import from_flat
 from clipbatch.encode.model import DTYPES
-from clipbatch.flow import Flow
+from clipbatch.flow import Flow, Stage
 from clipbatch.journal import Journal
 from clipbatch.manifest import Manifest
 from clipbatch.plan import minute_of_work
 from clipbatch.run import Task, Worker, item_batches
 from clipbatch.rundir import Plan, RunDir
+from clipbatch.types import PixelBatch
 
 BATCH = 32
 DEMO_IMAGES = Path(clipbatch.__file__).parent / "demo" / "images"
@@ -95,18 +96,28 @@ class Ours:
         own = {"inputs": [str(listing)], "labels": "cifar10", "batch_size": BATCH, "device": "cpu"}
         self.plan: Plan = api.plan(from_flat({**own, **given}), folder / "run")
         run = RunDir(folder / "run")
-        self._worker = Worker(run, "cpu", {}, Journal())
+        self._journal = Journal()
+        self._worker = Worker(run, "cpu", {}, self._journal)
         self._tasks = [Task(shard=shard) for shard in range(self.plan.shards)]
         self._read, self._decode, self._encode, *_ = stages = self._worker.stages  # the very ones of a run
         self.threads = ", ".join(f"{stage.name} {stage.threads}" for stage in stages)
         manifest = Manifest(run, self.plan)
         self._items = [batch for task in self._tasks for batch in item_batches(self.plan, manifest, task)]
-        self._pixels = list(Flow(self._items[:8], [self._read, self._decode]))
+        self._pixels = list(Flow(self._items[:8], self._to_pixels))
+
+    @property
+    def _to_pixels(self) -> list[Stage]:
+        """Reading and decoding, and what writing does at the end of a run: leave the journal."""
+        return [self._read, self._decode, Stage(name="leave", work=self._leave)]
+
+    def _leave(self, batch: PixelBatch) -> PixelBatch:
+        self._journal.leave(batch.source.start)
+        return batch
 
     def decode(self) -> float:
         """Images/s from file names to pixels."""
         batches = islice(cycle(self._items), self._images["decode"] // BATCH)
-        return _rate(lambda: sum(len(done.outcomes) for done in Flow(batches, [self._read, self._decode])))
+        return _rate(lambda: sum(len(done.outcomes) for done in Flow(batches, self._to_pixels)))
 
     def encode(self) -> float:
         """Images/s from pixels to embeddings."""
@@ -145,7 +156,7 @@ class Peer:
 
     def __init__(self, plan: Plan, photos: list[Path], images: dict[str, int], threads: int) -> None:
         """images: in a round, by contestant. threads: torch's own number of them."""
-        name, weights = catalog.register(plan.settings["model"]), catalog.weights_file(plan.settings["pretrained"])
+        name, weights = catalog.openclip_name(plan.settings["model"]), catalog.weights_file(plan.settings["pretrained"])
         precision = plan.settings["precision"]
         made = open_clip.create_model_and_transforms(name, pretrained=weights, precision=precision)
         self._model, transform = made[0].eval(), made[2]
@@ -157,6 +168,15 @@ class Peer:
         self._loaders = {
             name: DataLoader(Photos(photos, transform, count + cores * BATCH), **how) for name, count in images.items()
         }
+
+    @property
+    def _to_pixels(self) -> list[Stage]:
+        """Reading and decoding, and what writing does at the end of a run: leave the journal."""
+        return [self._read, self._decode, Stage(name="leave", work=self._leave)]
+
+    def _leave(self, batch: PixelBatch) -> PixelBatch:
+        self._journal.leave(batch.source.start)
+        return batch
 
     def decode(self) -> float:
         """Images/s from file names to normalised pixels in this process."""

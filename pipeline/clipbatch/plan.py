@@ -64,13 +64,13 @@ def resolve(settings: Settings, gflop: float, frozen: Mapping[str, Any] | None =
 def minute_of_work(gpu: bool, gflop: float, precision: str, batch_size: int) -> int:
     """Rows in a shard that takes about a minute, a power of two times `batch_size`.
 
-    CPU: a core decodes about 500 photographs a second and multiplies at 40 (fp32) or 160 (bf16) GFLOP/s, measured on
-    an EPYC core of 2025. GPU: a guess from data sheets, 5,000 images/s or 200 TFLOP/s, whichever is the slower.
+    CPU: a core decodes about 400 photographs a second and multiplies at 80 (fp32) or 290 (bf16) GFLOP/s, measured on
+    ViT-B-32 on a core of an EPYC of 2025. GPU: a guess from data sheets, 5,000 images/s or 200 TFLOP/s, whichever is the slower.
     """
     if gpu:
         rate = 1 / max(1 / 5_000, gflop / 200_000)
     else:
-        rate = hardware.cores() / (1 / 500 + gflop / (160 if precision == "bf16" else 40))
+        rate = hardware.cores() / (1 / 400 + gflop / (290 if precision == "bf16" else 80))
     batches = max(1.0, 60 * rate / batch_size)
     return int(batch_size * 2 ** int(batches).bit_length() // 2)
 

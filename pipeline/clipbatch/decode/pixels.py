@@ -46,5 +46,7 @@ def place(pixels_BCHW: Tensor, slot: int, stored_CHW: Tensor, geometry: Geometry
 
 
 def blank(batch_size: int, height: int, width: int, fill: int, device: str) -> Tensor:
-    """A batch of `fill`-coloured images, uint8."""
-    return torch.full((batch_size, 3, height, width), fill, dtype=torch.uint8, device=device)
+    """A batch of `fill`-coloured images, uint8, in memory as BHWC: what decoders make and the encoder takes."""
+    shape = (batch_size, 3, height, width)
+    empty = torch.empty(shape, dtype=torch.uint8, device=device, memory_format=torch.channels_last)
+    return empty.fill_(fill)
