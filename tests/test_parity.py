@@ -17,7 +17,7 @@ from clipbatch.decode import Decode
 from clipbatch.decode.geometry import Target
 from clipbatch.types import Decoded, Encoded, ItemBatch, ReadBatch
 from conftest import DEMO, Cli, rows
-from corpus import GOOD
+from corpus import GOOD, photo
 
 Pixels = NDArray[np.uint8]
 
@@ -80,6 +80,14 @@ def test_the_models_resize_mode_is_followed(files: dict[str, bytes], decoder: st
         for data, ours in zip(files.values(), pixels, strict=True)
     ]
     assert np.mean(off) <= 0.2
+
+
+def test_heic_is_decoded_where_pillow_heif_is_installed() -> None:
+    picture, file = photo(np.random.default_rng(0), 300, 200), io.BytesIO()
+    picture.save(file, "HEIF", quality=-1)  # lossless
+    (pixels,), decoders = decoded({"heic": file.getvalue()}, "torchvision", 64)
+    assert decoders == ["pil"]
+    assert np.abs(pixels.astype(int) - reference(file.getvalue(), 64)).mean() <= 0.2
 
 
 @pytest.mark.parametrize(("precision", "least_cosine"), [("fp32", 0.999), ("bf16", 0.998)])

@@ -65,7 +65,8 @@ def minute_of_work(gpu: bool, gflop: float, precision: str, batch_size: int) -> 
     """Rows in a shard that takes about a minute, a power of two times `batch_size`.
 
     CPU: a core decodes about 400 photographs a second and multiplies at 80 (fp32) or 290 (bf16) GFLOP/s, measured on
-    ViT-B-32 on a core of an EPYC of 2025. GPU: a guess from data sheets, 5,000 images/s or 200 TFLOP/s, whichever is the slower.
+    ViT-B-32 on a core of an EPYC of 2025. GPU: a guess from data sheets, 5,000 images/s or 200 TFLOP/s, whichever is
+    the slower.
     """
     if gpu:
         rate = 1 / max(1 / 5_000, gflop / 200_000)

@@ -65,6 +65,8 @@ def load(settings: ModelSettings) -> Model:
     Raises: InputError where the model or its weights are not known, not cached and not reachable, or do not fit.
     """
     name, pretrained = catalog.openclip_name(settings.model), catalog.weights_file(settings.pretrained)
+    if pretrained and pretrained.startswith("hf-hub:"):  # where open_clip keeps the model's configuration too
+        name, pretrained = pretrained, None
     if settings.model.endswith(".json") or settings.model == catalog.DEMO:
         open_clip.add_model_config(catalog.config_file(settings.model))
     weights = _weights(name, pretrained)
