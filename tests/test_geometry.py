@@ -11,7 +11,7 @@ from open_clip.transform import ResizeKeepRatio, center_crop_or_pad
 from PIL import Image, ImageOps
 from torchvision.transforms.functional import _compute_resized_output_size, center_crop
 
-from clipbatch.decode.geometry import Axis, Geometry, ResizeMode, Target, plan
+from clipbatch.decode.geometry import Axis, Geometry, ResizeMode, Target, geometry_of
 from clipbatch.decode.pixels import blank, place
 
 ORIENTATION = 0x0112
@@ -44,7 +44,7 @@ def _crop(length: int, target: int) -> int:
 @pytest.mark.parametrize("size", [64, 224, 225, 336])
 def test_shortest_has_the_sizes_of_torchvisions_resize_and_center_crop(size: int) -> None:
     for height, width in [*_sizes(800, 20_000, size), (size, size), (size, 7 * size), (size - 1, size + 1), (1, 1)]:
-        made = plan(height, width, 1, _target(size))
+        made = geometry_of(height, width, 1, _target(size))
         resized = _compute_resized_output_size((height, width), [size])
         assert _numbers(made.y) == (resized[0], _crop(resized[0], size), size), (height, width)
         assert _numbers(made.x) == (resized[1], _crop(resized[1], size), size), (height, width)
@@ -56,7 +56,7 @@ def test_longest_has_the_sizes_of_open_clips_resize_keep_ratio(target: tuple[int
     for height, width in _sizes(1000, 3000, 1):
         if max(height / width, width / height) > 100:
             continue  # open_clip would resize to nothing, and fail
-        made = plan(height, width, 1, _target(*target, mode="longest"))
+        made = geometry_of(height, width, 1, _target(*target, mode="longest"))
         # a size is all that open_clip asks an image for here; this one has no pixels
         resized = ResizeKeepRatio.get_params(Image.new("1", (width, height)), target, 1.0)
         assert [made.y.resized, made.x.resized] == [max(1, n) for n in resized], (height, width)
@@ -64,7 +64,7 @@ def test_longest_has_the_sizes_of_open_clips_resize_keep_ratio(target: tuple[int
 
 def test_squash_takes_everything_to_the_target() -> None:
     for height, width in _sizes(200, 5000, 2):
-        made = plan(height, width, 1, _target(224, 160, "squash"))
+        made = geometry_of(height, width, 1, _target(224, 160, "squash"))
         assert (_numbers(made.y), _numbers(made.x)) == ((224, 0, 224), (160, 0, 160))
         assert (*made.y.region, *made.x.region) == pytest.approx((0, height, 0, width), rel=1e-12)
 
@@ -99,7 +99,7 @@ def _placed(stored: NDArray[np.uint8], made: Geometry, target: Target) -> NDArra
 def test_the_crop_of_a_turned_image_is_the_crop_of_pillows_upright_one(size: tuple[int, int], orientation: int) -> None:
     stored, target = _coded(*size), _target(min(size))  # the short side has its size already: nothing is resized
     expected = center_crop(_upright(stored, orientation), [min(size)])
-    made = plan(*size, orientation, target)
+    made = geometry_of(*size, orientation, target)
     assert np.array_equal(_placed(stored, made, target), np.asarray(expected))
 
 
@@ -110,14 +110,14 @@ def test_the_padding_of_a_turned_image_is_open_clips_of_the_upright_one(
 ) -> None:
     stored, target = _coded(*size), _target(9, mode="longest", fill=77)
     expected = center_crop_or_pad(_upright(stored, orientation), [9, 9], fill=(77, 77, 77))
-    made = plan(*size, orientation, target)
+    made = geometry_of(*size, orientation, target)
     assert np.array_equal(_placed(stored, made, target), np.asarray(expected))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_turning_changes_neither_what_is_kept_nor_how_much(orientation: int) -> None:
     for height, width in _sizes(200, 5000, orientation):
-        made, plain = plan(height, width, orientation, _target(224)), plan(height, width, 1, _target(224))
+        made, plain = geometry_of(height, width, orientation, _target(224)), geometry_of(height, width, 1, _target(224))
         assert (made.y.source, made.x.source) == (height, width)
         assert (made.y.resized, made.x.resized) == (plain.y.resized, plain.x.resized)
         for axis in (made.y, made.x):
@@ -136,7 +136,7 @@ def test_a_smooth_image_comes_out_as_from_open_clips_transform(
     transform = open_clip.image_transform(target, is_train=False, resize_mode=mode, fill_color=9)
     transform.transforms = transform.transforms[:-2]  # without ToTensor and Normalize
     theirs = np.asarray(transform(Image.fromarray(ramp))).astype(int)
-    made = plan(*size, 1, _target(*target, mode=mode, fill=9))
+    made = geometry_of(*size, 1, _target(*target, mode=mode, fill=9))
     (top, bottom), (left, right) = made.y.region, made.x.region
     kept = Image.fromarray(ramp).resize(
         (made.x.kept, made.y.kept), Image.Resampling.BICUBIC, (left, top, right, bottom)

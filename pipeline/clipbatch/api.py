@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.resources
 import os
 import time
@@ -15,40 +16,41 @@ from clipbatch import plan as planner
 from clipbatch import verify as verifier
 from clipbatch.atomic import remove_leftovers
 from clipbatch.config import Settings, from_flat
-from clipbatch.errors import InputError
+from clipbatch.errors import ClipbatchError, InputError, TooManyBadError
 from clipbatch.labels import LabelSet
 from clipbatch.progress import Progress
 from clipbatch.rundir import Plan, RunDir
 
 
-def plan(settings: Settings | None, out: str | os.PathLike[str], *, overwrite: bool = False) -> Plan:
+def plan(settings: Settings, out: str | os.PathLike[str], *, overwrite: bool = False) -> Plan:
     """Freeze the input of `settings` into the run directory `out`, or find that it is there already.
 
-    settings: None to take up the run in `out` as it is.
+    Settings without inputs take up the run in `out` as it is.
     Raises: InputError where something is refused; OtherRunError where `out` belongs to a run with other settings.
     """
     run_dir = RunDir(out)
-    if settings is None:
+    if not settings.source.inputs:
+        if overwrite:
+            raise InputError("--overwrite begins a run anew, so it needs an INPUT")
         return run_dir.plan()
     names = label_files.load(settings.labels)
     settings = settings.replace(model=catalog.canonical(settings.model.model))
     catalog.check_weights(settings.model.pretrained)
     inputs = source.listers(settings.source)
     identities = [lister.identity() for lister in inputs]
-    if overwrite and run_dir.exists():
-        run_dir.clear()
-    if run_dir.exists():
+    if run_dir.exists() and not overwrite:
         frozen = run_dir.plan()
-        resolved = _resolve(settings, frozen.identity)
         if run_dir.model_facts() is not None or run_dir.done(frozen):
-            run_dir.check_same(frozen, planner.identity(resolved, names, identities))
+            run_dir.check_same(frozen, planner.identity(_resolve(settings, frozen.identity), names, identities))
             return frozen
-        run_dir.clear()  # no worker has ever loaded a model here, so nothing is lost by planning again
+        # else no worker has ever loaded a model here, so nothing is lost by planning again
     return _freeze(run_dir, _resolve(settings, {}), names, identities, inputs)
 
 
 def _resolve(settings: Settings, frozen: Mapping[str, Any]) -> Settings:
     weights = settings.model.pretrained or catalog.default_weights(settings.model.model)
+    if weights and os.path.isfile(weights):
+        weights = os.path.abspath(weights)
     return planner.resolve(settings.replace(pretrained=weights), catalog.gflop(settings.model.model), frozen)
 
 
@@ -66,7 +68,7 @@ def _freeze(
 
 
 def run(
-    settings: Settings | None,
+    settings: Settings,
     out: str | os.PathLike[str],
     *,
     retry_bad: bool = False,
@@ -76,17 +78,17 @@ def run(
 ) -> dict[str, Any]:
     """Label the images of `settings` into the run directory `out`, doing only what is not done yet.
 
-    settings: None to go on with the run in `out` as it is. retry_bad: also the rows without scores of finished parts.
-    repair: first verify all parts, and do damaged ones again. Returns the report, as in `report.json`.
+    settings: without inputs, to go on with the run in `out` as it is. retry_bad: also the rows without scores of
+    finished parts. repair: first verify all parts, and do damaged ones again. Returns the report, as in `report.json`.
     Raises: InputError, TooManyBadError, InterruptedRunError; whatever happens, no part is ever half-written.
     """
     begun = time.perf_counter()
     frozen = plan(settings, out, overwrite=overwrite)
-    run_dir, now = RunDir(out), settings or frozen.run_settings()
+    run_dir = RunDir(out)
     remove_leftovers(run_dir.path)
     remove_leftovers(run_dir.parts)
     if repair:
-        for shard, _ in verifier.problems(run_dir, frozen):
+        for shard, _ in verify(out)[1]:
             run_dir.part(shard, frozen.shards).unlink(missing_ok=True)
     finished = run_dir.done(frozen)
     assignments = [launch.Assignment(shard=shard) for shard in range(frozen.shards) if shard not in finished]
@@ -95,16 +97,23 @@ def run(
     again = sum(len(a.rows) for a in assignments if a.rows is not None)
     open_rows = sum(len(frozen.shard_rows(a.shard)) for a in assignments if a.rows is None)
     progress = Progress(total=frozen.rows, done=frozen.rows - open_rows - again, quiet=quiet)
-    if now.max_bad is not None:
+    if settings.max_bad is not None:
         counts = [report.part_counts(run_dir, frozen, shard) for shard in finished]
         progress.bad = sum(sum(c.values()) - c.get("ok", 0) for c in counts) - again
-    device = now.model.device if now.model.device != "auto" else frozen.settings["device"]
-    supervisor = launch.Supervisor(run_dir, frozen, now, [device], progress)
+    supervisor = launch.Supervisor(run_dir, frozen, settings, [planner.device_of(settings)], progress)
     try:
-        done = supervisor.work(assignments)
+        supervisor.work(assignments)
+    except ClipbatchError:
+        with contextlib.suppress(ClipbatchError):  # the reason why the run ended is what counts
+            report.write(run_dir, frozen, supervisor.done, time.perf_counter() - begun)
+        raise
     finally:
         progress.close()
-    return report.write(run_dir, frozen, done, time.perf_counter() - begun)
+    made = report.write(run_dir, frozen, supervisor.done, time.perf_counter() - begun)
+    bad, allowed = made["rows_done"] - made["status"].get("ok", 0), settings.bad_allowed(frozen.rows)
+    if allowed is not None and bad > allowed:
+        raise TooManyBadError(launch.too_many_bad(bad, allowed, run_dir))
+    return made
 
 
 def _bad_rows(run_dir: RunDir, frozen: Plan, finished: set[int]) -> list[launch.Assignment]:
@@ -143,6 +152,8 @@ def verify(out: str | os.PathLike[str]) -> tuple[Plan, list[tuple[int, str]]]:
     """The plan of the run in `out`, and each shard that is missing or damaged with what is wrong with it."""
     run_dir = RunDir(out)
     frozen = run_dir.plan()
+    if run_dir.done(frozen) and run_dir.model_facts() is None:
+        raise InputError(f"{run_dir.model_file} is gone, without which no part can be checked: restore it")
     return frozen, list(verifier.problems(run_dir, frozen))
 
 

@@ -71,7 +71,9 @@ def canonical(model: str) -> str:
         if not os.path.isfile(model):
             raise InputError(f"--model {model}: there is no such model config file")
         return os.path.abspath(model)
-    if model.startswith(("hf-hub:", "local-dir:")):
+    if model.startswith("local-dir:"):
+        return "local-dir:" + os.path.abspath(model.removeprefix("local-dir:"))
+    if model.startswith("hf-hub:"):
         return model
     known = names()
     if model.replace("/", "-") not in known:

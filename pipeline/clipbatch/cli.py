@@ -38,7 +38,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on 
 @app.command("run", rich_help_panel="Label images")
 @takes_settings
 def run_command(
-    settings: Settings | None,
+    settings: Settings,
     *,
     out: Out,
     retry_bad: Annotated[bool, typer.Option("--retry-bad", help="Try the bad images of finished parts again.")] = False,
@@ -65,7 +65,7 @@ def run_command(
 @app.command("plan", rich_help_panel="Label images")
 @takes_settings
 def plan_command(
-    settings: Settings | None,
+    settings: Settings,
     *,
     out: Out,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Throw away the run in --out and begin anew.")] = False,
@@ -160,9 +160,9 @@ def models_command(
         rows = [{name: getattr(entry, name) for name in entry.__slots__} for entry in found]
         print(json.dumps(rows, indent=2))
         return
-    print(f"{'model':40} {'input':>6} {'Mparam':>8} {'GFLOP an image':>15}")
+    print(f"{'model':40} {'input':>6} {'image Mparam':>13} {'GFLOP an image':>15}")
     for entry in found:
-        print(f"{entry.name:40} {entry.image_size:>6} {entry.image_mparams:>8.3g} {entry.image_gflop:>15.3g}")
+        print(f"{entry.name:40} {entry.image_size:>6} {entry.image_mparams:>13.3g} {entry.image_gflop:>15.3g}")
 
 
 @app.command("demo", rich_help_panel="Label images")
@@ -210,7 +210,8 @@ def _interrupted(signum: int, _frame: object) -> NoReturn:
 def main() -> None:
     """Run the command line; end the process with the exit code of what happened."""
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(signum, _interrupted)
+        if signal.getsignal(signum) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(signum, _interrupted)
     try:
         app()
     except ClipbatchError as error:

@@ -1,8 +1,7 @@
 """All settings of a run: frozen dataclasses, one a stage, checked when they are made.
 
 Field names are the command line's flags and the keys of a `--config` file (dashes or underscores); no name occurs
-twice. Knows nothing of files other than the TOML file that it reads. Every refusal is a ValueError of the kind
-`InputError` that names the value and the remedy.
+twice. Every refusal is a ValueError of the kind `InputError` that names the value and the remedy.
 """
 
 from __future__ import annotations
@@ -33,6 +32,10 @@ Score = Literal["auto", "softmax", "sigmoid", "cosine"]
 
 RUNTIME = ("read_threads", "read_timeout", "read_retries", "decode_timeout", "worker_timeout")
 """Settings that each invocation may set anew and hands to its workers."""
+
+
+_MOST = 2**53
+"""The largest number that any setting takes; what Parquet, JSON and floats all hold."""
 
 
 class SettingError(InputError, ValueError):
@@ -124,7 +127,7 @@ class DecodeSettings(_Checked):
     orientation: Orientation = "upright"
     """upright follows the camera's EXIF orientation; stored ignores it, as open_clip does."""
     max_pixels: int = 178_956_970
-    """Larger images get status too_large; the default is where Pillow suspects a decompression bomb."""
+    """Larger images get status too_large; the default is where Pillow refuses a decompression bomb."""
 
     decode_timeout: float = 60.0
     """Seconds that a suspect image, tried alone after a worker has ended, may take before it gets status timeout."""
@@ -266,8 +269,8 @@ def _fields(value: Any) -> dict[str, Any]:
 
 
 def _at_least(name: str, value: float | None, least: float) -> None:
-    if value is not None and not least <= value < math.inf:
-        raise SettingError(f"{name} {value} is out of range: use {least} or more")
+    if value is not None and not least <= value <= _MOST:
+        raise SettingError(f"{name} {value} is out of range: use {least} or more, and {_MOST} at most")
 
 
 def _check_type(name: str, value: Any, hint: Any) -> None:

@@ -12,19 +12,20 @@ import struct
 import threading
 
 _ENTRY = struct.Struct("<qq")
-_ENTRIES = mmap.PAGESIZE // _ENTRY.size
-"""Batches that can be noted at a time; the flow holds fewer than 40."""
+_BYTES = 64 * 2**10
+_ENTRIES = _BYTES // _ENTRY.size
+"""Batches that can be noted at a time; the flow holds about two a core, and a dozen."""
 
 
 class Journal:
-    """A table of (first row, rows) in one page of shared memory; rows 0: an unused entry."""
+    """A table of (first row, rows) in shared memory; rows 0: an unused entry."""
 
     def __init__(self, fd: int | None = None) -> None:
         """fd: of the supervisor's journal; None to make one."""
         self.fd = os.memfd_create("clipbatch-journal") if fd is None else fd
         if fd is None:
-            os.ftruncate(self.fd, mmap.PAGESIZE)
-        self._memory = mmap.mmap(self.fd, mmap.PAGESIZE)
+            os.ftruncate(self.fd, _BYTES)
+        self._memory = mmap.mmap(self.fd, _BYTES)
         self._lock = threading.Lock()
         self._entries: dict[int, int] = {}
         self._free = list(range(_ENTRIES))

@@ -69,6 +69,9 @@ def load(settings: LabelSettings) -> LabelSet:
         phrases, templates = _read_toml(path)
     else:
         phrases, templates = _read_text(path), None
+    for name in phrases:
+        if any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise InputError(f"label {name!r} is not valid text: write labels in UTF-8")
     if len(phrases) < 2:
         raise InputError(f"{spec} has {len(phrases)} label(s): give two or more, since a score compares labels")
     chosen = _templates(settings.template) or templates or [DEFAULT_TEMPLATE]

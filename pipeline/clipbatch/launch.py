@@ -67,6 +67,7 @@ class Supervisor:
         self._open: collections.deque[Assignment] = collections.deque()
         self._deaths: collections.Counter[int] = collections.Counter()
         self._deaths_in_a_row = 0
+        self._last_error = ""
         self._processes: list[WorkerProcess] = []
         self.done = WorkDone()
 
@@ -127,17 +128,19 @@ class Supervisor:
         process.loaded = True
         self.done.load_s = max(self.done.load_s, round(time.monotonic() - process.begun, 3))
 
+    def _on_alive(self, process: WorkerProcess, message: dict[str, Any]) -> None:
+        """It still reads; that it was heard of is all that counts."""
+
     def _on_batch(self, process: WorkerProcess, message: dict[str, Any]) -> None:
+        process.counted.update(rows=message["rows"], bad=message["bad"])
         self._progress.advance(message["rows"], message["bad"], message["bottleneck"])
         if self._bad_allowed is not None and self._progress.bad > self._bad_allowed:
-            raise TooManyBadError(
-                f"{self._progress.bad} bad images, more than --max-bad allows ({self._bad_allowed}): look at status "
-                f"and error in {self._run.parts}, or raise --max-bad; finished parts stay"
-            )
+            raise TooManyBadError(too_many_bad(self._progress.bad, self._bad_allowed, self._run))
 
     def _on_part(self, process: WorkerProcess, message: dict[str, Any]) -> None:
         self.done.counts[message["shard"]] = message["counts"]
         process.given.pop(message["shard"], None)
+        process.counted.clear()
         self._deaths_in_a_row = 0
         self._feed(process)
 
@@ -147,7 +150,9 @@ class Supervisor:
     def _on_error(self, process: WorkerProcess, message: dict[str, Any]) -> None:
         if message["exit_code"] != ClipbatchError.exit_code or not process.loaded:
             raise from_message(message["exit_code"], message["message"])
-        process.log.append(message["message"])  # such as a CUDA error, after which the process is of no more use
+        if message["message"] == self._last_error:
+            raise ClipbatchError(message["message"])
+        self._last_error = message["message"]  # once it may be a passing one, such as of a GPU
 
     def _on_ended(self, process: WorkerProcess, message: dict[str, Any]) -> None:
         self._processes.remove(process)
@@ -155,6 +160,7 @@ class Supervisor:
         process.journal.close()
         if not process.given and process.finished:
             return
+        self._progress.take_back(process.counted["rows"], process.counted["bad"])
         cause = "as it did not answer" if process.hung else ending(message["code"])
         self._deaths.update(process.given.keys())
         self._deaths_in_a_row += 1
@@ -163,21 +169,31 @@ class Supervisor:
             log = "\n".join(process.log)
             raise ClipbatchError(f"{MOST_DEATHS} workers in a row have ended, the last one {cause}:\n{log}")
         self._progress.say(f"a worker on {process.device} ended {cause}: it is started again")
-        self._quarantine(process, suspects, cause, from_outside=message["code"] == -signal.SIGKILL and not process.hung)
+        self._quarantine(process, suspects, cause, message["code"])
         self._open.extendleft(reversed(process.given.values()))
         self._start(process.device)
 
-    def _quarantine(self, process: WorkerProcess, suspects: list[int], cause: str, *, from_outside: bool) -> None:
-        """Find out which of `suspects` ended the worker. from_outside: by a SIGKILL, of an operator as a rule, but it
-        may be the kernel's, out of memory; so a single one proves nothing, and a second one is looked into."""
+    def _quarantine(self, process: WorkerProcess, suspects: list[int], cause: str, code: int) -> None:
+        """Find out which of `suspects` ended the worker. A SIGKILL comes from an operator as a rule, but it may be the
+        kernel's, out of memory; so a single one proves nothing, and a second one is looked into."""
         deaths = max((self._deaths[shard] for shard in process.given), default=0)
+        from_outside = code == -signal.SIGKILL and not process.hung
         if not suspects or (from_outside and deaths < 2):
             return
         self._progress.say(f"trying the {len(suspects)} images that it had in hand one by one")
         killers = find_killers(self._run, process.device, suspects, self._runtime)
-        if not killers and not from_outside and deaths >= DEATHS_OF_A_BATCH:
+        by_itself = code < 0 and not from_outside
+        if not killers and by_itself and deaths >= DEATHS_OF_A_BATCH:
             error = f"alone it can be decoded; its batch has ended {deaths} workers, the last one {cause}"
             killers = {row: Reject(status="crashed", error=error) for row in suspects}
         for row, reject in killers.items():
             self._progress.say(f"row {row} gets status {reject.status}: {reject.error}")
         self.done.quarantined |= killers
+
+
+def too_many_bad(bad: int, allowed: int, run: RunDir) -> str:
+    """What is said when `--max-bad` is exceeded."""
+    return (
+        f"{bad} bad images, more than --max-bad allows ({allowed}): look at status and error in {run.parts}, or raise "
+        "--max-bad; finished parts stay"
+    )

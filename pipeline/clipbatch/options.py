@@ -9,7 +9,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from clipbatch.config import Settings, from_flat, read_toml
+from clipbatch.config import RUNTIME, Settings, from_flat, read_toml
 from clipbatch.errors import InputError
 
 
@@ -67,7 +67,7 @@ SETTINGS: dict[str, Any] = {
 
 
 def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Give `command` all options of `SETTINGS`; it gets them as one `Settings` (None: no INPUT was given)."""
+    """Give `command` all options of `SETTINGS`; it gets them as one `Settings`, without inputs where none is given."""
     own = inspect.signature(command, eval_str=True)
 
     def called(**values: Any) -> None:
@@ -88,7 +88,7 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
     return called
 
 
-def _settings(inputs: list[str] | None, given: dict[str, Any]) -> Settings | None:
+def _settings(inputs: list[str] | None, given: dict[str, Any]) -> Settings:
     config = given.pop("config")
     values = {name: value for name, value in given.items() if value not in (None, [])}
     if inputs:
@@ -96,9 +96,10 @@ def _settings(inputs: list[str] | None, given: dict[str, Any]) -> Settings | Non
     if config:
         values = read_toml(config) | values
     if not values.get("inputs"):
-        if values:
+        fixed = [name for name in values if name not in (*RUNTIME, "device", "max_bad")]
+        if fixed:
             raise InputError(
-                f"no INPUT: name a folder, image files, a .txt manifest, or - (given: {', '.join(values)})"
+                f"no INPUT: name a folder, image files, a .txt manifest, or - (given: {', '.join(fixed)}); without "
+                "one, the run in --out goes on with the settings that it has"
             )
-        return None
     return from_flat(values)

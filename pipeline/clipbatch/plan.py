@@ -6,6 +6,7 @@ Knows nothing of what images hold. A run directory appears whole: the manifest i
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import shutil
@@ -23,9 +24,10 @@ from clipbatch.config import RUNTIME, SettingError, Settings
 from clipbatch.labels import LabelSet
 from clipbatch.rundir import Plan, RunDir, file_sha256
 
+_SUFFIXES = 20
 MANIFEST_ROWS = 2**20
 ROW_GROUP_ROWS = 2**14
-RUNTIME_ONLY = (*RUNTIME, "device", "max_bad", "labels", "template", "root")
+NOT_IDENTITY = (*RUNTIME, "device", "max_bad", "labels", "template", "root")
 """Settings that are no part of a run's identity: they decide no cell of a healthy image's row, or what they lead to is
 a part itself."""
 
@@ -38,27 +40,37 @@ def resolve(settings: Settings, gflop: float, frozen: Mapping[str, Any] | None =
     gflop: cost of one image in the image encoder, 10**9 multiply and add operations.
     """
     frozen = frozen or {}
-    device = settings.model.device
-    if device == "auto":
-        device = "cuda" if hardware.has_gpu() else "cpu"
-    gpu = device.startswith("cuda")
+    gpu = device_of(settings).startswith("cuda")
 
     def chosen(name: str, given: Any, otherwise: Any) -> Any:
         return frozen.get(name, otherwise) if given in (None, "auto") else given
 
     cpu_precision = "bf16" if hardware.has_fast_bf16() else "fp32"
     precision = chosen("precision", settings.model.precision, "fp16" if gpu else cpu_precision)
-    batch_size = chosen("batch_size", settings.batch_size, _batch_size(settings.shard_size, 256 if gpu else 32))
+    batch_size = chosen(
+        "batch_size", settings.batch_size, _batch_size(settings.shard_size, 256 if gpu else cpu_batch(gflop))
+    )
     shard_size = settings.shard_size
     if shard_size is None:
         shard_size = frozen.get("shard_size") or minute_of_work(gpu, gflop, precision, batch_size)
     return settings.replace(
-        device=device,
         precision=precision,
         decoder=chosen("decoder", settings.decode.decoder, "dali" if gpu else "torchvision"),
         batch_size=batch_size,
         shard_size=shard_size,
     )
+
+
+def device_of(settings: Settings) -> str:
+    """The device of `settings` on this machine; auto: its GPU if there is one."""
+    if settings.model.device != "auto":
+        return settings.model.device
+    return "cuda" if hardware.has_gpu() else "cpu"
+
+
+def cpu_batch(gflop: float) -> int:
+    """32 images, or fewer where one core would take more than about two minutes for them in fp32."""
+    return next(size for size in (32, 16, 8, 4, 2, 1) if size * gflop <= 10_000 or size == 1)
 
 
 def minute_of_work(gpu: bool, gflop: float, precision: str, batch_size: int) -> int:
@@ -89,10 +101,7 @@ def _batch_size(shard_size: int | None, preferred: int) -> int:
 
 def identity(settings: Settings, labels: LabelSet, inputs: list[str]) -> dict[str, Any]:
     """The fields that make two runs the same run. `inputs`: the listers' identities."""
-    fields = {name: value for name, value in settings.flat().items() if name not in RUNTIME_ONLY}
-    pretrained = fields["pretrained"]
-    if pretrained and os.path.isfile(pretrained):
-        fields["pretrained"] = os.path.abspath(pretrained)
+    fields = {name: value for name, value in settings.flat().items() if name not in NOT_IDENTITY}
     return fields | {"inputs": inputs, "phrases": labels.phrases, "templates": labels.templates}
 
 
@@ -139,6 +148,7 @@ def freeze(
             passed_over=dict(passed_over()),
             versions=versions(),
         )
+        run.clear()  # of a run that is to be overwritten; only now, when the new listing stands
         os.rename(staged, run.manifest)
         run.parts.mkdir(exist_ok=True)
         sync_folder(run.path)
@@ -146,6 +156,8 @@ def freeze(
         raise writing_failed(run.path, error) from error
     finally:
         shutil.rmtree(staged, ignore_errors=True)
+        with contextlib.suppress(OSError):  # where nothing was written, as the listing was refused
+            run.path.rmdir()
     run.write_plan(plan)
     return plan
 
@@ -178,5 +190,8 @@ def versions() -> dict[str, str]:
 
 
 def count_passed_over(counters: Iterable[Counter[str]]) -> dict[str, int]:
-    """Files passed over by all listers, most frequent first."""
-    return dict(sum(counters, Counter[str]()).most_common())
+    """Files passed over by all listers, by the most frequent suffixes."""
+    total = sum(counters, Counter[str]())
+    named = {suffix or "(no suffix)": count for suffix, count in total.most_common(_SUFFIXES)}
+    rest = sum(total.values()) - sum(named.values())
+    return named | ({"(others)": rest} if rest else {})

@@ -29,7 +29,9 @@ def main() -> None:
     read = Read(settings.read)
     target = Target(**{name: facts[name] for name in Target.__slots__})
     decode = Decode(settings.decode, target, batch_size=1, device=device, threads=1)
-    _limit_memory(int(memory_mib))
+    if not device.startswith("cuda"):  # CUDA reserves address space as it goes
+        _limit_memory(int(memory_mib))
+    print("ready", file=answers, flush=True)
     for line in sys.stdin:
         row_id = int(line)
         shard = row_id // plan.shard_size

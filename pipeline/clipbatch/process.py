@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
 import os
 import queue
@@ -31,6 +32,8 @@ class WorkerProcess:
         self.given: dict[int, Any] = {}
         """What it has been assigned and has not finished, by shard."""
         self.loaded = self.finished = self.hung = self.explained = False
+        self.counted: collections.Counter[str] = collections.Counter()
+        """Rows and bad ones that it has reported since its last part."""
         self.log: collections.deque[str] = collections.deque(maxlen=_LOG_LINES)
         self.journal = Journal()
         self._events = events
@@ -41,6 +44,7 @@ class WorkerProcess:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             pass_fds=[self.journal.fd],
+            env=safe_environment(),
         )
         self._logging = threading.Thread(target=self._keep_log, daemon=True)
         self._logging.start()
@@ -59,7 +63,8 @@ class WorkerProcess:
 
     def kill(self) -> None:
         self._process.kill()
-        self._process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # it hangs in the kernel, on a dead file server
+            self._process.wait(timeout=5)
 
     def _keep_log(self) -> None:
         assert self._process.stderr
@@ -76,3 +81,9 @@ class WorkerProcess:
         code = self._process.wait()
         self._logging.join(timeout=1)
         self._events.put((self, {"event": "ended", "code": code}))
+
+
+def safe_environment() -> dict[str, str]:
+    """The environment for `python -m`: without the working folder on the path (from Python 3.11 on), where a user's
+    torch.py would be taken for the library."""
+    return {**os.environ, "PYTHONSAFEPATH": "1"}

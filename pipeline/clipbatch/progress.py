@@ -48,6 +48,13 @@ class Progress:
                 f"{self.bad} bad, bound by {bottleneck}"
             )
 
+    def take_back(self, rows: int, bad: int) -> None:
+        """`rows` that were done have to be done again, since their worker died before their part was written."""
+        self._done -= rows
+        self.bad -= bad
+        if self._bar is not None:
+            self._bar.update(-rows)
+
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()

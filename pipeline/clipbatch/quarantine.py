@@ -12,15 +12,18 @@ import select
 import signal
 import subprocess
 import sys
-from typing import Any
+import tempfile
+from typing import IO, Any
 
+from clipbatch.errors import ClipbatchError
+from clipbatch.process import safe_environment
 from clipbatch.rundir import RunDir
 from clipbatch.types import Reject
 
 MEMORY_MIB = 4096
 """More than Pillow needs for the largest image that `max_pixels` lets through by default."""
 _START_S = 300.0
-"""Within which a probe must have loaded its libraries and answered for its first row."""
+"""Within which a probe must have loaded its libraries."""
 
 
 def find_killers(run: RunDir, device: str, rows: list[int], runtime: dict[str, Any]) -> dict[int, Reject]:
@@ -43,27 +46,39 @@ def _probe(run: RunDir, device: str, rows: list[int], runtime: dict[str, Any]) -
     timeout_s = runtime["read_timeout"] + runtime["decode_timeout"]
     arguments = [os.fspath(run.path), device, json.dumps(runtime), str(MEMORY_MIB)]
     command = [sys.executable, "-m", "clipbatch.probe", *arguments]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0
-    ) as process:
+    with (
+        tempfile.TemporaryFile() as log,
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, bufsize=0, env=safe_environment()
+        ) as process,
+    ):
         assert process.stdin
         assert process.stdout
         try:
+            if not _answers(process.stdout, _START_S):
+                process.kill()
+                log.seek(0)
+                raise ClipbatchError(f"the process that tries suspects cannot start:\n{log.read().decode()[-2000:]}")
             for number, row in enumerate(rows):
                 try:
                     process.stdin.write(f"{row}\n".encode())
-                    answered, _, _ = select.select([process.stdout], [], [], timeout_s if number else _START_S)
+                    answer = _answers(process.stdout, timeout_s)
                 except BrokenPipeError:
-                    answered = [process.stdout]
-                if not answered:
+                    answer = b""
+                if answer is None:
                     return number, Reject(status="timeout", error=f"decoding it took longer than {timeout_s:g} s")
-                if not process.stdout.readline():
-                    return number, Reject(
-                        status="crashed", error=f"decoding it ends a process {ending(process.wait())}"
-                    )
+                if not answer:
+                    error = f"decoding it ends a process {ending(process.wait())}"
+                    return number, Reject(status="crashed", error=error)
             return len(rows), None
         finally:
             process.kill()
+
+
+def _answers(stdout: IO[bytes], timeout_s: float) -> bytes | None:
+    """The next line; empty where the process has ended, None where it does not come within `timeout_s`."""
+    ready, _, _ = select.select([stdout], [], [], timeout_s)
+    return stdout.readline() if ready else None
 
 
 def ending(code: int) -> str:

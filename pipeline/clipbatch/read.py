@@ -27,12 +27,15 @@ class Read:
     def __init__(self, settings: ReadSettings) -> None:
         self._settings = settings
         self._local = threading.local()
+        self.given_up = 0
+        """Files that did not answer so far: a sign of life while no batch comes through."""
 
     def __call__(self, batch: ItemBatch) -> ReadBatch:
         """Read every item of `batch`; each slot gets its bytes or the reason why there are none."""
         job = _Job(batch.items)
         while (position := self._finish(job)) is not None:
             self._local.reader = None
+            job.abandoned = True
             item = job.items[position]
             assert item is not None
             slots = [*job.slots]
@@ -40,6 +43,7 @@ class Read:
                 status="timeout", error=f"no answer within {self._settings.read_timeout:g} s while reading {item.uri!r}"
             )
             job = _Job(batch.items, slots, position + 1)
+            self.given_up += 1
         return ReadBatch(source=batch, slots=tuple(job.slots))
 
     def _finish(self, job: _Job) -> int | None:
@@ -69,6 +73,7 @@ class _Job:
         self.now = (first, time.monotonic())
         """The file in hand and since when; one tuple, so that both are read at once."""
         self.done = threading.Event()
+        self.abandoned = False
 
 
 class _Reader:
@@ -84,6 +89,8 @@ class _Reader:
             job = self.jobs.get()
             for position in range(job.first, len(job.items)):
                 item = job.items[position]
+                if job.abandoned:  # this file came back at last; another reader has gone on
+                    return
                 if item is not None:
                     job.now = (position, time.monotonic())
                     job.slots[position] = item.reject or read_file(item.path, self._settings)

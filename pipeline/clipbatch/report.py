@@ -6,10 +6,12 @@ import json
 from collections import Counter
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipbatch import hardware
 from clipbatch.atomic import write_json
+from clipbatch.errors import InputError
 from clipbatch.flow import bottleneck
 from clipbatch.launch import WorkDone
 from clipbatch.rundir import Plan, RunDir
@@ -17,8 +19,11 @@ from clipbatch.rundir import Plan, RunDir
 
 def part_counts(run: RunDir, plan: Plan, shard: int) -> dict[str, int]:
     """Rows by status of a finished shard, from its footer."""
-    footer = pq.read_metadata(run.part(shard, plan.shards)).metadata
-    counts: dict[str, int] = json.loads(footer[b"clipbatch.counts"])
+    path = run.part(shard, plan.shards)
+    try:
+        counts: dict[str, int] = json.loads(pq.read_metadata(path).metadata[b"clipbatch.counts"])
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is damaged: clipbatch run --out {run.path} --repair does it again") from error
     return counts
 
 
@@ -69,7 +74,7 @@ def summary(run: RunDir, report: dict[str, Any]) -> str:
     passed = sum(report["passed_over"].values())
     lines = [f"{done} images: {report['status'].get('ok', 0)} ok" + (f", {statuses}" if bad else "")]
     if passed:
-        kinds = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in report["passed_over"].items())
+        kinds = ", ".join(f"{count} {ascii(suffix)[1:-1]}" for suffix, count in report["passed_over"].items())
         lines.append(f"passed over, not of an image's suffix: {kinds}")
     if here["rows"]:
         lines.append(

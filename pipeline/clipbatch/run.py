@@ -53,7 +53,8 @@ class Worker:
         if kind == "auto":
             kind = "softmax" if model.logit_bias is None else "sigmoid"
         fingerprint = run.freeze_model({**model.facts(), "score": kind})
-        text_LD = np.load(io.BytesIO(run.freeze("text.npy", npy_bytes(text_features(model, plan.labels.prompts)))))
+        frozen = run.frozen("text.npy") or run.freeze("text.npy", npy_bytes(text_features(model, plan.labels.prompts)))
+        text_LD = np.load(io.BytesIO(frozen))
         target = Target(
             height=model.height,
             width=model.width,
@@ -73,9 +74,10 @@ class Worker:
         )
         embedding = text_LD.shape[1] if settings.output.embeddings else None
         write = Write(run, plan, fingerprint=fingerprint, score=kind, embedding=embedding)
+        read = self.read = Read(settings.read)
         reading = max(1, min(settings.read.read_threads, 4 * decode.threads))
         self.stages = [
-            Stage(name="read", work=Read(settings.read), threads=reading),
+            Stage(name="read", work=read, threads=reading),
             Stage(name="decode", work=_entering(journal, decode), threads=decode.threads),
             Stage(name="encode", work=encode, threads=encode.threads),
             Stage(name="score", work=score),

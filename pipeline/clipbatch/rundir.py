@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipbatch.atomic import publish, sync_folder, write_json, writing_failed
+from clipbatch.atomic import publish, sync_folder, temp_name, write_json, writing_failed
 from clipbatch.config import Settings, from_flat
 from clipbatch.errors import InputError, OtherRunError
 from clipbatch.labels import LabelSet
@@ -126,11 +126,17 @@ class RunDir:
         )
         return self.fingerprint() or ""
 
+    def frozen(self, name: str) -> bytes | None:
+        """What the file `name` holds; None where it is not there yet."""
+        with contextlib.suppress(FileNotFoundError):
+            return (self.path / name).read_bytes()
+        return None
+
     def freeze(self, name: str, content: bytes) -> bytes:
         """Write the file `name` unless it is there already; returns what it holds. The first of many writers wins."""
         target = self.path / name
         if not target.exists():
-            scratch = self.path / f".{name}.{os.getpid()}"
+            scratch = temp_name(self.path / f"{name}.scratch")
             with publish(scratch) as file:
                 file.write(content)
             try:
@@ -173,22 +179,16 @@ class RunDir:
         )
 
     def make(self) -> None:
-        """Make the directory, without what a killed planner left in it.
-
-        Raises: InputError where it cannot be made, or holds other things.
-        """
+        """Make the directory. Raises: InputError where it cannot be made, or holds what no run wrote."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            if not self.exists():
-                stranger = self._stranger()
-                if stranger:
-                    raise InputError(
-                        f"the output folder {self.path} holds other files ({stranger} ...): "
-                        "choose a new or empty folder"
-                    )
-                self.clear()
+            stranger = None if self.exists() else self._stranger()
         except OSError as error:
             raise writing_failed(self.path, error) from error
+        if stranger:
+            raise InputError(
+                f"the output folder {self.path} holds other files ({stranger!r} ...): choose a new or empty folder"
+            )
         with publish(self.path / ".writable"):
             pass
         (self.path / ".writable").unlink()

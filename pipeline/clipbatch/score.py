@@ -7,7 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clipbatch.types import EmbeddedBatch, ScoredBatch
+from clipbatch.errors import InputError
+from clipbatch.types import Decoded, EmbeddedBatch, ScoredBatch
 
 
 def score(image_BD: Tensor, text_LD: Tensor, kind: str, logit_scale: float, logit_bias: float | None) -> Tensor:
@@ -43,10 +44,14 @@ class Score:
     def __call__(self, batch: EmbeddedBatch) -> ScoredBatch:
         count = len(batch.outcomes)
         scores_BL = score(batch.image_BD, self._text_LD, self._kind, self._logit_scale, self._logit_bias)
+        scores_BL = scores_BL[:count].cpu()
+        scored = [isinstance(outcome, Decoded) for outcome in batch.outcomes]
+        if not torch.isfinite(scores_BL[scored]).all():
+            raise InputError("the model's scores are no finite numbers: use --precision bf16 or fp32, or other weights")
         embeddings = batch.image_BD[:count].cpu().numpy().astype(np.float16) if self._embeddings else None
         return ScoredBatch(
             source=batch.source,
             outcomes=batch.outcomes,
-            scores_BL=scores_BL[:count].cpu().numpy(),
+            scores_BL=scores_BL.numpy(),
             image_BD=embeddings,
         )

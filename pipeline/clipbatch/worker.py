@@ -29,13 +29,15 @@ class _Channel:
 
     def __init__(self) -> None:
         self._out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+        self._lock = threading.Lock()
         os.dup2(2, 1)  # whatever a library prints goes to the log, not between our lines
         self.tasks: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         threading.Thread(target=self._listen, name="listen", daemon=True).start()
 
     def emit(self, event: str, **values: Any) -> None:
-        self._out.write(json.dumps({"event": event, **values}) + "\n")
-        self._out.flush()
+        with self._lock:
+            self._out.write(json.dumps({"event": event, **values}) + "\n")
+            self._out.flush()
 
     def _listen(self) -> None:
         for line in sys.stdin:
@@ -78,6 +80,7 @@ def _work(channel: _Channel, path: str, device: str, runtime: dict[str, Any], jo
             rejects = {int(row): Reject(**reject) for row, reject in message.get("rejects", {}).items()}
             yield Task(shard=message["shard"], rows=None if rows is None else frozenset(rows), rejects=rejects)
 
+    threading.Thread(target=_show_life, args=(channel, worker), daemon=True).start()
     flow = worker.label(tasks())
     rows = bad = 0
     sent = time.perf_counter()
@@ -90,6 +93,16 @@ def _work(channel: _Channel, path: str, device: str, runtime: dict[str, Any], jo
         if written.part:
             channel.emit("part", shard=written.part.shard, rows=written.part.rows, counts=written.part.counts)
     channel.emit("stages", times=flow.times(), peak_mib=_peak_mib(), **worker.device_facts())
+
+
+def _show_life(channel: _Channel, worker: Any) -> None:
+    """Tell the supervisor when slow files are given up, since a batch of them may take longer than it waits."""
+    known = 0
+    while True:
+        time.sleep(_EMIT_EVERY_S)
+        if worker.read.given_up != known:
+            known = worker.read.given_up
+            channel.emit("alive")
 
 
 def _peak_mib() -> int:

@@ -30,6 +30,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     library = tmp_path_factory.mktemp("library") / "deadly.so"
     source = Path(__file__).with_name("deadly.c")
+    if not shutil.which("cc"):
+        pytest.skip("needs a C compiler")
     subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True)
     return library
 
@@ -118,7 +120,8 @@ def test_random_kills_of_supervisor_and_worker_leave_no_trace(cli: Cli, folder: 
                 os.kill(dice.choice(victims), signal.SIGKILL)
                 done += 1
         _, err = process.communicate(timeout=120)
-        assert process.returncode in (0, -signal.SIGKILL), err
+        gave_up = "workers in a row have ended" in err  # more kills than a run takes for chance; the next one goes on
+        assert process.returncode in (0, -signal.SIGKILL) or gave_up, err
         if process.returncode == 0:  # go on with a run in progress
             for part in list((out / "parts").glob("*.parquet"))[::2]:
                 part.unlink()

@@ -8,6 +8,7 @@ skip a sample. Only images that `inspect` vouches for may come here: others can 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from clipbatch.types import DecoderName
 _INTERPOLATION = {"bicubic": types.INTERP_CUBIC, "bilinear": types.INTERP_LINEAR}
 _FAILED_SAMPLE = re.compile(r"Failed to decode sample #(\d+)")
 _TRIES = 4
+_PIXELS_AT_ONCE = 2**28
+"""268 megapixels: 0.8 GB of uint8 RGB."""
 
 
 class DaliDecoder:
@@ -43,6 +46,9 @@ class DaliDecoder:
 
     def fill(self, pixels_BCHW: Tensor, jobs: list[Job]) -> list[Job]:
         """Decode, resize and place each job's image; returns the jobs that failed."""
+        return [job for group in _groups(jobs) for job in self._fill_group(pixels_BCHW, group)]
+
+    def _fill_group(self, pixels_BCHW: Tensor, jobs: list[Job]) -> list[Job]:
         left, failed = jobs, list[Job]()
         for _ in range(_TRIES):
             if not left:
@@ -56,7 +62,9 @@ class DaliDecoder:
                     raise
                 failed += [job for number, job in enumerate(left) if number in named]
                 left = [job for number, job in enumerate(left) if number not in named]
-        return failed + left
+        if len(left) <= 1:
+            return failed + left
+        return failed + [job for one in left for job in self._fill_group(pixels_BCHW, [one])]
 
     def _run(self, pixels_BCHW: Tensor, jobs: list[Job]) -> None:
         regions = [(job.geometry.y.region, job.geometry.x.region) for job in jobs]
@@ -66,11 +74,29 @@ class DaliDecoder:
         feed("end", [np.array([y[1], x[1]], np.float32) for y, x in regions])
         feed("size", [np.array([job.geometry.y.kept, job.geometry.x.kept], np.float32) for job in jobs])
         (crops,) = self._pipeline.run()
-        for number, job in enumerate(jobs):
-            crop_HWC = torch.utils.dlpack.from_dlpack(crops[number])
-            place(pixels_BCHW, job.slot, crop_HWC.permute(2, 0, 1), job.geometry)
-        if pixels_BCHW.is_cuda:  # DALI takes the crops' memory back with the next run
+        if crops.is_dense_tensor() and all(job.geometry.plain for job in jobs):
+            slots = torch.tensor([job.slot for job in jobs], device=pixels_BCHW.device)
+            crops_BHWC = torch.utils.dlpack.from_dlpack(crops.as_tensor())
+            pixels_BCHW.index_copy_(0, slots, crops_BHWC.permute(0, 3, 1, 2))
+        else:
+            for number, job in enumerate(jobs):
+                crop_HWC = torch.utils.dlpack.from_dlpack(crops[number])
+                place(pixels_BCHW, job.slot, crop_HWC.permute(2, 0, 1), job.geometry)
+        if pixels_BCHW.is_cuda:  # before the crops' memory goes back to DALI
             torch.cuda.current_stream(pixels_BCHW.device).synchronize()
+
+
+def _groups(jobs: list[Job]) -> Iterator[list[Job]]:
+    """`jobs` in runs that decode to at most `_PIXELS_AT_ONCE`, since DALI holds all whole images of a run at a time."""
+    group, pixels = list[Job](), 0
+    for job in jobs:
+        size = job.geometry.y.source * job.geometry.x.source
+        if group and pixels + size > _PIXELS_AT_ONCE:
+            yield group
+            group, pixels = [], 0
+        group.append(job)
+        pixels += size
+    yield group
 
 
 @pipeline_def  # type: ignore[untyped-decorator]

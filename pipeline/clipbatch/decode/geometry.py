@@ -67,12 +67,17 @@ class Geometry:
         return self.orientation in (3, 4, 6, 7), self.orientation in (2, 3, 7, 8)
 
     @property
+    def plain(self) -> bool:
+        """Whether the resized crop fills the target as it is: not turned, not padded."""
+        return self.orientation == 1 and self.top == self.left == 0
+
+    @property
     def transposed(self) -> bool:
         """Whether the stored axes change places."""
         return self.orientation >= 5
 
 
-def plan(height: int, width: int, orientation: int, target: Target) -> Geometry:
+def geometry_of(height: int, width: int, orientation: int, target: Target) -> Geometry:
     """Geometry for a stored image of `height` x `width` pixels.
 
     The crop is worked out in the upright frame and carried back to the stored one: where the two differ in parity,
@@ -113,3 +118,8 @@ def _axis(source: int, resized: int, target: int) -> tuple[Axis, int]:
         Axis(source=source, resized=resized, crop=crop, kept=min(resized, target)),
         max(0, (target - resized) // 2),
     )
+
+
+def upright_size(width: int, height: int, orientation: int) -> tuple[int, int]:
+    """Width and height after undoing an EXIF orientation."""
+    return (height, width) if orientation >= 5 else (width, height)

@@ -16,7 +16,7 @@ import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
-from clipbatch.decode.geometry import Geometry, Target, plan
+from clipbatch.decode.geometry import Geometry, Target, geometry_of, upright_size
 from clipbatch.decode.inspect import is_cut_off, kind_of, valid_orientation
 from clipbatch.types import Decoded, Reject
 
@@ -45,7 +45,7 @@ def decode(
                 return too_large(stored_width, stored_height, max_pixels)
             orientation = valid_orientation(image.getexif().get(ExifTags.Base.Orientation)) if upright else 1
             width, height = upright_size(stored_width, stored_height, orientation)
-            geometry = plan(stored_height, stored_width, orientation, target)
+            geometry = geometry_of(stored_height, stored_width, orientation, target)
             y, x = geometry.y, geometry.x
             (top, bottom), (left, right) = y.region, x.region
             cropped = _rgb(image).resize(
@@ -64,11 +64,6 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "P" and "transparency" in image.info:
         return image.convert("RGBA").convert("RGB")
     return image.convert("RGB")
-
-
-def upright_size(width: int, height: int, orientation: int) -> tuple[int, int]:
-    """Width and height after undoing an EXIF orientation."""
-    return (height, width) if orientation >= 5 else (width, height)
 
 
 def too_large(width: int, height: int, max_pixels: int) -> Reject:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import queue
 
+import torch
 from torch import Tensor
 
 from clipbatch import hardware
 from clipbatch.config import DecodeSettings
 from clipbatch.decode import pil
-from clipbatch.decode.geometry import Target, plan
+from clipbatch.decode.geometry import Target, geometry_of, upright_size
 from clipbatch.decode.inspect import inspect
 from clipbatch.decode.pixels import FastDecoder, Job, blank, place
 from clipbatch.types import Decoded, Encoded, PixelBatch, ReadBatch, Reject
@@ -29,9 +30,10 @@ class Decode:
         self._settings, self._target = settings, target
         self._batch_size, self._device = batch_size, device
         self.threads = threads or (2 if settings.decoder == "dali" else hardware.cores())
-        self._decoders: queue.SimpleQueue[FastDecoder | None] = queue.SimpleQueue()
+        self._lanes: queue.SimpleQueue[tuple[FastDecoder | None, torch.cuda.Stream | None]] = queue.SimpleQueue()
         for _ in range(self.threads):
-            self._decoders.put(self._fast_decoder())
+            stream = torch.cuda.Stream(device) if device.startswith("cuda") else None  # type: ignore[no-untyped-call]
+            self._lanes.put((self._fast_decoder(), stream))
 
     def _fast_decoder(self) -> FastDecoder | None:
         if self._settings.decoder == "torchvision":
@@ -51,27 +53,34 @@ class Decode:
         return None
 
     def __call__(self, batch: ReadBatch) -> PixelBatch:
-        """Decode all slots; what cannot be decoded keeps a blank one."""
+        """Decode all slots; what cannot be decoded keeps a blank one. On a GPU the pixels are complete on return."""
+        decoder, stream = lane = self._lanes.get()
+        try:
+            with torch.cuda.stream(stream):
+                made = self._decode(batch, decoder)
+            if stream is not None:
+                stream.synchronize()
+            return made
+        finally:
+            self._lanes.put(lane)
+
+    def _decode(self, batch: ReadBatch, decoder: FastDecoder | None) -> PixelBatch:
         target = self._target
         pixels_BCHW = blank(self._batch_size, target.height, target.width, target.fill, self._device)
         outcomes: list[Decoded | Reject | None] = [None] * len(batch.slots)
         jobs: list[Job] = []
         last_word: list[int] = []
-        decoder = self._decoders.get()
-        try:
-            for slot, content in enumerate(batch.slots):
-                if isinstance(content, Encoded):
-                    job, outcomes[slot] = self._job(slot, content, decoder)
-                    if job:
-                        jobs.append(job)
-                    elif outcomes[slot] is None:
-                        last_word.append(slot)
-                else:
-                    outcomes[slot] = content
-            if decoder and jobs:
-                last_word += [job.slot for job in decoder.fill(pixels_BCHW, jobs)]
-        finally:
-            self._decoders.put(decoder)
+        for slot, content in enumerate(batch.slots):
+            if isinstance(content, Encoded):
+                job, outcomes[slot] = self._job(slot, content, decoder)
+                if job:
+                    jobs.append(job)
+                elif outcomes[slot] is None:
+                    last_word.append(slot)
+            else:
+                outcomes[slot] = content
+        if decoder and jobs:
+            last_word += [job.slot for job in decoder.fill(pixels_BCHW, jobs)]
         for slot in last_word:
             outcomes[slot] = self._by_pillow(pixels_BCHW, slot, batch.slots[slot])
         return PixelBatch(source=batch.source, outcomes=tuple(outcomes), pixels_BCHW=pixels_BCHW)
@@ -84,13 +93,13 @@ class Decode:
         if decoder is None or header is None or header.kind not in decoder.kinds:
             return None, None
         orientation = header.orientation if self._settings.orientation == "upright" else 1
-        width, height = pil.upright_size(header.width, header.height, orientation)
+        width, height = upright_size(header.width, header.height, orientation)
         if width * height > self._settings.max_pixels:
             return None, pil.too_large(width, height, self._settings.max_pixels)
         shorter, longer = sorted((width, height))
         if shorter < SMALLEST_SIDE or longer > EXTREME_ASPECT * shorter:
             return None, None
-        geometry = plan(header.height, header.width, orientation, self._target)
+        geometry = geometry_of(header.height, header.width, orientation, self._target)
         decoded = Decoded(width=width, height=height, decoder=decoder.name)
         return Job(slot=slot, data=content.data, geometry=geometry), decoded
 

@@ -67,18 +67,29 @@ def load(settings: ModelSettings) -> Model:
     name, pretrained = catalog.openclip_name(settings.model), catalog.weights_file(settings.pretrained)
     if pretrained and pretrained.startswith("hf-hub:"):  # where open_clip keeps the model's configuration too
         name, pretrained = pretrained, None
-    if settings.model.endswith(".json") or settings.model == catalog.DEMO:
-        open_clip.add_model_config(catalog.config_file(settings.model))
-    weights = _weights(name, pretrained)
     try:
+        if settings.model.endswith(".json") or settings.model == catalog.DEMO:
+            open_clip.add_model_config(catalog.config_file(settings.model))
+        weights = _weights(name, pretrained)
+        trained = _trained_with(name, pretrained)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # open_clip's advice on QuickGELU tags is answered by `_weights`
-            module = _locally_first(lambda: open_clip.create_model(name, pretrained=pretrained, precision="fp32"))
+            warnings.simplefilter("ignore")  # of a QuickGELU mismatch, which `trained` mends
+            module = _locally_first(
+                lambda: open_clip.create_model(
+                    name,
+                    pretrained=pretrained,
+                    precision="fp32",
+                    force_quick_gelu=bool(trained.pop("quick_gelu", False)),
+                    force_preprocess_cfg=trained,
+                )
+            )
         tokenizer = _locally_first(lambda: open_clip.get_tokenizer(name))
-    except (RuntimeError, OSError, ValueError, KeyError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # whatever open_clip and the readers of weights make of wrong files
         raise InputError(
-            f"the weights {weights} do not fit the model {name}, or its tokenizer is out of reach: "
-            f"{str(error).splitlines()[0]}; check --model and --pretrained"
+            f"the model {name} cannot be made with the weights {pretrained or '(its own)'}: {type(error).__name__}: "
+            f"{(str(error).splitlines() or [''])[0]}; check --model and --pretrained"
         ) from error
     module.eval().requires_grad_(False)
     preprocess = module.visual.preprocess_cfg
@@ -134,6 +145,28 @@ def _locally_first(action: Callable[[], T]) -> T:
         return action()
 
 
+def _trained_with(name: str, pretrained: str | None) -> dict[str, Any]:
+    """What the weights were trained with and open_clip keeps beside a tag: preprocessing, QuickGELU.
+
+    For a file, the preprocessing that all of the model's tags agree on; QuickGELU is then the model name's affair.
+    Raises: InputError where they do not agree.
+    """
+    tags = [] if ":" in name else open_clip.list_pretrained_tags_by_model(name)
+    if pretrained in tags:
+        return dict(open_clip.get_pretrained_cfg(name, pretrained))
+    known = [
+        {key: cfg[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in cfg}
+        for cfg in (open_clip.get_pretrained_cfg(name, tag) for tag in tags)
+    ]
+    if any(entry != known[0] for entry in known):
+        raise InputError(
+            f"--pretrained {pretrained}: the published weights of {name} differ in mean, std or resizing, so a file "
+            "alone does not say how images are to be prepared: use --model local-dir:FOLDER with the weights and an "
+            "open_clip_config.json whose preprocess_cfg says it"
+        )
+    return dict(known[0]) if known else {}
+
+
 def _check_tag(name: str, pretrained: str | None) -> None:
     tags = open_clip.list_pretrained_tags_by_model(name)
     if not pretrained:
@@ -174,8 +207,11 @@ def _only_weights_in(folder: Path) -> Path:
 
 def check_device(device: str) -> None:
     """Raises: InputError where `device` is a GPU that torch cannot use."""
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"--device {device}: torch finds no usable GPU here; use --device cpu")
+    if not device.startswith("cuda"):
+        return
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(device.partition(":")[2] or 0) >= found:
+        raise InputError(f"--device {device}: torch finds {found} usable GPUs here; use --device cpu or another number")
 
 
 def device_facts(device: str) -> dict[str, str | int]:

@@ -24,11 +24,16 @@ class Encode:
         self._mean_C11 = torch.tensor(model.mean, device=device).view(3, 1, 1) * 255
         self._std_C11 = torch.tensor(model.std, device=device).view(3, 1, 1) * 255
         self.threads = 1 if device.startswith("cuda") else hardware.cores()
-        if not device.startswith("cuda"):
+        self._stream = torch.cuda.Stream(device) if device.startswith("cuda") else None  # type: ignore[no-untyped-call]
+        if self._stream is None:
             torch.set_num_threads(1)
 
     def __call__(self, batch: PixelBatch) -> EmbeddedBatch:
-        return EmbeddedBatch(source=batch.source, outcomes=batch.outcomes, image_BD=self.embed(batch.pixels_BCHW))
+        with torch.cuda.stream(self._stream):
+            image_BD = self.embed(batch.pixels_BCHW)
+        if self._stream is not None:
+            self._stream.synchronize()
+        return EmbeddedBatch(source=batch.source, outcomes=batch.outcomes, image_BD=image_BD)
 
     @torch.inference_mode()
     def embed(self, pixels_BCHW: Tensor) -> Tensor:

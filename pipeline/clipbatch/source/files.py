@@ -43,7 +43,7 @@ class Directory:
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         root, names, found = os.getcwd(), [], False
-        for name in self._walk(self._text, ()):
+        for name in self._walk():
             names.append(name)
             if len(names) == BATCH_ROWS:
                 found = True
@@ -57,25 +57,36 @@ class Directory:
                 f"{self._text} holds no images ({other} other files): --all-files takes every file, whatever its suffix"
             )
 
-    def _walk(self, folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
+    def _walk(self) -> Iterator[str]:
+        """Depth first, with a stack of its own, since trees may be deeper than Python's."""
         try:
-            status = os.stat(folder)
-            entries = sorted(os.scandir(folder), key=lambda entry: os.fsencode(entry.name))
+            stack = [_entries(self._text)]
         except OSError as error:
             raise InputError(
-                f"cannot list the folder {folder}: {error.strerror}; make it readable, or leave it out of the input"
+                f"cannot list the folder {self._text!r}: {error.strerror}; make it readable, or leave it out"
             ) from error
-        here = (status.st_dev, status.st_ino)
-        if here in above:
-            return
-        for entry in entries:
+        above = [_identity(self._text)]
+        while stack:
+            entry = next(stack[-1], None)
+            if entry is None:
+                stack.pop()
+                above.pop()
+                continue
             is_folder = _is_folder(entry)
             if is_image_name(entry.name) or (self._all_files and not is_folder):
                 yield entry.path
             elif not is_folder:
                 self.passed_over[os.path.splitext(entry.name)[1].lower()] += 1
             if is_folder:
-                yield from self._walk(entry.path, (*above, here))
+                try:
+                    here, inside = _identity(entry.path), _entries(entry.path)
+                except OSError:  # becomes a row that says that it cannot be read, rather than a silent gap
+                    if not is_image_name(entry.name):
+                        yield entry.path
+                    continue
+                if here not in above:
+                    stack.append(inside)
+                    above.append(here)
 
 
 class ImageFile:
@@ -101,3 +112,13 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a link that leads nowhere or round in a circle
         return False
+
+
+def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
+    with os.scandir(folder) as found:
+        return iter(sorted(found, key=lambda entry: os.fsencode(entry.name)))
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
