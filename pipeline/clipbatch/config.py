@@ -202,8 +202,9 @@ class Settings(_Checked):
         """All fields by name, stages flattened."""
         values: dict[str, Any] = {}
         for f in dataclasses.fields(self):
-            value = getattr(self, f.name)
-            values |= _fields(value) if dataclasses.is_dataclass(value) else {f.name: value}
+            stage = getattr(self, f.name)
+            own = dataclasses.is_dataclass(stage)
+            values |= {g.name: getattr(stage, g.name) for g in dataclasses.fields(stage)} if own else {f.name: stage}
         return values
 
     def runtime(self) -> dict[str, Any]:
@@ -262,10 +263,6 @@ def read_toml(path: Path) -> dict[str, Any]:
     except SettingError as error:
         raise SettingError(f"{path}: {error}") from None
     return values
-
-
-def _fields(value: Any) -> dict[str, Any]:
-    return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
 
 
 def _at_least(name: str, value: float | None, least: float) -> None:

@@ -47,7 +47,7 @@ class Score:
         scores_BL = scores_BL[:count].cpu()
         scored = [isinstance(outcome, Decoded) for outcome in batch.outcomes]
         if not torch.isfinite(scores_BL[scored]).all():
-            raise InputError("the model's scores are no finite numbers: use --precision bf16 or fp32, or other weights")
+            raise InputError("the model gives NaN or infinite scores: use --precision bf16 or fp32, or other weights")
         embeddings = batch.image_BD[:count].cpu().numpy().astype(np.float16) if self._embeddings else None
         return ScoredBatch(
             source=batch.source,

@@ -71,7 +71,7 @@ def load(settings: ModelSettings) -> Model:
         if settings.model.endswith(".json") or settings.model == catalog.DEMO:
             open_clip.add_model_config(catalog.config_file(settings.model))
         weights = _weights(name, pretrained)
-        trained = _trained_with(name, pretrained)
+        trained = trained_with(name, pretrained)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a QuickGELU mismatch, which `trained` mends
             module = _locally_first(
@@ -145,7 +145,7 @@ def _locally_first(action: Callable[[], T]) -> T:
         return action()
 
 
-def _trained_with(name: str, pretrained: str | None) -> dict[str, Any]:
+def trained_with(name: str, pretrained: str | None) -> dict[str, Any]:
     """What the weights were trained with and open_clip keeps beside a tag: preprocessing, QuickGELU.
 
     For a file, the preprocessing that all of the model's tags agree on; QuickGELU is then the model name's affair.
