@@ -89,7 +89,8 @@ def run(
     remove_leftovers(run_dir.parts)
     if repair:
         for shard, _ in verify(out)[1]:
-            run_dir.part(shard, frozen.shards).unlink(missing_ok=True)
+            run_dir.remove_part(shard, frozen)
+    run_dir.make_parts()
     finished = run_dir.done(frozen)
     assignments = [launch.Assignment(shard=shard) for shard in range(frozen.shards) if shard not in finished]
     if retry_bad:

@@ -11,10 +11,9 @@ import os
 import struct
 import threading
 
+from clipbatch import hardware
+
 _ENTRY = struct.Struct("<qq")
-_BYTES = 64 * 2**10
-_ENTRIES = _BYTES // _ENTRY.size
-"""Batches that can be noted at a time; the flow holds about two a core, and a dozen."""
 
 
 class Journal:
@@ -23,12 +22,12 @@ class Journal:
     def __init__(self, fd: int | None = None) -> None:
         """fd: of the supervisor's journal; None to make one."""
         self.fd = os.memfd_create("clipbatch-journal") if fd is None else fd
-        if fd is None:
-            os.ftruncate(self.fd, _BYTES)
-        self._memory = mmap.mmap(self.fd, _BYTES)
+        if fd is None:  # the flow holds about two batches a core, and a dozen
+            os.ftruncate(self.fd, _ENTRY.size * max(256, 8 * hardware.cores()))
+        self._memory = mmap.mmap(self.fd, 0)
         self._lock = threading.Lock()
         self._entries: dict[int, int] = {}
-        self._free = list(range(_ENTRIES))
+        self._free = list(range(len(self._memory) // _ENTRY.size))
 
     def enter(self, start: int, rows: int) -> None:
         """Note that the batch of `rows` rows from `start` on is on its way."""
@@ -45,7 +44,9 @@ class Journal:
 
     def in_flight(self) -> list[int]:
         """The row_ids of all batches on their way."""
-        entries = [_ENTRY.unpack_from(self._memory, entry * _ENTRY.size) for entry in range(_ENTRIES)]
+        entries = [
+            _ENTRY.unpack_from(self._memory, entry * _ENTRY.size) for entry in range(len(self._memory) // _ENTRY.size)
+        ]
         return sorted(row for start, rows in entries for row in range(start, start + rows))
 
     def close(self) -> None:

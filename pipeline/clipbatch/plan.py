@@ -150,7 +150,7 @@ def freeze(
         )
         run.clear()  # of a run that is to be overwritten; only now, when the new listing stands
         os.rename(staged, run.manifest)
-        run.parts.mkdir(exist_ok=True)
+        run.make_parts()
         sync_folder(run.path)
     except OSError as error:
         raise writing_failed(run.path, error) from error

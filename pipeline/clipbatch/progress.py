@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 
@@ -28,7 +29,8 @@ class Progress:
         if self._bar is not None:
             self._bar.write(text, file=sys.stderr)
         elif not self._silent:
-            print(text, file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):  # a log on a full disk is no reason to stop
+                print(text, file=sys.stderr, flush=True)
 
     def advance(self, rows: int, bad: int, bottleneck: str) -> None:
         """`rows` more are done, `bad` of them without scores."""

@@ -161,6 +161,24 @@ class RunDir:
     def part(self, shard: int, shards: int) -> Path:
         return self.parts / f"part-{shard:0{max(5, len(str(shards - 1)))}d}.parquet"
 
+    def make_parts(self) -> None:
+        """Make the folder of the parts, also where somebody removed it."""
+        try:
+            self.parts.mkdir(exist_ok=True)
+        except OSError as error:
+            raise writing_failed(self.parts, error) from error
+
+    def remove_part(self, shard: int, plan: Plan) -> None:
+        """Remove what stands in the place of a part, whatever it is."""
+        path = self.part(shard, plan.shards)
+        try:
+            if path.is_dir() and not path.is_symlink():
+                path.rmdir()
+            else:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise writing_failed(path, error) from error
+
     def done(self, plan: Plan) -> set[int]:
         """Shards that have a part file: one directory listing."""
         try:
@@ -206,10 +224,13 @@ class RunDir:
 
     def clear(self) -> None:
         """Remove what a run wrote here and nothing else; parts first, so that none outlives its plan."""
-        self._empty(self.parts)
-        for name in _FILES:
-            (self.path / name).unlink(missing_ok=True)
-        self._empty(self.manifest)
+        try:
+            self._empty(self.parts)
+            for name in _FILES:
+                (self.path / name).unlink(missing_ok=True)
+            self._empty(self.manifest)
+        except OSError as error:
+            raise writing_failed(self.path, error) from error
 
     def _empty(self, folder: Path) -> None:
         if folder.is_dir():

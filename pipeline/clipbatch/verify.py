@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from clipbatch.manifest import Manifest
 from clipbatch.rundir import Plan, RunDir
+from clipbatch.seal import is_whole
 
 
 def problems(run: RunDir, plan: Plan) -> Iterator[tuple[int, str]]:
@@ -28,6 +29,8 @@ def _problem(run: RunDir, plan: Plan, manifest: Manifest, shard: int, fingerprin
     if not path.exists():
         return "not there"
     try:
+        if not is_whole(path):
+            return "damaged (its bytes are not those that were written)"
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             footer = {k.decode(): v.decode() for k, v in (file.metadata.metadata or {}).items()}
             table = file.read()

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from clipbatch.atomic import publish
 from clipbatch.rundir import Plan, RunDir
+from clipbatch.seal import seal
 from clipbatch.types import STATUSES, Decoded, PartDone, Reject, ScoredBatch
 
 _DECODERS = ["dali", "torchvision", "pil"]
@@ -96,8 +97,8 @@ class Write:
             pa.array([item.uri for item in items], pa.string()),
             _words([reject.status if reject else "ok" for reject in rejects], list(STATUSES)),
             pa.array([reject.error if reject else None for reject in rejects], pa.string()),
-            pa.array([outcome.width for outcome in outcomes], pa.int32()),
-            pa.array([outcome.height for outcome in outcomes], pa.int32()),
+            pa.array([_int32(outcome.width) for outcome in outcomes], pa.int32()),
+            pa.array([_int32(outcome.height) for outcome in outcomes], pa.int32()),
             _words([facts.decoder if facts else None for facts in decoded], _DECODERS),
             pa.DictionaryArray.from_arrays(pa.array(best_B.astype(np.int32), mask=bad), pa.array(self._labels)),
             pa.array(scores_BL[np.arange(len(best_B)), best_B], mask=bad),
@@ -131,16 +132,24 @@ class Write:
         table = table.unify_dictionaries().combine_chunks()
         counts = {entry["values"]: entry["counts"] for entry in table["status"].value_counts().to_pylist()}
         footer = self._footer | {"clipbatch.shard": str(shard), "clipbatch.counts": json.dumps(counts, sort_keys=True)}
+        buffer = pa.BufferOutputStream()
+        pq.write_table(
+            table.replace_schema_metadata(footer),
+            buffer,
+            compression="zstd",
+            row_group_size=max(1024, _ROW_GROUP_VALUES // len(self._labels)),
+            use_dictionary=["uri", "status", "error", "decoder", "label"],
+            write_page_checksum=True,
+        )
         with publish(path) as file:
-            pq.write_table(
-                table.replace_schema_metadata(footer),
-                file,
-                compression="zstd",
-                row_group_size=max(1024, _ROW_GROUP_VALUES // len(self._labels)),
-                use_dictionary=["uri", "status", "error", "decoder", "label"],
-                write_page_checksum=True,
-            )
+            for piece in seal(memoryview(buffer.getvalue())):
+                file.write(piece)
         return PartDone(shard=shard, rows=table.num_rows, counts=counts)
+
+
+def _int32(value: int | None) -> int | None:
+    """`value`, or None where a lying header states more than the column holds."""
+    return value if value is not None and value < 2**31 else None
 
 
 def _words(values: list[str | None], known: list[str]) -> pa.DictionaryArray:

@@ -42,6 +42,8 @@ class Header:
 def inspect(data: bytearray) -> Header | None:
     """The header of `data`, or None where only Pillow should look at it: of another kind, odd, damaged or cut off."""
     kind = kind_of(data)
+    if kind == "jpeg" and data.count(b"\xff\xda") > 100:
+        return None
     if kind not in _CHANNELS or is_cut_off(data, kind) or data[12:16] == b"VP8X":
         return None
     try:

@@ -56,8 +56,15 @@ class TextManifest:
     def _open(self) -> BinaryIO:
         if self._text == "-":  # read once, used twice: for the identity and for the rows
             spool = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the lister)
-            while chunk := sys.stdin.buffer.read(_CHUNK_BYTES):
-                spool.write(chunk)
+            try:
+                while chunk := sys.stdin.buffer.read(_CHUNK_BYTES):
+                    spool.write(chunk)
+                spool.flush()
+            except OSError as error:
+                raise InputError(
+                    f"cannot keep the manifest from standard input in {tempfile.gettempdir()}: {error.strerror}; "
+                    "free some space there, or set TMPDIR"
+                ) from error
             return spool
         try:
             return open(self._text, "rb")
