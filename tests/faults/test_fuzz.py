@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from fuzz import fuzz, fuzzed, lines, seeds
+from fuzz import fuzz, lines
+from mutations import fuzzed, seeds
 
 IMAGES = 600
 
