@@ -108,7 +108,7 @@ class _Runner:
     def _loop(self) -> None:
         while not self._stop.is_set():
             with self._turn:  # one thread at a time takes an item and its place among the results
-                if self._ended:
+                if self._ended or self._stop.is_set():
                     return
                 slot: Future[Any] = Future()
                 begun = time.perf_counter()
