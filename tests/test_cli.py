@@ -125,7 +125,7 @@ def test_the_output_of_another_run_is_refused_with_the_field_named(cli: Cli, fol
     cli("run", folder, *DEMO, "--out", out)
     before = rows(out)
     error = cli("run", folder, "--labels", "cat,dog", "--model", "clipbatch-demo", "--out", out, code=3).stderr
-    assert "phrases is" in error
+    assert "labels is" in error
     assert "--overwrite" in error
     assert "top_k is" in cli("run", folder, *DEMO, "--top-k", 2, "--out", out, code=3).stderr
     assert rows(out).equals(before)

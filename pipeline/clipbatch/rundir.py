@@ -268,12 +268,19 @@ def _same(frozen: Mapping[str, Any], given: Mapping[str, Any], what: str, remedy
     for name in sorted(frozen.keys() | given.keys()):
         ours, theirs = (_comparable(side.get(name)) for side in (frozen, given))
         if ours != theirs:
-            raise OtherRunError(f"{what}: {name} is {_short(theirs)} now and {_short(ours)} there; {remedy}")
+            ours, theirs = (_short(side, other) for side, other in ((ours, theirs), (theirs, ours)))
+            name = {"phrases": "labels"}.get(name, name)  # what the user gave them as
+            raise OtherRunError(f"{what}: {name} is {theirs} now and {ours} there; {remedy}")
 
 
 def _comparable(value: Any) -> Any:
     return json.dumps(list(value.items()) if isinstance(value, dict) else value)
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= 80 else text[:60] + f"... ({len(text)} characters)"
+def _short(text: str, other: str) -> str:
+    """`text` cut to a line's worth from where it begins to differ from `other`."""
+    if len(text) <= 80:
+        return text
+    differ = next((at for at, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), 0)
+    at = max(0, differ - 20)
+    return f"{'...' if at else ''}{text[at : at + 60]}... ({len(text)} characters)"
