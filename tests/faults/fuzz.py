@@ -165,7 +165,8 @@ def main() -> None:
     text = lines(tally)
     print(text)
     if args.report:
-        args.report.write_text(f"# Fuzzing, {time.strftime('%Y-%m-%d')}\n\n`{' '.join(sys.argv)}`\n\n{text}\n")
+        command = " ".join(["python tests/faults/fuzz.py", *sys.argv[1:]])
+        args.report.write_text(f"# Fuzzing, {time.strftime('%Y-%m-%d')}\n\n`{command}`\n\n{text}\n")
     facts: dict[str, Any] = {name: getattr(tally, name) for name in tally.__slots__ if name != "by_kind"}
     facts["status"] = dict(sum(tally.by_kind.values(), Counter[str]()))
     print(json.dumps({"decoder": args.decoder, "seed": args.seed, **facts}))
