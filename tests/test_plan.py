@@ -114,7 +114,8 @@ def test_another_identity_has_another_fingerprint_and_is_refused(tmp_path: Path,
     }
     changes = named.get(name, {name: IDENTITY.get(name)})
     assert _freeze(tmp_path / "changed", images, **changes).fingerprint != made.fingerprint
-    with pytest.raises(OtherRunError, match=rf"belongs to a run with other settings: {name} is .*--overwrite"):
+    said = "labels" if name == "phrases" else name  # what the user gave
+    with pytest.raises(OtherRunError, match=rf"belongs to a run with other settings: {said} is .*--overwrite"):
         run.check_same(run.plan(), _identity(_settings(images, **changes)))
 
 
