@@ -169,15 +169,6 @@ class Peer:
             name: DataLoader(Photos(photos, transform, count + cores * BATCH), **how) for name, count in images.items()
         }
 
-    @property
-    def _to_pixels(self) -> list[Stage]:
-        """Reading and decoding, and what writing does at the end of a run: leave the journal."""
-        return [self._read, self._decode, Stage(name="leave", work=self._leave)]
-
-    def _leave(self, batch: PixelBatch) -> PixelBatch:
-        self._journal.leave(batch.source.start)
-        return batch
-
     def decode(self) -> float:
         """Images/s from file names to normalised pixels in this process."""
         return self._rate("peer decode", lambda pixels_BCHW: pixels_BCHW, 1)

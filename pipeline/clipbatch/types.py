@@ -89,7 +89,7 @@ class ReadBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PixelBatch:
-    """A batch after decoding, always of the run's full batch size; unused slots are black."""
+    """A batch after decoding, always of the run's full batch size; unused slots hold the fill colour."""
 
     source: ItemBatch
     outcomes: tuple[Decoded | Reject | None, ...]

@@ -2,8 +2,8 @@
 
 RUNTIME: JSON of the settings that this invocation chose anew. Takes lines on standard input: {"shard": 3},
 {"shard": 3, "rows": [..], "rejects": {..}}, {"finish": true}. Writes lines on standard output: loaded, batch, part,
-stages, error. When its input ends without a finish its supervisor has died, and so
-does it, within an instant and in the middle of whatever it does: nothing half-written can come of that.
+stages, alive, error. When its input ends without a finish its supervisor has died, and so does it, within an instant
+and in the middle of whatever it does: nothing half-written can come of that.
 """
 
 from __future__ import annotations

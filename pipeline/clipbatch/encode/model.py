@@ -72,14 +72,15 @@ def load(settings: ModelSettings) -> Model:
             open_clip.add_model_config(catalog.config_file(settings.model))
         weights = _weights(name, pretrained)
         trained = trained_with(name, pretrained)
+        quick_gelu = bool(trained.pop("quick_gelu", False))  # out here, since `_locally_first` may call twice
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a QuickGELU mismatch, which `trained` mends
+            warnings.simplefilter("ignore")  # of a QuickGELU mismatch, which `quick_gelu` mends
             module = _locally_first(
                 lambda: open_clip.create_model(
                     name,
                     pretrained=pretrained,
                     precision="fp32",
-                    force_quick_gelu=bool(trained.pop("quick_gelu", False)),
+                    force_quick_gelu=quick_gelu,
                     force_preprocess_cfg=trained,
                 )
             )
