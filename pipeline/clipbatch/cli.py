@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
-from clipbatch import __version__
+from clipbatch import __version__, interrupts
 from clipbatch.config import Settings
-from clipbatch.errors import ClipbatchError, DamagedError, InterruptedRunError
+from clipbatch.errors import ClipbatchError, DamagedError
 from clipbatch.options import takes_settings
 
 EXIT_CODES = """\
@@ -202,16 +201,9 @@ def _root(
     pass
 
 
-def _interrupted(signum: int, _frame: object) -> NoReturn:
-    name = signal.Signals(signum).name
-    raise InterruptedRunError(f"interrupted by {name}: finished parts stay, and the same command goes on from there")
-
-
 def main() -> None:
     """Run the command line; end the process with the exit code of what happened."""
-    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        if signal.getsignal(signum) is not signal.SIG_IGN:  # as under nohup
-            signal.signal(signum, _interrupted)
+    interrupts.install()
     try:
         app()
     except ClipbatchError as error:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from clipbatch import interrupts
 from clipbatch.config import Settings
 from clipbatch.errors import ClipbatchError, TooManyBadError, from_message
 from clipbatch.process import Event, WorkerProcess
@@ -81,6 +82,7 @@ class Supervisor:
             for device in self._devices[: len(assignments)]:
                 self._start(device)
             while self._processes:
+                interrupts.check()
                 self._explain_the_wait()
                 self._end_the_silent()
                 try:

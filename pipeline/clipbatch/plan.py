@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipbatch import __version__, hardware
+from clipbatch import __version__, hardware, interrupts
 from clipbatch.atomic import publish, sync_folder, temp_name, writing_failed
 from clipbatch.config import RUNTIME, SettingError, Settings
 from clipbatch.labels import LabelSet
@@ -167,6 +167,7 @@ def _files(rows: Iterable[pa.RecordBatch], per_file: int) -> Iterator[pa.Table]:
     waiting: list[pa.RecordBatch] = []
     count = 0
     for batch in rows:
+        interrupts.check()
         while count + batch.num_rows >= per_file:
             head = batch.slice(0, per_file - count)
             yield pa.Table.from_batches([*waiting, head]).unify_dictionaries()
