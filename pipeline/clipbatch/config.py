@@ -10,7 +10,6 @@ import dataclasses
 import math
 import re
 import sys
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
+from clipbatch.checks import Checked, SettingError, at_least
 from clipbatch.errors import InputError, nearest
 
 if sys.version_info >= (3, 11):
@@ -29,47 +29,40 @@ Precision = Literal["auto", "fp16", "bf16", "fp32"]
 Decoder = Literal["auto", "dali", "torchvision", "pil"]
 Orientation = Literal["upright", "stored"]
 Score = Literal["auto", "softmax", "sigmoid", "cosine"]
+Layout = Literal["list", "wide", "top-k"]
+ScoresDtype = Literal["float32", "float16"]
+Compression = Literal["zstd", "lz4", "snappy", "gzip", "none"]
 
 RUNTIME = ("read_threads", "read_timeout", "read_retries", "decode_timeout", "worker_timeout")
 """Settings that each invocation may set anew and hands to its workers."""
 
 
-_MOST = 2**53
-"""The largest number that any setting takes; what Parquet, JSON and floats all hold."""
-
-
-class SettingError(InputError, ValueError):
-    """A setting has a value that cannot be used."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Checked:
-    def __post_init__(self) -> None:
-        hints = typing.get_type_hints(type(self))
-        for f in dataclasses.fields(self):
-            _check_type(f.name, getattr(self, f.name), hints[f.name])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SourceSettings(_Checked):
+class SourceSettings(Checked):
     """What is to be labelled."""
 
     inputs: tuple[str, ...] = ()
-    """Folders, image files, .txt manifests; `-` for a manifest on standard input."""
+    """Folders, image files, manifests, archives, tables of images, urls; `-` for a text manifest on standard input."""
     root: str | None = None
     """Folder that a manifest's paths are relative to; default: the manifest's own."""
     all_files: bool = False
-    """Take every file of a folder, whatever its suffix."""
+    """Take every file of a folder or archive, whatever its suffix."""
+    uri_column: str | None = None
+    """Column of a manifest that names the images; default: the one whose name says so."""
+    image_column: str | None = None
+    """Column of a table that holds the images' bytes; default: the one whose type and name say so."""
+    columns: tuple[str, ...] | None = None
+    """Columns of a manifest to carry through to the output; default: all. Of an archive: suffixes of sidecar files."""
     limit: int | None = None
     """Stop the listing after this many rows."""
 
     def __post_init__(self) -> None:
-        _Checked.__post_init__(self)
-        _at_least("limit", self.limit, 1)
+        Checked.__post_init__(self)
+        at_least("limit", self.limit, 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LabelSettings(_Checked):
+class LabelSettings(Checked):
     """What the images are compared with."""
 
     labels: str = ""
@@ -79,7 +72,7 @@ class LabelSettings(_Checked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelSettings(_Checked):
+class ModelSettings(Checked):
     """Which encoder, and how it runs."""
 
     model: str = "ViT-B-32"
@@ -92,13 +85,13 @@ class ModelSettings(_Checked):
     """auto, cpu, or cuda:N."""
 
     def __post_init__(self) -> None:
-        _Checked.__post_init__(self)
+        Checked.__post_init__(self)
         if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", self.device):
             raise SettingError(f"device {self.device!r} is not known: use auto, cpu, or cuda:N")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReadSettings(_Checked):
+class ReadSettings(Checked):
     """How files are read."""
 
     read_threads: int = 16
@@ -111,15 +104,15 @@ class ReadSettings(_Checked):
     """Larger files get status too_large."""
 
     def __post_init__(self) -> None:
-        _Checked.__post_init__(self)
-        _at_least("read_threads", self.read_threads, 1)
-        _at_least("read_timeout", self.read_timeout, 0.01)
-        _at_least("read_retries", self.read_retries, 0)
-        _at_least("max_bytes", self.max_bytes, 1)
+        Checked.__post_init__(self)
+        at_least("read_threads", self.read_threads, 1)
+        at_least("read_timeout", self.read_timeout, 0.01)
+        at_least("read_retries", self.read_retries, 0)
+        at_least("max_bytes", self.max_bytes, 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DecodeSettings(_Checked):
+class DecodeSettings(Checked):
     """How bytes become pixels."""
 
     decoder: Decoder = "auto"
@@ -135,30 +128,43 @@ class DecodeSettings(_Checked):
     """Seconds without a finished batch after which a worker counts as hung and is started again."""
 
     def __post_init__(self) -> None:
-        _Checked.__post_init__(self)
-        _at_least("max_pixels", self.max_pixels, 1)
-        _at_least("decode_timeout", self.decode_timeout, 0.1)
-        _at_least("worker_timeout", self.worker_timeout, 1)
+        Checked.__post_init__(self)
+        at_least("max_pixels", self.max_pixels, 1)
+        at_least("decode_timeout", self.decode_timeout, 0.1)
+        at_least("worker_timeout", self.worker_timeout, 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OutputSettings(_Checked):
+class OutputSettings(Checked):
     """What is written."""
 
     score: Score = "auto"
     """auto: as the model was trained, sigmoid for the SigLIP family and softmax for the others."""
+    layout: Layout = "list"
+    """list: a column `scores` with a list in label order; wide: a column for each label; top-k: the best labels."""
     top_k: int | None = None
-    """Write the K best labels in a column `top` in place of all scores."""
+    """How many labels the layout top-k keeps, 5 by default; giving it chooses that layout."""
+    scores_dtype: ScoresDtype = "float32"
+    """Of the scores' column or columns; the best label's score stays float32."""
+    compression: Compression = "zstd"
+    """Of the part files."""
     embeddings: bool = False
     """Also write each image's embedding as float16."""
 
     def __post_init__(self) -> None:
-        _Checked.__post_init__(self)
-        _at_least("top_k", self.top_k, 1)
+        Checked.__post_init__(self)
+        at_least("top_k", self.top_k, 1)
+        if self.top_k and self.layout == "wide":
+            raise SettingError("top_k goes with layout top-k, not with wide: leave one of them out")
+
+    @property
+    def best(self) -> int | None:
+        """How many labels are written for an image; None: the scores of all."""
+        return self.top_k or (5 if self.layout == "top-k" else None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings(_Checked):
+class Settings(Checked):
     """All settings of a run. None stands for 'chosen by the planner' until `plan` has frozen them."""
 
     source: SourceSettings = field(default_factory=SourceSettings)
@@ -175,9 +181,9 @@ class Settings(_Checked):
     """Stop as broken when more images than this are bad: a count (`500`) or a share of all rows (`1%`)."""
 
     def __post_init__(self) -> None:
-        _Checked.__post_init__(self)
-        _at_least("batch_size", self.batch_size, 1)
-        _at_least("shard_size", self.shard_size, 1)
+        Checked.__post_init__(self)
+        at_least("batch_size", self.batch_size, 1)
+        at_least("shard_size", self.shard_size, 1)
         self.bad_allowed(0)
         if self.batch_size and self.shard_size and self.shard_size % self.batch_size:
             near = math.ceil(self.shard_size / self.batch_size) * self.batch_size
@@ -254,7 +260,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     for name, value in values.items():
         if isinstance(value, dict):
             raise InputError(f"{path}: [{name}] is a table; settings stand at the top level, one a line")
-        if name in ("template", "inputs") and isinstance(value, str):
+        if name in ("template", "inputs", "columns") and isinstance(value, str):
             values[name] = [value]
         if name == "max_bad" and isinstance(value, int):
             values[name] = str(value)
@@ -263,36 +269,3 @@ def read_toml(path: Path) -> dict[str, Any]:
     except SettingError as error:
         raise SettingError(f"{path}: {error}") from None
     return values
-
-
-def _at_least(name: str, value: float | None, least: float) -> None:
-    if value is not None and not least <= value <= _MOST:
-        raise SettingError(f"{name} {value} is out of range: use {least} or more, and {_MOST} at most")
-
-
-def _check_type(name: str, value: Any, hint: Any) -> None:
-    """Refuse a value that is not of the annotated type, as a TOML file may hold anything."""
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    for option in options:
-        origin = typing.get_origin(option)
-        if origin is Literal:
-            choices = typing.get_args(option)
-            if value in choices:
-                return
-            near = nearest(str(value), choices)
-            raise SettingError(f"{name} {value!r} is not known: use one of {', '.join(choices)}.{near}")
-        if origin is tuple:
-            if isinstance(value, tuple) and all(isinstance(entry, str) for entry in value):
-                return
-        elif isinstance(value, bool):
-            if option is bool:
-                return
-        elif isinstance(value, option) or (option is float and isinstance(value, int)):
-            return
-    raise SettingError(f"{name} {value!r} is of the wrong type: expected {_wording(hint)}")
-
-
-def _wording(hint: Any) -> str:
-    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    return " or ".join(words.get(option, "a list of texts") for option in options if option is not types.NoneType)

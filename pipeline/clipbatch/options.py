@@ -39,9 +39,17 @@ SETTINGS: dict[str, Any] = {
     "precision": Annotated[Optional[str], _option("Model", "auto, fp16, bf16 or fp32.")],
     "device": Annotated[Optional[str], _option("Model", "auto, cpu or cuda:N.")],
     "batch_size": Annotated[Optional[int], _option("Model", "Images in a batch.")],
-    "root": Annotated[Optional[str], _option("Input", "Folder that a manifest's paths are relative to.")],
+    "root": Annotated[
+        Optional[str], _option("Input", "Folder or url that a manifest's paths are relative to and may not leave.")
+    ],
     "all_files": Annotated[
         Optional[bool], _option("Input", "Take every file of a folder, whatever its suffix.", "--all-files")
+    ],
+    "uri_column": Annotated[Optional[str], _option("Input", "Column of a manifest that names the images.")],
+    "image_column": Annotated[Optional[str], _option("Input", "Column of a table that holds the images' bytes.")],
+    "columns": Annotated[
+        Optional[list[str]],
+        _option("Input", "Carry only this column of the input to the output (repeatable, or a,b,c; none: '')."),
     ],
     "limit": Annotated[Optional[int], _option("Input", "Take only the first N rows.")],
     "decoder": Annotated[Optional[str], _option("Images", "auto, dali, torchvision or pil.")],
@@ -57,7 +65,10 @@ SETTINGS: dict[str, Any] = {
     "worker_timeout": Annotated[Optional[float], _option("Images", "Seconds until a silent worker is restarted.")],
     "max_bad": Annotated[Optional[str], _option("Images", "Stop when more are bad: a count, or a share as in 1%.")],
     "score": Annotated[Optional[str], _option("Output", "auto (as trained), softmax, sigmoid or cosine.")],
+    "layout": Annotated[Optional[str], _option("Output", "list: all scores in one column; wide: one each; top-k.")],
     "top_k": Annotated[Optional[int], _option("Output", "Write the K best labels instead of all scores.")],
+    "scores_dtype": Annotated[Optional[str], _option("Output", "float32 or float16.")],
+    "compression": Annotated[Optional[str], _option("Output", "zstd, lz4, snappy, gzip or none.")],
     "embeddings": Annotated[Optional[bool], _option("Output", "Also write each image's embedding.", "--embeddings")],
     "shard_size": Annotated[Optional[int], _option("Output", "Rows in a part file; default: about a minute of work.")],
     "config": Annotated[
@@ -91,6 +102,8 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
 def _settings(inputs: list[str] | None, given: dict[str, Any]) -> Settings:
     config = given.pop("config")
     values = {name: value for name, value in given.items() if value not in (None, [])}
+    if "columns" in values:
+        values["columns"] = [name for names in values["columns"] for name in names.split(",") if name]
     if inputs:
         values["inputs"] = inputs
     if config:

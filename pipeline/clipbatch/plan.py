@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 
 from clipbatch import __version__, hardware, interrupts
 from clipbatch.atomic import publish, sync_folder, temp_name, writing_failed
-from clipbatch.config import RUNTIME, SettingError, Settings
+from clipbatch.checks import SettingError
+from clipbatch.config import RUNTIME, Settings
 from clipbatch.labels import LabelSet
 from clipbatch.rundir import Plan, RunDir, file_sha256
 
