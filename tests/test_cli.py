@@ -13,9 +13,10 @@ from conftest import DEMO, Cli, rows
 from corpus import make_folder
 
 PLANNING = (
-    "--all-files --batch-size --config --decode-timeout --decoder --device --embeddings --json --labels --limit "
-    "--max-bad --max-bytes --max-pixels --model --orientation --out --overwrite --precision --pretrained "
-    "--read-retries --read-threads --read-timeout --root --score --shard-size --template --top-k --worker-timeout"
+    "--all-files --batch-size --columns --compression --config --decode-timeout --decoder --device --embeddings "
+    "--image-column --json --labels --layout --limit --max-bad --max-bytes --max-pixels --model --orientation --out "
+    "--overwrite --precision --pretrained --read-retries --read-threads --read-timeout --root --score --scores-dtype "
+    "--shard-size --template --top-k --uri-column --worker-timeout"
 )
 SURFACE = {
     "run": PLANNING + " --quiet --repair --retry-bad",

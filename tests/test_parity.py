@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import open_clip
+import pyarrow as pa
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -49,7 +50,7 @@ def decoded(files: dict[str, bytes], decoder: str, size: int, mode: str = "short
     """The product's pixels for each file, and the name of the decoder that made them."""
     target = Target(height=size, width=size, resize_mode=mode, interpolation="bicubic", fill=0)  # type: ignore[arg-type]
     stage = Decode(DecodeSettings(decoder=decoder), target, batch_size=len(files), device="cpu")  # type: ignore[arg-type]
-    source = ItemBatch(shard=0, start=0, items=(), last=True)
+    source = ItemBatch(shard=0, start=0, items=(), rows=pa.table({}), last=True)
     slots = tuple(Encoded(data=bytearray(data)) for data in files.values())
     batch = stage(ReadBatch(source=source, slots=slots))
     assert all(isinstance(outcome, Decoded) for outcome in batch.outcomes), batch.outcomes

@@ -21,7 +21,8 @@ BASE: dict[str, Any] = {"labels": "zebra,ant", "batch_size": 2, "shard_size": 4,
 IDENTITY: dict[str, Any] = {
     **{"all_files": True, "limit": 5, "model": "RN50", "pretrained": "openai", "precision": "bf16", "decoder": "pil"},
     **{"orientation": "stored", "max_pixels": 99, "max_bytes": 99, "score": "cosine", "top_k": 1, "embeddings": True},
-    **{"batch_size": 4, "shard_size": 8},
+    **{"batch_size": 4, "shard_size": 8, "uri_column": "a", "image_column": "b", "columns": ["c"], "layout": "top-k"},
+    **{"scores_dtype": "float16", "compression": "none"},
 }
 """Settings that are part of a run's identity, each with another value than `BASE` has."""
 RUNTIME: dict[str, Any] = {
@@ -53,13 +54,14 @@ def _freeze(out: Path, images: Path, **changes: Any) -> Plan:
     """Plan a run in `out` as `api` does it, with nothing left to be resolved."""
     settings = _settings(images, **changes)
     listers = source.listers(settings.source)
+    listing = source.Listing(listers, settings.source.limit, ())
     return planner.freeze(
         RunDir(out),
         settings,
         labels.load(settings.labels),
         [lister.identity() for lister in listers],
-        source.rows(listers, settings.source.limit),
-        lambda: planner.count_passed_over(lister.passed_over for lister in listers),
+        listing.batches(),
+        listing.passed_over,
     )
 
 
@@ -71,7 +73,8 @@ def _tree(folder: Path) -> list[str]:
 def test_rows_are_numbered_and_cut_into_shards(tmp_path: Path, images: Path, rows: int) -> None:
     made = _freeze(tmp_path / "out", images, limit=rows)
     assert (made.rows, made.shards) == (rows, (rows + 3) // 4)
-    shards = [Manifest(RunDir(tmp_path / "out"), made).items(shard) for shard in range(made.shards)]
+    manifest = Manifest(RunDir(tmp_path / "out"), made)
+    shards = [manifest.items(manifest.rows(shard)) for shard in range(made.shards)]
     assert [len(items) for items in shards] == [4] * (rows // 4) + [rows % 4] * (rows % 4 > 0)
     found = [(item.row_id, item.uri) for items in shards for item in items]
     assert found == [(n, f"{images}/{n}.jpg") for n in range(rows)]
@@ -139,7 +142,7 @@ def test_a_manifest_that_was_changed_is_refused_by_name(tmp_path: Path, images: 
     if damage == "one bit":
         path.write_bytes(data)
     with pytest.raises(InputError, match=r"part-00000\.parquet.*restore it"):
-        Manifest(run, made).items(0)
+        Manifest(run, made).rows(0)
 
 
 def test_the_model_of_a_run_is_frozen_by_the_first_worker_and_another_is_refused(tmp_path: Path, images: Path) -> None:
@@ -230,7 +233,7 @@ def test_leftovers_of_the_killed_are_no_part_of_the_next_run(tmp_path: Path, ima
     run.plan_file.unlink()  # made by the last step of planning, removed by the first of clearing
     made = _freeze(run.path, images, labels="bee,fly", limit=5)
     assert run.done(made) == set()
-    assert [item.row_id for item in Manifest(run, made).items(1)] == [4]
+    assert Manifest(run, made).rows(1)["row_id"].to_pylist() == [4]
 
 
 @pytest.mark.parametrize("name", [b"notes.caf\xe9", b"d\xff/1.jpg"])

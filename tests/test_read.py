@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from clipbatch.config import ReadSettings
@@ -68,7 +69,7 @@ def _still_hangs(path: Path) -> bool:
 def _batch(*paths: object) -> ItemBatch:
     """A batch of `paths`; None for a slot that is not wanted."""
     items = [None if p is None else Item(row_id=n, uri=f"uri-{n}", path=str(p)) for n, p in enumerate(paths)]
-    return ItemBatch(shard=0, start=0, items=tuple(items), last=True)
+    return ItemBatch(shard=0, start=0, items=tuple(items), rows=pa.table({}), last=True)
 
 
 def _told(batch: ReadBatch) -> list[Any]:
@@ -163,12 +164,13 @@ def test_a_file_of_just_the_limit_is_read(tmp_path: Path) -> None:
 
 BY_ITSELF = """
 import json, os, sys
+import pyarrow as pa
 from clipbatch.config import ReadSettings
 from clipbatch.read import Read
 from clipbatch.types import Item, ItemBatch
 items = tuple(Item(row_id=n, uri=path, path=path) for n, path in enumerate(sys.argv[2:]))
 read = Read(ReadSettings(read_timeout=30.0, read_retries=1))
-read(ItemBatch(shard=0, start=0, items=(), last=True))
+read(ItemBatch(shard=0, start=0, items=(), rows=pa.table({}), last=True))
 if sys.argv[1] == "other user" and os.getuid() == 0:
     os.setgroups([])
     os.setgid(65534)
@@ -180,7 +182,7 @@ if sys.argv[1] == "no descriptors":
             hogs.append(os.open("/dev/null", os.O_RDONLY))
     except OSError:
         pass
-slots = read(ItemBatch(shard=0, start=0, items=items, last=True)).slots
+slots = read(ItemBatch(shard=0, start=0, items=items, rows=pa.table({}), last=True)).slots
 print(json.dumps([[getattr(slot, "status", "ok"), getattr(slot, "error", "")] for slot in slots]))
 """
 

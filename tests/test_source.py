@@ -23,7 +23,7 @@ from clipbatch import source
 from clipbatch.config import SourceSettings
 listers = source.listers(SourceSettings(inputs=(sys.argv[1],), root=sys.argv[2] if sys.argv[2:] else None))
 identity = listers[0].identity()
-rows = [row for batch in source.rows(listers, None) for row in batch.to_pylist()]
+rows = [row for batch in source.Listing(listers, None, ()).batches() for row in batch.to_pylist()]
 print(json.dumps([identity, rows]))
 """
 
@@ -31,8 +31,9 @@ print(json.dumps([identity, rows]))
 def _rows(*inputs: object, **settings: Any) -> tuple[list[dict[str, str]], Counter[str]]:
     """The listing of `inputs` as rows, and what was passed over."""
     listers = source.listers(SourceSettings(inputs=tuple(map(str, inputs)), **settings))
-    table = pa.Table.from_batches(source.rows(listers, settings.get("limit")))
-    return table.to_pylist(), sum((lister.passed_over for lister in listers), Counter[str]())
+    listing = source.Listing(listers, settings.get("limit"), ())
+    table = pa.Table.from_batches(listing.batches())
+    return table.to_pylist(), listing.passed_over()
 
 
 def _names(*inputs: object, **settings: Any) -> list[str]:
@@ -60,7 +61,7 @@ def test_the_uri_is_the_name_as_given_and_the_root_where_it_starts(
     monkeypatch.chdir(_touch(tmp_path, "in/x.jpg", "one.png"))
     found, _ = _rows("in", "one.png", f"{tmp_path}/in")
     assert [row["uri"] for row in found] == ["in/x.jpg", "one.png", f"{tmp_path}/in/x.jpg"]
-    assert {row["root"] for row in found} == {str(tmp_path)}
+    assert [row["root"] for row in found] == [str(tmp_path), str(tmp_path), "/"]
     assert all(os.path.isfile(path_of(row["uri"], row["root"])) for row in found)
 
 
@@ -177,7 +178,7 @@ def test_a_manifest_has_one_path_a_line_relative_to_its_folder_or_the_root(tmp_p
     (tmp_path / "M.TXT").write_bytes(content)
     for more, root in (({}, tmp_path), ({"root": "/data"}, "/data")):
         found, _ = _rows(tmp_path / "M.TXT", **more)
-        assert found == [{"uri": uri, "root": str(root)} for uri in ("1.jpg", "sub/2 3.jpg")]
+        assert found == [{"uri": uri, "root": str(root), "span": None} for uri in ("1.jpg", "sub/2 3.jpg")]
     assert [path_of(uri, "/data") for uri in ("a b.jpg", "/abs/1.jpg")] == ["/data/a b.jpg", "/abs/1.jpg"]
 
 
@@ -220,7 +221,7 @@ def test_a_manifest_on_standard_input_is_relative_to_the_working_folder_or_the_r
         process = _listed_by_itself(tmp_path, text, *args)
         assert process.returncode == 0, process.stderr
         identity, rows = json.loads(process.stdout)
-        assert rows == [{"uri": uri, "root": root} for uri in ("1.jpg", "sub/2.jpg")]
+        assert rows == [{"uri": uri, "root": root, "span": None} for uri in ("1.jpg", "sub/2.jpg")]
         identities.add(identity)
     assert len(identities) == 3
     assert b"InputError: the manifest - names no images" in _listed_by_itself(tmp_path, b"", "-").stderr

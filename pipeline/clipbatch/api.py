@@ -20,6 +20,8 @@ from clipbatch.errors import ClipbatchError, InputError, TooManyBadError
 from clipbatch.labels import LabelSet
 from clipbatch.progress import Progress
 from clipbatch.rundir import Plan, RunDir
+from clipbatch.schema import result_fields
+from clipbatch.uris import is_url
 
 
 def plan(settings: Settings, out: str | os.PathLike[str], *, overwrite: bool = False) -> Plan:
@@ -51,19 +53,24 @@ def _resolve(settings: Settings, frozen: Mapping[str, Any]) -> Settings:
     weights = settings.model.pretrained or catalog.default_weights(settings.model.model)
     if weights and os.path.isfile(weights):
         weights = os.path.abspath(weights)
-    return planner.resolve(settings.replace(pretrained=weights), catalog.gflop(settings.model.model), frozen)
+    root = settings.source.root
+    if root and not is_url(root):
+        root = os.path.abspath(root)
+    return planner.resolve(settings.replace(pretrained=weights, root=root), catalog.gflop(settings.model.model), frozen)
 
 
 def _freeze(
     run_dir: RunDir, settings: Settings, names: LabelSet, identities: list[str], inputs: list[source.Lister]
 ) -> Plan:
+    results = [field.name for field in result_fields(names.names, settings.output, 0)]
+    listing = source.Listing(inputs, settings.source.limit, [*results, "row_id"])
     return planner.freeze(
         run_dir,
         settings,
         names,
         identities,
-        source.rows(inputs, settings.source.limit),
-        lambda: planner.count_passed_over(lister.passed_over for lister in inputs),
+        listing.batches(),
+        listing.passed_over,
     )
 
 

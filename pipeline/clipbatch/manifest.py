@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipbatch.errors import InputError
 from clipbatch.rundir import Plan, RunDir, file_sha256
-from clipbatch.types import Item
-from clipbatch.uris import path_of
+from clipbatch.types import Item, Reject, Span
+from clipbatch.uris import is_outside, path_of
 
 
 class Manifest:
@@ -19,6 +21,7 @@ class Manifest:
         self._number = -1
         self._file: pq.ParquetFile | None = None
         self._starts: list[int] = []
+        self._fence = plan.run_settings().source.root
 
     def rows(self, shard: int) -> pa.Table:
         """The manifest rows of `shard`, with all their columns.
@@ -36,13 +39,20 @@ class Manifest:
         table = file.read_row_groups(groups)
         return table.slice(first - self._starts[groups[0]], len(wanted))
 
-    def items(self, shard: int) -> list[Item]:
-        """The rows of `shard` as items to read."""
-        table = self.rows(shard)
-        columns = (table[name].to_pylist() for name in ("row_id", "uri", "root"))
-        return [
-            Item(row_id=row_id, uri=uri, path=path_of(uri, root)) for row_id, uri, root in zip(*columns, strict=True)
-        ]
+    def items(self, rows: pa.Table) -> list[Item]:
+        """The rows of a shard, or some of them, as items to read."""
+        columns = (rows[name].to_pylist() for name in ("row_id", "uri", "root", "span"))
+        return [self._item(row_id, uri, root, span) for row_id, uri, root, span in zip(*columns, strict=True)]
+
+    def _item(self, row_id: int, uri: str, root: str, span: dict[str, Any] | None) -> Item:
+        if span is None:
+            path = path_of(uri, root)
+            reject = None
+            if root == self._fence and is_outside(path, root):
+                reject = Reject(status="unreadable", error=f"outside of --root {self._fence}")
+            return Item(row_id=row_id, uri=uri, path=path, reject=reject)
+        where = Span(start=span["start"], length=span["length"], method=span["method"])
+        return Item(row_id=row_id, uri=uri, path=path_of(span["container"], root), span=where)
 
     def _open(self, number: int) -> pq.ParquetFile:
         if self._file is None or self._number != number:

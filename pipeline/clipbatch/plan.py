@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import metadata
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -112,11 +113,11 @@ def freeze(
     labels: LabelSet,
     inputs: list[str],
     rows: Iterable[pa.RecordBatch],
-    passed_over: Callable[[], Mapping[str, int]],
+    passed_over: Callable[[], Counter[str]],
 ) -> Plan:
     """Write the manifest and `run.json` of a new run.
 
-    rows: the listing, with a `uri` column. passed_over: asked when the listing has ended.
+    rows: the listing, with the same columns in every batch. passed_over: asked when the listing has ended.
     Raises: InputError where the folder cannot be written or the listing refuses its input; nothing is left behind.
     """
     assert settings.shard_size
@@ -133,7 +134,7 @@ def freeze(
         total, digests = 0, {}
         for number, table in enumerate(_files(rows, per_file)):
             path = staged / f"part-{number:05d}.parquet"
-            row_ids = pa.array(range(total, total + table.num_rows), pa.int64())
+            row_ids = pa.array(np.arange(total, total + table.num_rows))
             with publish(path) as file:
                 pq.write_table(
                     table.add_column(0, "row_id", row_ids), file, compression="zstd", row_group_size=row_group
@@ -146,7 +147,7 @@ def freeze(
             settings=settings.flat(),
             manifest_rows=per_file,
             manifest_sha256=digests,
-            passed_over=dict(passed_over()),
+            passed_over=_most_frequent(passed_over()),
             versions=versions(),
         )
         run.clear()  # of a run that is to be overwritten; only now, when the new listing stands
@@ -191,9 +192,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def count_passed_over(counters: Iterable[Counter[str]]) -> dict[str, int]:
-    """Files passed over by all listers, by the most frequent suffixes."""
-    total = sum(counters, Counter[str]())
+def _most_frequent(total: Counter[str]) -> dict[str, int]:
     named = {suffix or "(no suffix)": count for suffix, count in total.most_common(_SUFFIXES)}
     rest = sum(total.values()) - sum(named.values())
     return named | ({"(others)": rest} if rest else {})

@@ -22,6 +22,7 @@ from clipbatch.journal import Journal
 from clipbatch.manifest import Manifest
 from clipbatch.read import Read
 from clipbatch.rundir import Plan, RunDir
+from clipbatch.schema import LISTING
 from clipbatch.score import Score
 from clipbatch.types import ItemBatch, PixelBatch, ReadBatch, Reject, ScoredBatch
 from clipbatch.write import Write, Written
@@ -72,8 +73,7 @@ class Worker:
             logit_bias=model.logit_bias,
             embeddings=settings.output.embeddings,
         )
-        embedding = text_LD.shape[1] if settings.output.embeddings else None
-        write = Write(run, plan, fingerprint=fingerprint, score=kind, embedding=embedding)
+        write = Write(run, plan, fingerprint=fingerprint, score=kind, embedding=text_LD.shape[1])
         read = self.read = Read(settings.read)
         reading = max(1, min(settings.read.read_threads, 4 * decode.threads))
         self.stages = [
@@ -114,10 +114,12 @@ def _leaving(journal: Journal, write: Write) -> Callable[[ScoredBatch], Written]
 
 def item_batches(plan: Plan, manifest: Manifest, task: Task) -> Iterator[ItemBatch]:
     """The batches of a task. A row keeps its slot also when only some rows are wanted, so its scores stay the same."""
+    rows = manifest.rows(task.shard)
     items = [
         replace(item, reject=task.rejects[item.row_id]) if item.row_id in task.rejects else item
-        for item in manifest.items(task.shard)
+        for item in manifest.items(rows)
     ]
+    carried = rows.drop_columns(LISTING)
     size = plan.batch_size
     starts = [
         at
@@ -130,6 +132,7 @@ def item_batches(plan: Plan, manifest: Manifest, task: Task) -> Iterator[ItemBat
             shard=task.shard,
             start=slots[0].row_id,
             items=tuple(item if task.rows is None or item.row_id in task.rows else None for item in slots),
+            rows=carried.slice(at, size),
             last=at == starts[-1],
         )
 

@@ -1,7 +1,7 @@
 """The run directory: what is where, which shards are done, and what makes a run the same run.
 
     run.json                    the frozen `Plan`
-    manifest/part-*.parquet     row_id, uri, root
+    manifest/part-*.parquet     row_id, uri, root, span, and the columns that the input carries
     model.json, text.npy        facts of the loaded model and its label features, frozen by the first worker
     parts/part-*.parquet        one file a shard; there or not there is the only record of what is done
 
@@ -29,7 +29,7 @@ from clipbatch.labels import LabelSet
 _FILES = ("report.json", "report.html", "text.npy", "model.json", "run.json")
 _OURS = re.compile(r"part-\d+\.parquet|\..+\.tmp")
 
-FORMAT = 1
+FORMAT = 2
 """Version of the run directory's layout and output schema; part of every fingerprint."""
 
 

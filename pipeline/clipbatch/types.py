@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:
     import numpy as np
+    import pyarrow as pa
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -26,6 +27,18 @@ DecoderName = Literal["dali", "torchvision", "pil"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """Where in a container an image is."""
+
+    start: int
+    """First byte in an archive; row number in a table of images, from 0."""
+    length: int
+    """Bytes as they stand in an archive; 0 for a table."""
+    method: str
+    """`stored` or `deflate` in an archive; `column:NAME` for a table's column of bytes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
     """One manifest row."""
 
@@ -33,9 +46,11 @@ class Item:
     uri: str
     """Verbatim as listed."""
     path: str
-    """Where to read it: `uri` joined to the folder that it is relative to; surrogates stand for raw bytes."""
+    """What to open: the image, or the container of its `span`; a url, or a path in which surrogates stand for raw
+    bytes."""
+    span: Span | None = None
     reject: Reject | None = None
-    """Why it is not to be touched: it has ended a worker before."""
+    """Why it is not to be touched: it has ended a worker before, or leads out of `--root`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +90,8 @@ class ItemBatch:
     """row_id of slot 0."""
     items: tuple[Item | None, ...]
     """None: a slot whose row is not wanted this time (only bad rows are done again)."""
+    rows: pa.Table
+    """The manifest's row for each slot: row_id, uri, and the columns that are carried through."""
     last: bool
     """True for the last batch of its shard."""
 

@@ -1,9 +1,13 @@
-"""How a file name is written as a uri and read back."""
+"""How a name is written as a uri and read back: paths, file:// uris of names that are not text, and urls."""
 
 from __future__ import annotations
 
 import os
-from urllib.parse import quote_from_bytes, unquote_to_bytes
+import posixpath
+import re
+from urllib.parse import quote_from_bytes, unquote, unquote_to_bytes
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
 def uri_of(name: str, root: str) -> str:
@@ -23,8 +27,27 @@ def is_text(name: str) -> bool:
     return True
 
 
+def is_url(text: str) -> bool:
+    """Whether `text` begins with a scheme, as in s3://bucket/key."""
+    return _SCHEME.match(text) is not None
+
+
 def path_of(uri: str, root: str) -> str:
-    """The path to open for a row's uri and root."""
+    """The path or url to open for a row's uri and root."""
     if uri.startswith("file:///"):
         return os.fsdecode(unquote_to_bytes(uri[len("file://") :]))
-    return os.path.join(root, uri)
+    if is_url(uri):
+        return uri
+    return posixpath.join(root, uri) if is_url(root) else os.path.join(root, uri)
+
+
+def is_outside(path: str, fence: str) -> bool:
+    """Whether `path`, as `path_of` gives it, leads out of the folder or url `fence`. Links inside of the fence count
+    as inside: whoever made them could also have put files there."""
+    if is_url(path) or is_url(fence):
+        inside = path == fence or path.startswith(fence.rstrip("/") + "/")
+        return not inside or ".." in re.split(r"[/\\?#]|%2[fF]", unquote(path))
+    if ".." in path.split("/"):  # where it leads depends on the links that it passes
+        path, fence = os.path.realpath(path), os.path.realpath(fence)
+    path, fence = os.path.normpath(path), os.path.normpath(fence)
+    return os.path.commonpath((path, fence)) != fence

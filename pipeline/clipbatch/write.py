@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from clipbatch.atomic import publish
 from clipbatch.rundir import Plan, RunDir
+from clipbatch.schema import part_schema, result_fields
 from clipbatch.seal import seal
 from clipbatch.types import STATUSES, Decoded, PartDone, Reject, ScoredBatch
 
 _DECODERS = ["dali", "torchvision", "pil"]
-_WORDS = pa.dictionary(pa.int32(), pa.string())
 _ROW_GROUP_VALUES = 2**24
 """Scores in a row group, 64 MiB: a reader's unit of work."""
 
@@ -32,40 +32,17 @@ class Written:
     """Set with the last batch of a shard."""
 
 
-def schema(labels: int, *, top_k: int | None, embedding: int | None) -> pa.Schema:
-    """The columns of a part. labels: how many there are; embedding: its length, None for no such column."""
-    if top_k:
-        entry = pa.struct([("label", pa.string()), ("score", pa.float32())])
-        scores = pa.field("top", pa.list_(entry))
-    else:
-        scores = pa.field("scores", pa.list_(pa.float32(), labels))
-    fields = [
-        pa.field("row_id", pa.int64(), nullable=False),
-        pa.field("uri", pa.string(), nullable=False),
-        pa.field("status", _WORDS, nullable=False),
-        pa.field("error", pa.string()),
-        pa.field("width", pa.int32()),
-        pa.field("height", pa.int32()),
-        pa.field("decoder", _WORDS),
-        pa.field("label", _WORDS),
-        pa.field("score", pa.float32()),
-        scores,
-    ]
-    if embedding:
-        fields.append(pa.field("embedding", pa.list_(pa.float16(), embedding)))
-    return pa.schema(fields)
-
-
 class Write:
     """Called with a `ScoredBatch`, by one thread, in order."""
 
-    def __init__(self, run: RunDir, plan: Plan, *, fingerprint: str, score: str, embedding: int | None) -> None:
+    def __init__(self, run: RunDir, plan: Plan, *, fingerprint: str, score: str, embedding: int) -> None:
+        """score: how scores are made, as the footer says it. embedding: its length."""
         self._run, self._plan = run, plan
         self._labels = plan.labels.names
         settings = plan.run_settings()
-        top_k = settings.output.top_k
-        self._top_k = min(top_k, len(self._labels)) if top_k else None
-        self._schema = schema(len(self._labels), top_k=self._top_k, embedding=embedding)
+        best = settings.output.best
+        self._top_k = min(best, len(self._labels)) if best else None
+        self._results = result_fields(self._labels, settings.output, embedding)
         self._footer = {
             "clipbatch.fingerprint": fingerprint,
             "clipbatch.shards": str(plan.shards),
@@ -85,7 +62,9 @@ class Write:
         return Written(rows=len(wanted), bad=bad, part=part)
 
     def _table(self, batch: ScoredBatch, wanted: list[int]) -> pa.Table:
-        items = [item for item in batch.source.items if item is not None]
+        rows = batch.source.rows
+        if len(wanted) < rows.num_rows:
+            rows = rows.take(wanted)
         outcomes = [outcome for outcome in batch.outcomes if outcome is not None]
         rejects = [outcome if isinstance(outcome, Reject) else None for outcome in outcomes]
         decoded = [outcome if isinstance(outcome, Decoded) else None for outcome in outcomes]
@@ -93,8 +72,8 @@ class Write:
         scores_BL = batch.scores_BL[wanted]
         best_B = scores_BL.argmax(axis=1)
         columns: list[Any] = [
-            pa.array([item.row_id for item in items], pa.int64()),
-            pa.array([item.uri for item in items], pa.string()),
+            rows["row_id"],
+            rows["uri"],
             _words([reject.status if reject else "ok" for reject in rejects], list(STATUSES)),
             pa.array([reject.error if reject else None for reject in rejects], pa.string()),
             pa.array([_int32(outcome.width) for outcome in outcomes], pa.int32()),
@@ -106,7 +85,8 @@ class Write:
         ]
         if batch.image_BD is not None:
             columns.append(_lists(batch.image_BD[wanted], bad))
-        return pa.Table.from_arrays(columns, schema=self._schema)
+        columns += rows.columns[2:]
+        return pa.Table.from_arrays(columns, schema=part_schema(self._results, rows.schema))
 
     def _top(self, scores_BL: NDArray[np.float32], bad: NDArray[np.bool_]) -> pa.Array:
         """The K best labels of each row, best first; ties in label order."""
@@ -126,7 +106,7 @@ class Write:
         table, self._tables = pa.concat_tables(self._tables), []
         path = self._run.part(shard, self._plan.shards)
         if table.num_rows < len(self._plan.shard_rows(shard)):  # only the bad rows were done again
-            old = pq.read_table(path, schema=self._schema)
+            old = pq.read_table(path, schema=table.schema)
             kept = ~np.isin(old["row_id"].to_numpy(), table["row_id"].to_numpy())
             table = pa.concat_tables([old.filter(pa.array(kept)), table]).sort_by("row_id")
         table = table.unify_dictionaries().combine_chunks()

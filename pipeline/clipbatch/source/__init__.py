@@ -1,14 +1,14 @@
 """List the input: names, no bytes. One lister a kind of input, each yielding Arrow batches.
 
-A lister is a class with `accepts(text, settings)`, `batches()`, `passed_over` and `identity`; a further kind of input
-is one more module and its line in `LISTERS`. Rows have the columns `uri` (string, verbatim as listed) and `root`
-(the absolute folder that a relative uri starts from), and whatever else the input carries.
+A further kind of input is one more module with a class like `Lister`, and its line in `LISTERS`. Rows have the columns
+`uri` (verbatim as listed), `root` (the absolute folder or url that a relative uri starts from), `span` (where in a
+container the image is), and whatever else the input carries.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Protocol
 
 import pyarrow as pa
@@ -16,12 +16,15 @@ import pyarrow as pa
 from clipbatch.config import SourceSettings
 from clipbatch.errors import InputError
 from clipbatch.source.files import Directory, ImageFile
+from clipbatch.source.rows import LISTED
 from clipbatch.source.text import TextManifest
 
 
 class Lister(Protocol):
     """One input of a run."""
 
+    text: str
+    """As it was given."""
     passed_over: Counter[str]
     """Files that were not taken, by suffix; complete when `batches` has ended."""
 
@@ -34,8 +37,11 @@ class Lister(Protocol):
     def identity(self) -> str:
         """What makes it the same input again: its place, and a digest where it is a file of names."""
 
+    def fields(self) -> list[pa.Field]:
+        """The columns of the input that are carried through to the output."""
+
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """The rows, in an order that depends on the input alone."""
+        """The rows, in an order that depends on the input alone: `rows.LISTED`, then `fields`."""
 
 
 LISTERS: tuple[type[Lister], ...] = (Directory, TextManifest, ImageFile)
@@ -59,14 +65,58 @@ def _lister(text: str, settings: SourceSettings) -> Lister:
     )
 
 
-def rows(inputs: list[Lister], limit: int | None) -> Iterator[pa.RecordBatch]:
-    """The rows of all inputs in turn, `limit` at most."""
-    left = limit
-    for lister in inputs:
-        for batch in lister.batches():
-            if left is not None:
-                batch = batch.slice(0, left)
-                left -= batch.num_rows
-            yield batch
-            if left == 0:
-                return
+class Listing:
+    """All inputs of a run as one listing, with one schema: the listing's own columns, then those that are carried."""
+
+    def __init__(self, inputs: list[Lister], limit: int | None, taken: Collection[str]) -> None:
+        """taken: names that a carried column may not have, in any case; `input_` is put before one that has.
+
+        Raises: InputError where two inputs hold columns of the same name whose types do not go together.
+        """
+        self._inputs, self._limit = inputs, limit
+        self._taken = {name.lower() for name in (*taken, *LISTED.names)}
+        schemas = [(lister.text, pa.schema([self._renamed(f) for f in lister.fields()])) for lister in inputs]
+        self.schema = LISTED
+        for text, schema in schemas:
+            try:
+                self.schema = pa.unify_schemas([self.schema, schema], promote_options="permissive")
+            except pa.ArrowException as error:
+                raise InputError(
+                    f"a column of {text} does not go with the other inputs' column of that name: {error}; label them "
+                    "in runs of their own, or leave it out with --columns"
+                ) from error
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """The rows of all inputs in turn, `limit` at most."""
+        left = self._limit
+        for lister in self._inputs:
+            for batch in lister.batches():
+                if left is not None:
+                    batch = batch.slice(0, left)
+                    left -= batch.num_rows
+                yield self._aligned(batch)
+                if left == 0:
+                    return
+
+    def passed_over(self) -> Counter[str]:
+        """Files that were not taken, by suffix; complete when `batches` has ended."""
+        return sum((lister.passed_over for lister in self._inputs), Counter[str]())
+
+    def _renamed(self, field: pa.Field) -> pa.Field:
+        name = field.name
+        while name.lower() in self._taken:
+            name = f"input_{name}"
+        return field.with_name(name)
+
+    def _aligned(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        own = len(LISTED)
+        if len(self.schema) == own:
+            return batch
+        found = {self._renamed(field).name: at for at, field in enumerate(batch.schema) if at >= own}
+        carried = [
+            batch.column(found[field.name]).cast(field.type)
+            if field.name in found
+            else pa.nulls(len(batch), field.type)
+            for field in list(self.schema)[own:]
+        ]
+        return pa.record_batch([*batch.columns[:own], *carried], schema=self.schema)

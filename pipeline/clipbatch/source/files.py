@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 import pyarrow as pa
 
@@ -31,7 +30,7 @@ class Directory:
     """
 
     def __init__(self, text: str, settings: SourceSettings) -> None:
-        self._text, self._all_files = text, settings.all_files
+        self.text, self._all_files = text, settings.all_files
         self.passed_over: Counter[str] = Counter()
 
     @staticmethod
@@ -39,10 +38,13 @@ class Directory:
         return os.path.isdir(text)
 
     def identity(self) -> str:
-        return os.path.abspath(self._text)
+        return os.path.abspath(self.text)
+
+    def fields(self) -> list[pa.Field]:
+        return []
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        root, names, found = os.getcwd(), [], False
+        root, names, found = _root(self.text), [], False
         for name in self._walk():
             names.append(name)
             if len(names) == BATCH_ROWS:
@@ -54,18 +56,18 @@ class Directory:
         elif not found:
             other = sum(self.passed_over.values())
             raise InputError(
-                f"{self._text} holds no images ({other} other files): --all-files takes every file, whatever its suffix"
+                f"{self.text} holds no images ({other} other files): --all-files takes every file, whatever its suffix"
             )
 
     def _walk(self) -> Iterator[str]:
         """Depth first, with a stack of its own, since trees may be deeper than Python's."""
         try:
-            stack = [_entries(self._text)]
+            stack = [_entries(self.text)]
         except OSError as error:
             raise InputError(
-                f"cannot list the folder {self._text!r}: {error.strerror}; make it readable, or leave it out"
+                f"cannot list the folder {self.text!r}: {error.strerror}; make it readable, or leave it out"
             ) from error
-        above = [_identity(self._text)]
+        above = [_identity(self.text)]
         while stack:
             entry = next(stack[-1], None)
             if entry is None:
@@ -93,7 +95,7 @@ class ImageFile:
     """One image file, named on the command line."""
 
     def __init__(self, text: str, settings: SourceSettings) -> None:
-        self._text = text
+        self.text = text
         self.passed_over: Counter[str] = Counter()
 
     @staticmethod
@@ -101,10 +103,17 @@ class ImageFile:
         return os.path.lexists(text) and (is_image_name(text) or settings.all_files)
 
     def identity(self) -> str:
-        return os.path.abspath(self._text)
+        return os.path.abspath(self.text)
+
+    def fields(self) -> list[pa.Field]:
+        return []
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        yield batch([self._text], str(Path.cwd()))
+        yield batch([self.text], _root(self.text))
+
+
+def _root(text: str) -> str:
+    return "/" if os.path.isabs(text) else os.getcwd()
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -25,7 +25,7 @@ class TextManifest:
     """Paths are relative to the manifest's folder (standard input: the working folder), or to `--root`."""
 
     def __init__(self, text: str, settings: SourceSettings) -> None:
-        self._text = text
+        self.text = text
         beside = os.getcwd() if text == "-" else os.path.dirname(os.path.abspath(text))
         self._root = os.path.abspath(settings.root or beside)
         self.passed_over: Counter[str] = Counter()
@@ -41,8 +41,11 @@ class TextManifest:
         digest = hashlib.sha256()
         while chunk := self._file.read(_CHUNK_BYTES):
             digest.update(chunk)
-        place = "-" if self._text == "-" else os.path.abspath(self._text)
+        place = "-" if self.text == "-" else os.path.abspath(self.text)
         return f"{place} sha256:{digest.hexdigest()} root:{self._root}"
+
+    def fields(self) -> list[pa.Field]:
+        return []
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         found = False
@@ -51,10 +54,10 @@ class TextManifest:
             found = found or bool(names)
             yield batch(names, self._root)
         if not found:
-            raise InputError(f"the manifest {self._text} names no images: write one path a line")
+            raise InputError(f"the manifest {self.text} names no images: write one path a line")
 
     def _open(self) -> BinaryIO:
-        if self._text == "-":  # read once, used twice: for the identity and for the rows
+        if self.text == "-":  # read once, used twice: for the identity and for the rows
             spool = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the lister)
             try:
                 while chunk := sys.stdin.buffer.read(_CHUNK_BYTES):
@@ -67,9 +70,9 @@ class TextManifest:
                 ) from error
             return spool
         try:
-            return open(self._text, "rb")
+            return open(self.text, "rb")
         except OSError as error:
-            raise InputError(f"cannot read the manifest {self._text}: {error.strerror}") from error
+            raise InputError(f"cannot read the manifest {self.text}: {error.strerror}") from error
 
     def _line_groups(self) -> Iterator[list[str]]:
         self._file.seek(0)
@@ -78,7 +81,7 @@ class TextManifest:
             self._file.seek(0)
         while chunk := self._file.read(_CHUNK_BYTES):
             if b"\0" in chunk:
-                raise InputError(f"the manifest {self._text} is not a text file: write one path a line")
+                raise InputError(f"the manifest {self.text} is not a text file: write one path a line")
             whole, newline, rest = (rest + chunk).rpartition(b"\n")
             if newline:
                 yield os.fsdecode(whole).split("\n")
