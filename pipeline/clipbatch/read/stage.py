@@ -1,4 +1,4 @@
-"""Items -> encoded bytes, by plain file reads that may fail, hang or lie. Knows nothing of images.
+"""Items -> encoded bytes, by reads that may fail, hang or lie. Knows nothing of images.
 
 Each batch is read by one thread, file after file; the flow runs many such batches at a time. A file that does not
 answer within the time limit is given up on: its thread, which no signal can free, is left behind as a daemon, and
@@ -7,18 +7,13 @@ another one goes on with the rest of the batch.
 
 from __future__ import annotations
 
-import errno
-import os
 import queue
-import stat
 import threading
 import time
 
 from clipbatch.config import ReadSettings
+from clipbatch.read.fetch import Fetch
 from clipbatch.types import Encoded, Item, ItemBatch, ReadBatch, Reject
-
-_PASSING = frozenset((errno.EIO, errno.ESTALE, errno.EAGAIN, errno.ETIMEDOUT, errno.EINTR, errno.ENFILE, errno.EMFILE))
-"""Errors that another try may not meet."""
 
 
 class Read:
@@ -26,6 +21,7 @@ class Read:
 
     def __init__(self, settings: ReadSettings) -> None:
         self._settings = settings
+        self._fetch = Fetch(settings)
         self._local = threading.local()
         self.given_up = 0
         """Files that did not answer so far: a sign of life while no batch comes through."""
@@ -50,7 +46,7 @@ class Read:
         """Wait until this thread's reader has done `job`; the position of a file that has taken too long, if any."""
         reader = getattr(self._local, "reader", None)
         if reader is None:
-            reader = self._local.reader = _Reader(self._settings)
+            reader = self._local.reader = _Reader(self._fetch)
         reader.jobs.put(job)
         while True:
             position, begun = job.now
@@ -79,9 +75,9 @@ class _Job:
 class _Reader:
     """A daemon thread that does jobs one after the other."""
 
-    def __init__(self, settings: ReadSettings) -> None:
+    def __init__(self, fetch: Fetch) -> None:
         self.jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
-        self._settings = settings
+        self._fetch = fetch
         threading.Thread(target=self._loop, name="reader", daemon=True).start()
 
     def _loop(self) -> None:
@@ -93,48 +89,5 @@ class _Reader:
                     return
                 if item is not None:
                     job.now = (position, time.monotonic())
-                    job.slots[position] = item.reject or read_file(item.path, self._settings)
+                    job.slots[position] = item.reject or self._fetch(item)
             job.done.set()
-
-
-def read_file(path: str, settings: ReadSettings) -> Encoded | Reject:
-    """The bytes of the file at `path`, or why there are none."""
-    for attempt in range(settings.read_retries + 1):
-        try:
-            return _read_once(path, settings.max_bytes)
-        except ValueError as error:  # a NUL in the name
-            return Reject(status="missing", error=str(error))
-        except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
-                return Reject(status="missing", error=f"{error.strerror}")
-            if error.errno not in _PASSING or attempt == settings.read_retries:
-                return Reject(status="unreadable", error=f"{error.strerror or error}")
-        time.sleep(0.1 * 4**attempt)
-    raise AssertionError("the last attempt returns")
-
-
-def _read_once(path: str, max_bytes: int) -> Encoded | Reject:
-    mode = os.stat(path).st_mode  # before opening: opening a pipe waits for its writer
-    if not stat.S_ISREG(mode):
-        return Reject(status="unreadable", error=f"{_kind(mode)}, not a file")
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        size = os.fstat(fd).st_size
-        if size == 0:
-            return Reject(status="empty", error="0 bytes")
-        if size > max_bytes:
-            return Reject(status="too_large", error=f"{size} bytes, over the limit of {max_bytes}")
-        data = bytearray(size)
-        view, got = memoryview(data), 0
-        while got < size and (count := os.readv(fd, [view[got:]])):
-            got += count
-    finally:
-        os.close(fd)
-    if got < size:
-        return Reject(status="truncated", error=f"the file shrank while it was read: {got} of {size} bytes")
-    return Encoded(data=data)
-
-
-def _kind(mode: int) -> str:
-    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
-    return kinds.get(stat.S_IFMT(mode), "a device")

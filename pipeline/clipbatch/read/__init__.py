@@ -1,0 +1,6 @@
+"""Items -> encoded bytes: files, members of archives, rows of tables, objects in a store."""
+
+from clipbatch.read.fetch import Fetch
+from clipbatch.read.stage import Read
+
+__all__ = ["Fetch", "Read"]
