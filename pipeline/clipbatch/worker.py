@@ -96,12 +96,12 @@ def _work(channel: _Channel, path: str, device: str, runtime: dict[str, Any], jo
 
 
 def _show_life(channel: _Channel, worker: Any) -> None:
-    """Tell the supervisor when slow files are given up, since a batch of them may take longer than it waits."""
+    """Tell the supervisor that files are still read, since a batch of slow ones may take longer than it waits."""
     known = 0
     while True:
         time.sleep(_EMIT_EVERY_S)
-        if worker.read.given_up != known:
-            known = worker.read.given_up
+        if worker.read.files != known:
+            known = worker.read.files
             channel.emit("alive")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections.abc import Callable
 
 from clipbatch.config import ReadSettings
 from clipbatch.read.fetch import Fetch
@@ -23,8 +24,8 @@ class Read:
         self._settings = settings
         self._fetch = Fetch(settings)
         self._local = threading.local()
-        self.given_up = 0
-        """Files that did not answer so far: a sign of life while no batch comes through."""
+        self.files = 0
+        """Files done with so far, read or given up: a sign of life while no batch comes through."""
 
     def __call__(self, batch: ItemBatch) -> ReadBatch:
         """Read every item of `batch`; each slot gets its bytes or the reason why there are none."""
@@ -39,14 +40,14 @@ class Read:
                 status="timeout", error=f"no answer within {self._settings.read_timeout:g} s while reading {item.uri!r}"
             )
             job = _Job(batch.items, slots, position + 1)
-            self.given_up += 1
+            self._count()
         return ReadBatch(source=batch, slots=tuple(job.slots))
 
     def _finish(self, job: _Job) -> int | None:
         """Wait until this thread's reader has done `job`; the position of a file that has taken too long, if any."""
         reader = getattr(self._local, "reader", None)
         if reader is None:
-            reader = self._local.reader = _Reader(self._fetch)
+            reader = self._local.reader = _Reader(self._fetch, self._count)
         reader.jobs.put(job)
         while True:
             position, begun = job.now
@@ -55,6 +56,9 @@ class Read:
                 return None
             if job.now == (position, begun) and time.monotonic() - begun >= self._settings.read_timeout:
                 return position
+
+    def _count(self) -> None:
+        self.files += 1  # two threads at once may count one: that it moves is enough
 
 
 class _Job:
@@ -75,9 +79,10 @@ class _Job:
 class _Reader:
     """A daemon thread that does jobs one after the other."""
 
-    def __init__(self, fetch: Fetch) -> None:
+    def __init__(self, fetch: Fetch, count: Callable[[], None]) -> None:
+        """count: called after each file."""
         self.jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
-        self._fetch = fetch
+        self._fetch, self._count = fetch, count
         threading.Thread(target=self._loop, name="reader", daemon=True).start()
 
     def _loop(self) -> None:
@@ -90,4 +95,5 @@ class _Reader:
                 if item is not None:
                     job.now = (position, time.monotonic())
                     job.slots[position] = item.reject or self._fetch(item)
+                    self._count()
             job.done.set()
