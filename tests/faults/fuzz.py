@@ -39,6 +39,8 @@ class Tally:
     witnesses: int = 0
     by_kind: dict[str, Counter[str]] = field(default_factory=dict)
     """Statuses by kind of damage."""
+    decoded_by: Counter[str] = field(default_factory=Counter)
+    """Images with status ok by their decoder, witnesses left out."""
     quarantined: list[str] = field(default_factory=list)
     """Kept files that ended a worker, with their status and error."""
     restarts: int = 0
@@ -133,6 +135,8 @@ def check(
         tally.quarantined.append(f"{kept / name}: {entry['status']}: {entry['error']}")
     for row, name in zip(found, names, strict=True):
         tally.by_kind.setdefault(kinds[name], Counter())[row["status"]] += 1
+        if row["status"] == "ok" and kinds[name] != "witness":
+            tally.decoded_by[row["decoder"]] += 1
         if kinds[name] == "witness":
             tally.witnesses += 1
             right = expected[int(name[:7]) // WITNESS_EVERY % len(expected)]
@@ -149,6 +153,7 @@ def lines(tally: Tally) -> str:
     rows.append(["all", *(str(sum(counts[s] for counts in tally.by_kind.values())) for s in statuses)])
     names = ("images", "witnesses", "runs", "restarts", "runs_lost", "rows_lost", "rows_doubled", "witnesses_harmed")
     said = [f"{name.replace('_', ' ')}: {getattr(tally, name)}" for name in names]
+    said.append(f"ok, witnesses left out: {', '.join(f'{n} by {name}' for name, n in tally.decoded_by.most_common())}")
     kept = [f"- {entry}" for entry in [*tally.quarantined, *tally.broken]]
     return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), "", "; ".join(said) + ".", "", *kept])
 
