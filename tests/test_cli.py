@@ -16,7 +16,8 @@ PLANNING = (
     "--all-files --batch-size --columns --compression --config --decode-timeout --decoder --device --embeddings "
     "--image-column --json --labels --layout --limit --max-bad --max-bytes --max-pixels --model --orientation --out "
     "--overwrite --precision --pretrained --read-retries --read-threads --read-timeout --root --score --scores-dtype "
-    "--shard-size --template --top-k --uri-column --worker-timeout"
+    "--shard-size --template --top-k --uri-column --worker-timeout "
+    "--gpus --rank --shards --workers --world-size"
 )
 SURFACE = {
     "run": PLANNING + " --quiet --repair --retry-bad",

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from clipbatch import api, labels, source
+from clipbatch import api, begin, labels, source
 from clipbatch import plan as planner
 from clipbatch.config import Settings, from_flat
 from clipbatch.errors import InputError, OtherRunError
@@ -28,6 +28,7 @@ IDENTITY: dict[str, Any] = {
 RUNTIME: dict[str, Any] = {
     **{"device": "cuda:3", "read_threads": 3, "read_timeout": 3, "read_retries": 1, "max_bad": "3%", "root": "/data"},
     **{"template": ["a photo of a {}."], "labels": "zebra , ant", "decode_timeout": 9, "worker_timeout": 9},
+    **{"gpus": "0,1", "workers": 3, "rank": 1, "world_size": 2, "shards": "0-1"},
 }
 """Settings that may differ between two commands of one run; labels and template as spelled, not as meant."""
 
@@ -212,7 +213,7 @@ def test_clearing_removes_what_the_run_wrote_and_nothing_else(tmp_path: Path, im
         path.parent.mkdir(exist_ok=True)
         path.touch()
     assert run.done(made) == {0}
-    run.clear()
+    begin.clear(run)
     assert set(_tree(run.path)) == {mine, *([mine.split("/")[0]] if "/" in mine else [])}
 
 

@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.resources
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from clipbatch import catalog, launch, report, source
+from clipbatch import catalog, devices, launch, ranks, report, source
 from clipbatch import labels as label_files
 from clipbatch import plan as planner
 from clipbatch import verify as verifier
 from clipbatch.atomic import remove_leftovers
-from clipbatch.config import Settings, from_flat
-from clipbatch.errors import ClipbatchError, InputError, TooManyBadError
+from clipbatch.config import LaunchSettings, Settings, from_flat
+from clipbatch.errors import ClipbatchError, InputError, OtherRunError, TooManyBadError
+from clipbatch.handout import Assignment
 from clipbatch.labels import LabelSet
 from clipbatch.progress import Progress
 from clipbatch.rundir import Plan, RunDir
 from clipbatch.schema import result_fields
+from clipbatch.tally import tally
 from clipbatch.uris import is_url
 
 
 def plan(settings: Settings, out: str | os.PathLike[str], *, overwrite: bool = False) -> Plan:
     """Freeze the input of `settings` into the run directory `out`, or find that it is there already.
 
-    Settings without inputs take up the run in `out` as it is.
+    Settings without inputs take up the run in `out` as it is. A plan of the same run is gone by, whoever made it; one
+    with other settings is replaced as long as no worker has loaded a model for it.
     Raises: InputError where something is refused; OtherRunError where `out` belongs to a run with other settings.
     """
     run_dir = RunDir(out)
@@ -36,17 +40,23 @@ def plan(settings: Settings, out: str | os.PathLike[str], *, overwrite: bool = F
             raise InputError("--overwrite begins a run anew, so it needs an INPUT")
         return run_dir.plan()
     names = label_files.load(settings.labels)
-    settings = settings.replace(model=catalog.canonical(settings.model.model))
+    settings = dataclasses.replace(
+        settings.replace(model=catalog.canonical(settings.model.model)), launch=LaunchSettings()
+    )
     catalog.check_weights(settings.model.pretrained)
     inputs = source.listers(settings.source)
     identities = [lister.identity() for lister in inputs]
+    replace = overwrite
     if run_dir.exists() and not overwrite:
         frozen = run_dir.plan()
-        if run_dir.model_facts() is not None or run_dir.done(frozen):
+        try:
             run_dir.check_same(frozen, planner.identity(_resolve(settings, frozen.identity), names, identities))
             return frozen
-        # else no worker has ever loaded a model here, so nothing is lost by planning again
-    return _freeze(run_dir, _resolve(settings, {}), names, identities, inputs)
+        except OtherRunError:
+            if run_dir.model_facts() is not None or run_dir.done(frozen):
+                raise
+            replace = True
+    return _freeze(run_dir, _resolve(settings, {}), names, identities, inputs, replace)
 
 
 def _resolve(settings: Settings, frozen: Mapping[str, Any]) -> Settings:
@@ -60,7 +70,12 @@ def _resolve(settings: Settings, frozen: Mapping[str, Any]) -> Settings:
 
 
 def _freeze(
-    run_dir: RunDir, settings: Settings, names: LabelSet, identities: list[str], inputs: list[source.Lister]
+    run_dir: RunDir,
+    settings: Settings,
+    names: LabelSet,
+    identities: list[str],
+    inputs: list[source.Lister],
+    replace: bool,
 ) -> Plan:
     results = [field.name for field in result_fields(names.names, settings.output, 0)]
     listing = source.Listing(inputs, settings.source.limit, [*results, "row_id"])
@@ -71,6 +86,7 @@ def _freeze(
         identities,
         listing.batches(),
         listing.passed_over,
+        replace=replace,
     )
 
 
@@ -85,58 +101,62 @@ def run(
 ) -> dict[str, Any]:
     """Label the images of `settings` into the run directory `out`, doing only what is not done yet.
 
-    settings: without inputs, to go on with the run in `out` as it is. retry_bad: also the rows without scores of
-    finished parts. repair: first verify all parts, and do damaged ones again. Returns the report, as in `report.json`.
+    settings: without inputs, to go on with the run in `out` as it is; their `launch` says where to work, and which part
+    of the run is done here and answered for. retry_bad: also the rows without scores of finished parts. repair: first
+    verify the parts, and do damaged ones again. Returns the report, as in `report.json`.
     Raises: InputError, TooManyBadError, InterruptedRunError; whatever happens, no part is ever half-written.
     """
     begun = time.perf_counter()
+    rank = ranks.find(settings.launch, os.environ)
+    seats = devices.seats(settings, rank)
     frozen = plan(settings, out, overwrite=overwrite)
     run_dir = RunDir(out)
+    mine = rank.part(ranks.named_shards(settings.launch.shards, frozen.shards))
     remove_leftovers(run_dir.path)
     remove_leftovers(run_dir.parts)
     if repair:
-        for shard, _ in verify(out)[1]:
+        for shard, _ in _problems(run_dir, frozen, mine):
             run_dir.remove_part(shard, frozen)
     run_dir.make_parts()
     finished = run_dir.done(frozen)
-    assignments = [launch.Assignment(shard=shard) for shard in range(frozen.shards) if shard not in finished]
+    assignments = [Assignment(shard=shard) for shard in mine if shard not in finished]
+    known = tally(run_dir, frozen, finished.intersection(mine)) if retry_bad or settings.max_bad is not None else {}
+    bad = {shard: sum(counts.values()) - counts.get("ok", 0) for shard, counts in sorted(known.items())}
     if retry_bad:
-        assignments += _bad_rows(run_dir, frozen, finished)
+        assignments += [_bad_rows(run_dir, frozen, shard) for shard in bad if bad[shard]]
+        bad = {}
+    rows, open_rows = (sum(len(frozen.shard_rows(s)) for s in some) for some in (mine, set(mine) - finished))
     again = sum(len(a.rows) for a in assignments if a.rows is not None)
-    open_rows = sum(len(frozen.shard_rows(a.shard)) for a in assignments if a.rows is None)
-    progress = Progress(total=frozen.rows, done=frozen.rows - open_rows - again, quiet=quiet)
-    if settings.max_bad is not None:
-        counts = [report.part_counts(run_dir, frozen, shard) for shard in finished]
-        progress.bad = sum(sum(c.values()) - c.get("ok", 0) for c in counts) - again
-    supervisor = launch.Supervisor(run_dir, frozen, settings, [planner.device_of(settings)], progress)
+    progress = Progress(total=rows, done=rows - open_rows - again, bad=sum(bad.values()), quiet=quiet)
+    allowed = settings.bad_allowed(rows)
+    supervisor = launch.Supervisor(run_dir, frozen, settings.runtime(), seats, progress, allowed)
+
+    def reported() -> dict[str, Any]:
+        return report.make(run_dir, frozen, supervisor.done, time.perf_counter() - begun, rank, mine)
+
     try:
         supervisor.work(assignments)
     except ClipbatchError:
         with contextlib.suppress(ClipbatchError):  # the reason why the run ended is what counts
-            report.write(run_dir, frozen, supervisor.done, time.perf_counter() - begun)
+            reported()
         raise
     finally:
         progress.close()
-    made = report.write(run_dir, frozen, supervisor.done, time.perf_counter() - begun)
-    bad, allowed = made["rows_done"] - made["status"].get("ok", 0), settings.bad_allowed(frozen.rows)
-    if allowed is not None and bad > allowed:
-        raise TooManyBadError(launch.too_many_bad(bad, allowed, run_dir))
+    made = reported()
+    found = made["rows_done"] - made["status"].get("ok", 0)
+    if allowed is not None and found > allowed:
+        raise TooManyBadError(launch.too_many_bad(found, allowed, run_dir))
     return made
 
 
-def _bad_rows(run_dir: RunDir, frozen: Plan, finished: set[int]) -> list[launch.Assignment]:
-    """The rows without scores in finished parts, as assignments of their own."""
+def _bad_rows(run_dir: RunDir, frozen: Plan, shard: int) -> Assignment:
+    """The rows without scores of a finished shard."""
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    found = []
-    for shard in sorted(finished):
-        counts = report.part_counts(run_dir, frozen, shard)
-        if counts.get("ok", 0) < sum(counts.values()):
-            table = pq.read_table(run_dir.part(shard, frozen.shards), columns=["row_id", "status"])
-            bad = table.filter(pc.not_equal(table["status"].cast("string"), "ok"))
-            found.append(launch.Assignment(shard=shard, rows=tuple(bad["row_id"].to_pylist())))
-    return found
+    table = pq.read_table(run_dir.part(shard, frozen.shards), columns=["row_id", "status"])
+    bad = table.filter(pc.not_equal(table["status"].cast("string"), "ok"))
+    return Assignment(shard=shard, rows=tuple(bad["row_id"].to_pylist()))
 
 
 def status(out: str | os.PathLike[str]) -> dict[str, Any]:
@@ -160,9 +180,13 @@ def verify(out: str | os.PathLike[str]) -> tuple[Plan, list[tuple[int, str]]]:
     """The plan of the run in `out`, and each shard that is missing or damaged with what is wrong with it."""
     run_dir = RunDir(out)
     frozen = run_dir.plan()
+    return frozen, _problems(run_dir, frozen, range(frozen.shards))
+
+
+def _problems(run_dir: RunDir, frozen: Plan, shards: Iterable[int]) -> list[tuple[int, str]]:
     if run_dir.done(frozen) and run_dir.model_facts() is None:
         raise InputError(f"{run_dir.model_file} is gone, without which no part can be checked: restore it")
-    return frozen, list(verifier.problems(run_dir, frozen))
+    return list(verifier.problems(run_dir, frozen, shards))
 
 
 def demo(out: str | os.PathLike[str], *, quiet: bool = False) -> str:

@@ -63,10 +63,15 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
+def as_json(value: Any) -> bytes:
+    """`value` as indented JSON with sorted keys."""
+    return json.dumps(value, indent=2, sort_keys=True).encode() + b"\n"
+
+
 def write_json(target: Path, value: Any) -> None:
     """Publish `value` as indented JSON with sorted keys."""
     with publish(target) as file:
-        file.write(json.dumps(value, indent=2, sort_keys=True).encode() + b"\n")
+        file.write(as_json(value))
 
 
 def remove_leftovers(folder: Path) -> None:

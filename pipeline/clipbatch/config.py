@@ -36,6 +36,9 @@ Compression = Literal["zstd", "lz4", "snappy", "gzip", "none"]
 RUNTIME = ("read_threads", "read_timeout", "read_retries", "decode_timeout", "worker_timeout")
 """Settings that each invocation may set anew and hands to its workers."""
 
+ANEW = (*RUNTIME, "device", "gpus", "workers", "rank", "world_size", "shards", "max_bad")
+"""All settings that each invocation may set anew, also where it goes on with a run."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceSettings(Checked):
@@ -82,7 +85,7 @@ class ModelSettings(Checked):
     precision: Precision = "auto"
     """auto: fp16 on a GPU, bf16 on a CPU that multiplies it in hardware, else fp32."""
     device: str = "auto"
-    """auto, cpu, or cuda:N."""
+    """auto, cpu, cuda, or cuda:N for one GPU."""
 
     def __post_init__(self) -> None:
         Checked.__post_init__(self)
@@ -164,6 +167,30 @@ class OutputSettings(Checked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchSettings(Checked):
+    """Where this invocation works and which shards it does. No part of a run's identity."""
+
+    gpus: str | None = None
+    """all, or numbers as in 0,1; default: all that are visible, if there is one."""
+    workers: int | None = None
+    """Worker processes on a CPU, which share its cores; default: 1."""
+    rank: int | None = None
+    """Which of `world_size` processes this is, from 0; default: as Slurm, torchrun or Kubernetes says."""
+    world_size: int | None = None
+    """How many processes share the run."""
+    shards: str | None = None
+    """Do only these: numbers as in 3,5-9, or a file with such numbers on its lines."""
+
+    def __post_init__(self) -> None:
+        Checked.__post_init__(self)
+        if self.gpus is not None and not re.fullmatch(r"all|[0-9]+(,[0-9]+)*", self.gpus):
+            raise SettingError(f"gpus {self.gpus!r} is not known: use all, or numbers as in 0,1")
+        at_least("workers", self.workers, 1)
+        at_least("rank", self.rank, 0)
+        at_least("world_size", self.world_size, 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings(Checked):
     """All settings of a run. None stands for 'chosen by the planner' until `plan` has frozen them."""
 
@@ -173,6 +200,7 @@ class Settings(Checked):
     read: ReadSettings = field(default_factory=ReadSettings)
     decode: DecodeSettings = field(default_factory=DecodeSettings)
     output: OutputSettings = field(default_factory=OutputSettings)
+    launch: LaunchSettings = field(default_factory=LaunchSettings)
     batch_size: int | None = None
     """Images in a batch; part of the run's identity, since it may move scores in the last digit."""
     shard_size: int | None = None

@@ -1,8 +1,8 @@
-"""The supervisor: hands out shards to a worker process per device, restarts what died. Never touches an image.
+"""The supervisor: hands out shards to a worker process per seat, restarts what died. Never touches an image.
 
-Workers are kept two shards ahead, so that their pipelines do not drain between shards. A worker that ends, or does
-not answer, is started again; the rows that it had between decode and done are tried alone (`quarantine`), and one that
-kills again becomes a row with status crashed. Any end of the supervisor ends its workers.
+Who does what is `handout`'s affair. A worker that ends, or does not answer, is started again; the rows that it had
+between decode and done are tried alone (`quarantine`) while the others go on, and one that kills again becomes a row
+with status crashed. Any end of the supervisor ends its workers.
 """
 
 from __future__ import annotations
@@ -16,29 +16,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from clipbatch import interrupts
-from clipbatch.config import Settings
+from clipbatch.atomic import remove_leftovers
+from clipbatch.devices import Seat
 from clipbatch.errors import ClipbatchError, TooManyBadError, from_message
+from clipbatch.handout import Assignment, Handout
 from clipbatch.process import Event, WorkerProcess
 from clipbatch.progress import Progress
-from clipbatch.quarantine import ending, find_killers
+from clipbatch.quarantine import Search, ending
 from clipbatch.rundir import Plan, RunDir
 from clipbatch.types import Reject
 
-SHARDS_AHEAD = 2
 MOST_DEATHS = 10
-"""Ends of workers in a row, with no part finished in between, after which the run gives up."""
+"""Ends of workers on a seat in a row, with no part finished in between, after which it is given up."""
 DEATHS_OF_A_BATCH = 3
 """Ends of workers over one shard after which the batches in flight are given up, if no row kills alone."""
 EXPLAIN_AFTER_S = 15.0
 _POLL_S = 1.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Assignment:
-    """A shard to hand out; `rows`: only these row_ids of it."""
-
-    shard: int
-    rows: tuple[int, ...] | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -56,35 +49,64 @@ class WorkDone:
     """Rows (row_ids) that have ended a worker and are not touched again."""
 
 
-class Supervisor:
-    """Does assignments on `devices`, one worker process each."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Death:
+    """The end of a worker that nobody wanted."""
 
-    def __init__(self, run: RunDir, plan: Plan, settings: Settings, devices: list[str], progress: Progress) -> None:
-        """settings: of this invocation; only what may change between two of them counts."""
-        self._run, self._plan, self._devices, self._progress = run, plan, devices, progress
-        self._runtime = settings.runtime()
-        self._bad_allowed = settings.bad_allowed(plan.rows)
+    cause: str
+    from_outside: bool
+    """SIGKILL comes from an operator as a rule, but it may be the kernel's, out of memory; so a single one proves
+    nothing, and a second one is looked into."""
+    by_itself: bool
+    """By a signal."""
+    times: int
+    """How many workers have ended over one of its shards."""
+    suspects: list[int]
+    """Rows (row_ids) that it had between decode and done."""
+    lost: list[Assignment]
+    """What nobody does now."""
+
+
+class Supervisor:
+    """Does assignments on `seats`, one worker process each."""
+
+    def __init__(
+        self,
+        run: RunDir,
+        plan: Plan,
+        runtime: dict[str, Any],
+        seats: list[Seat],
+        progress: Progress,
+        bad_allowed: int | None = None,
+    ) -> None:
+        """runtime: the settings of this invocation, `Settings.runtime`. bad_allowed: how many images may be bad, those
+        that `progress` begins with included; None: any number."""
+        self._run, self._plan, self._seats, self._progress = run, plan, seats, progress
+        self._runtime, self._bad_allowed = runtime, bad_allowed
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._open: collections.deque[Assignment] = collections.deque()
+        self._handout = Handout([])
         self._deaths: collections.Counter[int] = collections.Counter()
-        self._deaths_in_a_row = 0
+        self._deaths_in_a_row: collections.Counter[Seat] = collections.Counter()
         self._last_error = ""
         self._processes: list[WorkerProcess] = []
+        self._searches: dict[WorkerProcess, Search] = {}
+        self._rows, self._bad, self._bottleneck = progress.done, progress.bad, ""
         self.done = WorkDone()
 
     def work(self, assignments: list[Assignment]) -> WorkDone:
-        """Do all `assignments`.
+        """Do all `assignments`, but for those whose part somebody else has published when their turn comes.
 
         Raises: InputError as the workers do, TooManyBadError, ClipbatchError where workers keep dying.
         """
-        self._open.extend(assignments)
+        self._handout = Handout(assignments)
         try:
-            for device in self._devices[: len(assignments)]:
-                self._start(device)
-            while self._processes:
+            for seat in self._seats[: len(assignments)]:
+                self._start(seat)
+            while self._processes or self._searches:
                 interrupts.check()
                 self._explain_the_wait()
                 self._end_the_silent()
+                self._answer()
                 try:
                     process, message = self._events.get(timeout=_POLL_S)
                 except queue.Empty:
@@ -95,34 +117,54 @@ class Supervisor:
         finally:
             for process in self._processes:
                 process.kill()
+            for search in self._searches.values():
+                search.kill()
+            remove_leftovers(self._run.parts)
         return self.done
 
-    def _start(self, device: str) -> None:
-        process = WorkerProcess(self._run, device, self._runtime, self._events)
-        self._processes.append(process)
-        self._feed(process)
+    def _start(self, seat: Seat) -> None:
+        self._processes.append(WorkerProcess(self._run, self._plan, seat, self._runtime, self._events))
+
+    def _answer(self) -> None:
+        """Tell the workers that ask what is next; when all is done, end those that load, or do what is done already."""
+        for process in self._processes:
+            if process.asks and not self._handout.complete:
+                self._feed(process)
+            if self._handout.complete and process.asks:
+                process.asks, process.finished = False, True
+                process.send({"finish": True})
+            elif self._handout.complete and not process.finished and self._of_no_use(process):
+                process.finished = True
+                process.kill()
+
+    def _of_no_use(self, process: WorkerProcess) -> bool:
+        return not process.loaded or bool(self._handout.held(process))
 
     def _feed(self, process: WorkerProcess) -> None:
-        while self._open and len(process.given) < SHARDS_AHEAD:
-            assignment = self._open.popleft()
-            process.given[assignment.shard] = assignment
-            rows, message = self._plan.shard_rows(assignment.shard), {"shard": assignment.shard}
+        while assignment := self._handout.take(process, time.monotonic()):
+            rows = self._plan.shard_rows(assignment.shard)
+            if assignment.rows is None and self._run.part(assignment.shard, self._plan.shards).exists():
+                self._handout.skip(process, assignment.shard)
+                self._rows += len(rows)
+                continue
+            message = {"shard": assignment.shard} | ({} if assignment.rows is None else {"rows": assignment.rows})
             known = {row: reject for row, reject in self.done.quarantined.items() if row in rows}
-            process.send(message | ({} if assignment.rows is None else {"rows": assignment.rows}), known)
-        if not self._open and not process.finished:
-            process.finished = True
-            process.send({"finish": True})
+            process.asks = False
+            process.heard = time.monotonic()
+            return process.send(message, known)
 
     def _explain_the_wait(self) -> None:
         for process in self._processes:
             if not process.loaded and not process.explained and time.monotonic() - process.begun > EXPLAIN_AFTER_S:
                 process.explained = True
-                self._progress.say(f"still loading the model on {process.device}; weights are fetched on first use")
+                device = process.seat.device
+                self._progress.say(f"still loading the model on {device}; weights are fetched on first use")
 
     def _end_the_silent(self) -> None:
         limit_s = self._runtime["worker_timeout"]
         for process in self._processes:
-            if process.loaded and process.given and time.monotonic() - process.heard > limit_s and not process.hung:
+            busy = self._handout.held(process) and not process.hung
+            if busy and time.monotonic() - process.heard > limit_s:
                 process.hung = True
                 process.kill()
 
@@ -133,18 +175,33 @@ class Supervisor:
     def _on_alive(self, process: WorkerProcess, message: dict[str, Any]) -> None:
         """It still reads; that it was heard of is all that counts."""
 
+    def _on_next(self, process: WorkerProcess, message: dict[str, Any]) -> None:
+        process.asks = True
+
     def _on_batch(self, process: WorkerProcess, message: dict[str, Any]) -> None:
-        process.counted.update(rows=message["rows"], bad=message["bad"])
-        self._progress.advance(message["rows"], message["bad"], message["bottleneck"])
-        if self._bad_allowed is not None and self._progress.bad > self._bad_allowed:
-            raise TooManyBadError(too_many_bad(self._progress.bad, self._bad_allowed, self._run))
+        process.rows += message["rows"]
+        process.bad += message["bad"]
+        self._bottleneck = message["bottleneck"]
+        self._show()
+
+    def _show(self) -> None:
+        """Rows of finished shards and of those in work; of a shard that two workers do, the further one's."""
+        going: dict[int, tuple[int, int]] = {}
+        for process in self._processes:
+            for shard in list(self._handout.held(process))[:1]:
+                going[shard] = max(going.get(shard, (0, 0)), (process.rows, process.bad))
+        bad = self._bad + sum(bad for _, bad in going.values())
+        self._progress.show(self._rows + sum(rows for rows, _ in going.values()), bad, self._bottleneck)
+        if self._bad_allowed is not None and bad > self._bad_allowed:
+            raise TooManyBadError(too_many_bad(bad, self._bad_allowed, self._run))
 
     def _on_part(self, process: WorkerProcess, message: dict[str, Any]) -> None:
-        self.done.counts[message["shard"]] = message["counts"]
-        process.given.pop(message["shard"], None)
-        process.counted.clear()
-        self._deaths_in_a_row = 0
-        self._feed(process)
+        if self._handout.done(process, message["shard"], time.monotonic()):
+            self.done.counts[message["shard"]] = message["counts"]
+            self._rows += process.rows
+            self._bad += process.bad
+        process.rows = process.bad = 0
+        self._deaths_in_a_row[process.seat] = 0
 
     def _on_stages(self, process: WorkerProcess, message: dict[str, Any]) -> None:
         self.done.stages.append({name: value for name, value in message.items() if name != "event"})
@@ -160,37 +217,59 @@ class Supervisor:
         self._processes.remove(process)
         suspects = [row for row in process.journal.in_flight() if row not in self.done.quarantined]
         process.journal.close()
-        if not process.given and process.finished:
+        shards = list(self._handout.held(process))
+        lost = self._handout.lost(process)
+        if process.finished:
             return
-        self._progress.take_back(process.counted["rows"], process.counted["bad"])
         cause = "as it did not answer" if process.hung else ending(message["code"])
-        self._deaths.update(process.given.keys())
-        self._deaths_in_a_row += 1
+        self._deaths.update(shards)
+        self._deaths_in_a_row[process.seat] += 1
         self.done.restarts += 1
-        if self._deaths_in_a_row > MOST_DEATHS:
-            log = "\n".join(process.log)
-            raise ClipbatchError(f"{MOST_DEATHS} workers in a row have ended, the last one {cause}:\n{log}")
-        self._progress.say(f"a worker on {process.device} ended {cause}: it is started again")
-        self._quarantine(process, suspects, cause, message["code"])
-        self._open.extendleft(reversed(process.given.values()))
-        self._start(process.device)
+        self._progress.say(f"a worker on {process.seat.device} ended {cause}: it is started again")
+        death = _Death(
+            cause=cause,
+            from_outside=message["code"] == -signal.SIGKILL and not process.hung,
+            by_itself=message["code"] < 0,
+            times=max((self._deaths[shard] for shard in shards), default=0),
+            suspects=suspects,
+            lost=lost,
+        )
+        if suspects and (death.times >= 2 or not death.from_outside):
+            self._search(process, death)
+        else:
+            self._restart(process, death)
 
-    def _quarantine(self, process: WorkerProcess, suspects: list[int], cause: str, code: int) -> None:
-        """Find out which of `suspects` ended the worker. A SIGKILL comes from an operator as a rule, but it may be the
-        kernel's, out of memory; so a single one proves nothing, and a second one is looked into."""
-        deaths = max((self._deaths[shard] for shard in process.given), default=0)
-        from_outside = code == -signal.SIGKILL and not process.hung
-        if not suspects or (from_outside and deaths < 2):
-            return
-        self._progress.say(f"trying the {len(suspects)} images that it had in hand one by one")
-        killers = find_killers(self._run, process.device, suspects, self._runtime)
-        by_itself = code < 0 and not from_outside
-        if not killers and by_itself and deaths >= DEATHS_OF_A_BATCH:
-            error = f"alone it can be decoded; its batch has ended {deaths} workers, the last one {cause}"
-            killers = {row: Reject(status="crashed", error=error) for row in suspects}
+    def _search(self, process: WorkerProcess, death: _Death) -> None:
+        """Find out which row ended the worker; what it had in hand is not given to others before."""
+        self._progress.say(f"trying the {len(death.suspects)} images that it had in hand one by one")
+
+        def found(killers: dict[int, Reject] | ClipbatchError) -> None:
+            self._events.put((process, {"event": "searched", "killers": killers, "death": death}))
+
+        self._searches[process] = Search(self._run, process.seat.device, death.suspects, self._runtime, found)
+
+    def _on_searched(self, process: WorkerProcess, message: dict[str, Any]) -> None:
+        del self._searches[process]
+        killers, death = message["killers"], message["death"]
+        if isinstance(killers, ClipbatchError):
+            raise killers
+        if not killers and death.by_itself and not death.from_outside and death.times >= DEATHS_OF_A_BATCH:
+            error = f"alone it can be decoded; its batch has ended {death.times} workers, the last one {death.cause}"
+            killers = {row: Reject(status="crashed", error=error) for row in death.suspects}
         for row, reject in killers.items():
             self._progress.say(f"row {row} gets status {reject.status}: {reject.error}")
         self.done.quarantined |= killers
+        self._restart(process, death)
+
+    def _restart(self, process: WorkerProcess, death: _Death) -> None:
+        self._handout.put_back(death.lost)
+        if self._deaths_in_a_row[process.seat] <= MOST_DEATHS:
+            return self._start(process.seat)
+        log = "\n".join(process.log)
+        text = f"{MOST_DEATHS} workers in a row have ended on {process.seat.device}, the last one {death.cause}"
+        if not (self._processes or self._searches):
+            raise ClipbatchError(f"{text}:\n{log}")
+        self._progress.say(f"{text}: it is given up, and the others go on\n{log}")
 
 
 def too_many_bad(bad: int, allowed: int, run: RunDir) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from clipbatch.config import RUNTIME, Settings, from_flat, read_toml
+from clipbatch.config import ANEW, Settings, from_flat, read_toml
 from clipbatch.errors import InputError
 
 
@@ -71,6 +71,13 @@ SETTINGS: dict[str, Any] = {
     "compression": Annotated[Optional[str], _option("Output", "zstd, lz4, snappy, gzip or none.")],
     "embeddings": Annotated[Optional[bool], _option("Output", "Also write each image's embedding.", "--embeddings")],
     "shard_size": Annotated[Optional[int], _option("Output", "Rows in a part file; default: about a minute of work.")],
+    "gpus": Annotated[Optional[str], _option("Machines", "all, or numbers as in 0,1; default: all that are visible.")],
+    "workers": Annotated[Optional[int], _option("Machines", "Worker processes on a CPU, which share its cores.")],
+    "rank": Annotated[
+        Optional[int], _option("Machines", "Which of --world-size processes this is, from 0; default: as Slurm says.")
+    ],
+    "world_size": Annotated[Optional[int], _option("Machines", "How many processes share the run.")],
+    "shards": Annotated[Optional[str], _option("Machines", "Do only these: 3,5-9, or a FILE of such numbers.")],
     "config": Annotated[
         Optional[Path], typer.Option("--config", "-c", help="TOML file of settings; flags win over it.")
     ],
@@ -109,7 +116,7 @@ def _settings(inputs: list[str] | None, given: dict[str, Any]) -> Settings:
     if config:
         values = read_toml(config) | values
     if not values.get("inputs"):
-        fixed = [name for name in values if name not in (*RUNTIME, "device", "max_bad")]
+        fixed = [name for name in values if name not in ANEW]
         if fixed:
             raise InputError(
                 f"no INPUT: name a folder, image files, a .txt manifest, or - (given: {', '.join(fixed)}); without "

@@ -1,13 +1,12 @@
 """Freeze the input into a run directory: resolve `auto` settings, number the rows, cut shards, fingerprint.
 
-Knows nothing of what images hold. A run directory appears whole: the manifest is written aside and renamed in, and
-`run.json` comes last, so a killed planner leaves nothing that counts as a run.
+Knows nothing of what images hold. A run directory appears whole (`begin`): the manifest is written aside and renamed
+in, and `run.json` comes last, so a killed planner leaves nothing that counts as a run.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import platform
 import shutil
 from collections import Counter
@@ -19,17 +18,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipbatch import __version__, hardware, interrupts
-from clipbatch.atomic import publish, sync_folder, temp_name, writing_failed
+from clipbatch import __version__, begin, hardware, interrupts
+from clipbatch.atomic import publish, temp_name, writing_failed
 from clipbatch.checks import SettingError
-from clipbatch.config import RUNTIME, Settings
+from clipbatch.config import ANEW, Settings
 from clipbatch.labels import LabelSet
 from clipbatch.rundir import Plan, RunDir, file_sha256
 
 _SUFFIXES = 20
 MANIFEST_ROWS = 2**20
 ROW_GROUP_ROWS = 2**14
-NOT_IDENTITY = (*RUNTIME, "device", "max_bad", "labels", "template", "root")
+NOT_IDENTITY = (*ANEW, "labels", "template", "root")
 """Settings that are no part of a run's identity: they decide no cell of a healthy image's row, or what they lead to is
 a part itself."""
 
@@ -114,17 +113,21 @@ def freeze(
     inputs: list[str],
     rows: Iterable[pa.RecordBatch],
     passed_over: Callable[[], Counter[str]],
+    *,
+    replace: bool = False,
 ) -> Plan:
-    """Write the manifest and `run.json` of a new run.
+    """Write the manifest and `run.json` of a new run, and return the plan that stands: another's, if it was first.
 
-    rows: the listing, with the same columns in every batch. passed_over: asked when the listing has ended.
+    rows: the listing, with the same columns in every batch. passed_over: asked when the listing has ended. replace:
+    throw away the run that is there.
     Raises: InputError where the folder cannot be written or the listing refuses its input; nothing is left behind.
+    OtherRunError where somebody else was first, with other settings.
     """
     assert settings.shard_size
     assert settings.batch_size
     if settings.shard_size % settings.batch_size:
         raise SettingError(f"shard_size {settings.shard_size} is not a multiple of batch_size {settings.batch_size}")
-    run.make()
+    begin.check_place(run)
     per_file = settings.shard_size * max(1, MANIFEST_ROWS // settings.shard_size)
     row_group = settings.shard_size * max(1, ROW_GROUP_ROWS // settings.shard_size)
     staged = temp_name(run.manifest)
@@ -150,18 +153,15 @@ def freeze(
             passed_over=_most_frequent(passed_over()),
             versions=versions(),
         )
-        run.clear()  # of a run that is to be overwritten; only now, when the new listing stands
-        os.rename(staged, run.manifest)
-        run.make_parts()
-        sync_folder(run.path)
+        standing = begin.begin(run, plan, staged, replace=replace)
     except OSError as error:
         raise writing_failed(run.path, error) from error
     finally:
         shutil.rmtree(staged, ignore_errors=True)
         with contextlib.suppress(OSError):  # where nothing was written, as the listing was refused
             run.path.rmdir()
-    run.write_plan(plan)
-    return plan
+    run.check_same(standing, plan.identity)
+    return standing
 
 
 def _files(rows: Iterable[pa.RecordBatch], per_file: int) -> Iterator[pa.Table]:

@@ -15,8 +15,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from clipbatch.devices import Seat
 from clipbatch.journal import Journal
-from clipbatch.rundir import RunDir
+from clipbatch.rundir import Plan, RunDir
 from clipbatch.types import Reject
 
 Event = tuple["WorkerProcess", dict[str, Any]]
@@ -24,22 +25,24 @@ _LOG_LINES = 40
 
 
 class WorkerProcess:
-    """`clipbatch.worker` on one device. Its messages, and its end, are put into `events`."""
+    """`clipbatch.worker` on one seat. Its messages, and its end, are put into `events`."""
 
-    def __init__(self, run: RunDir, device: str, runtime: dict[str, Any], events: queue.SimpleQueue[Event]) -> None:
-        self.device = device
+    def __init__(
+        self, run: RunDir, plan: Plan, seat: Seat, runtime: dict[str, Any], events: queue.SimpleQueue[Event]
+    ) -> None:
+        self.seat = seat
         self.begun = self.heard = time.monotonic()
-        self.given: dict[int, Any] = {}
-        """What it has been assigned and has not finished, by shard."""
-        self.loaded = self.finished = self.hung = self.explained = False
-        self.counted: collections.Counter[str] = collections.Counter()
-        """Rows and bad ones that it has reported since its last part."""
+        self.loaded = self.asks = self.finished = self.hung = self.explained = False
+        """asks: it waits to be told what is next. finished: it has been told that nothing is."""
+        self.rows = self.bad = 0
+        """That it has reported since its last part; all of them of the first shard that it has in hand."""
         self.log: collections.deque[str] = collections.deque(maxlen=_LOG_LINES)
         self.journal = Journal()
         self._events = events
-        arguments = [os.fspath(run.path), device, json.dumps(runtime), str(self.journal.fd)]
+        cores = ",".join(map(str, seat.cores))
+        arguments = [os.fspath(run.path), plan.fingerprint, seat.device, cores, json.dumps(runtime)]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "clipbatch.worker", *arguments],
+            [sys.executable, "-m", "clipbatch.worker", *arguments, str(self.journal.fd)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -10,12 +10,12 @@ LINE_EVERY_S = 30.0
 
 
 class Progress:
-    """Counts rows and shows them on standard error; `quiet` shows nothing."""
+    """Shows how many rows are done, on standard error; `quiet` shows nothing."""
 
-    def __init__(self, *, total: int, done: int, quiet: bool) -> None:
-        """total: rows of the run; done: rows in parts that are there already."""
-        self.bad = 0
-        self._total, self._done, self._first = total, done, done
+    def __init__(self, *, total: int, done: int, bad: int, quiet: bool) -> None:
+        """total: rows to be done here and before; done, bad: of them, rows in parts that are there already."""
+        self.done, self.bad = done, bad
+        self._total, self._first = total, done
         self._begun = self._said = time.monotonic()
         self._bar = None
         self._silent = quiet
@@ -32,30 +32,22 @@ class Progress:
             with contextlib.suppress(OSError):  # a log on a full disk is no reason to stop
                 print(text, file=sys.stderr, flush=True)
 
-    def advance(self, rows: int, bad: int, bottleneck: str) -> None:
-        """`rows` more are done, `bad` of them without scores."""
-        self._done += rows
-        self.bad += bad
+    def show(self, done: int, bad: int, bottleneck: str) -> None:
+        """`done` rows are done by now, `bad` of them without scores; fewer than before where a worker has died."""
+        more, self.done, self.bad = done - self.done, done, bad
         if self._bar is not None:
-            self._bar.set_postfix_str(f"{self.bad} bad, bound by {bottleneck}", refresh=False)
-            self._bar.update(rows)
+            self._bar.set_postfix_str(f"{bad} bad, bound by {bottleneck}", refresh=False)
+            self._bar.update(more)
             return
         now = time.monotonic()
         if not self._silent and now - self._said >= LINE_EVERY_S:
             self._said = now
-            rate = (self._done - self._first) / (now - self._begun)
-            left_s = (self._total - self._done) / rate if rate else 0
+            rate = (done - self._first) / (now - self._begun)
+            left_s = (self._total - done) / rate if rate > 0 else 0
             self.say(
-                f"{self._done} of {self._total} images, {rate:.0f}/s, {left_s / 60:.0f} min left, "
-                f"{self.bad} bad, bound by {bottleneck}"
+                f"{done} of {self._total} images, {rate:.0f}/s, {left_s / 60:.0f} min left, {bad} bad, "
+                f"bound by {bottleneck}"
             )
-
-    def take_back(self, rows: int, bad: int) -> None:
-        """`rows` that were done have to be done again, since their worker died before their part was written."""
-        self._done -= rows
-        self.bad -= bad
-        if self._bar is not None:
-            self._bar.update(-rows)
 
     def close(self) -> None:
         if self._bar is not None:

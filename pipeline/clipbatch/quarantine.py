@@ -1,7 +1,8 @@
 """Find the rows that kill: each suspect is decoded alone in a process that may die, with limits on memory and time.
 
-Knows nothing of shards or of what is done with the answer. Nothing is blamed on company: a row that survives alone
-goes back among the others.
+That takes a while, so a `Search` has a thread of its own and the workers on other devices are heard meanwhile. Knows
+nothing of shards or of what is done with the answer. Nothing is blamed on company: a row that survives alone goes back
+among the others.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Callable
 from typing import IO, Any
 
 from clipbatch.errors import ClipbatchError
@@ -26,53 +29,81 @@ _START_S = 300.0
 """Within which a probe must have loaded its libraries."""
 
 
-def find_killers(run: RunDir, device: str, rows: list[int], runtime: dict[str, Any]) -> dict[int, Reject]:
-    """Those of `rows` (row_ids) that end a process or do not come back within `decode_timeout`, with what they did.
+class Search:
+    """Looks for those of `rows` (row_ids) that end a process or do not come back within `decode_timeout`."""
 
-    runtime: the settings of this invocation, `Settings.runtime`.
-    """
-    killers: dict[int, Reject] = {}
-    left = list(rows)
-    while left:
-        alive, reject = _probe(run, device, left, runtime)
-        left = left[alive:]
-        if reject is not None and left:
-            killers[left.pop(0)] = reject
-    return killers
+    def __init__(
+        self,
+        run: RunDir,
+        device: str,
+        rows: list[int],
+        runtime: dict[str, Any],
+        found: Callable[[dict[int, Reject] | ClipbatchError], None],
+    ) -> None:
+        """runtime: the settings of this invocation, `Settings.runtime`. found: called in the search's thread at its
+        end, with the rows and what they did, or with the reason why there was no search."""
+        self._timeout_s = runtime["read_timeout"] + runtime["decode_timeout"]
+        arguments = [os.fspath(run.path), device, json.dumps(runtime), str(MEMORY_MIB)]
+        self._command = [sys.executable, "-m", "clipbatch.probe", *arguments]
+        self._rows, self._found = rows, found
+        self._process: subprocess.Popen[bytes] | None = None
+        self._killed = False
+        threading.Thread(target=self._look, name="search", daemon=True).start()
 
+    def kill(self) -> None:
+        """End the search, whose answer is of no use any more."""
+        self._killed = True
+        if self._process:
+            self._process.kill()
 
-def _probe(run: RunDir, device: str, rows: list[int], runtime: dict[str, Any]) -> tuple[int, Reject | None]:
-    """Put `rows` through one probe process: how many it lived through, and how the next one ended it."""
-    timeout_s = runtime["read_timeout"] + runtime["decode_timeout"]
-    arguments = [os.fspath(run.path), device, json.dumps(runtime), str(MEMORY_MIB)]
-    command = [sys.executable, "-m", "clipbatch.probe", *arguments]
-    with (
-        tempfile.TemporaryFile() as log,
-        subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, bufsize=0, env=safe_environment()
-        ) as process,
-    ):
-        assert process.stdin
-        assert process.stdout
+    def _look(self) -> None:
+        killers: dict[int, Reject] = {}
+        left = self._rows
         try:
-            if not _answers(process.stdout, _START_S):
+            while left and not self._killed:
+                alive, reject = self._probe(left)
+                left = left[alive:]
+                if reject is not None and left:
+                    killers[left[0]], left = reject, left[1:]
+        except ClipbatchError as error:
+            self._found(error)
+        else:
+            self._found(killers)
+
+    def _probe(self, rows: list[int]) -> tuple[int, Reject | None]:
+        """Put `rows` through one probe process: how many it lived through, and how the next one ended it."""
+        pipe = subprocess.PIPE
+        with (
+            tempfile.TemporaryFile() as log,
+            subprocess.Popen(
+                self._command, stdin=pipe, stdout=pipe, stderr=log, bufsize=0, env=safe_environment()
+            ) as process,
+        ):
+            assert process.stdin
+            assert process.stdout
+            self._process = process
+            try:
+                if not _answers(process.stdout, _START_S):
+                    process.kill()
+                    log.seek(0)
+                    raise ClipbatchError(
+                        f"the process that tries suspects cannot start:\n{log.read().decode()[-2000:]}"
+                    )
+                for number, row in enumerate(rows):
+                    try:
+                        process.stdin.write(f"{row}\n".encode())
+                        answer = _answers(process.stdout, self._timeout_s)
+                    except BrokenPipeError:
+                        answer = b""
+                    if answer is None:
+                        error = f"decoding it took longer than {self._timeout_s:g} s"
+                        return number, Reject(status="timeout", error=error)
+                    if not answer:
+                        error = f"decoding it ends a process {ending(process.wait())}"
+                        return number, Reject(status="crashed", error=error)
+                return len(rows), None
+            finally:
                 process.kill()
-                log.seek(0)
-                raise ClipbatchError(f"the process that tries suspects cannot start:\n{log.read().decode()[-2000:]}")
-            for number, row in enumerate(rows):
-                try:
-                    process.stdin.write(f"{row}\n".encode())
-                    answer = _answers(process.stdout, timeout_s)
-                except BrokenPipeError:
-                    answer = b""
-                if answer is None:
-                    return number, Reject(status="timeout", error=f"decoding it took longer than {timeout_s:g} s")
-                if not answer:
-                    error = f"decoding it ends a process {ending(process.wait())}"
-                    return number, Reject(status="crashed", error=error)
-            return len(rows), None
-        finally:
-            process.kill()
 
 
 def _answers(stdout: IO[bytes], timeout_s: float) -> bytes | None:

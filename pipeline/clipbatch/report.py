@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from clipbatch import hardware
 from clipbatch.atomic import write_json
-from clipbatch.errors import InputError
 from clipbatch.flow import bottleneck
 from clipbatch.launch import WorkDone
+from clipbatch.ranks import Rank
 from clipbatch.rundir import Plan, RunDir
+from clipbatch.tally import tally
 
 
-def part_counts(run: RunDir, plan: Plan, shard: int) -> dict[str, int]:
-    """Rows by status of a finished shard, from its footer."""
-    path = run.part(shard, plan.shards)
-    try:
-        counts: dict[str, int] = json.loads(pq.read_metadata(path).metadata[b"clipbatch.counts"])
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is damaged: clipbatch run --out {run.path} --repair does it again") from error
-    return counts
+def make(run: RunDir, plan: Plan, done: WorkDone, elapsed_s: float, rank: Rank, shards: list[int]) -> dict[str, Any]:
+    """The report on `shards`, those that this invocation answers for. elapsed_s: with planning and loading.
 
-
-def write(run: RunDir, plan: Plan, done: WorkDone, elapsed_s: float) -> dict[str, Any]:
-    """Publish `report.json` and return it. elapsed_s: of this invocation, with planning and loading."""
-    finished = sorted(run.done(plan))
+    Published as `report.json` where they are all of the run's; also, for all of them, where the run is complete.
+    """
+    finished = run.done(plan)
+    if len(shards) < plan.shards and len(finished) == plan.shards:
+        make(run, plan, done, elapsed_s, rank, list(range(plan.shards)))
+    mine = [shard for shard in shards if shard in finished]
     totals: Counter[str] = Counter()
-    for shard in finished:
-        totals.update(done.counts.get(shard) or part_counts(run, plan, shard))
+    for counts in tally(run, plan, mine).values():
+        totals.update(counts)
     rows = sum(sum(counts.values()) for counts in done.counts.values())
     stages = _sum_stages(done.stages)
     report = {
@@ -40,6 +33,7 @@ def write(run: RunDir, plan: Plan, done: WorkDone, elapsed_s: float) -> dict[str
         "rows_done": sum(totals.values()),
         "status": dict(sorted(totals.items())),
         "parts": {"done": len(finished), "planned": plan.shards},
+        "part": {"rank": rank.number, "world_size": rank.world, "done": len(mine), "planned": len(shards)},
         "passed_over": plan.passed_over,
         "this_run": {
             "rows": rows,
@@ -62,17 +56,26 @@ def write(run: RunDir, plan: Plan, done: WorkDone, elapsed_s: float) -> dict[str
         "versions": plan.versions,
         "hardware": hardware.describe(),
     }
-    write_json(run.path / "report.json", report)
+    if len(shards) == plan.shards:
+        write_json(run.path / "report.json", report)
     return report
 
 
 def summary(run: RunDir, report: dict[str, Any]) -> str:
-    """The end of a run in three lines."""
+    """The end of a run in a few lines."""
     done, here = report["rows_done"], report["this_run"]
     bad = {status: count for status, count in report["status"].items() if status != "ok"}
     statuses = ", ".join(f"{count} {status}" for status, count in sorted(bad.items(), key=lambda kv: -kv[1]))
     passed = sum(report["passed_over"].values())
-    lines = [f"{done} images: {report['status'].get('ok', 0)} ok" + (f", {statuses}" if bad else "")]
+    part = report["part"]
+    lines = []
+    if part["planned"] < report["parts"]["planned"]:
+        who = f"rank {part['rank']} of {part['world_size']}" if part["world_size"] > 1 else "this part"
+        lines.append(
+            f"{who}: {part['done']} of its {part['planned']} shards are done; of the whole run, "
+            f"{report['parts']['done']} of {report['parts']['planned']}"
+        )
+    lines.append(f"{done} images: {report['status'].get('ok', 0)} ok" + (f", {statuses}" if bad else ""))
     if passed:
         kinds = ", ".join(f"{count} {ascii(suffix)[1:-1]}" for suffix, count in report["passed_over"].items())
         lines.append(f"passed over, not of an image's suffix: {kinds}")
@@ -83,7 +86,8 @@ def summary(run: RunDir, report: dict[str, Any]) -> str:
         )
     else:
         lines.append("nothing was left to do")
-    lines.append(f"scores: {run.parts}/*.parquet   report: {run.path / 'report.json'}")
+    whole = report["parts"]["done"] == report["parts"]["planned"] or part["planned"] == report["parts"]["planned"]
+    lines.append(f"scores: {run.parts}/*.parquet" + (f"   report: {run.path / 'report.json'}" if whole else ""))
     return "\n".join(lines)
 
 

@@ -41,11 +41,13 @@ class Task:
 class Worker:
     """A loaded model with the stages around it, on one device."""
 
-    def __init__(self, run: RunDir, device: str, runtime: Mapping[str, Any], journal: Journal) -> None:
-        """runtime: settings that this invocation chose anew (`config.RUNTIME`).
+    def __init__(
+        self, run: RunDir, fingerprint: str, device: str, runtime: Mapping[str, Any], journal: Journal
+    ) -> None:
+        """fingerprint: of the plan to go by. runtime: settings that this invocation chose anew (`config.RUNTIME`).
 
         Raises: InputError where the model cannot be had, or is not the one that the run was begun with."""
-        self._plan, self._device = (plan := run.plan()), device
+        self._plan, self._device = (plan := run.plan_of(fingerprint)), device
         settings = plan.run_settings().replace(**runtime)
         check_device(device)
         precision = settings.model.precision
@@ -53,7 +55,8 @@ class Worker:
         kind = settings.output.score
         if kind == "auto":
             kind = "softmax" if model.logit_bias is None else "sigmoid"
-        fingerprint = run.freeze_model({**model.facts(), "score": kind})
+        run.plan_of(fingerprint)  # again, as loading takes long, and what is frozen now is for whoever comes after
+        sealed = run.freeze_model({**model.facts(), "score": kind})
         frozen = run.frozen("text.npy") or run.freeze("text.npy", npy_bytes(text_features(model, plan.labels.prompts)))
         text_LD = np.load(io.BytesIO(frozen))
         target = Target(
@@ -73,7 +76,7 @@ class Worker:
             logit_bias=model.logit_bias,
             embeddings=settings.output.embeddings,
         )
-        write = Write(run, plan, fingerprint=fingerprint, score=kind, embedding=text_LD.shape[1])
+        write = Write(run, plan, fingerprint=sealed, score=kind, embedding=text_LD.shape[1])
         read = self.read = Read(settings.read)
         reading = max(1, min(settings.read.read_threads, 4 * decode.threads))
         self.stages = [
@@ -81,7 +84,7 @@ class Worker:
             Stage(name="decode", work=_entering(journal, decode), threads=decode.threads),
             Stage(name="encode", work=encode, threads=encode.threads),
             Stage(name="score", work=score),
-            Stage(name="write", work=_leaving(journal, write)),
+            Stage(name="write", work=_leaving(journal, write, lambda: run.plan_of(fingerprint))),
         ]
         self._manifest = Manifest(run, plan)
 
@@ -103,8 +106,12 @@ def _entering(journal: Journal, decode: Decode) -> Callable[[ReadBatch], PixelBa
     return noted
 
 
-def _leaving(journal: Journal, write: Write) -> Callable[[ScoredBatch], Written]:
+def _leaving(journal: Journal, write: Write, check: Callable[[], object]) -> Callable[[ScoredBatch], Written]:
+    """check: raises where the run has been thrown away meanwhile, so that no part of it gets among another's."""
+
     def noted(batch: ScoredBatch) -> Written:
+        if batch.source.last:
+            check()
         written = write(batch)
         journal.leave(batch.source.start)
         return written

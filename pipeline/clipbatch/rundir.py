@@ -15,19 +15,15 @@ import dataclasses
 import hashlib
 import json
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipbatch.atomic import publish, sync_folder, temp_name, write_json, writing_failed
+from clipbatch.atomic import as_json, publish, sync_folder, temp_name, writing_failed
 from clipbatch.config import Settings, from_flat
 from clipbatch.errors import InputError, OtherRunError
 from clipbatch.labels import LabelSet
-
-_FILES = ("report.json", "report.html", "text.npy", "model.json", "run.json")
-_OURS = re.compile(r"part-\d+\.parquet|\..+\.tmp")
 
 FORMAT = 2
 """Version of the run directory's layout and output schema; part of every fingerprint."""
@@ -103,15 +99,25 @@ class RunDir:
         found["identity"] |= {"phrases": phrases, "templates": labels["templates"]}
         return Plan(**found)
 
-    def write_plan(self, plan: Plan) -> None:
-        """Publish `run.json`; from then on the run exists."""
+    def plan_of(self, fingerprint: str) -> Plan:
+        """The plan, if it is still the one with `fingerprint`. Raises: OtherRunError where it is not."""
+        if self.exists() and (plan := self.plan()).fingerprint == fingerprint:
+            return plan
+        raise OtherRunError(
+            f"{self.path} has been taken by another run since this one began (--overwrite, or other settings before "
+            "the first image): nothing more is written; choose another --out"
+        )
+
+    def freeze_plan(self, plan: Plan) -> Plan:
+        """Publish `run.json`, from when on the run exists, unless it is there already; returns the plan that stands."""
         stored = dataclasses.asdict(plan) | {"format": FORMAT}
         identity = dict(plan.identity)
         phrases = identity.pop(
             "phrases"
         )  # stored as lists: a JSON object would be sorted, and the order is the columns'
         labels = {"names": list(phrases), "phrases": list(phrases.values()), "templates": identity.pop("templates")}
-        write_json(self.plan_file, stored | {"identity": identity, "labels": labels})
+        self.freeze(self.plan_file.name, as_json(stored | {"identity": identity, "labels": labels}))
+        return self.plan()
 
     def freeze_model(self, facts: Mapping[str, Any]) -> str:
         """Record the loaded model's facts, or compare them with what the first worker recorded.
@@ -159,7 +165,7 @@ class RunDir:
         return None if facts is None else digest_of({"plan": self.plan().fingerprint, "model": facts})
 
     def part(self, shard: int, shards: int) -> Path:
-        return self.parts / f"part-{shard:0{max(5, len(str(shards - 1)))}d}.parquet"
+        return self.parts / f"part-{shard:0{part_digits(shards)}d}.parquet"
 
     def make_parts(self) -> None:
         """Make the folder of the parts, also where somebody removed it."""
@@ -185,7 +191,8 @@ class RunDir:
             names = set(os.listdir(self.parts))
         except FileNotFoundError:
             return set()
-        return {shard for shard in range(plan.shards) if self.part(shard, plan.shards).name in names}
+        digits = part_digits(plan.shards)
+        return {shard for shard in range(plan.shards) if f"part-{shard:0{digits}d}.parquet" in names}
 
     def check_same(self, plan: Plan, identity: Mapping[str, Any]) -> None:
         """Raises: OtherRunError naming the first field in which `identity` is not the plan's."""
@@ -196,50 +203,6 @@ class RunDir:
             "choose another --out, give the same settings, or --overwrite",
         )
 
-    def make(self) -> None:
-        """Make the directory. Raises: InputError where it cannot be made, or holds what no run wrote."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            stranger = None if self.exists() else self._stranger()
-        except OSError as error:
-            raise writing_failed(self.path, error) from error
-        if stranger:
-            raise InputError(
-                f"the output folder {self.path} holds other files ({stranger!r} ...): choose a new or empty folder"
-            )
-        with publish(self.path / ".writable"):
-            pass
-        (self.path / ".writable").unlink()
-
-    def _stranger(self) -> str | None:
-        """The name of something in the directory that no run wrote."""
-        for name in sorted(os.listdir(self.path)):
-            if name in (self.manifest.name, self.parts.name):
-                inside = [entry for entry in os.listdir(self.path / name) if not _OURS.fullmatch(entry)]
-                if inside:
-                    return f"{name}/{inside[0]}"
-            elif name not in _FILES and not name.startswith("."):
-                return name
-        return None
-
-    def clear(self) -> None:
-        """Remove what a run wrote here and nothing else; parts first, so that none outlives its plan."""
-        try:
-            self._empty(self.parts)
-            for name in _FILES:
-                (self.path / name).unlink(missing_ok=True)
-            self._empty(self.manifest)
-        except OSError as error:
-            raise writing_failed(self.path, error) from error
-
-    def _empty(self, folder: Path) -> None:
-        if folder.is_dir():
-            for name in os.listdir(folder):
-                if _OURS.fullmatch(name):
-                    (folder / name).unlink()
-            with contextlib.suppress(OSError):  # not empty: others put something there
-                folder.rmdir()
-
     def _read_json(self, path: Path) -> dict[str, Any] | None:
         try:
             found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -248,6 +211,11 @@ class RunDir:
         except (OSError, ValueError) as error:
             raise InputError(f"cannot read {path}: {error}; restore it, or start again with --overwrite") from error
         return found
+
+
+def part_digits(shards: int) -> int:
+    """Digits of the number in a part's name, of a run of `shards` shards."""
+    return max(5, len(str(shards - 1)))
 
 
 def digest_of(value: Any) -> str:

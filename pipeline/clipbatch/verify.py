@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,11 +14,11 @@ from clipbatch.rundir import Plan, RunDir
 from clipbatch.seal import is_whole
 
 
-def problems(run: RunDir, plan: Plan) -> Iterator[tuple[int, str]]:
-    """Each shard that is not as it should be, with what is wrong, in shard order."""
+def problems(run: RunDir, plan: Plan, shards: Iterable[int]) -> Iterator[tuple[int, str]]:
+    """Each of `shards` that is not as it should be, with what is wrong, in their order."""
     manifest = Manifest(run, plan)
     fingerprint = run.fingerprint()
-    for shard in range(plan.shards):
+    for shard in shards:
         wrong = _problem(run, plan, manifest, shard, fingerprint)
         if wrong:
             yield shard, f"{run.part(shard, plan.shards)}: {wrong}"

@@ -1,13 +1,15 @@
-"""The worker process: `python -m clipbatch.worker RUN_DIR DEVICE RUNTIME JOURNAL_FD`, spoken to in JSON lines.
+"""The worker process: `python -m clipbatch.worker RUN_DIR PLAN DEVICE CORES RUNTIME JOURNAL_FD`.
 
-RUNTIME: JSON of the settings that this invocation chose anew. Takes lines on standard input: {"shard": 3},
-{"shard": 3, "rows": [..], "rejects": {..}}, {"finish": true}. Writes lines on standard output: loaded, batch, part,
-stages, alive, error. When its input ends without a finish its supervisor has died, and so does it, within an instant
-and in the middle of whatever it does: nothing half-written can come of that.
+PLAN: fingerprint of the plan that its supervisor goes by. CORES: CPU cores to stay on, as in 0,1. RUNTIME: JSON of the
+settings that this invocation chose anew. It is spoken to in JSON lines. On standard output: loaded, next, batch, part,
+stages, alive, error. On standard input the answers to next: {"shard": 3}, {"shard": 3, "rows": [..], "rejects": {..}},
+{"finish": true}. When its input ends without a finish its supervisor has died, and so does it, within an instant and in
+the middle of whatever it does: nothing half-written can come of that.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -31,7 +33,7 @@ class _Channel:
         self._out = os.fdopen(os.dup(1), "w", encoding="utf-8")
         self._lock = threading.Lock()
         os.dup2(2, 1)  # whatever a library prints goes to the log, not between our lines
-        self.tasks: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         threading.Thread(target=self._listen, name="listen", daemon=True).start()
 
     def emit(self, event: str, **values: Any) -> None:
@@ -39,10 +41,15 @@ class _Channel:
             self._out.write(json.dumps({"event": event, **values}) + "\n")
             self._out.flush()
 
+    def ask(self) -> dict[str, Any]:
+        """What is next; waits for the answer."""
+        self.emit("next")
+        return self._answers.get()
+
     def _listen(self) -> None:
         for line in sys.stdin:
             message = json.loads(line)
-            self.tasks.put(message)
+            self._answers.put(message)
             if "finish" in message:
                 return
         os._exit(InterruptedRunError.exit_code)
@@ -54,8 +61,9 @@ def main() -> None:
     channel = _Channel()
     code = 0
     try:
-        path, device, runtime, journal = sys.argv[1:]
-        _work(channel, path, device, json.loads(runtime), int(journal))
+        path, plan, device, cores, runtime, journal = sys.argv[1:]
+        _stay_on({int(core) for core in cores.split(",")})
+        _work(channel, path, plan, device, json.loads(runtime), int(journal))
     except BaseException as error:
         code = error.exit_code if isinstance(error, ClipbatchError) else 1
         text = str(error) if isinstance(error, ClipbatchError) else "".join(traceback.format_exception(error))
@@ -64,18 +72,26 @@ def main() -> None:
     os._exit(code)  # reading threads may hang in a file that never answers
 
 
-def _work(channel: _Channel, path: str, device: str, runtime: dict[str, Any], journal_fd: int) -> None:
+def _stay_on(cores: set[int]) -> None:
+    """Before anything is loaded, since libraries size their thread pools when they are."""
+    with contextlib.suppress(OSError, AttributeError):  # a sandbox without it is slower, not wrong
+        os.sched_setaffinity(0, cores)
+
+
+def _work(
+    channel: _Channel, path: str, fingerprint: str, device: str, runtime: dict[str, Any], journal_fd: int
+) -> None:
     from clipbatch.flow import bottleneck
     from clipbatch.journal import Journal
     from clipbatch.run import Task, Worker
     from clipbatch.rundir import RunDir
     from clipbatch.types import Reject
 
-    worker = Worker(RunDir(path), device, runtime, Journal(journal_fd))
+    worker = Worker(RunDir(path), fingerprint, device, runtime, Journal(journal_fd))
     channel.emit("loaded")
 
     def tasks() -> Iterator[Task]:
-        while "shard" in (message := channel.tasks.get()):
+        while "shard" in (message := channel.ask()):
             rows = message.get("rows")
             rejects = {int(row): Reject(**reject) for row, reject in message.get("rejects", {}).items()}
             yield Task(shard=message["shard"], rows=None if rows is None else frozenset(rows), rejects=rejects)

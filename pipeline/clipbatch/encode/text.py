@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from clipbatch import hardware
 from clipbatch.atomic import publish
 from clipbatch.encode.model import Model
 from clipbatch.errors import InputError
 
-_PROMPTS_AT_ONCE = 256
+_PROMPTS_AT_ONCE = 64
 
 
 def text_features(model: Model, prompts: list[list[str]]) -> NDArray[np.float32]:
@@ -54,13 +56,21 @@ def npy_bytes(array: NDArray[np.float32]) -> bytes:
     return buffer.getvalue()
 
 
-@torch.inference_mode()
 def _encode(model: Model, prompts: list[list[str]]) -> NDArray[np.float32]:
+    """Each core encodes prompts of its own with one thread, as the image encoder does, so that the features do not
+    depend on how many cores the worker that computes them may use."""
     texts = [text for texts in prompts for text in texts]
-    features = [
-        model.module.encode_text(model.tokenizer(texts[at : at + _PROMPTS_AT_ONCE]), normalize=True)
-        for at in range(0, len(texts), _PROMPTS_AT_ONCE)
-    ]
+    torch.set_num_threads(1)
+
+    @torch.inference_mode()
+    def encode(at: int) -> torch.Tensor:
+        features: torch.Tensor = model.module.encode_text(
+            model.tokenizer(texts[at : at + _PROMPTS_AT_ONCE]), normalize=True
+        )
+        return features
+
+    with ThreadPoolExecutor(hardware.cores()) as pool:
+        features = list(pool.map(encode, range(0, len(texts), _PROMPTS_AT_ONCE)))
     by_label = torch.split(torch.cat(features), [len(texts) for texts in prompts])
     text_LD = functional.normalize(torch.stack([label.mean(dim=0) for label in by_label]), dim=-1)
     return np.asarray(text_LD.float().numpy())

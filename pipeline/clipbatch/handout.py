@@ -1,0 +1,94 @@
+"""Which worker does which shard. Pure: knows no process, no clock and no file, so that simulated time can drive it.
+
+A worker asks when its reader has nothing more to read, while the rest of its pipeline is still full; so nothing has to
+be handed out ahead, and no shard waits with one worker while another is idle. When the last shard has been given out,
+a worker that is left with nothing gets a copy of the shard that has been in work the longest, if that one takes
+unusually long: its worker may be slow, or stuck on a dead file server. The first to finish counts; parts come out the
+same, so doing one twice harms nothing.
+"""
+
+from __future__ import annotations
+
+import collections
+import statistics
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
+
+COPY_AFTER = 2.0
+"""A shard is given to a second worker after this many times the median time of the last ones."""
+_REMEMBERED = 101
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """A shard to hand out; `rows`: only these row_ids of it."""
+
+    shard: int
+    rows: tuple[int, ...] | None = None
+
+
+class Handout:
+    """Hands `assignments` out, in their order. Workers are named by whatever can be a key; times are in seconds."""
+
+    def __init__(self, assignments: Iterable[Assignment]) -> None:
+        self._open = collections.deque(assignments)
+        self._left = {assignment.shard for assignment in self._open}
+        self._held: dict[Hashable, dict[int, Assignment]] = {}
+        self._since: dict[Hashable, float] = {}
+        """When each worker began with the first shard that it holds."""
+        self._times_s: collections.deque[float] = collections.deque(maxlen=_REMEMBERED)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every shard is done."""
+        return not self._left
+
+    def held(self, worker: Hashable) -> dict[int, Assignment]:
+        """What `worker` has been given and has not finished, in order."""
+        return self._held.get(worker, {})
+
+    def take(self, worker: Hashable, now: float) -> Assignment | None:
+        """What `worker`, which has asked, is to do next; None: nothing at present."""
+        assignment = self._open.popleft() if self._open else self._copy(worker, now)
+        if assignment is not None:
+            if not self.held(worker):
+                self._since[worker] = now
+            self._held.setdefault(worker, {})[assignment.shard] = assignment
+        return assignment
+
+    def done(self, worker: Hashable, shard: int, now: float) -> bool:
+        """`worker` has finished `shard`; returns whether it is the first to do so."""
+        first = shard in self._left
+        self._left.discard(shard)
+        if self.held(worker).pop(shard, None) is not None:
+            self._times_s.append(now - self._since[worker])
+        self._since[worker] = now
+        return first
+
+    def skip(self, worker: Hashable, shard: int) -> None:
+        """`worker` need not do `shard`, which it has just been given: it is done already."""
+        self._left.discard(shard)
+        self.held(worker).pop(shard, None)
+
+    def lost(self, worker: Hashable) -> list[Assignment]:
+        """`worker` is gone; what nobody else does now, to be put back when that is wise."""
+        held = self._held.pop(worker, {})
+        elsewhere = {shard for others in self._held.values() for shard in others}
+        return [task for shard, task in held.items() if shard in self._left and shard not in elsewhere]
+
+    def put_back(self, assignments: Iterable[Assignment]) -> None:
+        """Hand these out again, before all others."""
+        self._open.extendleft(reversed(list(assignments)))
+
+    def _copy(self, worker: Hashable, now: float) -> Assignment | None:
+        if self.held(worker) or not self._times_s:
+            return None
+        holders = collections.Counter(shard for held in self._held.values() for shard in held)
+        late_s = COPY_AFTER * statistics.median(self._times_s)
+        slow = [
+            (self._since[other], held[shard])
+            for other, held in self._held.items()
+            for shard in list(held)[:1]
+            if shard in self._left and holders[shard] == 1 and now - self._since[other] > late_s
+        ]
+        return min(slow, key=lambda entry: entry[0])[1] if slow else None
