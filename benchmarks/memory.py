@@ -3,9 +3,10 @@
     python benchmarks/memory.py [--sizes 1000,10000,50000] [--report PATH]
 
 Runs `clipbatch run` with the embedded model on the CPU, as a user starts it, on so many small JPEGs, 2 in 100 of them
-bad (empty, an HTML page, cut off, noise, a link to nothing), and reads the resident memory of the supervisor and of
-its worker from /proc twice a second. Resident memory counts pages that both share in each of them, so the sum is a
-little too high. Steady state begins two seconds after the worker has loaded the model and ends with the worker.
+bad (empty, an HTML page, cut off, noise, a link to nothing, a PNG with damaged pixels), and reads the resident memory
+of the supervisor and of its worker from /proc twice a second. Resident memory counts pages that both share in each of
+them, so the sum is a little too high. Steady state begins two seconds after the worker has loaded the model and ends
+with the worker.
 
 Expected: flat. The mean over the last quarter of the steady state lies within a few percent of that over the first,
 and the peak does not grow any more once a run is longer than a shard: batches in flight are bounded by the queues, and
@@ -65,8 +66,8 @@ class Sample:
         return self.supervisor + self.worker
 
 
-def make_pool(folder: Path) -> list[Path]:
-    """POOL small files in `folder`, drawn with a fixed seed, each BAD_EVERY-th of them bad."""
+def make_pool(folder: Path, bad_every: int = BAD_EVERY) -> list[Path]:
+    """POOL small files in `folder`, drawn with a fixed seed, each `bad_every`-th of them bad."""
     rng = np.random.default_rng(0)
     folder.mkdir()
     for number in range(POOL):
@@ -74,8 +75,8 @@ def make_pool(folder: Path) -> list[Path]:
         width, height = (int(side) for side in rng.integers(96, 256, 2))
         coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
         coarse.resize((width, height), Image.Resampling.BICUBIC).save(path, quality=85)
-        if number % BAD_EVERY == BAD_EVERY - 1:
-            _spoil(path, number // BAD_EVERY % 5)
+        if number % bad_every == bad_every - 1:
+            _spoil(path, number // bad_every % 6)
     return sorted(folder.iterdir())
 
 
@@ -84,6 +85,11 @@ def _spoil(path: Path, kind: int) -> None:
     if kind == 4:
         path.unlink()
         path.symlink_to("nowhere.jpg")
+    elif kind == 5:  # its header is fine, so that it reaches the fast decoder
+        with Image.open(path) as image:
+            image.save(path, "PNG")
+        whole = path.read_bytes()
+        path.write_bytes(whole[:200] + bytes(byte ^ 0x55 for byte in whole[200:300]) + whole[300:])
     else:
         noise = np.random.default_rng(kind).bytes(4096)
         path.write_bytes([b"", b"<!DOCTYPE html><title>404</title>", data[: len(data) // 3], noise][kind])

@@ -1,9 +1,9 @@
 """Whether a run stays the same for as long as it lasts: memory, open files, threads and rate.
 
-    python benchmarks/soak.py [--images 1000000] [--report PATH]
+    python benchmarks/soak.py [--images 1000000] [--decoder auto|dali] [--bad-every 50] [--report PATH]
 
 Names the files of memory.py's pool, shrunk to about 48 x 48, over and over in a text manifest (2 in 100 of them bad, of
-five kinds), and labels them with `clipbatch run` and the embedded model on the CPU. Once a second it reads from /proc
+six kinds), and labels them with `clipbatch run` and the embedded model on the CPU. Once a second it reads from /proc
 what the supervisor and its worker hold, and counts the parts. The table has the mean of each quarter of the steady
 state (memory.py says what that is) and the growth from the first to the last. In the end every row must be there
 (`clipbatch verify`), and no worker may have been started again.
@@ -53,11 +53,11 @@ class Moment(Sample):
     """In parts that are published."""
 
 
-def small_pool(folder: Path) -> list[Path]:
+def small_pool(folder: Path, bad_every: int = BAD_EVERY) -> list[Path]:
     """The pool of memory.py with its healthy pictures shrunk: 36 to 60 pixels a side."""
-    rng, pool = np.random.default_rng(1), make_pool(folder)
+    rng, pool = np.random.default_rng(1), make_pool(folder, bad_every)
     for number, path in enumerate(pool):
-        if number % BAD_EVERY != BAD_EVERY - 1:
+        if number % bad_every != bad_every - 1:
             width, height = (int(side) for side in rng.integers(36, 61, 2))
             with Image.open(path) as image:
                 small = image.resize((width, height))
@@ -89,10 +89,11 @@ def threads(pid: int) -> int:
         return 0
 
 
-def watch(manifest: Path, images: int, out: Path) -> list[Moment]:
-    """Label `manifest`; a moment every EVERY_S seconds."""
+def watch(manifest: Path, images: int, out: Path, decoder: str) -> list[Moment]:
+    """Label `manifest` with `decoder`; a moment every EVERY_S seconds."""
     command = [sys.executable, "-m", "clipbatch", "run", str(manifest), "--out", str(out), "--shard-size", str(SHARD)]
     command += ["--model", "clipbatch-demo", "--labels", "cifar10", "--device", "cpu", "--quiet"]
+    command += ["--decoder", decoder]
     begun, moments = time.perf_counter(), list[Moment]()
     with subprocess.Popen(command, env={**os.environ, "XDG_CACHE_HOME": str(out.parent / "cache")}) as process:
         while process.poll() is None:
@@ -174,13 +175,15 @@ def plot(moments: list[Moment], target: Path) -> None:
 def main() -> None:
     parser = timing.arguments("Watch a long run of clipbatch.")
     parser.add_argument("--images", type=int, default=1_000_000, help="rows of the manifest (default: %(default)s)")
+    parser.add_argument("--decoder", default="auto", help="as for clipbatch run (default: %(default)s)")
+    parser.add_argument("--bad-every", type=int, default=BAD_EVERY, help="one image in so many is bad (%(default)s)")
     args = parser.parse_args()
     on = timing.machine()
     with tempfile.TemporaryDirectory(prefix="clipbatch-soak-") as scratch:
         manifest, out = Path(scratch, "images.txt"), Path(scratch, "run")
-        pool = small_pool(Path(scratch, "pool"))
+        pool = small_pool(Path(scratch, "pool"), args.bad_every)
         write_manifest(pool, args.images, manifest)
-        moments = watch(manifest, args.images, out)
+        moments = watch(manifest, args.images, out, args.decoder)
         report = json.loads((out / "report.json").read_text())
     here, begin = report["this_run"], steady([*moments])[:1]
     calm = [moment for moment in moments if begin and moment.at_s >= begin[0].at_s and moment.worker]
@@ -203,7 +206,13 @@ def main() -> None:
         args.report.parent.mkdir(parents=True, exist_ok=True)
         plot(moments, args.report.with_suffix(".png"))
         body += f"\n\n![the run over time]({args.report.with_suffix('.png').name})"
-    result: dict[str, Any] = {"machine": on, "images": args.images, "status": report["status"], "peak_mib": peaks}
+    result: dict[str, Any] = {
+        "machine": on,
+        "images": args.images,
+        "decoder": args.decoder,
+        "status": report["status"],
+        "peak_mib": peaks,
+    }
     result |= {"seconds": seconds, "images_per_s": rate, "restarts": here["restarts"]}
     result["quarters"] = {name: [round(mean, 2) for mean in means] for name, means in found.items()}
     timing.finish("A long run", body, EXPECTED, result, args.report)
