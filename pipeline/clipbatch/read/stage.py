@@ -31,6 +31,7 @@ class Read:
         """Read every item of `batch`; each slot gets its bytes or the reason why there are none."""
         job = _Job(batch.items)
         while (position := self._finish(job)) is not None:
+            self._local.reader.jobs.put(None)
             self._local.reader = None
             job.abandoned = True
             item = job.items[position]
@@ -77,17 +78,16 @@ class _Job:
 
 
 class _Reader:
-    """A daemon thread that does jobs one after the other."""
+    """A daemon thread that does jobs one after the other, until it gets None for one."""
 
     def __init__(self, fetch: Fetch, count: Callable[[], None]) -> None:
         """count: called after each file."""
-        self.jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
+        self.jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._fetch, self._count = fetch, count
         threading.Thread(target=self._loop, name="reader", daemon=True).start()
 
     def _loop(self) -> None:
-        while True:
-            job = self.jobs.get()
+        while (job := self.jobs.get()) is not None:
             for position in range(job.first, len(job.items)):
                 item = job.items[position]
                 if job.abandoned:  # this file came back at last; another reader has gone on
