@@ -97,8 +97,8 @@ class ModelSettings(Checked):
 class ReadSettings(Checked):
     """How files are read."""
 
-    read_threads: int = 16
-    """Files read at the same time."""
+    read_threads: int | None = None
+    """Files read at the same time; default: 16, and 64 in stores and on the web."""
     read_timeout: float = 60.0
     """Seconds after which a file that does not answer gets status timeout."""
     read_retries: int = 3

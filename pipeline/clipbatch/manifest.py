@@ -47,10 +47,11 @@ class Manifest:
     def _item(self, row_id: int, uri: str, root: str, span: dict[str, Any] | None) -> Item:
         if span is None:
             path = path_of(uri, root)
+            fence = self._fence if root == self._fence else None
             reject = None
-            if root == self._fence and is_outside(path, root):
-                reject = Reject(status="unreadable", error=f"outside of --root {self._fence}")
-            return Item(row_id=row_id, uri=uri, path=path, reject=reject)
+            if fence is not None and is_outside(path, fence):
+                reject = Reject(status="unreadable", error=f"outside of --root {fence}")
+            return Item(row_id=row_id, uri=uri, path=path, fence=fence, reject=reject)
         where = Span(start=span["start"], length=span["length"], method=span["method"])
         return Item(row_id=row_id, uri=uri, path=path_of(span["container"], root), span=where)
 

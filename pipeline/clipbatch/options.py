@@ -58,7 +58,7 @@ SETTINGS: dict[str, Any] = {
     ],
     "max_pixels": Annotated[Optional[int], _option("Images", "Larger images get status too_large.")],
     "max_bytes": Annotated[Optional[int], _option("Images", "Larger files get status too_large.")],
-    "read_threads": Annotated[Optional[int], _option("Images", "Files read at the same time.")],
+    "read_threads": Annotated[Optional[int], _option("Images", "Files read at once (default 16; remote 64).")],
     "read_timeout": Annotated[Optional[float], _option("Images", "Seconds until a file that hangs is given up.")],
     "read_retries": Annotated[Optional[int], _option("Images", "Further tries after an I/O error.")],
     "decode_timeout": Annotated[Optional[float], _option("Images", "Seconds for a suspect image, tried alone.")],

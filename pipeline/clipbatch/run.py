@@ -77,10 +77,9 @@ class Worker:
             embeddings=settings.output.embeddings,
         )
         write = Write(run, plan, fingerprint=sealed, score=kind, embedding=text_LD.shape[1])
-        read = self.read = Read(settings.read)
-        reading = max(1, min(settings.read.read_threads, 4 * decode.threads))
+        read = self.read = Read(settings.read, batches=4 * decode.threads)
         self.stages = [
-            Stage(name="read", work=read, threads=reading),
+            Stage(name="read", work=read, threads=read.batches),
             Stage(name="decode", work=_entering(journal, decode), threads=decode.threads),
             Stage(name="encode", work=encode, threads=encode.threads),
             Stage(name="score", work=score),

@@ -23,7 +23,7 @@ ANSWER_S = 20.0
 """Without a byte for so long, a request counts as failed."""
 ATTEMPTS = 3
 """Of a request, by the store's own client, with its own back-off."""
-CONNECTIONS = 64
+CONNECTIONS = 256
 """To a store at the same time."""
 _REGION_S = 10.0
 

@@ -49,6 +49,8 @@ class Item:
     """What to open: the image, or the container of its `span`; a url, or a path in which surrogates stand for raw
     bytes."""
     span: Span | None = None
+    fence: str | None = None
+    """`--root`, where it holds for this row: what a redirect may not lead out of."""
     reject: Reject | None = None
     """Why it is not to be touched: it has ended a worker before, or leads out of `--root`."""
 

@@ -7,10 +7,14 @@ import time
 
 from clipbatch.config import ReadSettings
 from clipbatch.read.files import read_file
+from clipbatch.read.remote import passes, read_remote
 from clipbatch.types import Encoded, Item, Reject
+from clipbatch.uris import is_url
+from clipbatch.web import WebError
 
 _PASSING = frozenset((errno.EIO, errno.ESTALE, errno.EAGAIN, errno.ETIMEDOUT, errno.EINTR, errno.ENFILE, errno.EMFILE))
 """Errors that another try may not meet."""
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 class Fetch:
@@ -21,16 +25,36 @@ class Fetch:
 
     def __call__(self, item: Item) -> Encoded | Reject:
         """The bytes of `item`, or why there are none."""
-        retries = self._settings.read_retries
-        for attempt in range(retries + 1):
+        until = time.monotonic() + self._settings.read_timeout
+        for attempt in range(self._settings.read_retries + 1):
             try:
-                return read_file(item.path, self._settings.max_bytes)
+                return self._read(item, until - time.monotonic())
             except ValueError as error:  # a NUL in the name
                 return Reject(status="missing", error=str(error))
             except OSError as error:
-                if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
-                    return Reject(status="missing", error=f"{error.strerror}")
-                if error.errno not in _PASSING or attempt == retries:
-                    return Reject(status="unreadable", error=f"{error.strerror or error}")
-            time.sleep(0.1 * 4**attempt)
+                wait_s = max(0.1 * 4**attempt, getattr(error, "retry_after_s", 0.0))
+                last = attempt == self._settings.read_retries or time.monotonic() + wait_s >= until
+                if last or not _passes(error):
+                    return _reject(error)
+            time.sleep(wait_s)
         raise AssertionError("the last attempt returns")
+
+    def _read(self, item: Item, left_s: float) -> Encoded | Reject:
+        if is_url(item.path):
+            return read_remote(item, self._settings.max_bytes, left_s)
+        return read_file(item.path, self._settings.max_bytes)
+
+
+def _passes(error: OSError) -> bool:
+    if error.errno is None:  # not the operating system's
+        return passes(error)
+    return error.errno in _PASSING
+
+
+def _reject(error: OSError) -> Reject:
+    if isinstance(error, WebError):
+        return Reject(status=error.status, error=str(error))
+    if isinstance(error, FileNotFoundError) or error.errno in _GONE:
+        return Reject(status="missing", error=error.strerror or "there is no such object")
+    text = error.strerror or str(error).strip().partition("\n")[0]
+    return Reject(status="unreadable", error=text or type(error).__name__)
