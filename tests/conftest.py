@@ -2,14 +2,18 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
@@ -64,3 +68,47 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(64):
         photo(rng, *((640, 480) if number % 3 else (427, 640))).save(folder / f"{number:03d}.jpg", quality=92)
     return folder
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pafs.S3FileSystem]:
+    """A server that speaks S3 on this machine, which every process of the tests finds by the usual environment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url, log = f"http://127.0.0.1:{port}", tmp_path_factory.mktemp("s3") / "log"
+    with pytest.MonkeyPatch.context() as patch, open(log, "wb") as file:
+        patch.setenv("AWS_ENDPOINT_URL", url)
+        patch.setenv("AWS_ACCESS_KEY_ID", "key")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        patch.setenv("AWS_REGION", "us-east-1")
+        server = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+            stdout=file,
+            stderr=file,
+        )
+        try:
+            for _ in range(600):
+                try:
+                    urllib.request.urlopen(url, timeout=5).close()
+                    break
+                except OSError:
+                    assert server.poll() is None, log.read_text()
+                    time.sleep(0.1)
+            yield pafs.S3FileSystem(
+                endpoint_override=url,
+                region="us-east-1",
+                access_key="key",
+                secret_key="secret",
+                allow_bucket_creation=True,
+            )
+        finally:
+            server.kill()
+            server.wait()
+
+
+@pytest.fixture(scope="session")
+def bucket(s3: pafs.S3FileSystem) -> str:
+    """The url of a bucket of `s3`."""
+    s3.create_dir("bucket")
+    return "s3://bucket"

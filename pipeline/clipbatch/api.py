@@ -20,6 +20,7 @@ from clipbatch.config import LaunchSettings, Settings, from_flat
 from clipbatch.errors import ClipbatchError, InputError, OtherRunError, TooManyBadError
 from clipbatch.handout import Assignment
 from clipbatch.labels import LabelSet
+from clipbatch.places import parquet_source
 from clipbatch.progress import Progress
 from clipbatch.rundir import Plan, RunDir
 from clipbatch.schema import result_fields
@@ -154,7 +155,7 @@ def _bad_rows(run_dir: RunDir, frozen: Plan, shard: int) -> Assignment:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    table = pq.read_table(run_dir.part(shard, frozen.shards), columns=["row_id", "status"])
+    table = pq.read_table(parquet_source(run_dir.part(shard, frozen.shards)), columns=["row_id", "status"])
     bad = table.filter(pc.not_equal(table["status"].cast("string"), "ok"))
     return Assignment(shard=shard, rows=tuple(bad["row_id"].to_pylist()))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import os
 import re
@@ -18,17 +19,24 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from clipbatch.errors import InputError
+from clipbatch.places import Place, StorePath
 
 _TEMP = re.compile(r"\..+\.(?P<host>[^.]*)-(?P<pid>\d+)\.tmp")
 _HOST = re.sub(r"[^A-Za-z0-9_-]", "_", socket.gethostname())
 
 
 @contextlib.contextmanager
-def publish(target: Path) -> Iterator[BinaryIO]:
+def publish(target: Place) -> Iterator[BinaryIO]:
     """Open a temp file to write; when the block ends well it becomes `target` in one step, else it is removed.
 
+    In a store, what was written is kept in memory, and put as one object at the end.
     Raises: InputError where the disk is full or the folder cannot be written, naming the folder and the remedy.
     """
+    if isinstance(target, StorePath):
+        buffer = io.BytesIO()
+        yield buffer
+        target.write_bytes(buffer.getbuffer())
+        return
     temp = temp_name(target)
     try:
         with open(temp, "wb") as file:
@@ -68,14 +76,16 @@ def as_json(value: Any) -> bytes:
     return json.dumps(value, indent=2, sort_keys=True).encode() + b"\n"
 
 
-def write_json(target: Path, value: Any) -> None:
+def write_json(target: Place, value: Any) -> None:
     """Publish `value` as indented JSON with sorted keys."""
     with publish(target) as file:
         file.write(as_json(value))
 
 
-def remove_leftovers(folder: Path) -> None:
+def remove_leftovers(folder: Place) -> None:
     """Remove temp files and folders in `folder` whose writer was a process of this host that is gone."""
+    if isinstance(folder, StorePath):
+        return
     with contextlib.suppress(FileNotFoundError):
         for entry in os.scandir(folder):
             match = _TEMP.fullmatch(entry.name)
@@ -97,7 +107,7 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def writing_failed(target: Path, error: OSError) -> InputError:
+def writing_failed(target: Place, error: OSError) -> InputError:
     """The refusal for an output that cannot be written."""
     remedy = {
         errno.ENOSPC: "free some space there, then run the same command again",

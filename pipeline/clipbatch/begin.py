@@ -24,6 +24,7 @@ from pathlib import Path
 
 from clipbatch.atomic import publish, sync_folder, temp_name, writing_failed
 from clipbatch.errors import InputError, OtherRunError
+from clipbatch.places import Place, StorePath, names
 from clipbatch.rundir import Plan, RunDir, file_sha256
 
 _FILES = (".counts.json", "report.json", "report.html", "text.npy", "model.json")
@@ -35,7 +36,8 @@ _PATIENCE_S = 3.0
 def check_place(run: RunDir) -> None:
     """Make the directory. Raises: InputError where it cannot be made, or holds what no run wrote."""
     try:
-        run.path.mkdir(parents=True, exist_ok=True)
+        if isinstance(run.path, Path):
+            run.path.mkdir(parents=True, exist_ok=True)
         stranger = None if run.exists() else _stranger(run)
     except OSError as error:
         raise writing_failed(run.path, error) from error
@@ -43,7 +45,7 @@ def check_place(run: RunDir) -> None:
         raise InputError(
             f"the output folder {run.path} holds other files ({stranger!r} ...): choose a new or empty folder"
         )
-    probe = temp_name(run.path / ".writable")
+    probe = run.path / temp_name(Path(".writable")).name
     with publish(probe):
         pass
     probe.unlink()
@@ -63,16 +65,20 @@ def begin(run: RunDir, plan: Plan, staged: Path, *, replace: bool) -> Plan:
     if not run.exists():
         _place_manifest(run, plan, staged)
         run.make_parts()
-        sync_folder(run.path)
+        if isinstance(run.path, Path):
+            sync_folder(run.path)
     return run.freeze_plan(plan)
 
 
 def clear(run: RunDir) -> None:
     """Remove what a run wrote here, and nothing else."""
     with contextlib.suppress(FileNotFoundError):
-        aside = temp_name(run.plan_file)
-        os.rename(run.plan_file, aside)
-        aside.unlink()
+        if isinstance(run.plan_file, StorePath):
+            run.plan_file.unlink()
+        else:
+            aside = temp_name(run.plan_file)
+            os.rename(run.plan_file, aside)
+            aside.unlink()
     _clear_results(run)
     _remove_folder(run, run.manifest)
 
@@ -85,14 +91,14 @@ def _clear_results(run: RunDir) -> None:
         (run.path / name).unlink(missing_ok=True)
 
 
-def _remove_folder(run: RunDir, folder: Path) -> None:
+def _remove_folder(run: RunDir, folder: Place) -> None:
     """Remove our files in `folder`, and the folder itself where nothing else is in it. An empty one stays, since
     another planner may have just made it."""
     with contextlib.suppress(FileNotFoundError):
-        names = os.listdir(folder)
-        ours = [name for name in names if _OURS.fullmatch(name)]
+        found = names(folder)
+        ours = [name for name in found if _OURS.fullmatch(name)]
         _check_nobody_began(run)
-        if ours and len(ours) == len(names):
+        if isinstance(folder, Path) and ours and len(ours) == len(found):
             aside = temp_name(folder.with_name(f"{folder.name}.old"))
             os.rename(folder, aside)
             shutil.rmtree(aside, ignore_errors=True)
@@ -110,6 +116,10 @@ def _check_nobody_began(run: RunDir) -> None:
 
 
 def _place_manifest(run: RunDir, plan: Plan, staged: Path) -> None:
+    if isinstance(run.manifest, StorePath):
+        for file in sorted(staged.iterdir()):
+            (run.manifest / file.name).write_bytes(file.read_bytes())
+        return
     begun = time.monotonic()
     while not run.exists():
         with contextlib.suppress(OSError):  # a folder that is there and not empty
@@ -133,11 +143,11 @@ def _digests(folder: Path) -> dict[str, str]:
 
 def _stranger(run: RunDir) -> str | None:
     """The name of something in the directory that no run wrote."""
-    for name in sorted(os.listdir(run.path)):
+    for name in sorted(names(run.path)):
         if name in (run.manifest.name, run.parts.name):
-            inside = [entry for entry in os.listdir(run.path / name) if not _OURS.fullmatch(entry)]
+            inside = [entry for entry in names(run.path / name) if not _OURS.fullmatch(entry)]
             if inside:
-                return f"{name}/{inside[0]}"
+                return f"{name}/{min(inside)}"
         elif name not in _FILES and not name.startswith("."):
             return name
     return None

@@ -28,8 +28,10 @@ app = typer.Typer(
 )
 
 
-Out = Annotated[Path, typer.Option("--out", "-o", help="The run directory; a run that is there is resumed.")]
-RunDirectory = Annotated[Path, typer.Argument(help="A run directory.", metavar="RUN")]
+Out = Annotated[
+    str, typer.Option("--out", "-o", help="The run directory, or a url in a store; a run that is there is resumed.")
+]
+RunDirectory = Annotated[str, typer.Argument(help="A run directory.", metavar="RUN")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary; errors only.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipbatch.errors import InputError
+from clipbatch.places import parquet_source
 from clipbatch.rundir import Plan, RunDir, file_sha256
 from clipbatch.types import Item, Reject, Span
 from clipbatch.uris import is_outside, path_of
@@ -66,7 +67,7 @@ class Manifest:
                 raise InputError(
                     f"the manifest {path} was changed after the run began: restore it, or start again with --overwrite"
                 )
-            self._file, self._number = pq.ParquetFile(path), number
+            self._file, self._number = pq.ParquetFile(parquet_source(path)), number
             sizes = [self._file.metadata.row_group(g).num_rows for g in range(self._file.num_row_groups)]
             self._starts = [sum(sizes[:group]) for group in range(len(sizes) + 1)]
         return self._file

@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import platform
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ from clipbatch.atomic import publish, temp_name, writing_failed
 from clipbatch.checks import SettingError
 from clipbatch.config import ANEW, Settings
 from clipbatch.labels import LabelSet
+from clipbatch.places import StorePath
 from clipbatch.rundir import Plan, RunDir, file_sha256
 
 _SUFFIXES = 20
@@ -130,7 +133,7 @@ def freeze(
     begin.check_place(run)
     per_file = settings.shard_size * max(1, MANIFEST_ROWS // settings.shard_size)
     row_group = settings.shard_size * max(1, ROW_GROUP_ROWS // settings.shard_size)
-    staged = temp_name(run.manifest)
+    staged = Path(tempfile.mkdtemp()) if isinstance(run.manifest, StorePath) else temp_name(run.manifest)
     try:
         shutil.rmtree(staged, ignore_errors=True)  # of a killed planner that had the same pid
         staged.mkdir()
@@ -158,8 +161,9 @@ def freeze(
         raise writing_failed(run.path, error) from error
     finally:
         shutil.rmtree(staged, ignore_errors=True)
-        with contextlib.suppress(OSError):  # where nothing was written, as the listing was refused
-            run.path.rmdir()
+        if isinstance(run.path, Path):
+            with contextlib.suppress(OSError):  # where nothing was written, as the listing was refused
+                run.path.rmdir()
     run.check_same(standing, plan.identity)
     return standing
 

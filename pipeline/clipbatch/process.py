@@ -40,7 +40,7 @@ class WorkerProcess:
         self.journal = Journal()
         self._events = events
         cores = ",".join(map(str, seat.cores))
-        arguments = [os.fspath(run.path), plan.fingerprint, seat.device, cores, json.dumps(runtime)]
+        arguments = [str(run.path), plan.fingerprint, seat.device, cores, json.dumps(runtime)]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "clipbatch.worker", *arguments, str(self.journal.fd)],
             stdin=subprocess.PIPE,

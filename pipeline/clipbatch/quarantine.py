@@ -8,7 +8,6 @@ among the others.
 from __future__ import annotations
 
 import json
-import os
 import select
 import signal
 import subprocess
@@ -43,7 +42,7 @@ class Search:
         """runtime: the settings of this invocation, `Settings.runtime`. found: called in the search's thread at its
         end, with the rows and what they did, or with the reason why there was no search."""
         self._timeout_s = runtime["read_timeout"] + runtime["decode_timeout"]
-        arguments = [os.fspath(run.path), device, json.dumps(runtime), str(MEMORY_MIB)]
+        arguments = [str(run.path), device, json.dumps(runtime), str(MEMORY_MIB)]
         self._command = [sys.executable, "-m", "clipbatch.probe", *arguments]
         self._rows, self._found = rows, found
         self._process: subprocess.Popen[bytes] | None = None

@@ -17,13 +17,13 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from clipbatch.atomic import as_json, publish, sync_folder, temp_name, writing_failed
 from clipbatch.config import Settings, from_flat
 from clipbatch.errors import InputError, OtherRunError
 from clipbatch.labels import LabelSet
+from clipbatch.places import Place, StorePath, names, place
 
 FORMAT = 2
 """Version of the run directory's layout and output schema; part of every fingerprint."""
@@ -75,10 +75,10 @@ class Plan:
 
 
 class RunDir:
-    """A run directory at `path`; making the object touches nothing."""
+    """A run directory at `path`, a local one or a url in a store; making the object touches nothing."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | os.PathLike[str] | StorePath) -> None:
+        self.path = place(path)
         self.plan_file = self.path / "run.json"
         self.model_file = self.path / "model.json"
         self.manifest = self.path / "manifest"
@@ -139,10 +139,18 @@ class RunDir:
         return None
 
     def freeze(self, name: str, content: bytes) -> bytes:
-        """Write the file `name` unless it is there already; returns what it holds. The first of many writers wins."""
+        """Write the file `name` unless it is there already; returns what it holds. The first of many writers wins.
+
+        In a store, two that write at the same instant may both be told that they were first; `plan_of` then stops the
+        one whose plan does not stand, and what workers freeze is the same for all workers of a plan.
+        """
         target = self.path / name
+        if isinstance(target, StorePath):
+            if not target.exists():
+                target.write_bytes(content)
+            return target.read_bytes()
         if not target.exists():
-            scratch = temp_name(self.path / f"{name}.scratch")
+            scratch = temp_name(target.with_name(f"{name}.scratch"))
             with publish(scratch) as file:
                 file.write(content)
             try:
@@ -153,7 +161,7 @@ class RunDir:
                 os.replace(scratch, target)
             finally:
                 scratch.unlink(missing_ok=True)
-            sync_folder(self.path)
+            sync_folder(target.parent)
         return target.read_bytes()
 
     def model_facts(self) -> dict[str, Any] | None:
@@ -164,11 +172,13 @@ class RunDir:
         facts = self.model_facts()
         return None if facts is None else digest_of({"plan": self.plan().fingerprint, "model": facts})
 
-    def part(self, shard: int, shards: int) -> Path:
+    def part(self, shard: int, shards: int) -> Place:
         return self.parts / f"part-{shard:0{part_digits(shards)}d}.parquet"
 
     def make_parts(self) -> None:
         """Make the folder of the parts, also where somebody removed it."""
+        if isinstance(self.parts, StorePath):
+            return
         try:
             self.parts.mkdir(exist_ok=True)
         except OSError as error:
@@ -178,7 +188,7 @@ class RunDir:
         """Remove what stands in the place of a part, whatever it is."""
         path = self.part(shard, plan.shards)
         try:
-            if path.is_dir() and not path.is_symlink():
+            if not isinstance(path, StorePath) and path.is_dir() and not path.is_symlink():
                 path.rmdir()
             else:
                 path.unlink(missing_ok=True)
@@ -187,12 +197,8 @@ class RunDir:
 
     def done(self, plan: Plan) -> set[int]:
         """Shards that have a part file: one directory listing."""
-        try:
-            names = set(os.listdir(self.parts))
-        except FileNotFoundError:
-            return set()
-        digits = part_digits(plan.shards)
-        return {shard for shard in range(plan.shards) if f"part-{shard:0{digits}d}.parquet" in names}
+        found, digits = names(self.parts), part_digits(plan.shards)
+        return {shard for shard in range(plan.shards) if f"part-{shard:0{digits}d}.parquet" in found}
 
     def check_same(self, plan: Plan, identity: Mapping[str, Any]) -> None:
         """Raises: OtherRunError naming the first field in which `identity` is not the plan's."""
@@ -203,7 +209,7 @@ class RunDir:
             "choose another --out, give the same settings, or --overwrite",
         )
 
-    def _read_json(self, path: Path) -> dict[str, Any] | None:
+    def _read_json(self, path: Place) -> dict[str, Any] | None:
         try:
             found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
@@ -224,8 +230,8 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(json.dumps(ordered, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
 
-def file_sha256(path: Path) -> str:
-    with open(path, "rb") as file:
+def file_sha256(path: Place) -> str:
+    with path.open_input() if isinstance(path, StorePath) else open(path, "rb") as file:
         digest = hashlib.sha256()
         while chunk := file.read(2**20):
             digest.update(chunk)

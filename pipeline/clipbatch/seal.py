@@ -7,7 +7,6 @@ footer is found from the end of the file (Parquet format, "File format").
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 
 _MARK = b"clipbatch-sha256"
 _SEAL_BYTES = len(_MARK) + hashlib.sha256().digest_size
@@ -20,9 +19,9 @@ def seal(data: memoryview) -> tuple[memoryview, bytes, memoryview]:
     return pages, _MARK + _digest(pages, rest), rest
 
 
-def is_whole(path: Path) -> bool:
-    """Whether the file is to the bit what `seal` made. Raises: OSError where it cannot be read."""
-    data = memoryview(path.read_bytes())
+def is_whole(file: bytes) -> bool:
+    """Whether a file's bytes are those that `seal` made."""
+    data = memoryview(file)
     if len(data) < _TAIL_BYTES:
         return False
     before, rest = _split(data)

@@ -12,7 +12,6 @@ import json
 import os
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -20,6 +19,7 @@ import pyarrow.parquet as pq
 
 from clipbatch.atomic import publish
 from clipbatch.errors import InputError
+from clipbatch.places import Place, StorePath, parquet_source
 from clipbatch.rundir import Plan, RunDir
 
 CACHE = ".counts.json"
@@ -33,7 +33,7 @@ def tally(run: RunDir, plan: Plan, shards: Collection[int]) -> dict[int, Counts]
     """Rows by status of each of `shards`, which are finished. Raises: InputError naming a part that is damaged."""
     cached, facts = _cached(run), _facts(run)
     found: dict[int, Counts] = {}
-    unread: list[tuple[int, Path]] = []
+    unread: list[tuple[int, Place]] = []
     for shard in shards:
         path = run.part(shard, plan.shards)
         entry = cached.get(path.name)
@@ -52,10 +52,10 @@ def tally(run: RunDir, plan: Plan, shards: Collection[int]) -> dict[int, Counts]
     return found
 
 
-def _read(where: tuple[RunDir, Path]) -> Counts:
+def _read(where: tuple[RunDir, Place]) -> Counts:
     run, path = where
     try:
-        counts: Counts = json.loads(pq.read_metadata(path).metadata[b"clipbatch.counts"])
+        counts: Counts = json.loads(pq.read_metadata(parquet_source(path)).metadata[b"clipbatch.counts"])
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is damaged: clipbatch run --out {run.path} --repair does it again") from error
     return counts
@@ -64,6 +64,8 @@ def _read(where: tuple[RunDir, Path]) -> Counts:
 def _facts(run: RunDir) -> dict[str, list[int]]:
     """Size in bytes, time in nanoseconds and file number of each part, taken before any footer is read: a part that
     is replaced in between is then read again the next time."""
+    if isinstance(run.parts, StorePath):
+        return {entry.base_name: [entry.size, entry.mtime_ns or 0] for entry in run.parts.entries()}
     found = {}
     with contextlib.suppress(FileNotFoundError), os.scandir(run.parts) as entries:
         for entry in entries:

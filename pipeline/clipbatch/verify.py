@@ -29,9 +29,10 @@ def _problem(run: RunDir, plan: Plan, manifest: Manifest, shard: int, fingerprin
     if not path.exists():
         return "not there"
     try:
-        if not is_whole(path):
+        data = path.read_bytes()
+        if not is_whole(data):
             return "damaged (its bytes are not those that were written)"
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
             footer = {k.decode(): v.decode() for k, v in (file.metadata.metadata or {}).items()}
             table = file.read()
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:

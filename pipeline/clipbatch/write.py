@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from clipbatch.atomic import publish
+from clipbatch.places import parquet_source
 from clipbatch.rundir import Plan, RunDir
 from clipbatch.schema import part_schema, result_fields
 from clipbatch.seal import seal
@@ -106,7 +107,7 @@ class Write:
         table, self._tables = pa.concat_tables(self._tables), []
         path = self._run.part(shard, self._plan.shards)
         if table.num_rows < len(self._plan.shard_rows(shard)):  # only the bad rows were done again
-            old = pq.read_table(path, schema=table.schema)
+            old = pq.read_table(parquet_source(path), schema=table.schema)
             kept = ~np.isin(old["row_id"].to_numpy(), table["row_id"].to_numpy())
             table = pa.concat_tables([old.filter(pa.array(kept)), table]).sort_by("row_id")
         table = table.unify_dictionaries().combine_chunks()
