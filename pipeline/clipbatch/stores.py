@@ -11,11 +11,14 @@ import datetime
 import os
 import threading
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from clipbatch import web
 from clipbatch.errors import InputError
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     import pyarrow.fs as pafs
 
 CONNECT_S = 5.0
@@ -26,6 +29,9 @@ ATTEMPTS = 3
 CONNECTIONS = 256
 """To a store at the same time."""
 _REGION_S = 10.0
+_COPY_S = 3600.0
+_CHUNK_BYTES = 4 * 2**20
+_MOST_BYTES = 2**63
 
 _NATIVE = ("s3", "s3a", "gs", "gcs")
 _BY_FSSPEC = {
@@ -75,6 +81,37 @@ def open_store(url: str) -> tuple[pafs.FileSystem, str]:
     if scheme in _NATIVE:
         return store, place.rstrip("/")
     return store, store.handler.fs._strip_protocol(url).rstrip("/")
+
+
+def open_input_file(url: str) -> pa.NativeFile:
+    """The object at `url`, of a store or of the web, for reads anywhere in it.
+
+    Raises: InputError as `open_store`; OSError where it cannot be opened.
+    """
+    if is_web(url):
+        import pyarrow as pa
+
+        return pa.PythonFile(web.RangeFile(url, timeout_s=ATTEMPTS * ANSWER_S), mode="r")
+    store, path = open_store(url)
+    return store.open_input_file(path)
+
+
+def read_range(url: str, start: int, length: int) -> bytes:
+    """`length` bytes of the object at `url` from `start` on, fewer at its end. Where many are wanted, keep
+    `open_input_file` open instead: opening it is a request too. Raises: as `open_input_file`."""
+    with open_input_file(url) as file:
+        data: bytes = file.read_at(length, start)
+        return data
+
+
+def chunks(url: str) -> Iterator[bytes]:
+    """The object at `url`, of a store or of the web, from its beginning. Raises: as `open_input_file`."""
+    if is_web(url):
+        yield from web.chunks(url, max_bytes=_MOST_BYTES, timeout_s=_COPY_S)
+        return
+    with open_input_file(url) as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            yield chunk
 
 
 def _make(scheme: str, host: str, url: str) -> pafs.FileSystem:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-from urllib.parse import quote_from_bytes, unquote, unquote_to_bytes
+from urllib.parse import quote_from_bytes, unquote, unquote_to_bytes, urlsplit
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
@@ -30,6 +30,27 @@ def is_text(name: str) -> bool:
 def is_url(text: str) -> bool:
     """Whether `text` begins with a scheme, as in s3://bucket/key."""
     return _SCHEME.match(text) is not None
+
+
+def absolute(place: str) -> str:
+    """`place`, a path or a url, as it is named from any working folder."""
+    return place if is_url(place) else os.path.abspath(place)
+
+
+def name_of(place: str) -> str:
+    """The last part of a path or a url: of a web server's without its query, which may be a signature."""
+    if place.lower().startswith(("http://", "https://")):
+        place = urlsplit(place).path
+    return posixpath.basename(place) if is_url(place) else os.path.basename(place)
+
+
+def folder_of(place: str) -> str:
+    """The folder or url that the names in the file at `place` start from."""
+    if not is_url(place):
+        return os.path.dirname(os.path.abspath(place))
+    if place.lower().startswith(("http://", "https://")):
+        place = urlsplit(place)._replace(query="", fragment="").geturl()
+    return posixpath.dirname(place)
 
 
 def path_of(uri: str, root: str) -> str:

@@ -44,7 +44,7 @@ class WebError(OSError):
         self.status, self.passes, self.retry_after_s = status, passes, retry_after_s
 
 
-def get(url: str, *, max_bytes: int, timeout_s: float, allowed: Allowed = lambda url: True) -> bytearray:
+def chunks(url: str, *, max_bytes: int, timeout_s: float, allowed: Allowed = lambda url: True) -> Iterator[bytes]:
     """The body that `url` answers with. max_bytes: of the body, whatever the headers say. timeout_s: for all of it,
     redirects included; a server that drips does not escape it.
 
@@ -54,14 +54,19 @@ def get(url: str, *, max_bytes: int, timeout_s: float, allowed: Allowed = lambda
         announced = response.headers.get("Content-Length", "")
         if announced.isdigit() and int(announced) > max_bytes:
             raise WebError("too_large", f"{announced} bytes, over the limit of {max_bytes}")
-        data = bytearray()
+        got = 0
         while chunk := response.read1(_CHUNK_BYTES):
-            data += chunk
-            if len(data) > max_bytes:
+            got += len(chunk)
+            if got > max_bytes:
                 raise WebError("too_large", f"more bytes than the limit of {max_bytes}")
             if time.monotonic() > deadline:
-                raise WebError("timeout", f"{len(data)} bytes within {timeout_s:g} s, and no end")
-        return data
+                raise WebError("timeout", f"{got} bytes within {timeout_s:g} s, and no end")
+            yield chunk
+
+
+def get(url: str, *, max_bytes: int, timeout_s: float, allowed: Allowed = lambda url: True) -> bytearray:
+    """The whole of `chunks`. Raises: WebError."""
+    return bytearray().join(chunks(url, max_bytes=max_bytes, timeout_s=timeout_s, allowed=allowed))
 
 
 class RangeFile(io.RawIOBase):

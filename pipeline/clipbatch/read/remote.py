@@ -35,7 +35,11 @@ def read_remote(item: Item, max_bytes: int, timeout_s: float) -> Encoded | Rejec
         store, path = stores.open_store(item.path)
     except InputError as error:
         return Reject(status="unreadable", error=str(error))
-    with store.open_input_file(path) as file:
+    try:
+        opened = store.open_input_file(path)
+    except ValueError as error:
+        return Reject(status="unreadable", error=f"no name of an object: {error}")
+    with opened as file:
         size = file.size()
         if size == 0:
             return Reject(status="empty", error="0 bytes")

@@ -16,6 +16,7 @@ import pyarrow as pa
 from clipbatch.config import SourceSettings
 from clipbatch.errors import InputError
 from clipbatch.source.files import Directory, ImageFile
+from clipbatch.source.remote import RemoteFolder, RemoteImage
 from clipbatch.source.rows import LISTED
 from clipbatch.source.text import TextManifest
 
@@ -44,7 +45,7 @@ class Lister(Protocol):
         """The rows, in an order that depends on the input alone: `rows.LISTED`, then `fields`."""
 
 
-LISTERS: tuple[type[Lister], ...] = (Directory, TextManifest, ImageFile)
+LISTERS: tuple[type[Lister], ...] = (Directory, TextManifest, ImageFile, RemoteImage, RemoteFolder)
 
 
 def listers(settings: SourceSettings) -> list[Lister]:

@@ -1,4 +1,4 @@
-"""A .txt manifest, or `-` for one on standard input: one path a line, blank lines and # comments skipped."""
+"""A .txt manifest, or `-` for one on standard input: one path or url a line, blank lines and # comments skipped."""
 
 from __future__ import annotations
 
@@ -16,32 +16,34 @@ import pyarrow as pa
 
 from clipbatch.config import SourceSettings
 from clipbatch.errors import InputError
+from clipbatch.source.remote import copied
 from clipbatch.source.rows import batch
+from clipbatch.uris import absolute, folder_of, is_url, name_of
 
 _CHUNK_BYTES = 4 * 2**20
 
 
 class TextManifest:
-    """Paths are relative to the manifest's folder (standard input: the working folder), or to `--root`."""
+    """Paths are relative to the manifest's folder or url (standard input: the working folder), or to `--root`."""
 
     def __init__(self, text: str, settings: SourceSettings) -> None:
         self.text = text
-        beside = os.getcwd() if text == "-" else os.path.dirname(os.path.abspath(text))
-        self._root = os.path.abspath(settings.root or beside)
+        self._root = absolute(settings.root or (os.getcwd() if text == "-" else folder_of(text)))
         self.passed_over: Counter[str] = Counter()
         self._file = self._open()
         weakref.finalize(self, self._file.close)
 
     @staticmethod
     def accepts(text: str, settings: SourceSettings) -> bool:
-        return text == "-" or (os.path.isfile(text) and text.lower().endswith(".txt"))
+        there = is_url(text) or os.path.isfile(text)
+        return text == "-" or (there and name_of(text).lower().endswith(".txt"))
 
     def identity(self) -> str:
         self._file.seek(0)
         digest = hashlib.sha256()
         while chunk := self._file.read(_CHUNK_BYTES):
             digest.update(chunk)
-        place = "-" if self.text == "-" else os.path.abspath(self.text)
+        place = "-" if self.text == "-" else absolute(self.text)
         return f"{place} sha256:{digest.hexdigest()} root:{self._root}"
 
     def fields(self) -> list[pa.Field]:
@@ -69,6 +71,8 @@ class TextManifest:
                     "free some space there, or set TMPDIR"
                 ) from error
             return spool
+        if is_url(self.text):
+            return copied(self.text)
         try:
             return open(self.text, "rb")
         except OSError as error:

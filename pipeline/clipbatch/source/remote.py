@@ -1,0 +1,205 @@
+"""Folders and images in stores, single images of the web, and copies of manifests that lie there.
+
+A folder of a store (a prefix) is listed folder by folder, in the order in which the same tree on a disk would be, some
+folders ahead. So memory is bounded by the largest single folder and not by the tree.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import BinaryIO
+
+import pyarrow as pa
+
+from clipbatch import stores
+from clipbatch.config import SourceSettings
+from clipbatch.errors import InputError
+from clipbatch.source.files import is_image_name
+from clipbatch.source.rows import BATCH_ROWS, batch
+from clipbatch.uris import folder_of, is_url, name_of
+
+AHEAD = 16
+"""Folders listed at the same time."""
+_LONGEST_WAIT_S = 30.0
+"""Before a web server is asked for a manifest once more, however long it says."""
+
+_Entries = deque[tuple[str, bool]]
+"""Name and whether it is a folder, in byte order."""
+
+
+class RemoteImage:
+    """One image of a store or of the web, named on the command line."""
+
+    def __init__(self, text: str, settings: SourceSettings) -> None:
+        self.text = text
+        self.passed_over: Counter[str] = Counter()
+
+    @staticmethod
+    def accepts(text: str, settings: SourceSettings) -> bool:
+        if not is_url(text) or text.endswith("/"):
+            return False
+        return is_image_name(name_of(text)) or (settings.all_files and (stores.is_web(text) or _is_object(text)))
+
+    def identity(self) -> str:
+        return self.text
+
+    def fields(self) -> list[pa.Field]:
+        return []
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        yield batch([self.text], folder_of(self.text))
+
+
+class RemoteFolder:
+    """Everything under a url of a store: depth first, names in byte order."""
+
+    def __init__(self, text: str, settings: SourceSettings) -> None:
+        if stores.is_web(text):
+            raise InputError(
+                f"{text} names no image, and a web server lists no folders: write the images' urls into a .txt "
+                "manifest, one a line; --all-files takes a url whatever its suffix"
+            )
+        self.text, self._all_files = text, settings.all_files
+        self.passed_over: Counter[str] = Counter()
+        self._root = text.rstrip("/")
+        self._store, self._path = stores.open_store(text)
+
+    @staticmethod
+    def accepts(text: str, settings: SourceSettings) -> bool:
+        return is_url(text)
+
+    def identity(self) -> str:
+        return self._root
+
+    def fields(self) -> list[pa.Field]:
+        return []
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        names, found = [], False
+        for name in self._walk():
+            if self._all_files or is_image_name(name):
+                names.append(f"{self._root}/{name}")
+            else:
+                self.passed_over[os.path.splitext(name)[1].lower()] += 1
+            if len(names) == BATCH_ROWS:
+                found = True
+                yield batch(names, self._root)
+                names = []
+        if names:
+            yield batch(names, self._root)
+        elif not found:
+            other = sum(self.passed_over.values())
+            raise InputError(
+                f"{self.text} holds no images ({other} other files): --all-files takes every file, whatever its suffix"
+            )
+
+    def _walk(self) -> Iterator[str]:
+        """The files, by their path from the root."""
+        pool = ThreadPoolExecutor(AHEAD, thread_name_prefix="list")
+        try:
+            stack = [_Folder("", self._entries(""))]
+            while stack:
+                folder = stack[-1]
+                folder.look_ahead(pool, self._entries)
+                if not folder.entries:
+                    stack.pop()
+                    continue
+                name, is_folder = folder.entries.popleft()
+                path = folder.path + name
+                if not name:  # keys with an empty part, as in a//b: pyarrow can neither list nor open them
+                    self.passed_over["//"] += 1
+                    continue
+                if is_folder:
+                    stack.append(_Folder(f"{path}/", folder.ahead.popleft().result()))
+                else:
+                    yield path
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _entries(self, path: str) -> _Entries:
+        """What the folder `path`, '' or ending in a slash, holds. Raises: InputError."""
+        from pyarrow.fs import FileSelector, FileType
+
+        place = f"{self._path}/{path}".rstrip("/")
+        try:
+            infos = self._store.get_file_info(FileSelector(place, recursive=False))
+        except FileNotFoundError as error:
+            if path:  # emptied since the folder above was listed
+                return deque()
+            raise InputError(
+                f"there is nothing at {self._root}/: name a folder (a prefix), an image, or a .txt manifest"
+            ) from error
+        except OSError as error:
+            raise refused(f"list {self._root}/{path}", error) from error
+        found = [
+            (info.base_name if info.path.rstrip("/") != place else "", info.type == FileType.Directory)
+            for info in infos
+        ]
+        return deque(sorted(found, key=lambda entry: os.fsencode(entry[0])))
+
+
+class _Folder:
+    """A folder on the way down, and the listings of its next subfolders."""
+
+    def __init__(self, path: str, entries: _Entries) -> None:
+        self.path, self.entries = path, entries
+        self.ahead: deque[Future[_Entries]] = deque()
+        self._folders = iter([name for name, is_folder in entries if is_folder and name])
+
+    def look_ahead(self, pool: ThreadPoolExecutor, listed: Callable[[str], _Entries]) -> None:
+        """Have up to `AHEAD` subfolders listed."""
+        while len(self.ahead) < AHEAD and (name := next(self._folders, None)) is not None:
+            self.ahead.append(pool.submit(listed, f"{self.path}{name}/"))
+
+
+def copied(url: str) -> BinaryIO:
+    """The manifest at `url` as a temporary file: it is read twice, for the run's identity and for its rows.
+
+    Raises: InputError where it cannot be had or kept.
+    """
+    spool = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the lister)
+    for attempt in range(stores.ATTEMPTS):
+        spool.seek(0)
+        spool.truncate()
+        try:
+            for chunk in stores.chunks(url):
+                _keep(chunk, spool, url)
+            return spool
+        except OSError as error:
+            if attempt + 1 == stores.ATTEMPTS or not getattr(error, "passes", False):
+                raise refused(f"read the manifest {url}", error) from error
+            time.sleep(min(max(4.0**attempt, getattr(error, "retry_after_s", 0.0)), _LONGEST_WAIT_S))
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _keep(chunk: bytes, spool: BinaryIO, url: str) -> None:
+    try:
+        spool.write(chunk)
+        spool.flush()
+    except OSError as error:
+        raise InputError(
+            f"cannot keep a copy of the manifest {url} in {tempfile.gettempdir()}: {error.strerror}; free some space "
+            "there, or set TMPDIR"
+        ) from error
+
+
+def _is_object(url: str) -> bool:
+    """Whether there is an object at `url` itself, and not only below it."""
+    from pyarrow.fs import FileType
+
+    store, path = stores.open_store(url)
+    try:
+        return bool(store.get_file_info(path).type == FileType.File)
+    except OSError as error:
+        raise refused(f"look at {url}", error) from error
+
+
+def refused(what: str, error: OSError) -> InputError:
+    """The refusal where a store did not let us do `what`."""
+    reason = (error.strerror or str(error)).strip().partition("\n")[0]
+    return InputError(f"cannot {what}: {reason}; check the name, the credentials, and that the network is there")
