@@ -77,6 +77,7 @@ class RangeFile(io.RawIOBase):
         self._url, self._timeout_s, self._allowed = url, timeout_s, allowed
         self._at = 0
         with self._ranged(0, 1) as response:
+            response.read()
             total = response.headers.get("Content-Range", "").rpartition("/")[2]
         if not total.isdigit():
             raise WebError("unreadable", "the server does not say how long it is")
@@ -122,6 +123,8 @@ def _answer(
     url: str, headers: dict[str, str], timeout_s: float, allowed: Allowed
 ) -> Iterator[tuple[BaseHTTPResponse, float]]:
     """The answer to a GET, redirects followed, and when its time is over; whatever goes wrong is a WebError."""
+    from http.client import IncompleteRead
+
     from urllib3 import exceptions
 
     deadline = time.monotonic() + timeout_s
@@ -135,25 +138,26 @@ def _answer(
                 if response.status not in (200, 206):
                     raise _refusal(response)
                 yield response, deadline
-                response.release_conn()
                 return
             finally:
-                response.close()  # where it was not read to its end, its connection cannot be used again
+                response.close()  # of one that was not read to its end; the others' connections are free already
         raise WebError("unreadable", f"more than {REDIRECTS} redirects")
     except WebError:
         raise
+    except exceptions.NewConnectionError as error:
+        raise WebError(
+            "unreadable", f"no connection to {urlsplit(url).netloc}: {_brief(error)}", passes=True
+        ) from error
     except exceptions.TimeoutError as error:
         raise WebError("timeout", f"no answer: {_brief(error)}", passes=True) from error
     except exceptions.SSLError as error:
-        raise WebError("unreadable", f"its certificate is refused: {_brief(error)}") from error
-    except exceptions.IncompleteRead as error:
-        raise WebError("truncated", f"the connection ended early: {_brief(error)}", passes=True) from error
+        raise WebError("unreadable", f"no secure connection: {_brief(error)}") from error
     except (exceptions.LocationValueError, ValueError) as error:
         raise WebError("unreadable", f"not a url that can be asked: {_brief(error)}") from error
     except (exceptions.HTTPError, OSError) as error:
-        truncated = isinstance(error.args[-1] if error.args else None, exceptions.IncompleteRead)
-        status: Status = "truncated" if truncated else "unreadable"
-        raise WebError(status, f"no whole answer: {_brief(error)}", passes=True) from error
+        if any(isinstance(cause, IncompleteRead) for cause in (error, *error.args)):
+            raise WebError("truncated", f"the connection ended early: {_brief(error)}", passes=True) from error
+        raise WebError("unreadable", f"no whole answer: {_brief(error)}", passes=True) from error
 
 
 def _request(url: str, headers: dict[str, str], deadline: float) -> BaseHTTPResponse:
@@ -218,7 +222,7 @@ def _seconds(retry_after: str) -> float:
 
 
 def _brief(error: BaseException) -> str:
-    """The innermost reason, without the object that urllib3 names first."""
-    while isinstance(inner := getattr(error, "reason", None) or error.__cause__, BaseException):
-        error = inner
-    return str(error).rpartition("object at 0x")[2].partition(">: ")[2] or str(error) or type(error).__name__
+    """The innermost reason, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).partition("\n")[0] or type(error).__name__

@@ -53,8 +53,13 @@ def _passes(error: OSError) -> bool:
 
 def _reject(error: OSError) -> Reject:
     if isinstance(error, WebError):
-        return Reject(status=error.status, error=str(error))
+        return Reject(status=error.status, error=_valid(str(error)))
     if isinstance(error, FileNotFoundError) or error.errno in _GONE:
         return Reject(status="missing", error=error.strerror or "there is no such object")
     text = error.strerror or str(error).strip().partition("\n")[0]
-    return Reject(status="unreadable", error=text or type(error).__name__)
+    return Reject(status="unreadable", error=_valid(text) or type(error).__name__)
+
+
+def _valid(text: str) -> str:
+    """`text` as UTF-8 can hold it; a url that is quoted in it may hold raw bytes."""
+    return text.encode("utf-8", "backslashreplace").decode()
