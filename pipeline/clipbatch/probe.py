@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 
 from clipbatch.decode import Decode
 from clipbatch.decode.geometry import Target
+from clipbatch.limits import limit_memory
 from clipbatch.manifest import Manifest
 from clipbatch.read import Read
 from clipbatch.rundir import RunDir
@@ -30,7 +30,7 @@ def main() -> None:
     target = Target(**{name: facts[name] for name in Target.__slots__})
     decode = Decode(settings.decode, target, batch_size=1, device=device, threads=1)
     if not device.startswith("cuda"):  # CUDA reserves address space as it goes
-        _limit_memory(int(memory_mib))
+        limit_memory(int(memory_mib))
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
         row_id = int(line)
@@ -39,14 +39,6 @@ def main() -> None:
         decode(read(ItemBatch(shard=shard, start=row_id, items=tuple(manifest.items(row)), rows=row, last=True)))
         print(row_id, file=answers, flush=True)
     os._exit(0)
-
-
-def _limit_memory(memory_mib: int) -> None:
-    """Let the process take `memory_mib` more than it has mapped by now; libraries map far more than they use."""
-    with open("/proc/self/statm") as file:
-        mapped = int(file.read().split()[0]) * resource.getpagesize()
-    limit = mapped + memory_mib * 2**20
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
 if __name__ == "__main__":

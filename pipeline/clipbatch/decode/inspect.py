@@ -12,6 +12,8 @@ import numpy as np
 from nvidia import nvimgcodec
 from PIL import ExifTags, Image
 
+from clipbatch.pillow import valid_orientation
+
 _STARTS = {
     "jpeg": b"\xff\xd8\xff",
     "png": b"\x89PNG\r\n\x1a\n",
@@ -105,11 +107,6 @@ def _orientation(data: bytearray, kind: str) -> int:
         return valid_orientation(tags.get(ExifTags.Base.Orientation))
     except Exception:  # whatever Pillow's parser makes of hostile bytes
         return 1
-
-
-def valid_orientation(value: object) -> int:
-    """`value` if it is one of EXIF's eight orientations, else 1."""
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def _jpeg_exif(data: bytearray) -> bytes | None:

@@ -1,15 +1,13 @@
 """Decode with Pillow: the last word on every image that a fast decoder does not take, and the judge of bad ones.
 
 Decodes JPEG, PNG, WebP, GIF (first frame), BMP, TIFF (first page), AVIF, JPEG 2000, PPM, and HEIC where pillow-heif
-is installed. Formats that start other programs (EPS) are left out. Transparent, palette and 1-bit images become RGB
-before they are resized; open_clip resizes first, and palettes with NEAREST, which looks worse.
+is installed. Transparent, palette and 1-bit images become RGB before they are resized; open_clip resizes first, and
+palettes with NEAREST, which looks worse.
 """
 
 from __future__ import annotations
 
-import contextlib
 import io
-import warnings
 
 import numpy as np
 import torch
@@ -17,33 +15,21 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from clipbatch.decode.geometry import Geometry, Target, geometry_of, upright_size
-from clipbatch.decode.inspect import is_cut_off, kind_of, valid_orientation
+from clipbatch.decode.inspect import is_cut_off, kind_of
+from clipbatch.pillow import FORMATS, MOST_SCANS, rgb, scans, valid_orientation
 from clipbatch.types import Decoded, Reject
 
-FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM"]
-MOST_SCANS = 500
-"""In a JPEG. Encoders make some ten; an empty one costs a millisecond on 9 megapixels, and a megabyte holds 80,000."""
 _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-
-with contextlib.suppress(ImportError):
-    import pillow_heif
-
-    pillow_heif.register_heif_opener()
-    FORMATS.append("HEIF")
-
-Image.init()  # else a format that is named before its plugin is loaded is a KeyError
-Image.MAX_IMAGE_PIXELS = None  # `max_pixels` is checked before anything is decoded, and does not warn
-warnings.filterwarnings("ignore", module=r"PIL\..*")  # of damaged metadata; what matters becomes a status
 
 
 def decode(
     data: bytearray, target: Target, *, upright: bool, max_pixels: int
 ) -> tuple[Tensor, Geometry, Decoded] | Reject:
     """The resized crop (uint8, CHW, as stored) with its geometry and facts, or why there is none."""
-    scans = data.count(b"\xff\xda") if data.startswith(b"\xff\xd8") else 0
-    if scans > MOST_SCANS:
+    found = scans(data)
+    if found > MOST_SCANS:
         return Reject(
-            status="corrupt", error=f"{scans} scans, which would take very long: no camera or encoder makes so many"
+            status="corrupt", error=f"{found} scans, which would take very long: no camera or encoder makes so many"
         )
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -55,22 +41,13 @@ def decode(
             geometry = geometry_of(stored_height, stored_width, orientation, target)
             y, x = geometry.y, geometry.x
             (top, bottom), (left, right) = y.region, x.region
-            cropped = _rgb(image).resize(
+            cropped = rgb(image).resize(
                 (x.kept, y.kept), _RESAMPLING[target.interpolation], box=(left, top, right, bottom)
             )
     except Exception as error:  # Pillow raises whatever its parsers stumble over
         return _reject(data, error)
     stored_CHW = torch.from_numpy(np.array(cropped)).permute(2, 0, 1)
     return stored_CHW, geometry, Decoded(width=width, height=height, decoder="pil")
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """`image` as 8-bit RGB, without its alpha channel."""
-    if image.mode.startswith("I;16"):  # Pillow would cut all values at 255, and the picture would be white
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode == "P" and "transparency" in image.info:
-        return image.convert("RGBA").convert("RGB")
-    return image.convert("RGB")
 
 
 def too_large(width: int, height: int, max_pixels: int) -> Reject:
