@@ -112,3 +112,13 @@ def bucket(s3: pafs.S3FileSystem) -> str:
     """The url of a bucket of `s3`."""
     s3.create_dir("bucket")
     return "s3://bucket"
+
+
+@pytest.fixture(scope="session")
+def hostile_run(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory full of hostile names, with its `report.html`; not to be changed."""
+    from hostile import make_run
+
+    out = make_run(cli, tmp_path_factory.mktemp("hostile"))
+    cli("report", out, "--examples", 50)
+    return out

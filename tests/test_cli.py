@@ -24,6 +24,7 @@ SURFACE = {
     "plan": PLANNING,
     "status": "--json",
     "verify": "--json",
+    "report": "--examples --out",
     "labels": "--json --template",
     "models": "--json",
     "demo": "--out --quiet",

@@ -121,6 +121,26 @@ def verify_command(run: RunDirectory, as_json: Json = False) -> None:
         )
 
 
+@app.command("report", rich_help_panel="Look at a run")
+def report_command(
+    run: RunDirectory,
+    out: Annotated[
+        Optional[str],
+        typer.Option("--out", "-o", help="The file to write; default: report.html in the run directory."),
+    ] = None,
+    examples: Annotated[
+        int, typer.Option("--examples", min=0, max=50, help="Confident images shown for each label, and doubtful ones.")
+    ] = 6,
+) -> None:
+    """Make a page to look at: one HTML file of a few megabytes at most, with thumbnails, that needs nothing else.
+
+    Example: clipbatch report scores/
+    """
+    from clipbatch import htmlreport
+
+    print(htmlreport.write(run, out=out, examples=examples))
+
+
 @app.command("labels", rich_help_panel="Look things up")
 def labels_command(
     labels: Annotated[str, typer.Argument(help="A text or TOML file, a shipped set's name, or a,b,c.")],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from typing import Any
 
@@ -88,6 +89,8 @@ def summary(run: RunDir, report: dict[str, Any]) -> str:
         lines.append("nothing was left to do")
     whole = report["parts"]["done"] == report["parts"]["planned"] or part["planned"] == report["parts"]["planned"]
     lines.append(f"scores: {run.parts}/*.parquet" + (f"   report: {run.path / 'report.json'}" if whole else ""))
+    if whole:
+        lines.append(f"to look at it: clipbatch report {shlex.quote(str(run.path))}")
     return "\n".join(lines)
 
 
