@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -221,3 +222,12 @@ def test_the_page_stays_under_five_megabytes_whatever_the_run_holds(cli: Cli, tm
     assert 3_000_000 < len(page) <= 5_000_000
     assert page.count(b"<tr data-item") < 1000
     assert b"left out, to keep this file small" in page
+
+
+def test_a_run_in_a_store_gets_its_page_there(cli: Cli, run: Path, s3: pafs.S3FileSystem, bucket: str) -> None:
+    pafs.copy_files(str(run), "bucket/reported", destination_filesystem=s3)
+    assert cli("report", f"{bucket}/reported").stdout == f"{bucket}/reported/report.html\n"
+    with s3.open_input_file("bucket/reported/report.html") as file:
+        page = file.read().decode()
+    assert "<bdi>reported</bdi></h1>" in page
+    assert page.count("data:image/webp;base64,") > 20

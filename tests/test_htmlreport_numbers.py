@@ -142,6 +142,14 @@ def test_what_cannot_be_seen_is_shown_and_the_rest_is_left_alone(text: str, said
 
 
 def test_long_names_and_lengths_of_time_are_short() -> None:
+    assert [shown.score(s) for s in (0.98765, 1, 0.00034, 6e-8, 0, -0.25)] == [
+        "0.988",
+        "1.000",
+        "0.00034",
+        "0.000",
+        "0.000",
+        "-0.250",
+    ]
     assert shown.shown("a" * 150 + "b" * 150, 20) == "a" * 10 + " … " + "b" * 10
     assert [shown.seconds(s) for s in (0.25, 240, 3599, 7260, 200_000)] == [
         "0.25 s",

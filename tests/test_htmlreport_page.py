@@ -83,6 +83,7 @@ def test_no_name_label_or_error_becomes_a_part_of_the_page(hostile_run: Path, op
     page = open_page(hostile_run / "report.html")
     assert page.evaluate("window.pwned") is None
     assert page.locator("script").count() == 1
+    assert page.locator("figure > svg").count() == 3  # with its many parts, also the one of throughput
     assert page.locator("img:not([src^='data:image/webp;base64,'])").count() == 0
     assert page.locator("[onerror], [onmouseover], a:not([href^='#'])").count() == 0
     assert page.locator("h1").inner_text() == f"<img src=x onerror={PWN}>"

@@ -33,4 +33,7 @@ def test_a_built_wheel_runs_the_demo_from_a_clean_folder(tmp_path: Path) -> None
         text=True,
     )
     assert "36 images: 34 ok" in made.stdout
+    report = [sys.executable, site / "bin" / "clipbatch", "report", "clipbatch-demo"]
+    subprocess.run(report, cwd=tmp_path, env=environment, check=True)
+    assert (tmp_path / "clipbatch-demo" / "report.html").stat().st_size > 50_000
     assert len(list((tmp_path / "clipbatch-demo" / "parts").glob("*.parquet"))) == 1

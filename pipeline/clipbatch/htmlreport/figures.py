@@ -32,6 +32,7 @@ _STYLE: dict[Any, Any] = {
     "font.size": 12,
     "axes.edgecolor": _RULE,
     "axes.labelcolor": _INK,
+    "axes.labelpad": 7,
     "xtick.labelcolor": _INK,
     "ytick.labelcolor": _INK,
     "xtick.major.size": 0,

@@ -50,10 +50,8 @@ def share(part: float, whole: float) -> str:
 
 
 def score(value: float) -> str:
-    """Three decimals, or two digits where it is smaller than those."""
-    if 0 < abs(value) < 0.0001:
-        return "under 0.0001" if value > 0 else "above -0.0001"
-    return f"{value:.3f}" if not 0 < abs(value) < 0.001 else f"{value:.2g}"
+    """Three decimals; two digits where it is smaller than those, as sigmoid scores may be, but nearly 0 is 0."""
+    return f"{value:.2g}" if 1e-5 <= abs(value) < 1e-3 else f"{value:.3f}"
 
 
 def seconds(value: float) -> str:
