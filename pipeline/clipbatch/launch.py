@@ -31,6 +31,8 @@ MOST_DEATHS = 10
 DEATHS_OF_A_BATCH = 3
 """Ends of workers over one shard after which the batches in flight are given up, if no row kills alone."""
 EXPLAIN_AFTER_S = 15.0
+LAST_WORDS_S = 10.0
+"""Within which a worker that was told to end has reported and ended."""
 _POLL_S = 1.0
 
 
@@ -130,12 +132,10 @@ class Supervisor:
         for process in self._processes:
             if process.asks and not self._handout.complete:
                 self._feed(process)
-            if self._handout.complete and process.asks:
-                process.asks, process.finished = False, True
-                process.send({"finish": True})
-            elif self._handout.complete and not process.finished and self._of_no_use(process):
+            if self._handout.complete and not process.finished and (process.asks or self._of_no_use(process)):
                 process.finished = True
-                process.kill()
+                process.heard = time.monotonic()
+                process.send({"finish": True} if process.asks else {"stop": True})
 
     def _of_no_use(self, process: WorkerProcess) -> bool:
         return not process.loaded or bool(self._handout.held(process))
@@ -161,10 +161,10 @@ class Supervisor:
                 self._progress.say(f"still loading the model on {device}; weights are fetched on first use")
 
     def _end_the_silent(self) -> None:
-        limit_s = self._runtime["worker_timeout"]
         for process in self._processes:
-            busy = self._handout.held(process) and not process.hung
-            if busy and time.monotonic() - process.heard > limit_s:
+            limit_s = LAST_WORDS_S if process.finished else self._runtime["worker_timeout"]
+            busy = self._handout.held(process) or process.finished
+            if busy and not process.hung and time.monotonic() - process.heard > limit_s:
                 process.hung = True
                 process.kill()
 

@@ -33,7 +33,7 @@ class WorkerProcess:
         self.seat = seat
         self.begun = self.heard = time.monotonic()
         self.loaded = self.asks = self.finished = self.hung = self.explained = False
-        """asks: it waits to be told what is next. finished: it has been told that nothing is."""
+        """asks: it waits to be told what is next. finished: it has been told to end."""
         self.rows = self.bad = 0
         """That it has reported since its last part; all of them of the first shard that it has in hand."""
         self.log: collections.deque[str] = collections.deque(maxlen=_LOG_LINES)

@@ -3,8 +3,9 @@
 PLAN: fingerprint of the plan that its supervisor goes by. CORES: CPU cores to stay on, as in 0,1. RUNTIME: JSON of the
 settings that this invocation chose anew. It is spoken to in JSON lines. On standard output: loaded, next, batch, part,
 stages, alive, error. On standard input the answers to next: {"shard": 3}, {"shard": 3, "rows": [..], "rejects": {..}},
-{"finish": true}. When its input ends without a finish its supervisor has died, and so does it, within an instant and in
-the middle of whatever it does: nothing half-written can come of that.
+{"finish": true}; and at any time {"stop": true}, when what it does has been done by another. When its input ends
+without a finish its supervisor has died, and so does it, within an instant and in the middle of whatever it does:
+nothing half-written can come of that.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from clipbatch.errors import ClipbatchError, InterruptedRunError
@@ -34,6 +35,8 @@ class _Channel:
         self._lock = threading.Lock()
         os.dup2(2, 1)  # whatever a library prints goes to the log, not between our lines
         self._answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self.last_words: Callable[[], None] = lambda: None
+        """Called when it is told to stop."""
         threading.Thread(target=self._listen, name="listen", daemon=True).start()
 
     def emit(self, event: str, **values: Any) -> None:
@@ -49,6 +52,9 @@ class _Channel:
     def _listen(self) -> None:
         for line in sys.stdin:
             message = json.loads(line)
+            if "stop" in message:
+                self.last_words()
+                os._exit(0)
             self._answers.put(message)
             if "finish" in message:
                 return
@@ -98,6 +104,11 @@ def _work(
 
     threading.Thread(target=_show_life, args=(channel, worker), daemon=True).start()
     flow = worker.label(tasks())
+
+    def report() -> None:
+        channel.emit("stages", times=flow.times(), peak_mib=_peak_mib(), **worker.device_facts())
+
+    channel.last_words = report
     rows = bad = 0
     sent = time.perf_counter()
     for written in flow:
@@ -108,7 +119,7 @@ def _work(
             rows, bad, sent = 0, 0, now
         if written.part:
             channel.emit("part", shard=written.part.shard, rows=written.part.rows, counts=written.part.counts)
-    channel.emit("stages", times=flow.times(), peak_mib=_peak_mib(), **worker.device_facts())
+    report()
 
 
 def _show_life(channel: _Channel, worker: Any) -> None:

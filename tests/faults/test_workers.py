@@ -49,6 +49,10 @@ def workers(supervisor: int) -> list[int]:
     return found
 
 
+def alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
 def parts(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (out / "parts").glob("*.parquet")}
 
@@ -98,7 +102,7 @@ def test_a_worker_that_is_stopped_is_replaced(cli: Cli, folder: Path, tmp_path: 
     process = start(*command, "--worker-timeout", 3, "--out", tmp_path / "out")
     while not parts(tmp_path / "out"):
         time.sleep(0.05)
-    (worker,) = workers(process.pid)
+    worker = workers(process.pid)[0]
     os.kill(worker, signal.SIGSTOP)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
@@ -106,9 +110,55 @@ def test_a_worker_that_is_stopped_is_replaced(cli: Cli, folder: Path, tmp_path: 
     assert parts(tmp_path / "out") == parts(tmp_path / "whole")
 
 
-def test_random_kills_of_supervisor_and_worker_leave_no_trace(cli: Cli, folder: Path, tmp_path: Path) -> None:
-    kills = int(os.environ.get("CLIPBATCH_KILLS", "20"))
+def test_the_others_take_over_from_a_worker_that_is_stopped(cli: Cli, folder: Path, tmp_path: Path) -> None:
+    """Without waiting for --worker-timeout: a shard that takes too long is given to a worker that is idle."""
+    listed = tmp_path / "list.txt"
+    listed.write_text("\n".join(str(path) for path in sorted(folder.rglob("*.jpg"))[:200] * 20))
+    command = ("run", listed, *DEMO, "--shard-size", 256)
+    cli(*command, "--out", tmp_path / "whole")
+    process = start(*command, "--workers", 2, "--out", tmp_path / "out", "--json")
+    while not parts(tmp_path / "out"):
+        time.sleep(0.05)
+    first, second = workers(process.pid)
+    os.kill(first, signal.SIGSTOP)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    report = json.loads(out)
+    assert report["rows_done"] == 4_000
+    assert report["this_run"]["restarts"] == 0
+    assert {entry.name for entry in (tmp_path / "out" / "parts").iterdir()} == parts(tmp_path / "whole").keys()
+    assert parts(tmp_path / "out") == parts(tmp_path / "whole")
+    assert not alive(first)
+    assert not alive(second)
+
+
+def test_two_workers_on_their_own_cores_leave_the_parts_of_one(cli: Cli, folder: Path, tmp_path: Path) -> None:
     command = ("run", folder, *DEMO, "--shard-size", 32)
+    cli(*command, "--out", tmp_path / "one", env={"XDG_CACHE_HOME": str(tmp_path / "cold")})
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cold too")}
+    process = start(*command, "--workers", 2, "--out", tmp_path / "two", "--json", env=environment)
+    while len(found := workers(process.pid)) < 2 or not parts(tmp_path / "two"):
+        time.sleep(0.02)
+        assert process.poll() is None
+    cores = [os.sched_getaffinity(worker) for worker in found]
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    if os.cpu_count() == 1:
+        assert cores == [{0}, {0}]
+    else:
+        assert not cores[0] & cores[1]
+        assert cores[0] | cores[1] == os.sched_getaffinity(0)
+    assert len(json.loads(out)["this_run"]["workers"]) == 2
+    assert parts(tmp_path / "two") == parts(tmp_path / "one")
+    assert (tmp_path / "two" / "text.npy").read_bytes() == (tmp_path / "one" / "text.npy").read_bytes()
+
+
+@pytest.mark.parametrize("workers_a_run", [1, 2])
+def test_random_kills_of_supervisor_and_workers_leave_no_trace(
+    cli: Cli, folder: Path, tmp_path: Path, workers_a_run: int
+) -> None:
+    kills = int(os.environ.get("CLIPBATCH_KILLS", "20")) // 2
+    command = ("run", folder, *DEMO, "--shard-size", 32, "--workers", workers_a_run)
     cli(*command, "--out", tmp_path / "whole")
     dice, out, done = random.Random(kills), tmp_path / "out", 0
     while done < kills:
@@ -125,6 +175,6 @@ def test_random_kills_of_supervisor_and_worker_leave_no_trace(cli: Cli, folder: 
         if process.returncode == 0:  # go on with a run in progress
             for part in list((out / "parts").glob("*.parquet"))[::2]:
                 part.unlink()
-    cli("run", "--out", out)
+    cli("run", "--out", out, "--workers", workers_a_run)
     assert parts(out) == parts(tmp_path / "whole")
     assert [path for path in (out / "parts").iterdir() if path.suffix != ".parquet"] == []

@@ -25,7 +25,7 @@ _PROMPTS_AT_ONCE = 64
 def text_features(model: Model, prompts: list[list[str]]) -> NDArray[np.float32]:
     """`text_LD`: for each label the mean of its prompts' unit vectors, brought to unit length, as
     `open_clip.build_zero_shot_classifier` does it. Read from the cache where they are there already."""
-    key = json.dumps([model.name, model.weights_sha256, prompts])
+    key = json.dumps([model.name, model.weights_sha256, prompts, _PROMPTS_AT_ONCE])  # the last bits depend on that too
     cached = cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()}.npy"
     try:
         found: NDArray[np.float32] = np.load(cached, allow_pickle=False)
