@@ -162,15 +162,17 @@ def copied(url: str) -> BinaryIO:
 
     Raises: InputError where it cannot be had or kept.
     """
-    spool = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the lister)
     for attempt in range(stores.ATTEMPTS):
-        spool.seek(0)
-        spool.truncate()
+        spool = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the lister)
         try:
             for chunk in stores.chunks(url):
                 _keep(chunk, spool, url)
             return spool
+        except InputError:
+            spool.close()
+            raise
         except OSError as error:
+            spool.close()
             if attempt + 1 == stores.ATTEMPTS or not getattr(error, "passes", False):
                 raise refused(f"read the manifest {url}", error) from error
             time.sleep(min(max(4.0**attempt, getattr(error, "retry_after_s", 0.0)), _LONGEST_WAIT_S))

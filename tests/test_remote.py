@@ -1,0 +1,254 @@
+"""Images, folders and manifests in object stores, against a real S3-protocol server."""
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pytest
+
+from clipbatch import stores
+from clipbatch.config import ReadSettings, SourceSettings
+from clipbatch.errors import InputError
+from clipbatch.read import Read
+from clipbatch.source import listers
+from clipbatch.types import Encoded, Item, ItemBatch
+from conftest import DEMO, Cli, rows
+from servers import Buckets, buckets
+
+NAMES = [
+    "a.jpg",
+    "b-c.jpg",
+    "b.jpg",
+    "b/x.JPG",
+    "b/y/z.png",
+    "é ü#?%20&+.jpg",
+    "photo.jpg/in.jpg",
+    "s/note.md",
+    "~.webp",
+]
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[Buckets]:
+    with buckets() as store:
+        store.put("tree")
+        for name in NAMES:
+            store.put("tree/p/" + quoted(name), name.encode())
+        store.put("tree/p/b/")  # a folder's marker, as consoles make them
+        store.put("tree/p/b//odd.jpg", b"x")
+        store.put("tree/empty.jpg")
+        store.put("nothing")
+        yield store
+
+
+@pytest.fixture
+def here(store: Buckets, monkeypatch: pytest.MonkeyPatch) -> Buckets:
+    """The store, with its environment in this process."""
+    for name, value in store.env.items():
+        monkeypatch.setenv(name, value)
+    return store
+
+
+def quoted(name: str) -> str:
+    from urllib.parse import quote
+
+    return quote(name)
+
+
+def _listed(text: str, **settings: Any) -> tuple[list[str], dict[str, int]]:
+    (lister,) = listers(SourceSettings(inputs=(text,), **settings))
+    uris = [uri for batch in lister.batches() for uri in batch["uri"].to_pylist()]
+    return uris, dict(lister.passed_over)
+
+
+def _read(*urls: str, **settings: Any) -> list[Any]:
+    items = tuple(Item(row_id=n, uri=url, path=url) for n, url in enumerate(urls))
+    done = Read(ReadSettings(**settings))(ItemBatch(shard=0, start=0, items=items, rows=pa.table({}), last=True))
+    return [bytes(slot.data) if isinstance(slot, Encoded) else slot for slot in done.slots]
+
+
+def test_a_remote_folder_is_listed_as_the_same_tree_on_a_disk_is(here: Buckets, tmp_path: Path) -> None:
+    for name in NAMES:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "photo.jpg").rename(tmp_path / "photo")  # on a disk, a folder with an image's name is a row of its own
+    local, passed_over = _listed(str(tmp_path))
+    expected = [uri.replace(str(tmp_path), "s3://tree/p").replace("/photo/", "/photo.jpg/") for uri in local]
+    assert _listed("s3://tree/p/") == (expected, passed_over | {"//": 1})
+    assert _listed("s3://tree/p") == _listed("s3://tree/p/")
+    assert _read(*expected) == [uri.removeprefix("s3://tree/p/").encode() for uri in expected]
+    assert len(_listed("s3://tree/p", all_files=True)[0]) == len(NAMES)
+    assert _listed("s3://tree")[0] == ["s3://tree/empty.jpg", *expected]
+
+
+def test_a_tree_of_many_folders_is_listed_in_order(here: Buckets) -> None:
+    here.put("wide")
+    for number in range(40):
+        here.put(f"wide/{number:02d}/{number % 3}/x.jpg", b"x")
+    assert _listed("s3://wide")[0] == [f"s3://wide/{number:02d}/{number % 3}/x.jpg" for number in range(40)]
+
+
+def test_a_single_remote_image_is_an_input(here: Buckets) -> None:
+    assert _listed("s3://tree/p/a.jpg")[0] == ["s3://tree/p/a.jpg"]
+    assert _listed("s3://tree/p/s/note.md", all_files=True)[0] == ["s3://tree/p/s/note.md"]
+    assert _listed("https://host/a.jpg?signature=x/y")[0] == ["https://host/a.jpg?signature=x/y"]
+    with pytest.raises(InputError, match=r"there is nothing at s3://tree/p/s/note\.md"):
+        _listed("s3://tree/p/s/note.md")
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("s3://tree/none/", "there is nothing at s3://tree/none/"),
+        ("s3://nothing/", "holds no images"),
+        ("s3://tree/p/s", r"holds no images \(1 other files\)"),
+        ("s3://no-such-bucket/p", "cannot list s3://no-such-bucket/p/: .*NO_SUCH_BUCKET"),
+        ("s3://no-such-bucket/list.txt", "cannot read the manifest s3://no-such-bucket/list.txt"),
+        ("s3://tree/none.txt", "cannot read the manifest s3://tree/none.txt"),
+        ("s3://", "names no bucket: write s3://BUCKET/PATH"),
+        ("gopher://host/x/", "in no store that clipbatch knows: use one of abfs"),
+        ("abfs://c@host/x/", "pip install adlfs"),
+        ("https://host/photos/", "a web server lists no folders"),
+    ],
+)
+def test_an_input_that_is_not_there_is_refused(here: Buckets, text: str, error: str) -> None:
+    with pytest.raises(InputError, match=error):
+        _listed(text)
+
+
+def test_each_object_gets_its_own_status(here: Buckets) -> None:
+    good, *bad = _read(
+        "s3://tree/p/a.jpg",
+        "s3://tree/empty.jpg",
+        "s3://tree/none.jpg",
+        "s3://tree/p",
+        "s3://no-such-bucket/x.jpg",
+        "s3://tree/p/b//odd.jpg",
+        "s3://tree/p/b-c.jpg",
+        max_bytes=5,
+    )
+    assert good == b"a.jpg"
+    assert [slot.status for slot in bad] == ["empty", "missing", "missing", "missing", "unreadable", "too_large"]
+
+
+def test_wrong_credentials_are_one_line_for_a_folder_and_a_status_for_an_image(here: Buckets) -> None:
+    here.guard(True)
+    try:
+        with pytest.raises(InputError, match=r"cannot list s3://tree/p/: .*(ACCESS_DENIED|INVALID_ACCESS_KEY)"):
+            _listed("s3://tree/p")
+        (slot,) = _read("s3://tree/p/a.jpg")
+    finally:
+        here.guard(False)
+    assert (slot.status, "ACCESS_DENIED" in slot.error) == ("unreadable", True), slot.error
+
+
+@pytest.fixture
+def deaf() -> Iterator[str]:
+    """An endpoint that takes connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as listening:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+def test_an_endpoint_that_never_answers_ends_a_listing(
+    here: Buckets, deaf: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", deaf)
+    monkeypatch.setattr(stores, "ANSWER_S", 1.0)
+    monkeypatch.setattr(stores, "ATTEMPTS", 1)
+    with pytest.raises(InputError, match=r"cannot list s3://deaf/p/: .*NETWORK_CONNECTION"):
+        _listed("s3://deaf/p")
+
+
+def test_an_endpoint_that_never_answers_costs_an_image_its_time_limit(
+    here: Buckets, deaf: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", deaf)
+    slots = _read(*["s3://mute/x.jpg"] * 3, __file__, read_timeout=0.5)
+    assert [slot.status for slot in slots[:3]] == ["timeout"] * 3
+    assert slots[3] == Path(__file__).read_bytes()
+
+
+def test_a_region_that_nobody_tells_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    over = threading.Event()
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    monkeypatch.setenv("AWS_REGION", "eu-central-1")
+    monkeypatch.setattr(pafs, "resolve_s3_region", lambda bucket: over.wait())
+    monkeypatch.setattr(stores, "_REGION_S", 0.1)
+    try:
+        store, path = stores.open_store("s3://far-away/p/")
+    finally:
+        over.set()
+    assert (store.region, path) == ("eu-central-1", "far-away/p")
+
+
+def test_parts_of_an_object_are_read(here: Buckets) -> None:
+    assert stores.read_range("s3://tree/p/a.jpg", 2, 2) == b"jp"
+    with stores.open_input_file("s3://tree/p/a.jpg") as file:
+        assert (file.size(), file.read_at(9, 1)) == (5, b".jpg")
+
+
+def test_a_store_is_opened_once(here: Buckets) -> None:
+    (first, path), (second, _) = stores.open_store("s3://tree/p/"), stores.open_store("s3://tree/q")
+    assert first is second
+    assert path == "tree/p"
+
+
+@pytest.fixture(scope="module")
+def local(cli: Cli, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pa.Table]:
+    """A folder of photographs and one broken file, and what a run over it gives."""
+    folder = tmp_path_factory.mktemp("photos")
+    for path in sorted(photos.glob("*.jpg"))[:12]:
+        (folder / path.name).write_bytes(path.read_bytes())
+    (folder / "broken.jpg").write_bytes(b"no image")
+    out = tmp_path_factory.mktemp("local") / "out"
+    cli("run", folder, *DEMO, "--out", out)
+    return folder, rows(out).drop_columns(["uri", "row_id"])
+
+
+@pytest.fixture(scope="module")
+def photos_there(store: Buckets, local: tuple[Path, pa.Table]) -> list[str]:
+    """The names of the photographs of `local`, which are in the store too, at s3://photos/in/."""
+    store.put("photos")
+    for path in local[0].iterdir():
+        store.put(f"photos/in/{path.name}", path.read_bytes())
+    return sorted(path.name for path in local[0].iterdir())
+
+
+def test_a_run_over_a_remote_folder_gives_what_local_files_give(
+    cli: Cli, store: Buckets, photos_there: list[str], local: tuple[Path, pa.Table], tmp_path: Path
+) -> None:
+    cli("run", "s3://photos/in/", *DEMO, "--out", tmp_path / "out", env=store.env)
+    found = rows(tmp_path / "out")
+    assert found["uri"].to_pylist() == [f"s3://photos/in/{name}" for name in photos_there]
+    assert found.drop_columns(["uri", "row_id"]).equals(local[1])
+
+
+def test_a_run_over_a_remote_manifest_gives_what_local_files_give(
+    cli: Cli, store: Buckets, photos_there: list[str], local: tuple[Path, pa.Table], tmp_path: Path
+) -> None:
+    store.put("photos/list.txt", "\n".join([*photos_there, "none.jpg", "s3://photos/list.txt"]).encode())
+    run = ("run", "s3://photos/list.txt", "--root", "s3://photos/in", *DEMO, "--out", tmp_path / "out")
+    cli(*run, env=store.env)
+    cli(*run, env=store.env)  # the same run again: where the copy of the manifest lay is no part of what it is
+    found, images = rows(tmp_path / "out"), len(photos_there)
+    assert found["uri"].to_pylist()[:images] == photos_there
+    assert found["status"].to_pylist()[images:] == ["missing", "unreadable"]
+    assert found["error"].to_pylist()[-1] == "outside of --root s3://photos/in"
+    assert found.slice(0, images).drop_columns(["uri", "row_id"]).equals(local[1])
+
+
+def test_a_run_that_cannot_reach_its_input_ends_with_one_line(cli: Cli, store: Buckets, tmp_path: Path) -> None:
+    dead = store.env | {"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}
+    begun = time.monotonic()
+    refused = cli("run", "s3://bucket/photos/", *DEMO, "--out", tmp_path / "out", code=3, env=dead).stderr
+    assert "cannot list s3://bucket/photos/" in refused
+    assert "check the name, the credentials, and that the network is there" in refused
+    assert len(refused.strip().splitlines()) == 1
+    assert time.monotonic() - begun < 120
+    assert not os.path.lexists(tmp_path / "out")
