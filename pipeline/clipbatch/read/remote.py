@@ -32,14 +32,19 @@ def read_remote(item: Item, max_bytes: int, timeout_s: float) -> Encoded | Rejec
         data = web.get(item.path, max_bytes=max_bytes, timeout_s=timeout_s, allowed=allowed)
         return Encoded(data=data) if data else Reject(status="empty", error="0 bytes")
     try:
-        store, path = stores.open_store(item.path)
+        return _read_object(item.path, max_bytes)
     except InputError as error:
         return Reject(status="unreadable", error=str(error))
-    try:
-        opened = store.open_input_file(path)
-    except ValueError as error:
+    except OSError:
+        raise
+    except ValueError as error:  # as for a//b
         return Reject(status="unreadable", error=f"no name of an object: {error}")
-    with opened as file:
+    except Exception as error:  # what fsspec's file systems raise is of any kind
+        raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+def _read_object(url: str, max_bytes: int) -> Encoded | Reject:
+    with stores.open_input_file(url) as file:
         size = file.size()
         if size == 0:
             return Reject(status="empty", error="0 bytes")

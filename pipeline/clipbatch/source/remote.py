@@ -134,7 +134,7 @@ class RemoteFolder:
             raise InputError(
                 f"there is nothing at {self._root}/: name a folder (a prefix), an image, or a .txt manifest"
             ) from error
-        except OSError as error:
+        except Exception as error:  # what fsspec's file systems raise is of any kind
             raise refused(f"list {self._root}/{path}", error) from error
         found = [
             (info.base_name if info.path.rstrip("/") != place else "", info.type == FileType.Directory)
@@ -171,7 +171,7 @@ def copied(url: str) -> BinaryIO:
         except InputError:
             spool.close()
             raise
-        except OSError as error:
+        except Exception as error:
             spool.close()
             if attempt + 1 == stores.ATTEMPTS or not getattr(error, "passes", False):
                 raise refused(f"read the manifest {url}", error) from error
@@ -197,11 +197,11 @@ def _is_object(url: str) -> bool:
     store, path = stores.open_store(url)
     try:
         return bool(store.get_file_info(path).type == FileType.File)
-    except OSError as error:
+    except Exception as error:
         raise refused(f"look at {url}", error) from error
 
 
-def refused(what: str, error: OSError) -> InputError:
+def refused(what: str, error: Exception) -> InputError:
     """The refusal where a store did not let us do `what`."""
-    reason = (error.strerror or str(error)).strip().partition("\n")[0]
+    reason = (getattr(error, "strerror", None) or str(error)).strip().partition("\n")[0] or type(error).__name__
     return InputError(f"cannot {what}: {reason}; check the name, the credentials, and that the network is there")
