@@ -7,6 +7,7 @@ skip a sample. Only images that `inspect` vouches for may come here: others can 
 
 from __future__ import annotations
 
+import ctypes
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -24,6 +25,8 @@ _FAILED_SAMPLE = re.compile(r"Failed to decode sample #(\d+)")
 _TRIES = 4
 _PIXELS_AT_ONCE = 2**28
 """268 megapixels: 0.8 GB of uint8 RGB."""
+_M_MMAP_THRESHOLD = -3  # malloc.h of glibc
+_OWN_MAPPING_BYTES = 2**18
 
 
 class DaliDecoder:
@@ -33,6 +36,8 @@ class DaliDecoder:
     kinds = frozenset({"jpeg", "png", "webp"})
 
     def __init__(self, *, batch_size: int, interpolation: str, device_id: int | None, threads: int) -> None:
+        if device_id is None:
+            _return_what_is_freed()
         self._pipeline = _graph(
             interpolation=_INTERPOLATION[interpolation],
             device="cpu" if device_id is None else "mixed",
@@ -84,6 +89,17 @@ class DaliDecoder:
                 place(pixels_BCHW, job.slot, crop_HWC.permute(2, 0, 1), job.geometry)
         if pixels_BCHW.is_cuda:  # before the crops' memory goes back to DALI
             torch.cuda.current_stream(pixels_BCHW.device).synchronize()
+
+
+def _return_what_is_freed() -> None:
+    """Have glibc map each large block on its own and unmap it when it is freed.
+
+    DALI's CPU back end allocates each whole image anew, in many threads; glibc would keep what they free in an arena
+    for each, in pieces, and the process would grow for tens of thousands of images. For the whole process.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _OWN_MAPPING_BYTES)
 
 
 def _groups(jobs: list[Job]) -> Iterator[list[Job]]:
