@@ -161,7 +161,7 @@ class Peer:
         made = open_clip.create_model_and_transforms(name, pretrained=weights, precision=precision)
         self._model, transform = made[0].eval(), made[2]
         self._dtype, self.threads, self._fixed = DTYPES[precision], threads, False
-        labels, tokenizer = plan.labels, open_clip.get_tokenizer(name)
+        (labels,), tokenizer = plan.labels.groups, open_clip.get_tokenizer(name)
         self._text_DL = open_clip.build_zero_shot_classifier(self._model, tokenizer, labels.names, labels.templates)
         cores = hardware.cores()
         how: dict[str, Any] = {"batch_size": BATCH, "num_workers": cores, "persistent_workers": True}

@@ -94,6 +94,7 @@ finally:
         (["--labels", "a,b", "--shard-size", "100", "--batch-size", "32"], "use 128"),
         (["--labels", "a,b", "--max-bad", "many"], "'many'"),
         (["--labels", "a,b", "--device", "gpu"], "'gpu'"),
+        (["--labels", ",".join(f"l{n}" for n in range(2001)), "--layout", "wide"], "use --layout list or --top-k K"),
         ([], "no labels"),
     ],
 )
@@ -195,8 +196,15 @@ def test_the_demo_shows_labels_and_bad_files(cli: Cli, tmp_path: Path) -> None:
     assert "truncated" in shown
 
 
-def test_labels_and_models_show_what_the_model_will_see(cli: Cli) -> None:
+def test_labels_and_models_show_what_the_model_will_see(cli: Cli, tmp_path: Path) -> None:
     assert "    a photo of a cat." in cli("labels", "cat,dog").stdout.splitlines()
+    (tmp_path / "g.toml").write_text(
+        "[groups.a]\nlabels = ['x', 'y']\nthreshold = 0.5\n[groups.b]\nlabels = ['x', 'z']"
+    )
+    shown = cli("labels", tmp_path / "g.toml").stdout
+    assert shown.startswith("# group a, no label below 0.5\nx\n    a photo of a x.\n")
+    assert "\n# group b\nx\n" in shown
+    assert json.loads(cli("labels", tmp_path / "g.toml", "--json").stdout)["b"]["z"] == ["a photo of a z."]
     listed = json.loads(cli("models", "ViT-B-", "--json").stdout)
     cost = {entry["name"]: entry["image_gflop"] for entry in listed}
     assert cost["ViT-B-16"] > 3.5 * cost["ViT-B-32"]

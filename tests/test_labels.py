@@ -1,5 +1,6 @@
 """Labels and prompts: every way to give them, the shipped sets, and what is refused with which remedy."""
 
+import json
 import os
 from pathlib import Path
 
@@ -11,6 +12,18 @@ from clipbatch.errors import InputError
 from clipbatch.labels import LabelSet, load, shipped
 
 BEE_AND_CAT = '[labels]\nbee = ["a bee", "a honeybee"]\n"black cat" = "a black cat"\n'
+
+
+GROUPS = """
+[groups.kind]
+labels = ["invoice", "letter"]
+templates = ["a scan of a {}."]
+threshold = 0.5
+[groups.safe]
+labels = {safe = ["a harmless page"], unsafe = ["a weapon", "a wound"]}
+[groups.scene]
+labels = ["indoor", "letter"]
+"""
 
 
 def _load(labels: str | os.PathLike[str], *template: str) -> LabelSet:
@@ -83,6 +96,36 @@ def test_a_label_has_all_its_phrases_in_all_templates(tmp_path: Path) -> None:
     assert given.prompts == [["no a bee", "no a honeybee"], ["no a black cat"]]
 
 
+def test_a_toml_file_may_list_its_labels_and_say_which_score_is_too_low(tmp_path: Path) -> None:
+    (group,) = _load(_file(tmp_path, 'labels = ["cat", " dog "]\nthreshold = 1', "labels.toml")).groups
+    assert (group.name, group.names, group.threshold) == ("", ["cat", "dog"], 1.0)
+    assert group.prompts == [["a photo of a cat."], ["a photo of a dog."]]
+
+
+def test_groups_have_their_own_labels_templates_and_thresholds(tmp_path: Path) -> None:
+    found = _load(_file(tmp_path, GROUPS, "labels.toml"))
+    kind, safe, scene = found.groups
+    assert [(g.name, g.names, g.threshold) for g in found.groups] == [
+        ("kind", ["invoice", "letter"], 0.5),
+        ("safe", ["safe", "unsafe"], None),
+        ("scene", ["indoor", "letter"], None),
+    ]
+    assert kind.prompts == [["a scan of a invoice."], ["a scan of a letter."]]
+    assert safe.prompts == [["a harmless page"], ["a weapon", "a wound"]]
+    assert scene.prompts == [["a photo of a indoor."], ["a photo of a letter."]]
+    assert (found.names, found.sizes) == (["invoice", "letter", "safe", "unsafe", "indoor", "letter"], [2, 2, 2])
+    assert found.prompts == [*kind.prompts, *safe.prompts, *scene.prompts]
+    given = _load(_file(tmp_path, GROUPS, "labels.toml"), "no {}")
+    assert given.prompts[0] == ["no invoice"]
+    assert given.groups[0].threshold == 0.5
+
+
+@pytest.mark.parametrize("content", [GROUPS, BEE_AND_CAT, "threshold = 0.25\n" + BEE_AND_CAT])
+def test_a_label_set_is_made_again_from_its_identity(tmp_path: Path, content: str) -> None:
+    found = _load(_file(tmp_path, content, "labels.toml"))
+    assert LabelSet.from_identity(json.loads(json.dumps(found.identity(), sort_keys=True))) == found
+
+
 def test_a_toml_file_from_an_editor_that_writes_a_bom_is_read(tmp_path: Path) -> None:
     assert _load(_file(tmp_path, "\ufeff" + BEE_AND_CAT, "labels.toml")).names == ["bee", "black cat"]
 
@@ -136,7 +179,9 @@ REFUSED: list[tuple[str, bytes | str, str]] = [
     ("a.toml", "[labels\n", "a.toml is not valid TOML: .*line 1"),
     ("a.toml", "", r"a.toml has no labels: write a table \[labels\]"),
     ("a.toml", "[labels]\n", "a.toml has no labels"),
-    ("a.toml", 'labels = ["cat", "dog"]', "a.toml has no labels"),
+    ("a.toml", 'labels = "cat"', "a.toml has no labels"),
+    ("a.toml", 'labels = ["cat", "dog", "cat"]', "a.toml: label 'cat' stands twice, at 1 and 3"),
+    ("a.toml", 'labels = ["cat", 7]', r"a.toml: labels wants a list of texts, not \['cat', 7\]"),
     ("a.toml", '[labels]\ncat = "a"\ncat = "b"\n', "a.toml is not valid TOML"),
     ("a.toml", '[labels]\ncat = "a"\n', r"has 1 label\(s\)"),
     ("a.toml", '[labels]\ncat = "a"\ndog = []\n', r"label 'dog' wants a text or a list of texts, not \[\]"),
@@ -144,7 +189,28 @@ REFUSED: list[tuple[str, bytes | str, str]] = [
     ("a.toml", '[labels]\ncat = "a"\ndog = 7\n', "label 'dog' wants a text or a list of texts, not 7"),
     ("a.toml", 'templates = "a {}"\n' + BEE_AND_CAT, "templates wants a list of texts, not 'a {}'"),
     ("a.toml", 'templates = ["a photo"]\n' + BEE_AND_CAT, "template 'a photo' has no {} for the label"),
-    ("a.toml", 'prompts = ["{}"]\n' + BEE_AND_CAT, r"'prompts' is not known here: use templates and \[labels\]"),
+    (
+        "a.toml",
+        'prompts = ["{}"]\n' + BEE_AND_CAT,
+        r"'prompts' is not known here: use templates, threshold and \[labels\]",
+    ),
+    ("a.toml", "threshold = true\n" + BEE_AND_CAT, "a.toml: threshold wants a score from -1 to 1, not True"),
+    ("a.toml", "threshold = 50\n" + BEE_AND_CAT, "threshold wants a score from -1 to 1, not 50"),
+    ("a.toml", "threshold = nan\n" + BEE_AND_CAT, "threshold wants a score from -1 to 1, not nan"),
+    ("a.toml", "groups = []", r"a.toml: groups wants tables \[groups.NAME\]"),
+    ("a.toml", "[groups]\nkind = 1", r"groups wants tables \[groups.NAME\]"),
+    ("a.toml", "threshold = 0.5\n" + GROUPS, r"a.toml: 'threshold' stands beside \[groups\]: put it into each"),
+    ("a.toml", "[groups.Kind]\nlabels = ['a', 'b']", "group 'Kind' cannot begin a column's name: use a to z first"),
+    ("a.toml", "[groups.'a b']\nlabels = ['a', 'b']", "group 'a b' cannot begin a column's name"),
+    ("a.toml", "[groups.kind]\nlabels = ['a']", r"a.toml: group 'kind' has 1 label\(s\): give two or more"),
+    ("a.toml", "[groups.kind]\nthreshold = 0.5", r"group 'kind' has no labels: write a table \[groups.kind.labels\]"),
+    (
+        "a.toml",
+        "[groups.kind]\nlabel = 1\nlabels = ['a', 'b']",
+        "group 'kind': 'label' is not known here: use templates",
+    ),
+    ("a.toml", "[groups.kind]\nlabels = {a = 'x', b = 7}", "group 'kind': label 'b' wants a text or a list of texts"),
+    ("a.toml", "[groups.kind]\nlabels = ['a', 'b']\ntemplates = []", "group 'kind': templates wants a list of texts"),
 ]
 
 

@@ -1,6 +1,7 @@
 """What is written: the schema of the README, read by the tools that people use."""
 
 import json
+import shutil
 from pathlib import Path
 
 import duckdb
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from clipbatch.part import PartFile
 from conftest import DEMO, Cli, rows
 from corpus import make_folder
 
@@ -95,6 +97,81 @@ def test_top_k_replaces_the_scores_by_the_best_labels(cli: Cli, folder: Path, ou
         best = sorted(zip(whole["scores"], labels, strict=True), key=lambda pair: -pair[0])[:3]
         assert [entry["label"] for entry in row["top"]] == [label for _, label in best]
         assert [entry["score"] for entry in row["top"]] == [score for score, _ in best]
+
+
+GROUPS = """
+[groups.thing]
+labels = ["airplane", "bird", "cat", "dog", "ship"]
+threshold = 0.7
+[groups.alive]
+labels = {yes = ["a photo of a bird.", "a photo of a dog."], "no!" = ["a photo of a ship."]}
+"""
+
+
+@pytest.fixture(scope="module")
+def grouped(cli: Cli, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A run with two label groups, in each layout."""
+    made = tmp_path_factory.mktemp("groups")
+    (made / "groups.toml").write_text(GROUPS)
+    command = ("run", folder, "--labels", made / "groups.toml", "--model", "clipbatch-demo", "--shard-size", 64)
+    for layout in ("list", "wide", "top-k"):
+        cli(*command, "--layout", layout, "--out", made / layout)
+        cli("verify", made / layout)
+    return {layout: made / layout for layout in ("list", "wide", "top-k")}
+
+
+def test_each_group_is_scored_for_itself_in_one_pass(grouped: dict[str, Path]) -> None:
+    table = rows(grouped["list"])
+    for row in table.to_pylist():
+        for group, labels in (("thing", ["airplane", "bird", "cat", "dog", "ship"]), ("alive", ["yes", "no!"])):
+            scores = row[f"{group}_scores"]
+            if row["status"] != "ok":
+                assert scores is row[f"{group}_label"] is row[f"{group}_score"] is None
+                continue
+            assert sum(scores) == pytest.approx(1, abs=1e-5)
+            assert row[f"{group}_score"] == max(scores)
+            sure = group == "alive" or max(scores) >= 0.7
+            assert row[f"{group}_label"] == (labels[int(np.argmax(scores))] if sure else None)
+    assert None in [row["thing_label"] for row in table.to_pylist() if row["status"] == "ok"]
+
+
+def test_a_groups_scores_are_those_of_a_run_of_its_own(
+    cli: Cli, folder: Path, grouped: dict[str, Path], tmp_path: Path
+) -> None:
+    alone = ("--labels", "airplane,bird,cat,dog,ship", "--model", "clipbatch-demo", "--shard-size", 64)
+    cli("run", folder, *alone, "--out", tmp_path / "alone")
+    theirs = [row or [] for row in rows(tmp_path / "alone")["scores"].to_pylist()]
+    for ours, other in zip(rows(grouped["list"])["thing_scores"].to_pylist(), theirs, strict=True):
+        assert (ours or []) == pytest.approx(other, abs=1e-6)
+
+
+def test_wide_and_top_k_hold_what_the_list_holds(grouped: dict[str, Path]) -> None:
+    listed, wide, top = (rows(grouped[layout]).to_pylist() for layout in ("list", "wide", "top-k"))
+    columns = json.loads(rows(grouped["wide"]).schema.metadata[b"clipbatch.columns"])
+    assert columns["alive"] == {"yes": "alive_score_yes", "no!": "alive_score_no_"}
+    for a, b, c in zip(listed, wide, top, strict=True):
+        for group in ("thing", "alive"):
+            assert a[f"{group}_label"] == b[f"{group}_label"] == c[f"{group}_label"]
+            scores = a[f"{group}_scores"] or [None] * len(columns[group])
+            assert [b[column] for column in columns[group].values()] == scores
+            entries = {entry["label"]: entry["score"] for entry in c[f"{group}_top"] or ()}
+            assert entries.items() <= dict(zip(columns[group], scores, strict=True)).items()
+
+
+def test_verify_finds_a_label_that_its_score_does_not_allow(cli: Cli, grouped: dict[str, Path], tmp_path: Path) -> None:
+    """As a part of another clipbatch would have it: sealed and of this run, and yet wrong."""
+    out = tmp_path / "out"
+    shutil.copytree(grouped["list"], out)
+    part = out / "parts" / "part-00000.parquet"
+    table = pq.read_table(part)
+    labels = table["alive_label"].combine_chunks().take(pa.array([None] * table.num_rows, pa.int32()))
+    counts = pq.read_metadata(part).metadata[b"clipbatch.counts"].decode()
+    for name, columns in (("alive_label", labels), ("thing_scores", table["thing_scores"].take(labels.indices))):
+        wrong = table.set_column(table.column_names.index(name), table.field(name), columns)
+        with PartFile(part, wrong.schema, "zstd") as file:
+            file.write(wrong)
+            file.close({"clipbatch.counts": counts})
+        assert f"its {name} does not agree with its status" in cli("verify", out, code=5).stderr
 
 
 @pytest.mark.parametrize(

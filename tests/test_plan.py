@@ -104,22 +104,32 @@ def test_the_plan_is_read_back_as_it_was_frozen_with_the_labels_in_their_order(t
     assert (read.rows, read.passed_over, read.run_settings()) == (9, {".txt": 1}, _settings(images))
 
 
+def test_label_groups_are_read_back_from_the_plan(tmp_path: Path, images: Path) -> None:
+    path = tmp_path / "groups.toml"
+    path.write_text("[groups.z]\nlabels = ['b', 'a']\nthreshold = 0.5\n[groups.a]\nlabels = {y = ['1', '2'], x = '3'}")
+    made = _freeze(tmp_path / "out", images, labels=str(path))
+    assert (
+        RunDir(tmp_path / "out").plan().labels == made.labels == labels.load(_settings(images, labels=str(path)).labels)
+    )
+
+
 def test_every_setting_is_known_to_belong_to_the_identity_or_not() -> None:
     assert sorted([*IDENTITY, *RUNTIME, "inputs"]) == sorted(Settings().flat())
 
 
-@pytest.mark.parametrize("name", [*IDENTITY, "phrases", "templates", "inputs"])
+@pytest.mark.parametrize("name", [*IDENTITY, "labels", "templates", "threshold", "inputs"])
 def test_another_identity_has_another_fingerprint_and_is_refused(tmp_path: Path, images: Path, name: str) -> None:
     run, made = RunDir(tmp_path / "out"), _freeze(tmp_path / "out", images)
+    (tmp_path / "sure.toml").write_text('labels = ["zebra", "ant"]\nthreshold = 0.5')
     named: dict[str, dict[str, Any]] = {
-        "phrases": {"labels": "ant,zebra"},  # the same, in another order
+        "labels": {"labels": "ant,zebra"},  # the same, in another order
+        "threshold": {"labels": str(tmp_path / "sure.toml")},
         "templates": {"template": ["a drawing of a {}."]},
         "inputs": {"inputs": [str(images), str(images / "0.jpg")]},
     }
     changes = named.get(name, {name: IDENTITY.get(name)})
     assert _freeze(tmp_path / "changed", images, **changes).fingerprint != made.fingerprint
-    said = "labels" if name == "phrases" else name  # what the user gave
-    with pytest.raises(OtherRunError, match=rf"belongs to a run with other settings: {said} is .*--overwrite"):
+    with pytest.raises(OtherRunError, match=rf"belongs to a run with other settings: {name} is .*--overwrite"):
         run.check_same(run.plan(), _identity(_settings(images, **changes)))
 
 

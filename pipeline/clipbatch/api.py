@@ -23,7 +23,7 @@ from clipbatch.labels import LabelSet
 from clipbatch.places import parquet_source
 from clipbatch.progress import Progress
 from clipbatch.rundir import Plan, RunDir
-from clipbatch.schema import result_fields
+from clipbatch.schema import group_columns, result_fields
 from clipbatch.tally import tally
 from clipbatch.uris import is_url
 
@@ -78,7 +78,7 @@ def _freeze(
     inputs: list[source.Lister],
     replace: bool,
 ) -> Plan:
-    results = [field.name for field in result_fields(names.names, settings.output, 0)]
+    results = [field.name for field in result_fields(group_columns(names, settings.output), settings.output, 0)]
     listing = source.Listing(inputs, settings.source.limit, [*results, "row_id"])
     return planner.freeze(
         run_dir,
@@ -143,6 +143,7 @@ def run(
         raise
     finally:
         progress.close()
+        remove_leftovers(run_dir.parts)  # what a worker that was ended had not published
     made = reported()
     found = made["rows_done"] - made["status"].get("ok", 0)
     if allowed is not None and found > allowed:

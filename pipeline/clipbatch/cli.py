@@ -155,14 +155,16 @@ def labels_command(
     from clipbatch.labels import load
 
     found = load(LabelSettings(labels=labels, template=tuple(template or ())))
-    prompts = dict(zip(found.names, found.prompts, strict=True))
+    prompts = [dict(zip(group.names, group.prompts, strict=True)) for group in found.groups]
     if as_json:
-        print(json.dumps(prompts, indent=2, ensure_ascii=False))
+        print(json.dumps(found.by_group(prompts), indent=2, ensure_ascii=False))
         return
-    for name, texts in prompts.items():
-        print(name)
-        for text in texts:
-            print(f"    {text}")
+    for group, texts_of in zip(found.groups, prompts, strict=True):
+        least = [] if group.threshold is None else [f"no label below {group.threshold}"]
+        if group.name or least:
+            print("# " + ", ".join([*([f"group {group.name}"] if group.name else []), *least]))
+        for name, texts in texts_of.items():
+            print("\n    ".join([name, *texts]))
 
 
 @app.command("models", rich_help_panel="Look things up")

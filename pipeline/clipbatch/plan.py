@@ -106,7 +106,7 @@ def _batch_size(shard_size: int | None, preferred: int) -> int:
 def identity(settings: Settings, labels: LabelSet, inputs: list[str]) -> dict[str, Any]:
     """The fields that make two runs the same run. `inputs`: the listers' identities."""
     fields = {name: value for name, value in settings.flat().items() if name not in NOT_IDENTITY}
-    return fields | {"inputs": inputs, "phrases": labels.phrases, "templates": labels.templates}
+    return fields | {"inputs": inputs} | labels.identity()
 
 
 def freeze(

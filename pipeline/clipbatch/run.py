@@ -74,6 +74,7 @@ class Worker:
             kind=kind,
             logit_scale=model.logit_scale,
             logit_bias=model.logit_bias,
+            groups=plan.labels.sizes,
             embeddings=settings.output.embeddings,
         )
         write = Write(run, plan, fingerprint=sealed, score=kind, embedding=text_LD.shape[1])
@@ -140,6 +141,7 @@ def item_batches(plan: Plan, manifest: Manifest, task: Task) -> Iterator[ItemBat
             items=tuple(item if task.rows is None or item.row_id in task.rows else None for item in slots),
             rows=carried.slice(at, size),
             last=at == starts[-1],
+            whole=task.rows is None,
         )
 
 

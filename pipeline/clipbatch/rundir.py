@@ -25,7 +25,7 @@ from clipbatch.errors import InputError, OtherRunError
 from clipbatch.labels import LabelSet
 from clipbatch.places import Place, StorePath, names, place
 
-FORMAT = 2
+FORMAT = 3
 """Version of the run directory's layout and output schema; part of every fingerprint."""
 
 
@@ -64,7 +64,7 @@ class Plan:
 
     @property
     def labels(self) -> LabelSet:
-        return LabelSet(phrases=self.identity["phrases"], templates=self.identity["templates"])
+        return LabelSet.from_identity(self.identity)
 
     def run_settings(self) -> Settings:
         return from_flat(self.settings)
@@ -94,9 +94,6 @@ class RunDir:
             raise InputError(f"{self.path} is not a run directory: it has no run.json; start one with clipbatch run")
         if found.pop("format", None) != FORMAT:
             raise InputError(f"{self.plan_file} is of another clipbatch version: finish it with that one")
-        labels = found.pop("labels")
-        phrases = dict(zip(labels["names"], labels["phrases"], strict=True))
-        found["identity"] |= {"phrases": phrases, "templates": labels["templates"]}
         return Plan(**found)
 
     def plan_of(self, fingerprint: str) -> Plan:
@@ -110,13 +107,7 @@ class RunDir:
 
     def freeze_plan(self, plan: Plan) -> Plan:
         """Publish `run.json`, from when on the run exists, unless it is there already; returns the plan that stands."""
-        stored = dataclasses.asdict(plan) | {"format": FORMAT}
-        identity = dict(plan.identity)
-        phrases = identity.pop(
-            "phrases"
-        )  # stored as lists: a JSON object would be sorted, and the order is the columns'
-        labels = {"names": list(phrases), "phrases": list(phrases.values()), "templates": identity.pop("templates")}
-        self.freeze(self.plan_file.name, as_json(stored | {"identity": identity, "labels": labels}))
+        self.freeze(self.plan_file.name, as_json(dataclasses.asdict(plan) | {"format": FORMAT}))
         return self.plan()
 
     def freeze_model(self, facts: Mapping[str, Any]) -> str:
@@ -225,9 +216,8 @@ def part_digits(shards: int) -> int:
 
 
 def digest_of(value: Any) -> str:
-    """sha256 of `value` as canonical JSON. The order of keys counts only where the value says so itself."""
-    ordered = dict(value, phrases=list(value["phrases"].items())) if "phrases" in value else value
-    return hashlib.sha256(json.dumps(ordered, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+    """sha256 of `value` as canonical JSON, in which the order of keys does not count."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
 
 def file_sha256(path: Place) -> str:
@@ -243,12 +233,11 @@ def _same(frozen: Mapping[str, Any], given: Mapping[str, Any], what: str, remedy
         ours, theirs = (_comparable(side.get(name)) for side in (frozen, given))
         if ours != theirs:
             ours, theirs = (_short(side, other) for side, other in ((ours, theirs), (theirs, ours)))
-            name = {"phrases": "labels"}.get(name, name)  # what the user gave them as
             raise OtherRunError(f"{what}: {name} is {theirs} now and {ours} there; {remedy}")
 
 
 def _comparable(value: Any) -> Any:
-    return json.dumps(list(value.items()) if isinstance(value, dict) else value)
+    return json.dumps(value)
 
 
 def _short(text: str, other: str) -> str:

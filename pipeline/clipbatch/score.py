@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -11,17 +13,28 @@ from clipbatch.errors import InputError
 from clipbatch.types import Decoded, EmbeddedBatch, ScoredBatch
 
 
-def score(image_BD: Tensor, text_LD: Tensor, kind: str, logit_scale: float, logit_bias: float | None) -> Tensor:
+def score(
+    image_BD: Tensor,
+    text_LD: Tensor,
+    kind: str,
+    logit_scale: float,
+    logit_bias: float | None,
+    groups: Sequence[int] | None = None,
+) -> Tensor:
     """`scores_BL` in fp32.
 
-    kind: `softmax` of scaled cosines over the labels (Radford et al. 2021, CLIP), `sigmoid` of scaled and shifted
+    groups: how many labels each group has, where there are several; labels compete within their group alone.
+    kind: `softmax` of scaled cosines over a group's labels (Radford et al. 2021, CLIP), `sigmoid` of scaled and shifted
     cosines, each label for itself (Zhai et al. 2023, SigLIP), or the plain `cosine`.
     """
     cosine_BL = image_BD.float() @ text_LD.float().T
     if kind == "cosine":
         return cosine_BL
     logits_BL = cosine_BL * logit_scale + (logit_bias or 0.0)
-    return torch.sigmoid(logits_BL) if kind == "sigmoid" else torch.softmax(logits_BL, dim=-1)
+    if kind == "sigmoid":
+        return torch.sigmoid(logits_BL)
+    parts = torch.split(logits_BL, list(groups or [len(text_LD)]), dim=-1)
+    return torch.cat([torch.softmax(part, dim=-1) for part in parts], dim=-1)
 
 
 class Score:
@@ -35,20 +48,23 @@ class Score:
         kind: str,
         logit_scale: float,
         logit_bias: float | None,
+        groups: Sequence[int],
         embeddings: bool,
     ) -> None:
         self._text_LD, self._kind = torch.from_numpy(text_LD).to(device), kind
-        self._logit_scale, self._logit_bias, self._embeddings = logit_scale, logit_bias, embeddings
+        self._logit_scale, self._logit_bias = logit_scale, logit_bias
+        self._groups, self._embeddings = groups, embeddings
 
     @torch.inference_mode()
     def __call__(self, batch: EmbeddedBatch) -> ScoredBatch:
         count = len(batch.outcomes)
-        scores_BL = score(batch.image_BD, self._text_LD, self._kind, self._logit_scale, self._logit_bias)
+        image_BD = torch.as_tensor(batch.image_BD).to(self._text_LD.device)
+        scores_BL = score(image_BD, self._text_LD, self._kind, self._logit_scale, self._logit_bias, self._groups)
         scores_BL = scores_BL[:count].cpu()
         scored = [isinstance(outcome, Decoded) for outcome in batch.outcomes]
         if not torch.isfinite(scores_BL[scored]).all():
             raise InputError("the model gives NaN or infinite scores: use --precision bf16 or fp32, or other weights")
-        embeddings = batch.image_BD[:count].cpu().numpy().astype(np.float16) if self._embeddings else None
+        embeddings = image_BD[:count].cpu().numpy().astype(np.float16) if self._embeddings else None
         return ScoredBatch(
             source=batch.source,
             outcomes=batch.outcomes,

@@ -24,6 +24,7 @@ Status = Literal[
 STATUSES: tuple[Status, ...] = get_args(Status)
 
 DecoderName = Literal["dali", "torchvision", "pil"]
+DECODERS: tuple[DecoderName, ...] = get_args(DecoderName)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +97,8 @@ class ItemBatch:
     """The manifest's row for each slot: row_id, uri, and the columns that are carried through."""
     last: bool
     """True for the last batch of its shard."""
+    whole: bool = True
+    """False where only some rows of its shard are done again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,8 +125,9 @@ class EmbeddedBatch:
 
     source: ItemBatch
     outcomes: tuple[Decoded | Reject | None, ...]
-    image_BD: Tensor
-    """float32, unit length, on the encoder's device; slots without an image hold noise."""
+    image_BD: Tensor | NDArray[np.float16]
+    """Unit length; float32 on the encoder's device, or float16 as they were saved. Slots without an image hold noise.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from clipbatch.manifest import Manifest
 from clipbatch.rundir import Plan, RunDir
+from clipbatch.schema import GroupColumns, group_columns
 from clipbatch.seal import is_whole
 
 
@@ -18,13 +19,16 @@ def problems(run: RunDir, plan: Plan, shards: Iterable[int]) -> Iterator[tuple[i
     """Each of `shards` that is not as it should be, with what is wrong, in their order."""
     manifest = Manifest(run, plan)
     fingerprint = run.fingerprint()
+    groups = group_columns(plan.labels, plan.run_settings().output)
     for shard in shards:
-        wrong = _problem(run, plan, manifest, shard, fingerprint)
+        wrong = _problem(run, plan, manifest, shard, fingerprint, groups)
         if wrong:
             yield shard, f"{run.part(shard, plan.shards)}: {wrong}"
 
 
-def _problem(run: RunDir, plan: Plan, manifest: Manifest, shard: int, fingerprint: str | None) -> str | None:
+def _problem(
+    run: RunDir, plan: Plan, manifest: Manifest, shard: int, fingerprint: str | None, groups: list[GroupColumns]
+) -> str | None:
     path = run.part(shard, plan.shards)
     if not path.exists():
         return "not there"
@@ -47,10 +51,18 @@ def _problem(run: RunDir, plan: Plan, manifest: Manifest, shard: int, fingerprin
     if not table["uri"].equals(rows["uri"].cast(pa.string())):
         return "its uris are not the manifest's"
     ok = pc.equal(table["status"].cast(pa.string()), "ok")
-    scores = "top" if "top" in table.column_names else "scores"
-    for name in ("label", "score", scores):
-        if not pc.all(pc.equal(pc.is_valid(table[name]), ok)).as_py():
-            return f"its {name} does not agree with its status"
+    for group, columns in zip(plan.labels.groups, groups, strict=True):
+        for name in (columns.score, *columns.scores):
+            if name not in table.column_names:
+                return f"it has no column {name}"
+            if not pc.is_valid(table[name]).equals(ok):
+                return f"its {name} does not agree with its status"
+        labelled = ok
+        if group.threshold is not None:
+            sure = pc.greater_equal(table[columns.score], pa.scalar(group.threshold, pa.float32()))
+            labelled = pc.fill_null(sure, False)
+        if not pc.is_valid(table[columns.label]).equals(labelled):
+            return f"its {columns.label} does not agree with its status and {columns.score}"
     counted = {entry["values"]: entry["counts"] for entry in table["status"].value_counts().to_pylist()}
     if json.loads(footer.get("clipbatch.counts", "null")) != counted:
         return "its footer's counts are not its rows'"

@@ -1,26 +1,29 @@
-"""Scored batches -> one Parquet part a shard, published whole. Every row of the shard is in it, in order."""
+"""Scored batches -> one Parquet part a shard, published whole. Every row of the shard is in it, in order.
+
+A part is written row group by row group into a file without a name yet, so that a shard is never whole in memory.
+"""
 
 from __future__ import annotations
 
 import json
+import sys
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
-from clipbatch.atomic import publish
+from clipbatch.part import ROW_GROUP_BYTES, PartFile
 from clipbatch.places import parquet_source
+from clipbatch.rowgroup import RowGroup
 from clipbatch.rundir import Plan, RunDir
-from clipbatch.schema import part_schema, result_fields
-from clipbatch.seal import seal
-from clipbatch.types import STATUSES, Decoded, PartDone, Reject, ScoredBatch
+from clipbatch.schema import layout_of
+from clipbatch.types import PartDone, ScoredBatch
 
-_DECODERS = ["dali", "torchvision", "pil"]
-_ROW_GROUP_VALUES = 2**24
-"""Scores in a row group, 64 MiB: a reader's unit of work."""
+_LEAST_ROWS = 1024
+"""Of a row group, however many labels there are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,107 +42,88 @@ class Write:
     def __init__(self, run: RunDir, plan: Plan, *, fingerprint: str, score: str, embedding: int) -> None:
         """score: how scores are made, as the footer says it. embedding: its length."""
         self._run, self._plan = run, plan
-        self._labels = plan.labels.names
-        settings = plan.run_settings()
-        best = settings.output.best
-        self._top_k = min(best, len(self._labels)) if best else None
-        self._results = result_fields(self._labels, settings.output, embedding)
+        labels, settings = plan.labels, plan.run_settings()
+        output = settings.output
+        row_bytes = len(labels.names) * 4 + (embedding * 2 if output.embeddings else 0)
+        batches = min(plan.shard_size, max(_LEAST_ROWS, ROW_GROUP_BYTES // row_bytes)) // plan.batch_size
+        self._rows = RowGroup(labels, output, capacity=max(1, batches) * plan.batch_size, embedding=embedding)
+        self._compression = output.compression
         self._footer = {
             "clipbatch.fingerprint": fingerprint,
             "clipbatch.shards": str(plan.shards),
             "clipbatch.model": settings.model.model,
             "clipbatch.pretrained": settings.model.pretrained or "",
             "clipbatch.score": score,
-            "clipbatch.labels": json.dumps(self._labels, ensure_ascii=False),
+            "clipbatch.layout": layout_of(output),
+            "clipbatch.labels": _json(labels.by_group([group.names for group in labels.groups])),
+            "clipbatch.threshold": _json(labels.by_group([group.threshold for group in labels.groups])),
         }
-        self._tables: list[pa.Table] = []
+        if output.layout == "wide":
+            columns = [
+                dict(zip(group.names, names.scores, strict=True))
+                for group, names in zip(labels.groups, self._rows.groups, strict=True)
+            ]
+            self._footer["clipbatch.columns"] = _json(labels.by_group(columns))
+        self._part: PartFile | None = None
+        self._counts: Counter[str] = Counter()
+        self._again: list[pa.Table] = []
 
     def __call__(self, batch: ScoredBatch) -> Written:
-        wanted = [slot for slot, outcome in enumerate(batch.outcomes) if outcome is not None]
-        table = self._table(batch, wanted)
-        self._tables.append(table)
-        bad = sum(isinstance(batch.outcomes[slot], Reject) for slot in wanted)
-        part = self._publish(batch.source.shard) if batch.source.last else None
-        return Written(rows=len(wanted), bad=bad, part=part)
+        """Raises: InputError where the part cannot be written; nothing of it stays."""
+        try:
+            return self._add(batch)
+        except BaseException:
+            if self._part is not None:
+                self._part.__exit__(*sys.exc_info())
+            raise
 
-    def _table(self, batch: ScoredBatch, wanted: list[int]) -> pa.Table:
-        rows = batch.source.rows
-        if len(wanted) < rows.num_rows:
-            rows = rows.take(wanted)
-        outcomes = [outcome for outcome in batch.outcomes if outcome is not None]
-        rejects = [outcome if isinstance(outcome, Reject) else None for outcome in outcomes]
-        decoded = [outcome if isinstance(outcome, Decoded) else None for outcome in outcomes]
-        bad = np.array([reject is not None for reject in rejects], bool)
-        scores_BL = batch.scores_BL[wanted]
-        best_B = scores_BL.argmax(axis=1)
-        columns: list[Any] = [
-            rows["row_id"],
-            rows["uri"],
-            _words([reject.status if reject else "ok" for reject in rejects], list(STATUSES)),
-            pa.array([reject.error if reject else None for reject in rejects], pa.string()),
-            pa.array([_int32(outcome.width) for outcome in outcomes], pa.int32()),
-            pa.array([_int32(outcome.height) for outcome in outcomes], pa.int32()),
-            _words([facts.decoder if facts else None for facts in decoded], _DECODERS),
-            pa.DictionaryArray.from_arrays(pa.array(best_B.astype(np.int32), mask=bad), pa.array(self._labels)),
-            pa.array(scores_BL[np.arange(len(best_B)), best_B], mask=bad),
-            self._top(scores_BL, bad) if self._top_k else _lists(scores_BL, bad),
-        ]
-        if batch.image_BD is not None:
-            columns.append(_lists(batch.image_BD[wanted], bad))
-        columns += rows.columns[2:]
-        return pa.Table.from_arrays(columns, schema=part_schema(self._results, rows.schema))
+    def _add(self, batch: ScoredBatch) -> Written:
+        source = batch.source
+        rows, bad = self._rows.add(batch)
+        if source.last or self._rows.filled + self._plan.batch_size > self._rows.capacity:
+            table = self._rows.take()
+            if source.whole:
+                self._write(source.shard, table)
+            else:
+                self._again.append(table.take(np.arange(table.num_rows)))  # a copy: the next rows take its place
+        part = None
+        if source.last:
+            for table in self._merged(source.shard):
+                self._write(source.shard, table)
+            part = self._publish(source.shard)
+        return Written(rows=rows, bad=bad, part=part)
 
-    def _top(self, scores_BL: NDArray[np.float32], bad: NDArray[np.bool_]) -> pa.Array:
-        """The K best labels of each row, best first; ties in label order."""
-        assert self._top_k
-        order_BK = np.argsort(-scores_BL, axis=1, kind="stable")[:, : self._top_k]
-        entries = pa.StructArray.from_arrays(
-            [
-                pa.array(self._labels).take(pa.array(order_BK.ravel())),
-                pa.array(np.take_along_axis(scores_BL, order_BK, axis=1).ravel()),
-            ],
-            names=["label", "score"],
-        )
-        offsets = pa.array(np.arange(len(scores_BL) + 1, dtype=np.int32) * self._top_k)
-        return pa.ListArray.from_arrays(offsets, entries, mask=pa.array(bad))
+    def _write(self, shard: int, table: pa.Table) -> None:
+        if self._part is None:
+            path = self._run.part(shard, self._plan.shards)
+            footer = self._footer | {"clipbatch.shard": str(shard)}
+            self._part = PartFile(path, table.schema.with_metadata(footer), self._compression)
+        self._part.write(table)
+        counted = table["status"].value_counts().to_pylist()
+        self._counts.update({entry["values"]: entry["counts"] for entry in counted})
+
+    def _merged(self, shard: int) -> Iterator[pa.Table]:
+        """The row groups of a part that is there, with the rows that were done again in their places."""
+        if not self._again:
+            return
+        again, self._again = pa.concat_tables(self._again), []
+        row_ids = again["row_id"].to_numpy()
+        with pq.ParquetFile(parquet_source(self._run.part(shard, self._plan.shards))) as file:
+            for number in range(file.num_row_groups):
+                old = file.read_row_group(number).cast(again.schema)
+                old_ids = old["row_id"].to_numpy()
+                kept = old.filter(pa.array(~np.isin(old_ids, row_ids)))
+                new = again.filter(pa.array(np.isin(row_ids, old_ids)))
+                yield pa.concat_tables([kept, new]).sort_by("row_id").unify_dictionaries().combine_chunks()
 
     def _publish(self, shard: int) -> PartDone:
-        table, self._tables = pa.concat_tables(self._tables), []
-        path = self._run.part(shard, self._plan.shards)
-        if table.num_rows < len(self._plan.shard_rows(shard)):  # only the bad rows were done again
-            old = pq.read_table(parquet_source(path), schema=table.schema)
-            kept = ~np.isin(old["row_id"].to_numpy(), table["row_id"].to_numpy())
-            table = pa.concat_tables([old.filter(pa.array(kept)), table]).sort_by("row_id")
-        table = table.unify_dictionaries().combine_chunks()
-        counts = {entry["values"]: entry["counts"] for entry in table["status"].value_counts().to_pylist()}
-        footer = self._footer | {"clipbatch.shard": str(shard), "clipbatch.counts": json.dumps(counts, sort_keys=True)}
-        buffer = pa.BufferOutputStream()
-        pq.write_table(
-            table.replace_schema_metadata(footer),
-            buffer,
-            compression="zstd",
-            row_group_size=max(1024, _ROW_GROUP_VALUES // len(self._labels)),
-            use_dictionary=["uri", "status", "error", "decoder", "label"],
-            write_page_checksum=True,
-        )
-        with publish(path) as file:
-            for piece in seal(memoryview(buffer.getvalue())):
-                file.write(piece)
-        return PartDone(shard=shard, rows=table.num_rows, counts=counts)
+        assert self._part is not None
+        part, self._part = self._part, None
+        counts, self._counts = dict(self._counts), Counter()
+        with part:
+            part.close({"clipbatch.counts": json.dumps(counts, sort_keys=True)})
+        return PartDone(shard=shard, rows=sum(counts.values()), counts=counts)
 
 
-def _int32(value: int | None) -> int | None:
-    """`value`, or None where a lying header states more than the column holds."""
-    return value if value is not None and value < 2**31 else None
-
-
-def _words(values: list[str | None], known: list[str]) -> pa.DictionaryArray:
-    index = {word: number for number, word in enumerate(known)}
-    indices = pa.array([None if value is None else index[value] for value in values], pa.int32())
-    return pa.DictionaryArray.from_arrays(indices, pa.array(known))
-
-
-def _lists(values: NDArray[Any], bad: NDArray[np.bool_]) -> pa.FixedSizeListArray:
-    """A row of `values` for each row, null where it is bad."""
-    values = np.where(bad[:, None], values.dtype.type(0), values)
-    return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1], mask=pa.array(bad))
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,99 @@
+"""A sealed Parquet file, written row group by row group and published whole. Knows nothing of what is in it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clipbatch.atomic import publish
+from clipbatch.places import Place
+from clipbatch.seal import Sealing
+
+ROW_GROUP_BYTES = 2**26
+"""Of scores and embeddings in memory: a reader's unit of work, and what a writer holds back."""
+
+
+class PartFile:
+    """Use as a context: `close` publishes the file; without it, or after an error, nothing stays."""
+
+    def __init__(self, path: Place, schema: pa.Schema, compression: str) -> None:
+        """schema: its metadata become the file's.
+
+        Raises: InputError, here and later, where the file cannot be written.
+        """
+        self._closed = False
+        self._stack = contextlib.ExitStack()
+        self._sink = Sealing(self._stack.enter_context(publish(path)))
+        words = [path for path, kind in _leaves(schema) if not _is_measured(kind)]
+        compared = [path for path, kind in _leaves(schema) if "." not in path]
+        self._writer = pq.ParquetWriter(
+            self._sink,
+            schema,
+            compression=compression,
+            use_dictionary=[path for path in words if path not in ("row_id", "uri")],
+            write_statistics=compared,  # of a value somewhere in a list they tell a reader nothing
+            write_page_checksum=True,
+        )
+
+    def write(self, table: pa.Table) -> None:
+        """Write `table` as one row group."""
+        self._writer.write_table(table, row_group_size=max(1, table.num_rows))
+
+    def close(self, footer: Mapping[str, str]) -> None:
+        """Add to the file's metadata what is known only now, seal it and give it its name."""
+        self._writer.add_key_value_metadata(dict(footer))
+        self._sink.hold()
+        self._writer.close()
+        self._sink.finish()
+        self._closed = True
+        self._stack.close()
+
+    def __enter__(self) -> PartFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._closed:
+            return
+        self._sink.hold()  # what the writer still says goes nowhere
+        with contextlib.suppress(Exception):
+            self._writer.close()
+        if error is None:
+            error = _AbandonedError()
+            with contextlib.suppress(_AbandonedError):
+                self._stack.__exit__(_AbandonedError, error, None)
+        else:
+            self._stack.__exit__(kind, error, trace)
+
+
+class _AbandonedError(Exception):
+    """Tells `publish` to remove a file that was not closed."""
+
+
+def _leaves(schema: pa.Schema) -> Iterator[tuple[str, pa.DataType]]:
+    """The Parquet columns of `schema`: path and type of each."""
+    for field in schema:
+        yield from _below(field.name, field.type)
+
+
+def _below(path: str, kind: pa.DataType) -> Iterator[tuple[str, pa.DataType]]:
+    if pa.types.is_struct(kind):
+        for field in kind:
+            yield from _below(f"{path}.{field.name}", field.type)
+    elif pa.types.is_map(kind):
+        yield from _below(f"{path}.key_value.key", kind.key_type)
+        yield from _below(f"{path}.key_value.value", kind.item_type)
+    elif pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        yield from _below(f"{path}.list.element", kind.value_type)
+    else:
+        yield path, kind
+
+
+def _is_measured(kind: pa.DataType) -> bool:
+    """Whether hardly two values are the same, so that a dictionary of them would only be in the way."""
+    return bool(pa.types.is_floating(kind))
