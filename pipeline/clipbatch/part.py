@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from types import TracebackType
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,16 +29,7 @@ class PartFile:
         self._closed = False
         self._stack = contextlib.ExitStack()
         self._sink = Sealing(self._stack.enter_context(publish(path)))
-        words = [path for path, kind in _leaves(schema) if not _is_measured(kind)]
-        compared = [path for path, kind in _leaves(schema) if "." not in path]
-        self._writer = pq.ParquetWriter(
-            self._sink,
-            schema,
-            compression=compression,
-            use_dictionary=[path for path in words if path not in ("row_id", "uri")],
-            write_statistics=compared,  # of a value somewhere in a list they tell a reader nothing
-            write_page_checksum=True,
-        )
+        self._writer = pq.ParquetWriter(self._sink, schema, **options(schema, compression))
 
     def write(self, table: pa.Table) -> None:
         """Write `table` as one row group."""
@@ -75,6 +67,23 @@ class _AbandonedError(Exception):
     """Tells `publish` to remove a file that was not closed."""
 
 
+def options(schema: pa.Schema, compression: str) -> dict[str, Any]:
+    """How pyarrow is to write a file of `schema`.
+
+    Numbers stay plain: dictionaries of scores are only in the way, and BYTE_STREAM_SPLIT, which would save 9% of them,
+    is an encoding that many a reader in use does not know. The benchmark `write.py` has the figures.
+    """
+    leaves = list(_leaves(schema))
+    return {
+        "compression": compression,
+        "use_dictionary": [
+            path for path, kind in leaves if not pa.types.is_floating(kind) and path not in ("row_id", "uri")
+        ],
+        "write_statistics": [path for path, _ in leaves if "." not in path],  # of list elements they tell nothing
+        "write_page_checksum": True,
+    }
+
+
 def _leaves(schema: pa.Schema) -> Iterator[tuple[str, pa.DataType]]:
     """The Parquet columns of `schema`: path and type of each."""
     for field in schema:
@@ -92,8 +101,3 @@ def _below(path: str, kind: pa.DataType) -> Iterator[tuple[str, pa.DataType]]:
         yield from _below(f"{path}.list.element", kind.value_type)
     else:
         yield path, kind
-
-
-def _is_measured(kind: pa.DataType) -> bool:
-    """Whether hardly two values are the same, so that a dictionary of them would only be in the way."""
-    return bool(pa.types.is_floating(kind))

@@ -16,6 +16,7 @@ from clipbatch.types import DECODERS, STATUSES, Decoded, Reject, ScoredBatch
 
 _STATUS = {status: code for code, status in enumerate(STATUSES)}
 _DECODER = {decoder: code for code, decoder in enumerate(DECODERS)}
+_NO_FACTS = (-1, -1, -1)
 _REPEATED_BEST = 32
 """Up to so many best labels it is faster to look for the best one again and again than to sort."""
 
@@ -60,14 +61,15 @@ class RowGroup:
         return len(outcomes), bad
 
     def _add_outcomes(self, outcomes: Sequence[Decoded | Reject], here: slice) -> int:
-        rejects = {slot: outcome for slot, outcome in enumerate(outcomes) if type(outcome) is Reject}
+        width, height = self._width_height[:, here]
+        facts = [(o.width, o.height, _DECODER[o.decoder]) if type(o) is Decoded else _NO_FACTS for o in outcomes]
+        width[:], height[:], self._decoder[here] = zip(*facts, strict=True)
         self._status[here] = 0
-        for slot, reject in rejects.items():
+        rejects = [(slot, outcome) for slot, outcome in enumerate(outcomes) if type(outcome) is Reject]
+        for slot, reject in rejects:
+            width[slot], height[slot] = _pixels(reject.width), _pixels(reject.height)
             self._status[here.start + slot] = _STATUS[reject.status]
             self._errors[here.start + slot] = reject.error
-        self._decoder[here] = [_DECODER[o.decoder] if type(o) is Decoded else -1 for o in outcomes]
-        self._width_height[0, here] = [_pixels(outcome.width) for outcome in outcomes]
-        self._width_height[1, here] = [_pixels(outcome.height) for outcome in outcomes]
         return len(rejects)
 
     def take(self) -> pa.Table:

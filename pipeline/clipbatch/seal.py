@@ -90,9 +90,12 @@ def is_whole(file: bytes) -> bool:
     data = memoryview(file)
     footer = int.from_bytes(data[-_TAIL_BYTES:-4], "little") + _TAIL_BYTES
     at = len(data) - footer - _SEAL_BYTES
-    if at <= 0:
-        return False
-    digest = _Digest()
-    digest.update(data[:at])
-    digest.update(data[-footer:])
-    return data[at:-footer] == digest.seal()
+    return at > 0 and data[at:-footer] == digest(data[:at], data[-footer:])
+
+
+def digest(*pieces: bytes | memoryview) -> bytes:
+    """The seal of a file that is these pieces one after the other."""
+    made = _Digest()
+    for piece in pieces:
+        made.update(memoryview(piece))
+    return made.seal()
