@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator
+from typing import AnyStr
 
 import pyarrow as pa
 
@@ -44,7 +45,7 @@ class Directory:
         return []
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        root, names, found = _root(self.text), [], False
+        root, names, found = root_of(self.text), [], False
         for name in self._walk():
             names.append(name)
             if len(names) == BATCH_ROWS:
@@ -69,22 +70,21 @@ class Directory:
             ) from error
         above = [_identity(self.text)]
         while stack:
-            entry = next(stack[-1], None)
-            if entry is None:
+            path, inner = next(stack[-1], (None, False))
+            if path is None:
                 stack.pop()
                 above.pop()
                 continue
-            is_folder = _is_folder(entry)
-            if is_image_name(entry.name) or (self._all_files and not is_folder):
-                yield entry.path
-            elif not is_folder:
-                self.passed_over[os.path.splitext(entry.name)[1].lower()] += 1
-            if is_folder:
+            if is_image_name(path) or (self._all_files and not inner):
+                yield path
+            elif not inner:
+                self.passed_over[os.path.splitext(path)[1].lower()] += 1
+            if inner:
                 try:
-                    here, inside = _identity(entry.path), _entries(entry.path)
+                    here, inside = _identity(path), _entries(path)
                 except OSError:  # becomes a row that says that it cannot be read, rather than a silent gap
-                    if not is_image_name(entry.name):
-                        yield entry.path
+                    if not is_image_name(path):
+                        yield path
                     continue
                 if here not in above:
                     stack.append(inside)
@@ -109,23 +109,32 @@ class ImageFile:
         return []
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        yield batch([self.text], _root(self.text))
+        yield batch([self.text], root_of(self.text))
 
 
-def _root(text: str) -> str:
+def root_of(text: str) -> str:
+    """What a path of the command line is relative to."""
     return "/" if os.path.isabs(text) else os.getcwd()
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def is_folder(entry: os.DirEntry[AnyStr]) -> bool:
+    """Whether `entry` is a folder or a link to one."""
     try:
         return entry.is_dir()
     except OSError:  # a link that leads nowhere or round in a circle
         return False
 
 
-def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
-    with os.scandir(folder) as found:
-        return iter(sorted(found, key=lambda entry: os.fsencode(entry.name)))
+def _entries(folder: str) -> Iterator[tuple[str, bool]]:
+    """The paths in `folder`, and whether each is a folder. Only names are held, since there may be millions."""
+    names, folders = [], set()
+    with os.scandir(os.fsencode(folder)) as found:
+        for entry in found:
+            names.append(entry.name)
+            if is_folder(entry):
+                folders.add(entry.name)
+    names.sort()
+    return ((os.path.join(folder, os.fsdecode(name)), name in folders) for name in names)
 
 
 def _identity(folder: str) -> tuple[int, int]:
