@@ -17,6 +17,7 @@ from clipbatch.config import SourceSettings
 from clipbatch.errors import InputError
 from clipbatch.source.files import Directory, ImageFile
 from clipbatch.source.remote import RemoteFolder, RemoteImage
+from clipbatch.source.pattern import Pattern, is_pattern
 from clipbatch.source.rows import LISTED
 from clipbatch.source.text import TextManifest
 
@@ -57,13 +58,19 @@ def listers(settings: SourceSettings) -> list[Lister]:
 
 
 def _lister(text: str, settings: SourceSettings) -> Lister:
-    for kind in LISTERS:
-        if kind.accepts(text, settings):
-            return kind(text, settings)
+    if kind := kind_of(text, settings):
+        return kind(text, settings)
+    if is_pattern(text):
+        return Pattern(text, settings, kind_of, lambda inputs: Listing(inputs, None, ()))
     raise InputError(
         f"input {text!r} is neither a folder, an image file nor a .txt manifest: check the name, "
         "or use --all-files to take a file whatever its suffix"
     )
+
+
+def kind_of(text: str, settings: SourceSettings) -> type[Lister] | None:
+    """The first of `LISTERS` that accepts `text`."""
+    return next((kind for kind in LISTERS if kind.accepts(text, settings)), None)
 
 
 class Listing:
@@ -88,16 +95,23 @@ class Listing:
                 ) from error
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """The rows of all inputs in turn, `limit` at most."""
-        left = self._limit
+        """The rows of all inputs in turn, `limit` at most. Raises: InputError where there are none."""
+        left, found = self._limit, False
         for lister in self._inputs:
             for batch in lister.batches():
                 if left is not None:
                     batch = batch.slice(0, left)
                     left -= batch.num_rows
+                found = found or batch.num_rows > 0
                 yield self._aligned(batch)
                 if left == 0:
                     return
+        if not found:
+            others = sum(count for what, count in self.passed_over().items() if not what.startswith("("))
+            raise InputError(
+                f"no images in {', '.join(lister.text for lister in self._inputs[:9])} ({others} other files): "
+                "--all-files takes every file, whatever its suffix"
+            )
 
     def passed_over(self) -> Counter[str]:
         """Files that were not taken, by suffix; complete when `batches` has ended."""
