@@ -197,6 +197,9 @@ def versions() -> dict[str, str]:
 
 
 def _most_frequent(total: Counter[str]) -> dict[str, int]:
-    named = {suffix or "(no suffix)": count for suffix, count in total.most_common(_SUFFIXES)}
-    rest = sum(total.values()) - sum(named.values())
-    return named | ({"(others)": rest} if rest else {})
+    """By suffix; and what the listing has to say beside it, in parentheses, which a suffix never has."""
+    notes = Counter({key: count for key, count in total.items() if key.startswith("(")})
+    suffixes = total - notes
+    named = {suffix or "(no suffix)": count for suffix, count in suffixes.most_common(_SUFFIXES)}
+    rest = sum(suffixes.values()) - sum(named.values())
+    return named | ({"(others)": rest} if rest else {}) | dict(notes.most_common(_SUFFIXES))

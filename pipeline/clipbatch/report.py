@@ -79,7 +79,7 @@ def summary(run: RunDir, report: dict[str, Any]) -> str:
     lines.append(f"{done} images: {report['status'].get('ok', 0)} ok" + (f", {statuses}" if bad else ""))
     if passed:
         kinds = ", ".join(f"{count} {ascii(suffix)[1:-1]}" for suffix, count in report["passed_over"].items())
-        lines.append(f"passed over, not of an image's suffix: {kinds}")
+        lines.append(f"passed over, or noted: {kinds}")
     if here["rows"]:
         lines.append(
             f"{here['rows']} images in {here['seconds']:.1f} s ({here['load_s']:.1f} s of it starting and loading the "

@@ -32,11 +32,11 @@ class Span:
     """Where in a container an image is."""
 
     start: int
-    """First byte in an archive; row number in a table of images, from 0."""
+    """First byte in an archive, of what `method` says; row number in a table of images, from 0."""
     length: int
     """Bytes as they stand in an archive; 0 for a table."""
     method: str
-    """`stored` or `deflate` in an archive; `column:NAME` for a table's column of bytes."""
+    """`container` has those of archives; `column:NAME` for a table's column of bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ import errno
 import time
 
 from clipbatch.config import ReadSettings
+from clipbatch.read.archive import Archives
 from clipbatch.read.files import read_file
 from clipbatch.read.remote import passes, read_remote
 from clipbatch.types import Encoded, Item, Reject
@@ -22,6 +23,7 @@ class Fetch:
 
     def __init__(self, settings: ReadSettings) -> None:
         self._settings = settings
+        self._archives = Archives()
 
     def __call__(self, item: Item) -> Encoded | Reject:
         """The bytes of `item`, or why there are none."""
@@ -40,6 +42,8 @@ class Fetch:
         raise AssertionError("the last attempt returns")
 
     def _read(self, item: Item, left_s: float) -> Encoded | Reject:
+        if item.span:
+            return self._archives.member(item, self._settings.max_bytes)
         if is_url(item.path):
             return read_remote(item, self._settings.max_bytes, left_s)
         return read_file(item.path, self._settings.max_bytes)

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from clipbatch.config import SourceSettings
 from clipbatch.errors import InputError
+from clipbatch.source.archive import Archive, ArchiveFolder
 from clipbatch.source.files import Directory, ImageFile
 from clipbatch.source.remote import RemoteFolder, RemoteImage
 from clipbatch.source.pattern import Pattern, is_pattern
@@ -46,7 +47,15 @@ class Lister(Protocol):
         """The rows, in an order that depends on the input alone: `rows.LISTED`, then `fields`."""
 
 
-LISTERS: tuple[type[Lister], ...] = (Directory, TextManifest, ImageFile, RemoteImage, RemoteFolder)
+LISTERS: tuple[type[Lister], ...] = (
+    ArchiveFolder,
+    Directory,
+    Archive,
+    TextManifest,
+    ImageFile,
+    RemoteImage,
+    RemoteFolder,
+)
 
 
 def listers(settings: SourceSettings) -> list[Lister]:
