@@ -17,8 +17,8 @@ from clipbatch.config import SourceSettings
 from clipbatch.errors import InputError
 from clipbatch.source.archive import Archive, ArchiveFolder
 from clipbatch.source.files import Directory, ImageFile
-from clipbatch.source.remote import RemoteFolder, RemoteImage
 from clipbatch.source.pattern import Pattern, is_pattern
+from clipbatch.source.remote import RemoteFolder, RemoteImage
 from clipbatch.source.rows import LISTED
 from clipbatch.source.text import TextManifest
 
