@@ -84,6 +84,7 @@ def plan_command(
         "shards": plan.shards,
         "shard_size": plan.shard_size,
         "passed_over": plan.passed_over,
+        "duplicates": "not counted" if plan.duplicates is None and not as_json else plan.duplicates,
         "fingerprint": plan.fingerprint,
     }
     _print(found, as_json)

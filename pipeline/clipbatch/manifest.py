@@ -1,17 +1,98 @@
-"""Read a shard's rows back from the run directory's manifest, refusing one that was edited since it was frozen."""
+"""The run directory's manifest: written once, row group by row group, and read back by shard, refusing one that was
+edited since it was frozen."""
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+import hashlib
+import io
+from pathlib import Path
+from typing import Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from clipbatch.atomic import publish
 from clipbatch.errors import InputError
 from clipbatch.places import parquet_source
 from clipbatch.rundir import Plan, RunDir, file_sha256
 from clipbatch.types import Item, Reject, Span
 from clipbatch.uris import is_outside, path_of
+
+
+class ManifestWriter:
+    """Numbers the rows of a listing and writes them into `part-*.parquet`; holds one row group in memory.
+
+    A context: the last file is whole when it ends well. Raises: OSError where the disk does not take it.
+    """
+
+    def __init__(self, folder: Path, file_rows: int, group_rows: int) -> None:
+        """file_rows, group_rows: in a file, and in a row group of it."""
+        self._folder, self._file_rows, self._group_rows = folder, file_rows, group_rows
+        self._waiting: list[pa.RecordBatch] = []
+        self._count = 0
+        self._file: contextlib.ExitStack | None = None
+        self.rows = 0
+        """Written so far."""
+        self.digests: dict[str, str] = {}
+        """sha256 of each file, by name; complete when the context has ended."""
+
+    def __enter__(self) -> ManifestWriter:
+        return self
+
+    def __exit__(self, *failed: Any) -> None:
+        if failed[0] is None and self._waiting:
+            self._write_group()
+        if self._file is not None:
+            self._file.__exit__(*failed)
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """batch: the next rows, with the same columns every time."""
+        while batch.num_rows:
+            full = min(self._group_rows, self._file_rows - self.rows % self._file_rows)
+            head = batch.slice(0, full - self._count)
+            self._waiting.append(head)
+            self._count += head.num_rows
+            batch = batch.slice(head.num_rows)
+            if self._count == full:
+                self._write_group()
+
+    def _write_group(self) -> None:
+        table = pa.Table.from_batches(self._waiting).unify_dictionaries()
+        row_ids = pa.array(np.arange(self.rows, self.rows + table.num_rows))
+        table = table.add_column(0, "row_id", row_ids)
+        if self._file is None:
+            self._begin(table.schema)
+        self._writer.write_table(table, self._group_rows)
+        self.rows += table.num_rows
+        self._waiting, self._count = [], 0
+        if self._file is not None and self.rows % self._file_rows == 0:
+            self._file.close()
+            self._file = None
+
+    def _begin(self, schema: pa.Schema) -> None:
+        """Open the next file."""
+        path = self._folder / f"part-{self.rows // self._file_rows:05d}.parquet"
+        with contextlib.ExitStack() as stack:
+            file = _Digesting(stack.enter_context(publish(path)))
+            stack.callback(lambda: self.digests.update({path.name: file.digest.hexdigest()}))
+            self._writer = stack.enter_context(pq.ParquetWriter(file, schema, compression="zstd"))
+            self._file = stack.pop_all()
+
+
+class _Digesting(io.RawIOBase):
+    """Passes on what is written, and takes the digest of it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._to, self.digest = file, hashlib.sha256()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.digest.update(data)
+        return self._to.write(data)
 
 
 class Manifest:
@@ -46,6 +127,9 @@ class Manifest:
         return [self._item(row_id, uri, root, span) for row_id, uri, root, span in zip(*columns, strict=True)]
 
     def _item(self, row_id: int, uri: str, root: str, span: dict[str, Any] | None) -> Item:
+        if not uri:
+            nothing = Reject(status="missing", error="the row names no image")
+            return Item(row_id=row_id, uri=uri, path="", reject=nothing)
         if span is None:
             path = path_of(uri, root)
             fence = self._fence if root == self._fence else None

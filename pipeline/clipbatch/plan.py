@@ -11,22 +11,22 @@ import platform
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from clipbatch import __version__, begin, hardware, interrupts
-from clipbatch.atomic import publish, temp_name, writing_failed
+from clipbatch.atomic import temp_name, writing_failed
 from clipbatch.checks import SettingError
 from clipbatch.config import ANEW, Settings
+from clipbatch.duplicates import Duplicates
 from clipbatch.labels import LabelSet
+from clipbatch.manifest import ManifestWriter
 from clipbatch.places import StorePath
-from clipbatch.rundir import Plan, RunDir, file_sha256
+from clipbatch.rundir import Plan, RunDir
 
 _SUFFIXES = 20
 MANIFEST_ROWS = 2**20
@@ -137,22 +137,19 @@ def freeze(
     try:
         shutil.rmtree(staged, ignore_errors=True)  # of a killed planner that had the same pid
         staged.mkdir()
-        total, digests = 0, {}
-        for number, table in enumerate(_files(rows, per_file)):
-            path = staged / f"part-{number:05d}.parquet"
-            row_ids = pa.array(np.arange(total, total + table.num_rows))
-            with publish(path) as file:
-                pq.write_table(
-                    table.add_column(0, "row_id", row_ids), file, compression="zstd", row_group_size=row_group
-                )
-            digests[path.name] = file_sha256(path)
-            total += table.num_rows
+        duplicates, writer = Duplicates(), ManifestWriter(staged, per_file, row_group)
+        with writer:
+            for batch in rows:
+                interrupts.check()
+                duplicates.add(batch["uri"])
+                writer.write(batch)
         plan = Plan(
-            rows=total,
+            rows=writer.rows,
             identity=identity(settings, labels, inputs),
             settings=settings.flat(),
             manifest_rows=per_file,
-            manifest_sha256=digests,
+            manifest_sha256=writer.digests,
+            duplicates=duplicates.count(),
             passed_over=_most_frequent(passed_over()),
             versions=versions(),
         )
@@ -166,23 +163,6 @@ def freeze(
                 run.path.rmdir()
     run.check_same(standing, plan.identity)
     return standing
-
-
-def _files(rows: Iterable[pa.RecordBatch], per_file: int) -> Iterator[pa.Table]:
-    """The listing in tables of `per_file` rows, the last one shorter."""
-    waiting: list[pa.RecordBatch] = []
-    count = 0
-    for batch in rows:
-        interrupts.check()
-        while count + batch.num_rows >= per_file:
-            head = batch.slice(0, per_file - count)
-            yield pa.Table.from_batches([*waiting, head]).unify_dictionaries()
-            batch, waiting, count = batch.slice(head.num_rows), [], 0
-        if batch.num_rows:
-            waiting.append(batch)
-            count += batch.num_rows
-    if waiting:
-        yield pa.Table.from_batches(waiting).unify_dictionaries()
 
 
 def versions() -> dict[str, str]:

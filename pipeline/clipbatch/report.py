@@ -36,6 +36,7 @@ def make(run: RunDir, plan: Plan, done: WorkDone, elapsed_s: float, rank: Rank, 
         "parts": {"done": len(finished), "planned": plan.shards},
         "part": {"rank": rank.number, "world_size": rank.world, "done": len(mine), "planned": len(shards)},
         "passed_over": plan.passed_over,
+        "duplicates": plan.duplicates,
         "this_run": {
             "rows": rows,
             "seconds": round(elapsed_s, 3),
@@ -80,6 +81,8 @@ def summary(run: RunDir, report: dict[str, Any]) -> str:
     if passed:
         kinds = ", ".join(f"{count} {ascii(suffix)[1:-1]}" for suffix, count in report["passed_over"].items())
         lines.append(f"passed over, or noted: {kinds}")
+    if report["duplicates"]:
+        lines.append(f"{report['duplicates']} rows name an image that an earlier row names")
     if here["rows"]:
         lines.append(
             f"{here['rows']} images in {here['seconds']:.1f} s ({here['load_s']:.1f} s of it starting and loading the "

@@ -45,6 +45,8 @@ class Plan:
     passed_over: dict[str, int]
     """Files of the input folders that were not taken, by suffix."""
     versions: dict[str, str]
+    duplicates: int | None = None
+    """Rows whose uri an earlier row has; None: not counted."""
 
     @property
     def shard_size(self) -> int:
