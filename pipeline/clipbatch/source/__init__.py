@@ -20,6 +20,7 @@ from clipbatch.source.files import Directory, ImageFile
 from clipbatch.source.pattern import Pattern, is_pattern
 from clipbatch.source.remote import RemoteFolder, RemoteImage
 from clipbatch.source.rows import LISTED
+from clipbatch.source.tabular import TableManifest
 from clipbatch.source.text import TextManifest
 
 
@@ -49,6 +50,7 @@ class Lister(Protocol):
 
 LISTERS: tuple[type[Lister], ...] = (
     ArchiveFolder,
+    TableManifest,
     Directory,
     Archive,
     TextManifest,
@@ -92,7 +94,7 @@ class Listing:
         """
         self._inputs, self._limit = inputs, limit
         self._taken = {name.lower() for name in (*taken, *LISTED.names)}
-        schemas = [(lister.text, pa.schema([self._renamed(f) for f in lister.fields()])) for lister in inputs]
+        schemas = [(lister.text, pa.schema(self._renamed(lister.fields()))) for lister in inputs]
         self.schema = LISTED
         for text, schema in schemas:
             try:
@@ -126,17 +128,23 @@ class Listing:
         """Files that were not taken, by suffix; complete when `batches` has ended."""
         return sum((lister.passed_over for lister in self._inputs), Counter[str]())
 
-    def _renamed(self, field: pa.Field) -> pa.Field:
-        name = field.name
-        while name.lower() in self._taken:
-            name = f"input_{name}"
-        return field.with_name(name)
+    def _renamed(self, fields: list[pa.Field]) -> list[pa.Field]:
+        """The carried columns under names that neither ours nor another one of them has."""
+        given = {field.name.lower() for field in fields}
+
+        def free(name: str) -> str:
+            new = name
+            while new.lower() in self._taken or (new != name and new.lower() in given):
+                new = f"input_{new}"
+            return new
+
+        return [field.with_name(free(field.name)) for field in fields]
 
     def _aligned(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         own = len(LISTED)
         if len(self.schema) == own:
             return batch
-        found = {self._renamed(field).name: at for at, field in enumerate(batch.schema) if at >= own}
+        found = {field.name: at for at, field in enumerate(self._renamed(list(batch.schema)[own:]), own)}
         carried = [
             batch.column(found[field.name]).cast(field.type)
             if field.name in found

@@ -22,8 +22,13 @@ def batch(names: list[str], root: str) -> pa.RecordBatch:
         uris = pa.array(names, pa.string())
     except UnicodeEncodeError:
         uris = pa.array([uri_of(name, root) for name in names], pa.string())
-        root = root if is_text(root) else "/"
+        root = uri_root(root)
     return listed(uris, root)
+
+
+def uri_root(root: str) -> str:
+    """What rows have as their root: `root`, or `/` where it is not UTF-8 and their uris are `file://` ones."""
+    return root if is_text(root) else "/"
 
 
 def listed(

@@ -1,4 +1,5 @@
-"""A .txt manifest, or `-` for one on standard input: one path or url a line, blank lines and # comments skipped."""
+"""A .txt manifest, also .txt.gz or .txt.zst, or `-` for one on standard input: one path or url a line, blank lines
+and # comments skipped."""
 
 from __future__ import annotations
 
@@ -13,12 +14,14 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from clipbatch.config import SourceSettings
 from clipbatch.errors import InputError
+from clipbatch.source.opening import decompressed, suffix_of, unreadable
 from clipbatch.source.remote import copied
-from clipbatch.source.rows import batch
-from clipbatch.uris import absolute, folder_of, is_url, name_of
+from clipbatch.source.rows import BATCH_ROWS, batch, listed
+from clipbatch.uris import absolute, folder_of, is_text, is_url, name_of
 
 _CHUNK_BYTES = 4 * 2**20
 
@@ -36,7 +39,7 @@ class TextManifest:
     @staticmethod
     def accepts(text: str, settings: SourceSettings) -> bool:
         there = is_url(text) or os.path.isfile(text)
-        return text == "-" or (there and name_of(text).lower().endswith(".txt"))
+        return text == "-" or (there and suffix_of(name_of(text)) == ".txt")
 
     def identity(self) -> str:
         self._file.seek(0)
@@ -51,10 +54,10 @@ class TextManifest:
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         found = False
-        for lines in self._line_groups():
-            names = [name for line in lines if (name := line.rstrip("\r")) and not name.isspace() and name[0] != "#"]
-            found = found or bool(names)
-            yield batch(names, self._root)
+        for chunk in self._whole_lines():
+            for rows in self._rows(chunk):
+                found = found or rows.num_rows > 0
+                yield rows
         if not found:
             raise InputError(f"the manifest {self.text} names no images: write one path a line")
 
@@ -78,16 +81,41 @@ class TextManifest:
         except OSError as error:
             raise InputError(f"cannot read the manifest {self.text}: {error.strerror}") from error
 
-    def _line_groups(self) -> Iterator[list[str]]:
+    def _rows(self, lines: bytes) -> Iterator[pa.RecordBatch]:
+        """The names in `lines`; slowly where they or the root are not UTF-8."""
+        try:
+            text = lines.decode()
+        except UnicodeDecodeError:
+            text = ""
+        if not (text and is_text(self._root)):
+            names = [line.rstrip("\r") for line in os.fsdecode(lines).split("\n")]
+            yield batch([name for name in names if name and not name.isspace() and name[0] != "#"], self._root)
+            return
+        found = pc.split_pattern(pa.array([text]), "\n").flatten()
+        if "\r" in text:
+            found = pc.ascii_rtrim(found, "\r")
+        other = pc.or_(pc.or_(pc.starts_with(found, "#"), pc.utf8_is_space(found)), pc.equal(found, ""))
+        found = found.filter(pc.invert(other))
+        for start in range(0, len(found), BATCH_ROWS):
+            yield listed(found.slice(start, BATCH_ROWS), self._root)
+
+    def _whole_lines(self) -> Iterator[bytes]:
+        """The file in pieces of whole lines."""
         self._file.seek(0)
-        rest = b""
-        if self._file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
-            self._file.seek(0)
-        while chunk := self._file.read(_CHUNK_BYTES):
+        file, rest, first = decompressed(self._file, name_of(self.text)), b"", True
+        while True:
+            try:
+                chunk = file.read(_CHUNK_BYTES)
+            except OSError as error:
+                raise unreadable(self.text, error) from error
+            if not chunk:
+                break
             if b"\0" in chunk:
                 raise InputError(f"the manifest {self.text} is not a text file: write one path a line")
+            if first:
+                chunk, first = chunk.removeprefix(codecs.BOM_UTF8), False
             whole, newline, rest = (rest + chunk).rpartition(b"\n")
             if newline:
-                yield os.fsdecode(whole).split("\n")
+                yield whole
         if rest:
-            yield os.fsdecode(rest).split("\n")
+            yield rest
