@@ -34,7 +34,7 @@ class Span:
     start: int
     """First byte in an archive, of what `method` says; row number in a table of images, from 0."""
     length: int
-    """Bytes as they stand in an archive; 0 for a table."""
+    """Bytes as they stand in an archive; of a table's whole file, by which one that was exchanged is found out."""
     method: str
     """`container` has those of archives; `column:NAME` for a table's column of bytes."""
 

@@ -9,6 +9,7 @@ from clipbatch.config import ReadSettings
 from clipbatch.read.archive import Archives
 from clipbatch.read.files import read_file
 from clipbatch.read.remote import passes, read_remote
+from clipbatch.read.table import COLUMN, ReadTable
 from clipbatch.types import Encoded, Item, Reject
 from clipbatch.uris import is_url
 from clipbatch.web import WebError
@@ -24,6 +25,7 @@ class Fetch:
     def __init__(self, settings: ReadSettings) -> None:
         self._settings = settings
         self._archives = Archives()
+        self._tables = ReadTable(settings.max_bytes)
 
     def __call__(self, item: Item) -> Encoded | Reject:
         """The bytes of `item`, or why there are none."""
@@ -42,6 +44,8 @@ class Fetch:
         raise AssertionError("the last attempt returns")
 
     def _read(self, item: Item, left_s: float) -> Encoded | Reject:
+        if item.span and item.span.method.startswith(COLUMN):
+            return self._tables(item.path, item.span)
         if item.span:
             return self._archives.member(item, self._settings.max_bytes)
         if is_url(item.path):

@@ -20,6 +20,7 @@ from clipbatch.source.files import Directory, ImageFile
 from clipbatch.source.pattern import Pattern, is_pattern
 from clipbatch.source.remote import RemoteFolder, RemoteImage
 from clipbatch.source.rows import LISTED
+from clipbatch.source.table_images import ImageTable
 from clipbatch.source.tabular import TableManifest
 from clipbatch.source.text import TextManifest
 
@@ -50,6 +51,7 @@ class Lister(Protocol):
 
 LISTERS: tuple[type[Lister], ...] = (
     ArchiveFolder,
+    ImageTable,
     TableManifest,
     Directory,
     Archive,
