@@ -166,7 +166,7 @@ class RunDir:
         return None if facts is None else digest_of({"plan": self.plan().fingerprint, "model": facts})
 
     def part(self, shard: int, shards: int) -> Place:
-        return self.parts / f"part-{shard:0{part_digits(shards)}d}.parquet"
+        return self.parts / part_name(shard, shards)
 
     def make_parts(self) -> None:
         """Make the folder of the parts, also where somebody removed it."""
@@ -190,8 +190,8 @@ class RunDir:
 
     def done(self, plan: Plan) -> set[int]:
         """Shards that have a part file: one directory listing."""
-        found, digits = names(self.parts), part_digits(plan.shards)
-        return {shard for shard in range(plan.shards) if f"part-{shard:0{digits}d}.parquet" in found}
+        found, shards = names(self.parts), plan.shards
+        return {shard for shard in range(shards) if part_name(shard, shards) in found}
 
     def check_same(self, plan: Plan, identity: Mapping[str, Any]) -> None:
         """Raises: OtherRunError naming the first field in which `identity` is not the plan's."""
@@ -212,9 +212,9 @@ class RunDir:
         return found
 
 
-def part_digits(shards: int) -> int:
-    """Digits of the number in a part's name, of a run of `shards` shards."""
-    return max(5, len(str(shards - 1)))
+def part_name(shard: int, shards: int) -> str:
+    """The part's file name in a run of `shards` shards; sorted, names are in the order of shards."""
+    return f"part-{shard:0{max(5, len(str(shards - 1)))}d}.parquet"
 
 
 def digest_of(value: Any) -> str:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from clipbatch.atomic import publish
 from clipbatch.errors import InputError
 from clipbatch.places import Place, StorePath, parquet_source
-from clipbatch.rundir import Plan, RunDir
+from clipbatch.rundir import Plan, RunDir, part_name
 
 CACHE = ".counts.json"
 _THREADS = 16
@@ -32,28 +32,20 @@ Counts = dict[str, int]
 def tally(run: RunDir, plan: Plan, shards: Collection[int]) -> dict[int, Counts]:
     """Rows by status of each of `shards`, which are finished. Raises: InputError naming a part that is damaged."""
     cached, facts = _cached(run), _facts(run)
-    found: dict[int, Counts] = {}
-    unread: list[tuple[int, Place]] = []
-    for shard in shards:
-        path = run.part(shard, plan.shards)
-        entry = cached.get(path.name)
-        if entry and entry[0] == facts.get(path.name):
-            found[shard] = entry[1]
-        else:
-            unread.append((shard, path))
+    names = {shard: part_name(shard, plan.shards) for shard in shards}
+    unread = [shard for shard, name in names.items() if name not in cached or cached[name][0] != facts.get(name)]
     if unread:
         with ThreadPoolExecutor(_THREADS) as pool:
-            found |= zip(
-                (shard for shard, _ in unread), pool.map(_read, [(run, path) for _, path in unread]), strict=True
-            )
-        cached |= {path.name: [facts[path.name], found[shard]] for shard, path in unread if path.name in facts}
+            fresh = pool.map(lambda shard: _read(run, run.part(shard, plan.shards)), unread)
+            cached |= {
+                names[shard]: [facts.get(names[shard]), counts] for shard, counts in zip(unread, fresh, strict=True)
+            }
         with contextlib.suppress(InputError), publish(run.path / CACHE) as file:
             file.write(json.dumps({name: entry for name, entry in cached.items() if name in facts}).encode())
-    return found
+    return {shard: cached[name][1] for shard, name in names.items()}
 
 
-def _read(where: tuple[RunDir, Place]) -> Counts:
-    run, path = where
+def _read(run: RunDir, path: Place) -> Counts:
     try:
         counts: Counts = json.loads(pq.read_metadata(parquet_source(path)).metadata[b"clipbatch.counts"])
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
