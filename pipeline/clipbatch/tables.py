@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.ipc as ipc
@@ -46,3 +46,9 @@ def open_arrow(path: str, fields: Sequence[str] | None = None) -> tuple[ipc.Reco
         options = ipc.IpcReadOptions(included_fields=[reader.schema.get_field_index(name) for name in fields])
         reader = kind(file, options=options)
     return reader, seekable
+
+
+def arrow_batches(path: str, fields: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """The record batches of a file or a stream with only the columns `fields`, or all where it is empty."""
+    reader, seekable = open_arrow(path, fields)
+    return map(reader.get_batch, range(reader.num_record_batches)) if seekable else iter(reader)

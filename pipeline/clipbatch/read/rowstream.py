@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
-from clipbatch.tables import open_arrow, open_parquet
+from clipbatch.tables import arrow_batches, open_parquet
 
 _PIECE_BYTES = 2**20
 _MOST_ROWS = 1024
@@ -199,8 +199,7 @@ class _Parquet:
 
 class _Arrow:
     def __init__(self, path: str, column: str) -> None:
-        self._column = column
-        self._reader, self._seekable = open_arrow(path, [column])
+        self._path, self._column = path, column
         self.count: int | None = None
         self.row_bytes = 0.0
 
@@ -208,8 +207,7 @@ class _Arrow:
         return 0, _NO_END
 
     def read_from(self, row: int) -> Iterator[pa.Array]:
-        numbers = range(self._reader.num_record_batches) if self._seekable else ()
-        for batch in map(self._reader.get_batch, numbers) if self._seekable else self._reader:
+        for batch in arrow_batches(self._path, [self._column]):
             column = batch.column(self._column)
             for start in range(0, len(column), _ARROW_ROWS):
                 yield column.slice(start, _ARROW_ROWS)

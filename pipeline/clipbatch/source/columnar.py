@@ -11,7 +11,7 @@ from clipbatch.errors import InputError
 from clipbatch.source.carried import type_of
 from clipbatch.source.opening import unreadable
 from clipbatch.source.rows import BATCH_ROWS
-from clipbatch.tables import open_arrow, open_parquet
+from clipbatch.tables import arrow_batches, open_arrow, open_parquet
 
 
 class ColumnarFiles:
@@ -64,9 +64,7 @@ def _parquet(path: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
 def _arrow(path: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
     names = open_arrow(path)[0].schema.names
     there = list(dict.fromkeys(n if n in names else n.partition(".")[0] for n in columns))
-    reader, seekable = open_arrow(path, [name for name in there if name in names])
-    batches = map(reader.get_batch, range(reader.num_record_batches)) if seekable else iter(reader)
-    for batch in batches:
+    for batch in arrow_batches(path, [name for name in there if name in names]):
         for start in range(0, batch.num_rows, BATCH_ROWS):
             yield batch.slice(start, BATCH_ROWS)
 
