@@ -20,7 +20,7 @@ from clipbatch.encode.text import npy_bytes
 from clipbatch.flow import Flow, Stage
 from clipbatch.journal import Journal
 from clipbatch.manifest import Manifest
-from clipbatch.read import Read
+from clipbatch.read import Gate, Read
 from clipbatch.rundir import Plan, RunDir
 from clipbatch.schema import LISTING
 from clipbatch.score import Score
@@ -78,10 +78,11 @@ class Worker:
             embeddings=settings.output.embeddings,
         )
         write = Write(run, plan, fingerprint=sealed, score=kind, embedding=text_LD.shape[1])
-        read = self.read = Read(settings.read, batches=4 * decode.threads)
+        read, gate = Read(settings.read, batches=4 * decode.threads), Gate()
+        self.read, self._gate = read, gate
         self.stages = [
-            Stage(name="read", work=read, threads=read.batches),
-            Stage(name="decode", work=_entering(journal, decode), threads=decode.threads),
+            Stage(name="read", work=_weighed(gate, read), threads=read.batches),
+            Stage(name="decode", work=_entering(journal, gate, decode), threads=decode.threads),
             Stage(name="encode", work=encode, threads=encode.threads),
             Stage(name="score", work=score),
             Stage(name="write", work=_leaving(journal, write, lambda: run.plan_of(fingerprint))),
@@ -95,13 +96,24 @@ class Worker:
     def label(self, tasks: Iterable[Task]) -> Flow:
         """Do `tasks`; iterate over the flow to get a `Written` for each batch, in order."""
         batches = (batch for task in tasks for batch in item_batches(self._plan, self._manifest, task))
-        return Flow(batches, self.stages)
+        return Flow(self._gate.admit(batches), self.stages)
 
 
-def _entering(journal: Journal, decode: Decode) -> Callable[[ReadBatch], PixelBatch]:
+def _weighed(gate: Gate, read: Read) -> Callable[[ItemBatch], ReadBatch]:
+    def noted(batch: ItemBatch) -> ReadBatch:
+        done = read(batch)
+        gate.has_read(done)
+        return done
+
+    return noted
+
+
+def _entering(journal: Journal, gate: Gate, decode: Decode) -> Callable[[ReadBatch], PixelBatch]:
     def noted(batch: ReadBatch) -> PixelBatch:
         journal.enter(batch.source.start, len(batch.slots))
-        return decode(batch)
+        pixels = decode(batch)
+        gate.leave(batch)
+        return pixels
 
     return noted
 
