@@ -15,8 +15,9 @@ _seen: list[str] = []
 
 
 def install() -> None:
-    """Let SIGTERM, SIGINT and SIGHUP raise InterruptedRunError, but for those that are ignored, as under nohup."""
-    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    """Let SIGTERM, SIGINT, SIGHUP, and SIGUSR1 (as Slurm sends it ahead of a time limit: sbatch --signal) raise
+    InterruptedRunError, but for those that are ignored, as under nohup."""
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         if signal.getsignal(signum) is not signal.SIG_IGN:
             signal.signal(signum, _interrupted)
 

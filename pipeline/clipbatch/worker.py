@@ -63,7 +63,8 @@ class _Channel:
 
 def main() -> None:
     """Work until told to finish; every failure becomes an `error` line and the exit code of its kind."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor gets Ctrl-C too, and decides
+    for signum in (signal.SIGINT, signal.SIGUSR1):  # the supervisor gets Ctrl-C too, and what srun sends, and decides
+        signal.signal(signum, signal.SIG_IGN)
     channel = _Channel()
     code = 0
     try:
