@@ -22,6 +22,8 @@ PLANNING = (
 SURFACE = {
     "run": PLANNING + " --quiet --repair --retry-bad",
     "plan": PLANNING,
+    "submit slurm": PLANNING
+    + " --array --cpus-per-task --dry-run --gres --mem --partition --requeues --sbatch-option --slurm-dir --time",
     "status": "--json",
     "verify": "--json",
     "report": "--examples --out",
@@ -43,14 +45,15 @@ def test_the_surface_is_frozen(cli: Cli) -> None:
 
     from clipbatch.cli import app
 
-    commands = get_command(app).commands  # type: ignore[attr-defined]
+    commands = dict(get_command(app).commands)  # type: ignore[attr-defined]
+    commands |= {f"submit {name}": command for name, command in commands.pop("submit").commands.items()}
     shown = {
         name: sorted({option for param in command.params for option in param.opts if option.startswith("--")})
         for name, command in commands.items()
     }
     assert shown == {name: sorted(options.split()) for name, options in SURFACE.items()}
     for name in SURFACE:
-        assert f"Example: clipbatch {name}" in cli(name, "--help").stdout
+        assert f"Example: clipbatch {name}" in cli(*name.split(), "--help").stdout
 
 
 def test_help_plan_status_and_verify_start_without_torch_or_dali(cli: Cli, folder: Path, tmp_path: Path) -> None:
@@ -70,6 +73,7 @@ finally:
         (["verify", tmp_path / "out"], "[]"),
         (["plan", folder, *DEMO, "--out", tmp_path / "new"], "[]"),
         (["report", tmp_path / "out"], "['PIL']"),  # by matplotlib, to which no image is given
+        (["submit", "slurm", "--out", tmp_path / "new", "--array", "2", "--dry-run"], "[]"),
     ):
         made = subprocess.run(
             [sys.executable, "-c", check, *map(str, arguments)], capture_output=True, text=True, check=True

@@ -148,6 +148,6 @@ def _stranger(run: RunDir) -> str | None:
             inside = [entry for entry in names(run.path / name) if not _OURS.fullmatch(entry)]
             if inside:
                 return f"{name}/{min(inside)}"
-        elif name not in _FILES and not name.startswith("."):
+        elif name not in (*_FILES, "slurm") and not name.startswith("."):
             return name
     return None

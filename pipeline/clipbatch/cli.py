@@ -9,10 +9,10 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from clipbatch import __version__, interrupts
+from clipbatch import __version__, interrupts, submit
 from clipbatch.config import Settings
 from clipbatch.errors import ClipbatchError, DamagedError
-from clipbatch.options import takes_settings
+from clipbatch.options import Json, Out, Overwrite, takes_settings
 
 EXIT_CODES = """\
 Exit codes: 0 done (bad images included), 2 usage, 3 input or settings refused, 4 more bad images than --max-bad,
@@ -28,12 +28,8 @@ app = typer.Typer(
 )
 
 
-Out = Annotated[
-    str, typer.Option("--out", "-o", help="The run directory, or a url in a store; a run that is there is resumed.")
-]
 RunDirectory = Annotated[str, typer.Argument(help="A run directory.", metavar="RUN")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary; errors only.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 
 
 @app.command("run", rich_help_panel="Label images")
@@ -44,7 +40,7 @@ def run_command(
     out: Out,
     retry_bad: Annotated[bool, typer.Option("--retry-bad", help="Try the bad images of finished parts again.")] = False,
     repair: Annotated[bool, typer.Option("--repair", help="Verify first, and do damaged parts again.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Throw away the run in --out and begin anew.")] = False,
+    overwrite: Overwrite = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -69,7 +65,7 @@ def plan_command(
     settings: Settings,
     *,
     out: Out,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Throw away the run in --out and begin anew.")] = False,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """List the input and freeze it into a run directory, without reading an image.
@@ -201,6 +197,9 @@ def demo_command(
     from clipbatch import api
 
     print(api.demo(out, quiet=quiet))
+
+
+app.add_typer(submit.app, name="submit", rich_help_panel="Label images")
 
 
 def _print(found: dict[str, Any], as_json: bool) -> None:

@@ -23,6 +23,11 @@ Input = Annotated[
         metavar="INPUT...", help="Folders, image files, .txt manifests (one path a line), or - for a manifest on stdin."
     ),
 ]
+Out = Annotated[
+    str, typer.Option("--out", "-o", help="The run directory, or a url in a store; a run that is there is resumed.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Throw away the run in --out and begin anew.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 SETTINGS: dict[str, Any] = {
     "labels": Annotated[
         Optional[str], _option("Labels", "A text or TOML FILE, a shipped set's name, or a,b,c.", "--labels", "-l")

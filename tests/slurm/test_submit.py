@@ -1,0 +1,283 @@
+"""`clipbatch submit slurm` and the templates of jobs/ on a real cluster: whatever happens, a run ends whole."""
+
+import json
+import os
+import re
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import cluster as slurm
+import numpy as np
+import pytest
+
+from conftest import DEMO, Cli
+from corpus import photo
+
+JOBS = Path(__file__).parents[2] / "jobs"
+SHARD = 64
+ROWS = 4_000
+SHARDS = 63
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[slurm.Cluster]:
+    with slurm.running() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster(running: slurm.Cluster) -> Iterator[slurm.Cluster]:
+    """Two idle nodes, whatever the test before did to them."""
+    yield running
+    running.run("scancel", "--user=root")
+    for node in slurm.NODES:
+        running.revive_node(node)
+    running.wait_for("idle nodes", lambda: all(running.node_state(node) == "idle" for node in slurm.NODES))
+
+
+@pytest.fixture(scope="module")
+def listed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A manifest of 4,000 rows, some of them bad: seconds of work for two tasks."""
+    folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(3)
+    for number in range(40):
+        photo(rng, 480, 360).save(folder / f"{number:02}.jpg", quality=90)
+    (folder / "07.jpg").write_bytes(b"<html>404</html>")
+    path = folder / "list.txt"
+    path.write_text("".join(f"{number % 40:02}.jpg\n" for number in range(ROWS)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(cli: Cli, listed: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The parts of an undisturbed run on this machine."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    cli("run", listed, *DEMO, "--shard-size", SHARD, "--out", out)
+    return parts(out)
+
+
+@pytest.fixture
+def submit(cli: Cli, listed: Path, cluster: slurm.Cluster) -> "Submit":
+    return Submit(cli, listed, cluster)
+
+
+class Submit:
+    """Submits the listed images into a run directory; gives the numbers of the array and of the check."""
+
+    def __init__(self, cli: Cli, listed: Path, cluster: slurm.Cluster) -> None:
+        self._cli, self._listed, self._cluster = cli, listed, cluster
+
+    def __call__(self, out: Path, *options: object) -> tuple[str, str]:
+        made = json.loads(self.said(self._listed, *DEMO, "--shard-size", SHARD, "--json", "--out", out, *options))
+        return made["array_job"], made["check_job"]
+
+    def said(self, *arguments: object, code: int = 0) -> str:
+        made = self._cli("submit", "slurm", *arguments, code=code, env=self._cluster.environment)
+        return made.stdout if code == 0 else made.stderr
+
+
+def parts(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (out / "parts").glob("*.parquet")}
+
+
+def log(out: Path, name: str) -> str:
+    return (out / "slurm" / "logs" / f"{name}.out").read_text()
+
+
+def in_the_middle(cluster: slurm.Cluster, out: Path, *tasks: str) -> None:
+    """Wait until all tasks run, and have published parts."""
+    cluster.wait_for("tasks", lambda: all(cluster.state(task) == "RUNNING" for task in tasks))
+    cluster.wait_for("parts", lambda: len(parts(out)) >= 3)
+    assert all(cluster.state(task) == "RUNNING" for task in tasks)
+
+
+def test_an_array_over_both_nodes_labels_all_and_the_check_behind_it_says_so(
+    cluster: slurm.Cluster, submit: Submit, whole: dict[str, bytes], listed: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / '100% of Zoë\'s "scores"'
+    wanted = ("--array", 3, "--gres", "gpu:1", "--device", "cpu", "--sbatch-option", "--comment='a b'")
+    said = submit.said(listed, *DEMO, "--shard-size", SHARD, "--out", out, *wanted)
+    array, check = re.findall(r"(?:array|check) job (\d+)", said)
+    assert f"squeue -j {array},{check}" in said
+    assert "3 tasks for 63 open shards of 63" in said
+    busy = submit.said("--out", out, "--array", 3, code=3)
+    assert f"array job {array} of this run is queued or running" in busy
+    assert cluster.wait_for_end(check) == "COMPLETED"
+    assert [cluster.state(f"{array}_{task}") for task in range(3)] == ["COMPLETED"] * 3
+    assert {cluster.node_of(f"{array}_{task}") for task in range(3)} == set(slurm.NODES)
+    assert "Comment=a b " in cluster.run("scontrol", "show", "--oneliner", "job", array) + " "
+    assert parts(out) == whole
+    for task in range(3):
+        assert f"task {array}_{task} on n" in log(out, f"{array}_{task}")
+        assert ": done" in log(out, f"{array}_{task}")
+    assert "4000 rows in 63 parts, every one there once" in log(out, f"check-{check}")
+    assert (out / "report.html").is_file()
+    before = cluster.run("squeue", "--noheader", "--states=all")
+    assert "no shard is open" in submit.said("--out", out, "--array", 3)
+    assert cluster.run("squeue", "--noheader", "--states=all") == before
+
+
+def test_a_task_that_is_killed_is_queued_again(
+    cluster: slurm.Cluster, submit: Submit, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    array, check = submit(out, "--array", 2)
+    in_the_middle(cluster, out, f"{array}_0", f"{array}_1")
+    (victim,) = cluster.processes(f"-m clipbatch run --out {out} .*--rank=1")
+    os.kill(victim, signal.SIGKILL)
+    assert cluster.wait_for_end(check) == "COMPLETED"
+    assert cluster.restarts(f"{array}_1") == 1
+    assert "exit code 137: queued again" in log(out, f"{array}_1")
+    assert "queued again 1 times before" in log(out, f"{array}_1")
+    assert parts(out) == whole
+
+
+@pytest.mark.parametrize("cut_off", [False, True], ids=["its processes ended", "its processes still at work"])
+def test_when_a_node_goes_down_its_task_is_done_on_the_other(
+    cluster: slurm.Cluster, submit: Submit, whole: dict[str, bytes], tmp_path: Path, cut_off: bool
+) -> None:
+    out = tmp_path / "out"
+    array, check = submit(out, "--array", 2)
+    in_the_middle(cluster, out, f"{array}_0", f"{array}_1")
+    (lost,) = (task for task in (f"{array}_0", f"{array}_1") if cluster.node_of(task) == "n2")
+    if cut_off:  # then nobody is there whom Slurm could tell to end them
+        cluster.kill_node_daemon("n2")
+    cluster.run("scontrol", "update", "nodename=n2", "state=down", "reason=fire")
+    if not cut_off:
+        cluster.kill_node_daemon("n2")
+    assert cluster.wait_for_end(check) == "COMPLETED"
+    assert (cluster.node_of(lost), cluster.restarts(lost)) == ("n1", 1)
+    assert "on n2: begun" in log(out, lost)
+    assert "on n1: begun" in log(out, lost)
+    assert parts(out) == whole
+
+
+def test_an_array_that_is_cancelled_is_not_queued_again_and_the_next_one_takes_what_is_open(
+    cluster: slurm.Cluster, submit: Submit, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    array, check = submit(out, "--array", 2)
+    in_the_middle(cluster, out, f"{array}_0", f"{array}_1")
+    cluster.run("scancel", array)
+    assert cluster.wait_for_end(check) == "FAILED"
+    assert cluster.exit_code(check) == 5
+    assert [(cluster.state(f"{array}_{task}"), cluster.restarts(f"{array}_{task}")) for task in range(2)] == [
+        ("CANCELLED", 0),
+        ("CANCELLED", 0),
+    ]
+    found = parts(out)
+    assert 3 <= len(found) < len(whole)
+    assert found.items() <= whole.items()
+    made = json.loads(submit.said("--out", out, "--array", 2, "--json"))
+    assert (made["open_shards"], made["shards"], made["tasks"]) == (SHARDS - len(found), SHARDS, 2)
+    assert cluster.wait_for_end(made["check_job"]) == "COMPLETED"
+    assert parts(out) == whole
+
+
+def test_a_task_that_is_to_be_preempted_ends_at_once_and_goes_on_later(
+    cluster: slurm.Cluster, submit: Submit, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    array, check = submit(out, "--array", 2, "--partition", "main")
+    in_the_middle(cluster, out, f"{array}_0", f"{array}_1")
+    (pushed,) = (task for task in (f"{array}_0", f"{array}_1") if cluster.node_of(task) == "n1")
+    urgent = cluster.run(
+        "sbatch", "--parsable", "--partition=urgent", "--nodelist=n1", "--output=/dev/null", "--wrap=:"
+    )
+    assert cluster.wait_for_end(urgent) == "COMPLETED"
+    assert cluster.wait_for_end(check) == "COMPLETED"
+    assert cluster.restarts(pushed) == 1
+    assert "interrupted by SIGUSR1: finished parts stay" in log(out, pushed)
+    assert "exit code 75: queued again" in log(out, pushed)
+    assert parts(out) == whole
+
+
+def test_a_task_that_fails_is_queued_again_a_bounded_number_of_times(
+    cluster: slurm.Cluster, submit: Submit, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    broken = "--export=ALL,PYTHONHOME=/nowhere"
+    array, check = submit(out, "--array", 1, "--requeues", 1, "--sbatch-option", broken)
+    assert cluster.wait_for_end(check) == "FAILED"
+    assert (cluster.state(array), cluster.exit_code(array), cluster.restarts(array)) == ("FAILED", 1, 1)
+    assert "not queued again, it has been 1 times" in log(out, f"{array}_0")
+
+
+def test_a_dry_run_leaves_scripts_that_sbatch_takes_and_a_refusal_is_final(
+    cluster: slurm.Cluster, submit: Submit, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert submit(out, "--array", 1, "--dry-run") == (None, None)
+    assert cluster.run("squeue", "--noheader") == ""
+    (manifest,) = (out / "manifest").iterdir()
+    manifest.write_bytes(manifest.read_bytes() + b"edited")
+    array = cluster.run("sbatch", "--parsable", out / "slurm" / "array.sbatch")
+    assert cluster.wait_for_end(array) == "FAILED"
+    assert (cluster.exit_code(array), cluster.restarts(array)) == (3, 0)
+    assert "was changed" in log(out, f"{array}_0")
+    assert "exit code 3: refused, and would be again" in log(out, f"{array}_0")
+
+
+def test_what_slurm_refuses_is_said(cluster: slurm.Cluster, submit: Submit, listed: Path, tmp_path: Path) -> None:
+    given = (listed, *DEMO, "--shard-size", SHARD, "--out", tmp_path / "out")
+    assert "of 12 tasks at most (MaxArraySize)" in submit.said(*given, "--array", 13, code=3)
+    assert "invalid partition specified: nowhere" in submit.said(*given, "--array", 2, "--partition", "nowhere", code=3)
+    assert "Invalid --mail-type" in submit.said(*given, "--array", 2, "--sbatch-option", "--mail-type=x", code=3)
+    assert cluster.run("squeue", "--noheader") == ""
+    assert list((tmp_path / "out" / "parts").iterdir()) == []
+
+
+def template(name: str, folder: Path, changes: dict[str, str]) -> Path:
+    """A copy of a file of jobs/, with what users change."""
+    text = (JOBS / name).read_text()
+    for ours, theirs in ({"clipbatch run": f"{sys.executable} -m clipbatch run"} | changes).items():
+        assert ours in text
+        text = text.replace(ours, theirs)
+    (folder / name).write_text(text)
+    return folder / name
+
+
+def test_the_array_of_the_templates_finds_its_parts(
+    cluster: slurm.Cluster, cli: Cli, listed: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    cli("plan", listed, *DEMO, "--shard-size", SHARD, "--out", out)
+    script = template(
+        "slurm-array.sbatch",
+        tmp_path,
+        {"0-63": "0-1", "cpus-per-task=16": "cpus-per-task=1", "64G": "1G", "/data/scores": str(out)},
+    )
+    array = cluster.run("sbatch", "--parsable", f"--chdir={tmp_path}", script)
+    assert [cluster.wait_for_end(f"{array}_{task}") for task in range(2)] == ["COMPLETED"] * 2
+    assert parts(out) == whole
+    for task, shards in enumerate((32, 31)):
+        said = (tmp_path / f"clipbatch-{array}_{task}.out").read_text()
+        assert f"rank {task} of 2: {shards} of its {shards} shards are done" in said
+
+
+def test_the_job_of_the_templates_on_many_nodes_ends_when_warned_and_goes_on_when_submitted_again(
+    cluster: slurm.Cluster, listed: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    given = f"{listed} {' '.join(DEMO)} --shard-size {SHARD}"
+    script = template(
+        "slurm-multinode.sbatch",
+        tmp_path,
+        {"nodes=4": "nodes=2", "per-node=8": "per-node=1", "cpus-per-task=16": "cpus-per-task=1", "512G": "1G"}
+        | {"/data/photos --labels /data/labels.txt": given, "/data/scores": str(out)}
+        | {"clipbatch plan": f"{sys.executable} -m clipbatch plan"}
+        | {"clipbatch verify": f"{sys.executable} -m clipbatch verify"},
+    )
+    job = cluster.run("sbatch", "--parsable", f"--chdir={tmp_path}", script)
+    in_the_middle(cluster, out, job)
+    cluster.run("scancel", "--signal=USR1", job)
+    assert cluster.wait_for_end(job) == "FAILED"
+    said = (tmp_path / f"clipbatch-{job}.out").read_text()
+    assert said.count("interrupted by SIGUSR1: finished parts stay") == 2
+    assert "ended" not in said.split("interrupted")[0]  # the workers left it to their supervisors
+    assert 3 <= len(parts(out)) < len(whole)
+    job = cluster.run("sbatch", "--parsable", f"--chdir={tmp_path}", script)
+    assert cluster.wait_for_end(job) == "COMPLETED"
+    assert "4000 rows in 63 parts, every one there once" in (tmp_path / f"clipbatch-{job}.out").read_text()
+    assert parts(out) == whole
