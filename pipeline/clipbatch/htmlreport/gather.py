@@ -7,6 +7,7 @@ finished, or still at work, is reported as far as it is.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -151,7 +152,7 @@ def gather(run: RunDir, plan: Plan, *, examples: int) -> Gathered:
             found.published.append((times.get(path.name, 0.0), rows))
         except FileNotFoundError:  # an operator is at work on it
             continue
-        except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+        except (OSError, pa.ArrowException, KeyError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise InputError(f"{path} is damaged: clipbatch run --out {run.path} --repair does it again") from error
     if not found.published:
         raise InputError(

@@ -1,7 +1,8 @@
 """A process that may die: `python -m clipbatch.htmlreport.thumbnailer RUN_DIR`, started by `thumbnails`.
 
-Takes row_ids on standard input, one a line, and answers each with one line: a WebP picture in base64, or a minus sign
-and why there is none. Writes nothing. The only module of the report that opens images, which anybody may have made.
+Says that it is ready, takes row_ids on standard input, one a line, and answers each with one line: a WebP picture in
+base64, or a minus sign and why there is none. Writes nothing. The only module of the report that opens images, which
+anybody may have made.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ def main() -> None:
     run = RunDir(sys.argv[1])
     rows = Rows(run, run.plan())
     limit_memory(_MEMORY_MIB)
+    answers.write(b"ready\n")
     for line in sys.stdin:
         try:
             answer = base64.b64encode(rows.thumbnail(int(line)))

@@ -20,11 +20,15 @@ from clipbatch import interrupts
 from clipbatch.process import safe_environment
 from clipbatch.rundir import RunDir
 
+START_S = 60.0
+"""Within which the process must have loaded its libraries."""
 IMAGE_S = 20.0
 """Within which a picture must be there."""
 ALL_S = 45.0
-"""Within which all pictures must be there; those that are not are left out."""
+"""Within which all pictures must be there, starts not counted; those that are not are left out."""
 MOST_DEATHS = 10
+READY = b"ready"
+"""What the process says first."""
 _MOST_LINE = 16_384
 _PICTURE = re.compile(rb"UklGR[A-Za-z0-9+/]+={0,2}")
 """Base64 of RIFF..., as every WebP begins."""
@@ -40,21 +44,22 @@ class Thumbnail:
 
 
 def make(run: RunDir, rows: Iterable[int]) -> dict[int, Thumbnail]:
-    """A thumbnail for each of `rows` (row_ids); takes `ALL_S` seconds at most, and a little."""
+    """A thumbnail for each of `rows` (row_ids)."""
     left = sorted(set(rows))  # in the manifest's order, so that each of its files is read once
     made: dict[int, Thumbnail] = {}
-    deadline = time.monotonic() + ALL_S
-    deaths = 0
-    while left and deaths < MOST_DEATHS and time.monotonic() < deadline:
-        done = _session(run, left, deadline)
+    left_s, deaths = ALL_S, 0
+    while left and deaths < MOST_DEATHS and left_s > 0:
+        done, took_s = _session(run, left, left_s)
         made |= done
         left = left[len(done) :]
+        left_s -= took_s
         deaths += 1
-    return made | dict.fromkeys(left, Thumbnail(why="left out, since the pictures before it took too long"))
+    return made | dict.fromkeys(left, Thumbnail(why="left out, since those before it took too long"))
 
 
-def _session(run: RunDir, rows: list[int], deadline: float) -> dict[int, Thumbnail]:
-    """Put `rows` through one process until it is ended; the last one may be what ended it."""
+def _session(run: RunDir, rows: list[int], left_s: float) -> tuple[dict[int, Thumbnail], float]:
+    """Put `rows` through one process until it is ended, and the seconds since it was ready. The last one may be what
+    ended it; all fail where it does not start."""
     made: dict[int, Thumbnail] = {}
     command = [sys.executable, "-m", "clipbatch.htmlreport.thumbnailer", str(run.path)]
     with subprocess.Popen(
@@ -68,13 +73,16 @@ def _session(run: RunDir, rows: list[int], deadline: float) -> dict[int, Thumbna
         assert process.stdin
         assert process.stdout
         try:
+            if _line(process.stdout, START_S) != READY:
+                return dict.fromkeys(rows, Thumbnail(why="the process that makes pictures does not start")), 0.0
+            begun = time.monotonic()
             for row in rows:
                 interrupts.check()
-                if time.monotonic() > deadline:
+                if time.monotonic() - begun > left_s:
                     break
                 try:
                     process.stdin.write(f"{row}\n".encode())
-                    answer = _line(process.stdout, min(IMAGE_S, max(1.0, deadline - time.monotonic())))
+                    answer = _line(process.stdout, IMAGE_S)
                 except BrokenPipeError:
                     answer = b""
                 made[row] = _thumbnail(answer)
@@ -82,7 +90,7 @@ def _session(run: RunDir, rows: list[int], deadline: float) -> dict[int, Thumbna
                     break
         finally:
             process.kill()
-    return made
+    return made, time.monotonic() - begun
 
 
 def _thumbnail(answer: bytes | None) -> Thumbnail:
