@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
@@ -74,6 +75,40 @@ def test_the_best_labels_alone_give_the_same_margins(cli: Cli, run: Path, tmp_pa
     assert top.margins.bars() == full.margins.bars()
     for ours, theirs in zip(top.labels, full.labels, strict=True):
         assert [e.runner_up for e in ours.doubtful] == [e.runner_up for e in theirs.doubtful]
+
+
+GROUPS = """
+[groups.animal]
+labels = ["cat", "dog", "horse"]
+templates = ["a photo of a {}."]
+[groups.vehicle]
+labels = ["a ship!", "a ship?", "truck"]
+templates = ["a photo of {}."]
+threshold = 0.6
+"""
+
+
+def test_each_label_group_is_reported_for_itself_and_images_below_a_threshold_have_no_label(
+    cli: Cli, run: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "groups.toml").write_text(GROUPS)
+    made = ("--labels", tmp_path / "groups.toml", "--model", "clipbatch-demo", "--layout", "wide")
+    cli("run", run.parent / "images", *made, "--out", tmp_path / "out")
+    found, table = gathered(tmp_path / "out"), rows(tmp_path / "out")
+    good = table.filter(pc.equal(table["status"].cast("string"), "ok"))
+    assert list(found.sets) == ["animal", "vehicle"]
+    for name, facts in found.sets.items():
+        labels = Counter(good[f"{name}_label"].to_pylist())
+        assert facts.unlabelled == labels.pop(None, 0)
+        assert {label.name: label.images for label in facts.labels if label.images} == labels
+        scores = np.sort([good[c] for c in good.column_names if c.startswith(f"{name}_score_")], axis=0)
+        assert facts.margins.quantile(0.5) == pytest.approx(np.median(scores[-1] - scores[-2]), abs=0.02)
+        assert facts.scores.total == facts.margins.total == len(good)
+    assert found.sets["vehicle"].unlabelled > 0
+    cli("report", tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert f"{found.sets['vehicle'].unlabelled} images have no label" in page
+    assert '<bdi class="muted">animal:</bdi>' in page
 
 
 WORDS = pa.dictionary(pa.int32(), pa.string())
@@ -210,7 +245,8 @@ def test_the_page_stays_under_five_megabytes_whatever_the_run_holds(cli: Cli, tm
     labels = ",".join(f"{number}{'<' * 300}" for number in range(60))
     (tmp_path / "labels.txt").write_text(labels.replace(",", "\n"))
     made = ("--labels", tmp_path / "labels.txt", "--model", "clipbatch-demo")
-    cli("plan", tmp_path / "list.txt", *made, "--shard-size", count, "--batch-size", 10, "--out", tmp_path / "out")
+    sizes = ("--shard-size", count, "--batch-size", 10, "--top-k", 1)
+    cli("plan", tmp_path / "list.txt", *made, *sizes, "--out", tmp_path / "out")
     names, statuses = labels.split(","), ["ok", "missing", "empty", "corrupt", "truncated", "timeout", "crashed"]
     status = [statuses[row % 7] for row in range(count)]
     ok = np.array([entry == "ok" for entry in status])
@@ -223,6 +259,7 @@ def test_the_page_stays_under_five_megabytes_whatever_the_run_holds(cli: Cli, tm
             "error": [None if good else f"{row}{chr(0xE0001) * 2000}" for row, good in enumerate(ok)],
             "label": pa.array([names[row % 60] if good else None for row, good in enumerate(ok)], WORDS),
             "score": pa.array(scores, mask=~ok),
+            "top": [[{"label": "", "score": 1.0}] if good else None for good in ok],
         }
     )
     pq.write_table(table, tmp_path / "out" / "parts" / "part-00000.parquet")

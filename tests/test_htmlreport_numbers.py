@@ -1,7 +1,6 @@
 """What a report counts and says, on values whose answer is known."""
 
 import itertools
-import json
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,6 @@ def batch(**more: Any) -> pa.RecordBatch:
 
 
 SCORES = np.float32([[0.7, 0.2, 0.1], [0.3, 0.5, 0.2], [0.4, 0.25, 0.35]])
-FOOTER = {b"clipbatch.labels": b'["a", "b", "c"]'}
 
 
 @pytest.mark.parametrize("layout", ["list", "half", "top", "wide"])
@@ -40,32 +38,13 @@ def test_every_layout_of_scores_tells_the_second_best(layout: str) -> None:
         },
     }
     made = batch(**lists[layout])
-    (found,) = columns.find(made.schema, FOOTER)
+    found = columns.ScoreColumns(
+        name="", label="label", score="score", others=tuple(lists[layout]), labels=("a", "b", "c")
+    )
     second = columns.runners_up(found, made)
     assert second
     assert [second.names[index] for index in second.index_B] == ["b", "a", "c"]
     np.testing.assert_allclose(second.margin_B, [0.5, 0.2, 0.05], atol=1e-3)
-
-
-def test_sets_of_labels_are_found_by_name_and_a_users_columns_are_not_taken_for_one() -> None:
-    label, score = pa.array(["x", "y", "x"], WORDS), pa.array([1.0, 0.5, 0.5], pa.float32())
-    lists = pa.FixedSizeListArray.from_arrays(pa.array(SCORES[:, :2].ravel()), 2)
-    made = pa.RecordBatch.from_pydict(
-        {
-            "colour_label": label,
-            "colour_score": score,
-            "colour_scores": lists,
-            "kind_label": label,
-            "kind_score": score,
-            "price_label": pa.array(["cheap", "dear", "dear"]),
-            "price_score": pa.array([1.0, 2.0, 3.0]),
-        }
-    )
-    footer = {b"clipbatch.labels": json.dumps({"colour": ["x", "y"], "kind": ["x", "y"]}).encode()}
-    colour, kind = columns.find(made.schema, footer)
-    assert (colour.name, colour.others, colour.labels) == ("colour", ("colour_scores",), ("x", "y"))
-    assert (kind.name, kind.others) == ("kind", ())
-    assert columns.runners_up(kind, made) is None
 
 
 def test_a_histogram_has_every_value_and_quantiles_to_a_step() -> None:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from clipbatch import interrupts
 from clipbatch.errors import InputError
 from clipbatch.htmlreport import columns
-from clipbatch.htmlreport.columns import ScoreColumns
+from clipbatch.htmlreport.columns import RunnersUp, ScoreColumns
 from clipbatch.htmlreport.examples import Example, Ranking
 from clipbatch.htmlreport.histogram import Histogram
 from clipbatch.places import Place, StorePath, parquet_source
@@ -79,32 +79,44 @@ class SetFacts:
         self._images: NDArray[np.int64] = np.zeros(0, np.int64)
         self._sums: NDArray[np.float64] = np.zeros(0)
         self._confident, self._doubtful = Ranking(examples), Ranking(examples)
+        self.unlabelled = 0
+        """Images with a best score below the group's threshold."""
 
     def add(self, found: ScoreColumns, batch: pa.RecordBatch) -> None:
         """batch: rows that all have scores."""
-        label, score_B = batch.column(found.label), np.asarray(batch.column(found.score))
-        names = label.dictionary.to_pylist()
-        numbers = np.array([self._number.setdefault(name, len(self._number)) for name in names], np.int64)
-        label_B = numbers[np.asarray(label.indices)]
-        known = len(self._number)
-        self._images = _added(self._images, np.bincount(label_B, minlength=known))
-        self._sums = _added(self._sums, np.bincount(label_B, np.nan_to_num(score_B), minlength=known))
-        self.scores.add(score_B)
+        self.scores.add(np.asarray(batch.column(found.score)))
         second = columns.runners_up(found, batch)
         if second:
             self.margins.add(second.margin_B)
+        labelled_B = np.asarray(batch.column(found.label).is_valid())
+        self.unlabelled += int((~labelled_B).sum())
+        self._add_labelled(found, batch, second, np.flatnonzero(labelled_B))
 
-        def make(slot: int) -> Example:
+    def _add_labelled(
+        self, found: ScoreColumns, batch: pa.RecordBatch, second: RunnersUp | None, slots: NDArray[np.int64]
+    ) -> None:
+        """slots: the rows of `batch` that have a label."""
+        label, score_B = batch.column(found.label), np.asarray(batch.column(found.score))[slots]
+        names = label.dictionary.to_pylist()
+        numbers = np.array([self._number.setdefault(name, len(self._number)) for name in names], np.int64)
+        label_B = numbers[np.asarray(label.indices.fill_null(0))[slots]]
+        margin_B = second.margin_B[slots] if second else None
+        known = len(self._number)
+        self._images = _added(self._images, np.bincount(label_B, minlength=known))
+        self._sums = _added(self._sums, np.bincount(label_B, np.nan_to_num(score_B), minlength=known))
+
+        def make(number: int) -> Example:
+            slot = int(slots[number])
             return Example(
                 row_id=batch.column("row_id")[slot].as_py(),
                 uri=batch.column("uri")[slot].as_py(),
-                score=float(score_B[slot]),
+                score=float(score_B[number]),
                 margin=float(second.margin_B[slot]) if second else None,
                 runner_up=second.names[second.index_B[slot]] if second else None,
             )
 
         self._confident.offer(label_B, score_B, make)
-        self._doubtful.offer(label_B, -(second.margin_B if second else score_B), make)
+        self._doubtful.offer(label_B, -(score_B if margin_B is None else margin_B), make)
 
     @property
     def labels(self) -> list[LabelFacts]:
@@ -144,11 +156,12 @@ def gather(run: RunDir, plan: Plan, *, examples: int) -> Gathered:
 
     Raises: InputError where there is no part yet, or one is damaged, naming it and the remedy.
     """
-    found, times = Gathered(), _times(run.parts)
+    found, times, groups = Gathered(), _times(run.parts), columns.find(plan)
+    found.sets = {entry.name: SetFacts(entry.name, entry.labels, examples) for entry in groups}
     for shard in sorted(run.done(plan)):
         path = run.part(shard, plan.shards)
         try:
-            rows = _add_part(found, path, examples)
+            rows = _add_part(found, path, groups)
             found.published.append((times.get(path.name, 0.0), rows))
         except FileNotFoundError:  # an operator is at work on it
             continue
@@ -173,29 +186,24 @@ def _times(folder: Place) -> dict[str, float]:
     return found
 
 
-def _add_part(found: Gathered, path: Place, examples: int) -> int:
+def _add_part(found: Gathered, path: Place, groups: list[ScoreColumns]) -> int:
     """How many rows it has."""
     with pq.ParquetFile(parquet_source(path)) as file:
-        footer = file.metadata.metadata or {}
-        sets = columns.find(file.schema_arrow, footer)
-        found.score_kind = footer.get(b"clipbatch.score", b"").decode()
-        for entry in sets:
-            found.sets.setdefault(entry.name, SetFacts(entry.name, entry.labels, examples))
-        for batch in _batches(file, sets):
+        found.score_kind = (file.metadata.metadata or {}).get(b"clipbatch.score", b"").decode()
+        for batch in _batches(file, groups):
             interrupts.check()
             ok = pc.equal(batch.column("status").cast(pa.string()), "ok")
             _add_statuses(found, batch, ok)
             good = batch.filter(ok)
             if good.num_rows:
-                for entry in sets:
+                for entry in groups:
                     found.sets[entry.name].add(entry, good)
         return int(file.metadata.num_rows)
 
 
-def _batches(file: pq.ParquetFile, sets: list[ScoreColumns]) -> Iterator[pa.RecordBatch]:
-    wanted = ["row_id", "uri", "status", "error", *(name for entry in sets for name in entry.all)]
-    widest = max((max(len(entry.labels), 1) for entry in sets), default=1)
-    rows = max(1024, min(_BATCH_ROWS, _BATCH_SCORES // widest))
+def _batches(file: pq.ParquetFile, groups: list[ScoreColumns]) -> Iterator[pa.RecordBatch]:
+    wanted = ["row_id", "uri", "status", "error", *(name for entry in groups for name in entry.all)]
+    rows = max(1024, min(_BATCH_ROWS, _BATCH_SCORES // sum(len(entry.labels) for entry in groups)))
     yield from file.iter_batches(batch_size=rows, columns=wanted)
 
 

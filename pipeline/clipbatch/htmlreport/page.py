@@ -178,6 +178,8 @@ def _set(number: int, facts: Facts) -> dict[str, Any]:
     ]
     return {
         "name": found.name,
+        "threshold": facts.plan.labels.groups[number].threshold,
+        "unlabelled": found.unlabelled,
         "used": used,
         "unused": [label.name for label in found.labels if not label.images],
         "most_images": max((label.images for label in used), default=0),
