@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from clipbatch import interrupts
-from clipbatch.atomic import remove_leftovers
 from clipbatch.devices import Seat
 from clipbatch.errors import ClipbatchError, TooManyBadError, from_message
 from clipbatch.handout import Assignment, Handout
@@ -121,7 +120,6 @@ class Supervisor:
                 process.kill()
             for search in self._searches.values():
                 search.kill()
-            remove_leftovers(self._run.parts)
         return self.done
 
     def _start(self, seat: Seat) -> None:
