@@ -44,13 +44,15 @@ def test_an_idle_worker_takes_over_from_one_that_is_stuck_shard_by_shard() -> No
     handout.done("quick", 3, 20.0)
     assert handout.take("quick", 20.0) is None  # 12 s are not yet unusually long
     assert handout.take("quick", 20.6) == Assignment(shard=0)
-    assert handout.take("other", 20.1) is None  # two are enough
-    assert handout.done("quick", 0, 30.0)
-    assert handout.take("quick", 30.0) == Assignment(shard=1)
-    assert handout.done("stuck", 0, 31.0) is False
-    assert handout.done("quick", 1, 40.0)
+    assert handout.take("other", 20.6) == Assignment(shard=1)  # so has this one been
+    assert handout.take("third", 20.6) is None
+    assert handout.take("third", 33.0) is None  # those who copy have had them for 12.4 s
+    assert handout.take("third", 33.2) == Assignment(shard=0)  # too long again: that copy may be stuck as well
+    assert handout.done("third", 0, 34.0)
+    assert handout.done("stuck", 0, 35.0) is False
+    assert handout.done("other", 1, 40.0)
     assert handout.complete
-    assert list(handout.held("stuck")) == [1]
+    assert (list(handout.held("stuck")), list(handout.held("quick"))) == ([1], [0])
     assert handout.lost("stuck") == []
 
 

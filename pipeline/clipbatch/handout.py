@@ -3,8 +3,8 @@
 A worker asks when its reader has nothing more to read, while the rest of its pipeline is still full; so nothing has to
 be handed out ahead, and no shard waits with one worker while another is idle. When the last shard has been given out,
 a worker that is left with nothing gets a copy of the shard that has been in work the longest, if that one takes
-unusually long: its worker may be slow, or stuck on a dead file server. The first to finish counts; parts come out the
-same, so doing one twice harms nothing.
+unusually long, whoever does it: its worker may be slow, or stuck on a dead file server. The first to finish counts;
+parts come out the same, so doing one twice harms nothing.
 """
 
 from __future__ import annotations
@@ -85,11 +85,13 @@ class Handout:
     def _copy(self, worker: Hashable, now: float) -> Assignment | None:
         if self.held(worker) or not self._times_s:
             return None
-        holders = collections.Counter(shard for held in self._held.values() for shard in held)
         late_s = COPY_AFTER * statistics.median(self._times_s)
-        slow: list[tuple[float, Assignment]] = []
+        last_begun: dict[int, tuple[float, Assignment]] = {}
         for other, held in self._held.items():
-            left = [shard for shard in held if shard in self._left]
-            if left and holders[left[0]] == 1 and now - self._since[other] > late_s:
-                slow.append((self._since[other], held[left[0]]))
-        return min(slow, key=lambda entry: entry[0])[1] if slow else None
+            for shard in held.keys() & self._left:
+                since, _ = last_begun.get(shard, (self._since[other], None))
+                last_begun[shard] = max(since, self._since[other]), held[shard]
+        if not last_begun:
+            return None
+        since, assignment = min(last_begun.values(), key=lambda entry: (entry[0], entry[1].shard))
+        return assignment if now - since > late_s else None
