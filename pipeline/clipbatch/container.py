@@ -22,7 +22,9 @@ import weakref
 import zlib
 from typing import Protocol
 
+from clipbatch import stores
 from clipbatch.types import Encoded, Reject, Span
+from clipbatch.uris import is_url
 
 TAR_BLOCK = 512
 _ZIP_LOCAL = struct.Struct("<4s22xHH")
@@ -30,6 +32,7 @@ _ZIP_LOCAL = struct.Struct("<4s22xHH")
 data."""
 _ZIP_SLACK = 512
 """Bytes read beyond a zip member's size, for name and extra field; where they take more, a second read follows."""
+_PIECE_BYTES = 4 * 2**20
 _CHANGED = "the archive was changed after it was listed, or is damaged: {} is not where it was; start a new run"
 
 
@@ -67,9 +70,39 @@ class LocalFile:
         return data
 
 
+class StoreObject:
+    """A container in an object store or on the web: each read is a request."""
+
+    def __init__(self, url: str) -> None:
+        """Raises: OSError as it comes; InputError where `url` is of no known store."""
+        self._file = stores.open_input_file(url)
+        self.size: int = self._file.size()
+
+    def read_at(self, start: int, length: int) -> bytearray:
+        length = max(0, min(length, self.size - start))
+        return bytearray(self._file.read_at(length, start)) if length else bytearray()
+
+
+class InPieces:
+    """A container that is read from front to back, and is far away: small reads are served from larger ones."""
+
+    def __init__(self, container: Container) -> None:
+        self._container, self.size = container, container.size
+        self._start, self._piece = 0, bytearray()
+
+    def read_at(self, start: int, length: int) -> bytearray:
+        at = start - self._start
+        if at < 0 or at + length > len(self._piece):
+            at, self._start, self._piece = 0, start, self._container.read_at(start, max(length, _PIECE_BYTES))
+        return self._piece[at : at + length]
+
+
 def open_container(path: str) -> Container:
-    """The container at `path`. Raises: OSError where it cannot be had; ValueError for a NUL in the name."""
-    return LocalFile(path)
+    """The container at `path`, a path or url.
+
+    Raises: OSError where it cannot be had; ValueError for a NUL in the name; InputError for a url of no known store.
+    """
+    return StoreObject(path) if is_url(path) else LocalFile(path)
 
 
 def read_member(container: Container, span: Span, max_bytes: int) -> Encoded | Reject:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 from clipbatch.container import Container, open_container, read_member
+from clipbatch.errors import InputError
 from clipbatch.types import Encoded, Item, Reject
 
 _MOST_OPEN = 64
@@ -34,7 +35,10 @@ class Archives:
             if found is not None:
                 self._open[path] = found
                 return found
-        made = open_container(path)  # not while holding the lock: a file system that hangs would hold up every thread
+        try:  # not while holding the lock: a file system that hangs would hold up every thread
+            made = open_container(path)
+        except InputError as error:  # a store that this machine lacks the package for
+            raise OSError(str(error)) from error
         with self._lock:
             self._open[path] = made
             while len(self._open) > _MOST_OPEN:

@@ -23,6 +23,7 @@ from clipbatch.source.rows import LISTED
 from clipbatch.source.table_images import ImageTable
 from clipbatch.source.tabular import TableManifest
 from clipbatch.source.text import TextManifest
+from clipbatch.uris import is_url
 
 
 class Lister(Protocol):
@@ -71,7 +72,8 @@ def listers(settings: SourceSettings) -> list[Lister]:
 
 
 def _lister(text: str, settings: SourceSettings) -> Lister:
-    if kind := kind_of(text, settings):
+    kind = kind_of(text, settings)
+    if kind and not (is_url(text) and is_pattern(text)):  # nobody asks a store whether it has a key with braces
         return kind(text, settings)
     if is_pattern(text):
         return Pattern(text, settings, kind_of, lambda inputs: Listing(inputs, None, ()))
