@@ -20,7 +20,9 @@ def _option(panel: str, help_text: str, *names: str, **more: Any) -> Any:
 Input = Annotated[
     Optional[list[str]],
     typer.Argument(
-        metavar="INPUT...", help="Folders, image files, .txt manifests (one path a line), or - for a manifest on stdin."
+        metavar="INPUT...",
+        help="Folders, image files, .txt manifests (one path a line), .tar and .zip archives, quoted patterns of them "
+        "('x-{00..99}.tar', 'a/**/*.jpg'), or - for a manifest on stdin.",
     ),
 ]
 Out = Annotated[
