@@ -1,5 +1,6 @@
 """Images, folders and manifests in object stores, against a real S3-protocol server."""
 
+import gzip
 import json
 import os
 import socket
@@ -13,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 import pytest
 
 from clipbatch import stores
@@ -123,6 +125,26 @@ def test_a_single_remote_image_is_an_input(here: Buckets) -> None:
 def test_an_input_that_is_not_there_is_refused(here: Buckets, text: str, error: str) -> None:
     with pytest.raises(InputError, match=error):
         _listed(text)
+
+
+@pytest.mark.parametrize("name", ["list.csv", "list.jsonl.gz", "list.parquet"])
+def test_a_table_in_a_store_is_a_manifest(here: Buckets, name: str) -> None:
+    table = pa.table({"uri": ["p/a.jpg", "p/none.jpg"], "year": [1999, 2001]})
+    if name.endswith("parquet"):
+        pq.write_table(table, sink := pa.BufferOutputStream())
+        data = sink.getvalue().to_pybytes()
+    elif name.endswith("csv"):
+        data = b"uri,year\np/a.jpg,1999\np/none.jpg,2001\n"
+    else:
+        data = gzip.compress(b"".join(json.dumps(row).encode() + b"\n" for row in table.to_pylist()))
+    here.put(f"tree/{name}", data)
+    (lister,) = listers(SourceSettings(inputs=(f"s3://tree/{name}",)))
+    (again,) = listers(SourceSettings(inputs=(f"s3://tree/{name}",)))
+    assert lister.identity() == again.identity()
+    assert lister.identity().startswith(f"s3://tree/{name} sha256:")
+    (batch,) = lister.batches()
+    assert batch.select(["uri", "year"]).to_pydict() == table.to_pydict()
+    assert batch["root"].to_pylist() == ["s3://tree"] * 2
 
 
 def test_each_object_gets_its_own_status(here: Buckets) -> None:

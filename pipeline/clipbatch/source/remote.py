@@ -162,8 +162,23 @@ def copied(url: str) -> BinaryIO:
 
     Raises: InputError where it cannot be had or kept.
     """
+    return _copied(url, tempfile.TemporaryFile)
+
+
+def copied_into(folder: str, url: str) -> str:
+    """The path of a copy of the manifest at `url`, under its own name in `folder`. Raises: as `copied`."""
+    path = os.path.join(folder, name_of(url))
+
+    def make() -> BinaryIO:
+        return open(path, "w+b")
+
+    _copied(url, make).close()
+    return path
+
+
+def _copied(url: str, make: Callable[[], BinaryIO]) -> BinaryIO:
     for attempt in range(stores.ATTEMPTS):
-        spool = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the lister)
+        spool = make()
         try:
             for chunk in stores.chunks(url):
                 _keep(chunk, spool, url)

@@ -8,6 +8,7 @@ import os
 
 from clipbatch.errors import InputError
 from clipbatch.source.opening import is_compressed, suffix_of
+from clipbatch.uris import is_url, name_of
 
 ARROW = (".arrow", ".feather")
 COLUMNAR = (".parquet", *ARROW)
@@ -19,8 +20,9 @@ def table_files(text: str) -> tuple[str, list[str]] | None:
 
     Raises: InputError for a folder of tables of several kinds.
     """
-    if os.path.isfile(text):
-        return (suffix_of(text), [text]) if _is_table(text) else None
+    if is_url(text) or os.path.isfile(text):
+        name = name_of(text)
+        return (suffix_of(name), [text]) if _is_table(name) else None
     try:
         names = _names(text)
     except OSError:  # no folder, or one that whoever takes it says more about

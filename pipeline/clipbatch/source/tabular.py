@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
+import tempfile
+import weakref
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Protocol
@@ -17,9 +20,10 @@ from clipbatch.source.columnar import ColumnarFiles
 from clipbatch.source.csvfile import CsvFiles
 from clipbatch.source.jsonlines import JsonFiles
 from clipbatch.source.opening import file_sha256
+from clipbatch.source.remote import copied_into
 from clipbatch.source.rows import listed, uri_root
 from clipbatch.source.tablefiles import table_files
-from clipbatch.uris import absolute, folder_of
+from clipbatch.uris import absolute, folder_of, is_url
 
 _READERS: dict[str, type[Table]] = {".csv": CsvFiles, ".tsv": CsvFiles, ".jsonl": JsonFiles, ".ndjson": JsonFiles}
 _PATHS = ("path", "filepath", "file_path", "image_path", "imagepath", "img_path", "image_file")
@@ -45,8 +49,12 @@ class TableManifest:
         self.text, self._settings = text, settings
         self.passed_over: Counter[str] = Counter()
         suffix, self._paths = table_files(text) or ("", [])
-        self._table = _READERS.get(suffix, ColumnarFiles)(self._paths, suffix)
         self._root = absolute(settings.root or folder_of(self._paths[0]))
+        if is_url(text):
+            folder = tempfile.mkdtemp(prefix="clipbatch-")
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            self._paths = [copied_into(folder, text)]
+        self._table = _READERS.get(suffix, ColumnarFiles)(self._paths, suffix)
 
     @staticmethod
     def accepts(text: str, settings: SourceSettings) -> bool:
@@ -55,7 +63,7 @@ class TableManifest:
     def identity(self) -> str:
         digests = [f"{os.path.basename(path)} {file_sha256(path)}" for path in self._paths]
         digest = hashlib.sha256(os.fsencode("\n".join(digests))).hexdigest()
-        return f"{os.path.abspath(self.text)} sha256:{digest} root:{self._root}"
+        return f"{absolute(self.text)} sha256:{digest} root:{self._root}"
 
     def fields(self) -> list[pa.Field]:
         schema = self._table.schema()
