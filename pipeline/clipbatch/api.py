@@ -7,11 +7,13 @@ import dataclasses
 import importlib.resources
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from clipbatch import catalog, devices, launch, ranks, report, source
+import pyarrow as pa
+
+from clipbatch import catalog, devices, launch, ranks, report, source, summary
 from clipbatch import labels as label_files
 from clipbatch import plan as planner
 from clipbatch import verify as verifier
@@ -23,16 +25,26 @@ from clipbatch.labels import LabelSet
 from clipbatch.places import parquet_source
 from clipbatch.progress import Progress
 from clipbatch.rundir import Plan, RunDir
-from clipbatch.schema import group_columns, result_fields
+from clipbatch.schema import STAMPS, group_columns, result_fields
 from clipbatch.tally import tally
 from clipbatch.uris import is_url
 
+Select = Callable[[source.Listing], Iterator[pa.RecordBatch]]
 
-def plan(settings: Settings, out: str | os.PathLike[str], *, overwrite: bool = False) -> Plan:
+
+def plan(
+    settings: Settings,
+    out: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    like: RunDir | None = None,
+    select: Select | None = None,
+) -> Plan:
     """Freeze the input of `settings` into the run directory `out`, or find that it is there already.
 
     Settings without inputs take up the run in `out` as it is. A plan of the same run is gone by, whoever made it; one
-    with other settings is replaced as long as no worker has loaded a model for it.
+    with other settings is replaced as long as no worker has loaded a model for it. like: a run whose settings, but for
+    the input, these have to be. select: makes of the listing what is to be frozen; for a new run.
     Raises: InputError where something is refused; OtherRunError where `out` belongs to a run with other settings.
     """
     run_dir = RunDir(out)
@@ -57,7 +69,10 @@ def plan(settings: Settings, out: str | os.PathLike[str], *, overwrite: bool = F
             if run_dir.model_facts() is not None or run_dir.done(frozen):
                 raise
             replace = True
-    return _freeze(run_dir, _resolve(settings, {}), names, identities, inputs, replace)
+    resolved = _resolve(settings, like.plan().identity if like else {})
+    if like:
+        like.check_same(frozen := like.plan(), planner.identity(resolved, names, frozen.identity["inputs"]))
+    return _freeze(run_dir, resolved, names, identities, inputs, replace, select)
 
 
 def _resolve(settings: Settings, frozen: Mapping[str, Any]) -> Settings:
@@ -77,15 +92,16 @@ def _freeze(
     identities: list[str],
     inputs: list[source.Lister],
     replace: bool,
+    select: Select | None,
 ) -> Plan:
     results = [field.name for field in result_fields(group_columns(names, settings.output), settings.output, 0)]
-    listing = source.Listing(inputs, settings.source.limit, [*results, "row_id"])
+    listing = source.Listing(inputs, settings.source.limit, [*results, "row_id", *(f.name for f in STAMPS)])
     return planner.freeze(
         run_dir,
         settings,
         names,
         identities,
-        listing.batches(),
+        select(listing) if select else listing.batches(),
         listing.passed_over,
         replace=replace,
     )
@@ -199,7 +215,7 @@ def demo(out: str | os.PathLike[str], *, quiet: bool = False) -> str:
         made = run(settings, out, quiet=quiet)
     except InputError as error:
         raise InputError(f"{error} (the demo writes to {out}: choose another folder with --out)") from error
-    return _table(RunDir(out)) + "\n\n" + report.summary(RunDir(out), made)
+    return _table(RunDir(out)) + "\n\n" + summary.text(os.fspath(out), made)
 
 
 def _table(run_dir: RunDir) -> str:

@@ -11,12 +11,12 @@ import typer
 
 from clipbatch import __version__, interrupts, submit
 from clipbatch.config import Settings
-from clipbatch.errors import ClipbatchError, DamagedError
+from clipbatch.errors import ClipbatchError, DamagedError, InputError
 from clipbatch.options import Json, Out, Overwrite, takes_settings
 
 EXIT_CODES = """\
 Exit codes: 0 done (bad images included), 2 usage, 3 input or settings refused, 4 more bad images than --max-bad,
-5 verify found damage, 75 interrupted (the same command resumes), 1 a bug."""
+5 verify found damage, 6 another process is at the same dataset, 75 interrupted (the same command resumes), 1 a bug."""
 
 app = typer.Typer(
     name="clipbatch",
@@ -41,6 +41,16 @@ def run_command(
     retry_bad: Annotated[bool, typer.Option("--retry-bad", help="Try the bad images of finished parts again.")] = False,
     repair: Annotated[bool, typer.Option("--repair", help="Verify first, and do damaged parts again.")] = False,
     overwrite: Overwrite = False,
+    incremental: Annotated[
+        bool, typer.Option("--incremental", help="Add what is new or changed to the dataset in --out, as one more run.")
+    ] = False,
+    hash_contents: Annotated[
+        bool, typer.Option("--hash-contents", help="With --incremental: go by what files hold, not by size and time.")
+    ] = False,
+    metrics: Annotated[
+        Optional[Path], typer.Option("--metrics", help="Also write a FILE.prom for Prometheus' node exporter.")
+    ] = None,
+    one_line: Annotated[bool, typer.Option("--one-line", help="No progress; the summary in one line.")] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -48,15 +58,27 @@ def run_command(
 
     Example: clipbatch run photos/ --labels cat,dog,bird --out scores/
     """
-    from clipbatch import api, report
+    from clipbatch import api, summary
 
-    made = api.run(settings, out, retry_bad=retry_bad, repair=repair, overwrite=overwrite, quiet=quiet)
+    silent = quiet or one_line
+    if incremental:
+        from clipbatch import increment
+
+        if retry_bad or repair or overwrite:
+            raise InputError("--incremental adds a run: give --retry-bad, --repair or --overwrite to one of its runs")
+        made = increment.run(settings, out, hash_contents=hash_contents, quiet=silent)
+    elif hash_contents:
+        raise InputError("--hash-contents says how --incremental compares: add that, or leave it out")
+    else:
+        made = api.run(settings, out, retry_bad=retry_bad, repair=repair, overwrite=overwrite, quiet=silent)
+    if metrics:
+        summary.write_metrics(metrics, made)
     if as_json:
         print(json.dumps(made, indent=2))
+    elif one_line:
+        print(summary.line(made.get("increment", {}).get("folder") or out, made))
     elif not quiet:
-        from clipbatch.rundir import RunDir
-
-        print(report.summary(RunDir(out), made))
+        print(summary.text(made.get("increment", {}).get("folder") or out, made))
 
 
 @app.command("plan", rich_help_panel="Label images")

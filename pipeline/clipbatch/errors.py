@@ -5,6 +5,7 @@
     │   └── OtherRunError          3  the output folder belongs to a run with other settings
     ├── TooManyBadError            4  more bad images than --max-bad allows
     ├── DamagedError               5  verify found parts missing or damaged
+    ├── BusyError                  6  another process is at the same dataset
     └── InterruptedRunError       75  stopped by a signal; the same command goes on where it stopped
 
 An image that cannot be read or decoded is none of these: it is data, a `types.Reject`.
@@ -13,6 +14,7 @@ An image that cannot be read or decoded is none of these: it is data, a `types.R
 from __future__ import annotations
 
 __all__ = [
+    "BusyError",
     "ClipbatchError",
     "DamagedError",
     "InputError",
@@ -50,6 +52,12 @@ class DamagedError(ClipbatchError):
     """`verify` found parts that are missing, damaged or of another run."""
 
     exit_code = 5
+
+
+class BusyError(ClipbatchError):
+    """Another process is making an increment of the same dataset."""
+
+    exit_code = 6
 
 
 class InterruptedRunError(ClipbatchError):

@@ -1,8 +1,7 @@
-"""What happened in a run: `report.json` for machines, a few lines for people."""
+"""What happened in a run, as `report.json`."""
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
 from typing import Any
 
@@ -61,40 +60,6 @@ def make(run: RunDir, plan: Plan, done: WorkDone, elapsed_s: float, rank: Rank, 
     if len(shards) == plan.shards:
         write_json(run.path / "report.json", report)
     return report
-
-
-def summary(run: RunDir, report: dict[str, Any]) -> str:
-    """The end of a run in a few lines."""
-    done, here = report["rows_done"], report["this_run"]
-    bad = {status: count for status, count in report["status"].items() if status != "ok"}
-    statuses = ", ".join(f"{count} {status}" for status, count in sorted(bad.items(), key=lambda kv: -kv[1]))
-    passed = sum(report["passed_over"].values())
-    part = report["part"]
-    lines = []
-    if part["planned"] < report["parts"]["planned"]:
-        who = f"rank {part['rank']} of {part['world_size']}" if part["world_size"] > 1 else "this part"
-        lines.append(
-            f"{who}: {part['done']} of its {part['planned']} shards are done; of the whole run, "
-            f"{report['parts']['done']} of {report['parts']['planned']}"
-        )
-    lines.append(f"{done} images: {report['status'].get('ok', 0)} ok" + (f", {statuses}" if bad else ""))
-    if passed:
-        kinds = ", ".join(f"{count} {ascii(suffix)[1:-1]}" for suffix, count in report["passed_over"].items())
-        lines.append(f"passed over, or noted: {kinds}")
-    if report["duplicates"]:
-        lines.append(f"{report['duplicates']} rows name an image that an earlier row names")
-    if here["rows"]:
-        lines.append(
-            f"{here['rows']} images in {here['seconds']:.1f} s ({here['load_s']:.1f} s of it starting and loading the "
-            f"model), {here['images_per_s']:.0f} images/s, bound by {here['bottleneck']}"
-        )
-    else:
-        lines.append("nothing was left to do")
-    whole = report["parts"]["done"] == report["parts"]["planned"] or part["planned"] == report["parts"]["planned"]
-    lines.append(f"scores: {run.parts}/*.parquet" + (f"   report: {run.path / 'report.json'}" if whole else ""))
-    if whole:
-        lines.append(f"to look at it: clipbatch report {shlex.quote(str(run.path))}")
-    return "\n".join(lines)
 
 
 def _sum_stages(entries: list[dict[str, Any]]) -> dict[str, dict[str, float]]:

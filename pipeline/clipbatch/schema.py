@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 WORDS = pa.dictionary(pa.int32(), pa.string())
 LISTING = ("root", "span")
 """Columns of the manifest that no part has: how the input was listed."""
+STAMPS = (
+    pa.field("file_bytes", pa.int64()),
+    pa.field("file_modified", pa.timestamp("ns")),
+    pa.field("file_sha256", pa.string()),
+)
+"""What an increment keeps of a file beside its name."""
 MOST_WIDE = 2_000
 """Labels that the layout wide takes. Readers plan for each column of each file: thousands make all of them slow."""
 
