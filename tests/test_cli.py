@@ -20,7 +20,7 @@ PLANNING = (
     "--gpus --rank --shards --workers --world-size"
 )
 SURFACE = {
-    "run": PLANNING + " --quiet --repair --retry-bad",
+    "run": PLANNING + " --hash-contents --incremental --metrics --one-line --quiet --repair --retry-bad",
     "plan": PLANNING,
     "submit slurm": PLANNING
     + " --array --cpus-per-task --dry-run --gres --mem --partition --requeues --sbatch-option --slurm-dir --time",

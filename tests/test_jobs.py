@@ -1,36 +1,83 @@
 """The files that users copy do what they say."""
 
+import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import kubernetes_validate
+import yaml
+
 from clipbatch import labels
 from clipbatch.config import from_flat, read_toml
-from conftest import rows
+from conftest import Cli, rows
 
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_nightly_cron_line_labels_a_folder_in_silence(photos: Path, tmp_path: Path) -> None:
-    (line,) = [line for line in (ROOT / "jobs" / "clipbatch.cron").read_text().splitlines() if line[:1].isdigit()]
-    schedule, command = line.split(maxsplit=6)[:5], line.split(maxsplit=6)[6]
-    assert len(schedule) == 5
-    (tmp_path / "labels.txt").write_text("cat\ndog\n")
-    (tmp_path / "run.toml").write_text('model = "clipbatch-demo"\nlimit = 20\n')
-    (tmp_path / "scores").mkdir()
+def localised(command: str, photos: Path, folder: Path) -> str:
+    """A command of `jobs/` with the paths of this test."""
+    (folder / "labels.txt").write_text("cat\ndog\n")
+    (folder / "run.toml").write_text('model = "clipbatch-demo"\n')
     for ours, theirs in (
-        ("\\%", "%"),
-        ("/etc/clipbatch", str(tmp_path)),
+        ("/etc/clipbatch", str(folder)),
+        ("/var/lib/clipbatch", str(folder)),
         ("/data/photos", str(photos)),
-        ("/data/scores", f"{tmp_path}/scores"),
+        ("/data/labels.txt", f"{folder}/labels.txt --config {folder}/run.toml"),
+        ("/data/scores", f"{folder}/scores"),
+        ("/usr/local/bin/", ""),
         ("clipbatch run", f"{sys.executable} -m clipbatch run"),
     ):
-        assert ours in command
         command = command.replace(ours, theirs)
-    made = subprocess.run(["sh", "-c", command], check=True, capture_output=True, text=True)
-    assert (made.stdout, made.stderr) == ("", "")
-    (out,) = (tmp_path / "scores").iterdir()
-    assert rows(out).num_rows == 20
+    return command
+
+
+def test_the_nightly_cron_line_labels_what_is_new_and_prints_one_line(photos: Path, tmp_path: Path) -> None:
+    (line,) = [line for line in (ROOT / "jobs" / "clipbatch.cron").read_text().splitlines() if line[:1].isdigit()]
+    *schedule, user, command = line.split(maxsplit=6)
+    assert (len(schedule), user) == (5, "clipbatch")
+    some = tmp_path / "photos"
+    some.mkdir()
+    for path in sorted(photos.glob("*.jpg"))[:8]:
+        (some / path.name).symlink_to(path)
+    for said in ("8 images (8 new, 0 changed, 0 known): 8 ok; 8 labelled in", "nothing new, 8 images known"):
+        made = subprocess.run(
+            ["sh", "-c", localised(command, some, tmp_path)], check=True, capture_output=True, text=True
+        )
+        (told,) = made.stdout.splitlines()
+        assert said in told
+        assert made.stderr == ""
+    assert rows(tmp_path / "scores" / "increment-00001").num_rows == 8
+
+
+def test_the_systemd_units_are_valid_and_start_a_command_that_runs(photos: Path, tmp_path: Path) -> None:
+    text = (ROOT / "jobs" / "clipbatch.service").read_text()
+    (tmp_path / "clipbatch.service").write_text(text.replace("/usr/local/bin/clipbatch", "/bin/true"))
+    (tmp_path / "clipbatch.timer").write_text((ROOT / "jobs" / "clipbatch.timer").read_text())
+    units = [str(tmp_path / "clipbatch.service"), str(tmp_path / "clipbatch.timer")]
+    made = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", *units], capture_output=True, text=True, check=False
+    )
+    ours = [line for line in made.stderr.splitlines() if "clipbatch" in line]
+    assert (made.returncode, ours) == (0, []), made.stderr
+    (command,) = [line.partition("=")[2] for line in text.splitlines() if line.startswith("ExecStart=")]
+    subprocess.run(shlex.split(localised(command, photos, tmp_path)), check=True, capture_output=True)
+    assert "clipbatch_last_success_timestamp_seconds" in (tmp_path / "clipbatch.prom").read_text()
+
+
+def test_the_kubernetes_job_is_valid_and_its_pods_share_the_run(photos: Path, tmp_path: Path, cli: Cli) -> None:
+    job = yaml.safe_load((ROOT / "jobs" / "kubernetes.yaml").read_text())
+    kubernetes_validate.validate(job, "1.31", strict=True)
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    pods = job["spec"]["completions"]
+    assert container["command"][-2:] == ["--world-size", str(pods)]
+    command = localised(shlex.join(container["command"]), photos, tmp_path)
+    small = shlex.split(command.replace("--world-size 8", "--world-size 2 --shard-size 32 --limit 100"))
+    for index in range(2):
+        environment = {**os.environ, "JOB_COMPLETION_INDEX": str(index)}
+        subprocess.run(small, check=True, capture_output=True, env=environment)
+    assert "in 4 parts" in cli("verify", tmp_path / "scores").stdout
 
 
 def test_the_settings_to_start_from_are_valid_and_so_are_their_labels() -> None:
