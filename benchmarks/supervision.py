@@ -61,8 +61,9 @@ def bare(out: str) -> None:
     """All shards of the planned run in `out` by its stages alone."""
     run = RunDir(out)
     run.make_parts()
-    worker = Worker(run, "cpu", {}, NoJournal())
-    for _ in worker.label(Task(shard=shard) for shard in range(run.plan().shards)):
+    plan = run.plan()
+    worker = Worker(run, plan.fingerprint, "cpu", {}, NoJournal())
+    for _ in worker.label(Task(shard=shard) for shard in range(plan.shards)):
         pass
 
 
