@@ -72,12 +72,13 @@ def submit(
             f"--{given[0].replace('_', '-')} is for a run by hand: --array divides a run among its tasks, --gres gpu:N "
             "asks for their GPUs, and a task uses all that it gets"
         )
-    if not dry_run:
-        _check_commands()
     if settings.model.device == "auto" and (job.gres or "").startswith("gpu"):
         settings = settings.replace(device="cuda")  # the nodes have GPUs, whatever this machine has
     where = absolute(os.fspath(out))
     here = _folder(where, folder)
+    if not dry_run:
+        _check_commands()
+        _check_idle(here)
     run = RunDir(where)
     plan = api.plan(settings, where, overwrite=overwrite)
     finished = run.done(plan)
@@ -87,7 +88,6 @@ def submit(
     tasks = min(job.tasks, len(todo))
     if not dry_run:
         _check_size(tasks)
-        _check_idle(here)
     array, check = _write_scripts(where, here, settings, job, todo, tasks)
     made = Submitted(shards=plan.shards, open_shards=len(todo), tasks=tasks, folder=os.fspath(here))
     if dry_run:

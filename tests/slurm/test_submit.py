@@ -101,7 +101,7 @@ def test_an_array_over_both_nodes_labels_all_and_the_check_behind_it_says_so(
     array, check = re.findall(r"(?:array|check) job (\d+)", said)
     assert f"squeue -j {array},{check}" in said
     assert "3 tasks for 63 open shards of 63" in said
-    busy = submit.said("--out", out, "--array", 3, code=3)
+    busy = submit.said(listed, "--labels", "cat,dog", "--overwrite", "--out", out, "--array", 3, code=3)
     assert f"array job {array} of this run is queued or running" in busy
     assert cluster.wait_for_end(check) == "COMPLETED"
     assert [cluster.state(f"{array}_{task}") for task in range(3)] == ["COMPLETED"] * 3
