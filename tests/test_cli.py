@@ -24,6 +24,9 @@ SURFACE = {
     "plan": PLANNING,
     "submit slurm": PLANNING
     + " --array --cpus-per-task --dry-run --gres --mem --partition --requeues --sbatch-option --slurm-dir --time",
+    "rescore": "--compression --device --embeddings --json --labels --layout --out --overwrite --quiet --score "
+    "--scores-dtype --template --top-k",
+    "compact": "--json --out --rows-per-file",
     "status": "--json",
     "verify": "--json",
     "report": "--examples --out",

@@ -14,15 +14,17 @@ from typing import Any
 import pyarrow as pa
 
 from clipbatch import catalog, devices, launch, ranks, report, source, summary
+from clipbatch import compact as compactor
 from clipbatch import labels as label_files
 from clipbatch import plan as planner
+from clipbatch import rescore as rescorer
 from clipbatch import verify as verifier
 from clipbatch.atomic import remove_leftovers
 from clipbatch.config import LaunchSettings, Settings, from_flat
 from clipbatch.errors import ClipbatchError, InputError, OtherRunError, TooManyBadError
 from clipbatch.handout import Assignment
 from clipbatch.labels import LabelSet
-from clipbatch.places import parquet_source
+from clipbatch.places import parquet_source, place
 from clipbatch.progress import Progress
 from clipbatch.rundir import Plan, RunDir
 from clipbatch.schema import STAMPS, group_columns, result_fields
@@ -165,6 +167,35 @@ def run(
     if allowed is not None and found > allowed:
         raise TooManyBadError(launch.too_many_bad(found, allowed, run_dir))
     return made
+
+
+def rescore(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    given: Mapping[str, Any],
+    *,
+    device: str = "auto",
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Score the embeddings that the run in `source` has saved with other labels, into the run directory `out`.
+
+    given: settings by name: `labels`, `template`, and of the output. Returns the report, as `run` does.
+    Raises: InputError where `source` has no embeddings, is not finished, or is damaged; OtherRunError as `plan` does.
+    """
+    rescorer.plan(RunDir(source), RunDir(out), given, overwrite=overwrite)
+    return run(from_flat({"device": device}), out, quiet=quiet)
+
+
+def compact(
+    source: str | os.PathLike[str], out: str | os.PathLike[str], *, rows_per_file: int | None = None
+) -> dict[str, Any]:
+    """Copy the parts of the finished run in `source` into few big files in the folder `out`, and verify them.
+
+    rows_per_file: at most so many, though a file holds whole parts, one at least. Returns what there is then.
+    Raises: InputError where the run is not finished or `out` holds other files; DamagedError for damaged parts.
+    """
+    return compactor.compact(RunDir(source), place(out), rows_per_file)
 
 
 def _bad_rows(run_dir: RunDir, frozen: Plan, shard: int) -> Assignment:

@@ -12,7 +12,7 @@ import typer
 from clipbatch import __version__, interrupts, submit
 from clipbatch.config import Settings
 from clipbatch.errors import ClipbatchError, DamagedError, InputError
-from clipbatch.options import Json, Out, Overwrite, takes_settings
+from clipbatch.options import Json, Out, Overwrite, takes_settings, takes_some
 
 EXIT_CODES = """\
 Exit codes: 0 done (bad images included), 2 usage, 3 input or settings refused, 4 more bad images than --max-bad,
@@ -73,23 +73,16 @@ def run_command(
         made = api.run(settings, out, retry_bad=retry_bad, repair=repair, overwrite=overwrite, quiet=silent)
     if metrics:
         summary.write_metrics(metrics, made)
-    if as_json:
-        print(json.dumps(made, indent=2))
-    elif one_line:
-        print(summary.line(made.get("increment", {}).get("folder") or out, made))
-    elif not quiet:
-        print(summary.text(made.get("increment", {}).get("folder") or out, made))
+    folder = made.get("increment", {}).get("folder") or out
+    if one_line and not as_json:
+        print(summary.line(folder, made))
+    else:
+        _show(made, folder, quiet, as_json)
 
 
 @app.command("plan", rich_help_panel="Label images")
 @takes_settings
-def plan_command(
-    settings: Settings,
-    *,
-    out: Out,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-) -> None:
+def plan_command(settings: Settings, *, out: Out, overwrite: Overwrite = False, as_json: Json = False) -> None:
     """List the input and freeze it into a run directory, without reading an image.
 
     Example: clipbatch plan photos/ --labels labels.txt --out scores/
@@ -106,6 +99,44 @@ def plan_command(
         "fingerprint": plan.fingerprint,
     }
     _print(found, as_json)
+
+
+@app.command("rescore", rich_help_panel="Label images")
+@takes_some("labels", "template", "score", "layout", "top_k", "scores_dtype", "compression", "embeddings")
+def rescore_command(
+    given: dict[str, Any],
+    *,
+    run: RunDirectory,
+    out: Out,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Score the embeddings that a run has saved with other labels; no image is read. The same command resumes.
+
+    Example: clipbatch rescore scores/ --labels new.toml --out new-scores/
+    """
+    from clipbatch import api
+
+    _show(api.rescore(run, out, given, device=device, overwrite=overwrite, quiet=quiet), out, quiet, as_json)
+
+
+@app.command("compact", rich_help_panel="Look at a run")
+def compact_command(
+    run: RunDirectory,
+    *,
+    out: Annotated[str, typer.Option("--out", "-o", help="A folder for the files, or a url in a store.")],
+    rows_per_file: Annotated[Optional[int], typer.Option(help="Most rows of a file; default: about 512 MiB.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Copy a finished run's parts into few big files, every checksum verified. The same command resumes.
+
+    Example: clipbatch compact scores/ --out s3://bucket/scores/
+    """
+    from clipbatch import api
+
+    _print(api.compact(run, out, rows_per_file=rows_per_file), as_json)
 
 
 @app.command("status", rich_help_panel="Look at a run")
@@ -222,6 +253,16 @@ def demo_command(
 
 
 app.add_typer(submit.app, name="submit", rich_help_panel="Label images")
+
+
+def _show(made: dict[str, Any], out: str, quiet: bool, as_json: bool) -> None:
+    """The end of a run: its report, or a summary of it."""
+    from clipbatch import summary
+
+    if as_json:
+        print(json.dumps(made, indent=2))
+    elif not quiet:
+        print(summary.text(out, made))
 
 
 def _print(found: dict[str, Any], as_json: bool) -> None:

@@ -93,33 +93,48 @@ SETTINGS: dict[str, Any] = {
 
 def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
     """Give `command` all options of `SETTINGS`; it gets them as one `Settings`, without inputs where none is given."""
+    return _taking(command, "settings", {"inputs": Input, **SETTINGS}, _settings)
+
+
+def takes_some(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of these settings; it gets those that are given as a dict `given`."""
+    return lambda command: _taking(command, "given", {name: SETTINGS[name] for name in names}, _given)
+
+
+def _taking(
+    command: Callable[..., None], name: str, options: dict[str, Any], make: Callable[[dict[str, Any]], Any]
+) -> Callable[..., None]:
+    """`command` with `options` in place of its parameter `name`, which it gets as `make` makes it of them."""
     own = inspect.signature(command, eval_str=True)
 
     def called(**values: Any) -> None:
-        given = {name: values.pop(name) for name in SETTINGS}
-        command(settings=_settings(values.pop("inputs"), given), **values)
+        made = make({option: values.pop(option) for option in options})
+        command(**{name: made}, **values)
 
-    parameters = [
-        inspect.Parameter("inputs", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Input),
-        *(own.parameters[name] for name in own.parameters if name != "settings"),
-        *(
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-            for name, annotation in SETTINGS.items()
-        ),
+    given = [
+        inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+        for option, annotation in options.items()
     ]
-    called.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+    arguments = [p for p in given if p.annotation is Input]
+    parameters = [*arguments, *(own.parameters[p] for p in own.parameters if p != name)]
+    parameters += [p for p in given if p not in arguments]
+    called.__signature__ = own.replace(  # type: ignore[attr-defined]
+        parameters=[p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
+    )
     called.__annotations__ = {p.name: p.annotation for p in parameters}
     called.__name__, called.__doc__ = command.__name__, command.__doc__
     return called
 
 
-def _settings(inputs: list[str] | None, given: dict[str, Any]) -> Settings:
-    config = given.pop("config")
-    values = {name: value for name, value in given.items() if value not in (None, [])}
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value not in (None, [])}
+
+
+def _settings(options: dict[str, Any]) -> Settings:
+    values = _given(options)
+    config = values.pop("config", None)
     if "columns" in values:
         values["columns"] = [name for names in values["columns"] for name in names.split(",") if name]
-    if inputs:
-        values["inputs"] = inputs
     if config:
         values = read_toml(config) | values
     if not values.get("inputs"):

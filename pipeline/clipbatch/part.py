@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import io
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -28,19 +29,26 @@ class PartFile:
         """
         self._closed = False
         self._stack = contextlib.ExitStack()
-        self._sink = Sealing(self._stack.enter_context(publish(path)))
+        self._file = self._stack.enter_context(publish(path))
+        self._sink = Sealing(self._file)
         self._writer = pq.ParquetWriter(self._sink, schema, **options(schema, compression))
 
     def write(self, table: pa.Table) -> None:
         """Write `table` as one row group."""
         self._writer.write_table(table, row_group_size=max(1, table.num_rows))
 
-    def close(self, footer: Mapping[str, str]) -> None:
-        """Add to the file's metadata what is known only now, seal it and give it its name."""
+    def close(self, footer: Mapping[str, str], check: Callable[[Any], None] | None = None) -> None:
+        """Add to the file's metadata what is known only now, seal it and give it its name.
+
+        check: is given the finished file, as pyarrow reads it, before it gets its name; what it raises prevents that.
+        """
         self._writer.add_key_value_metadata(dict(footer))
         self._sink.hold()
         self._writer.close()
         self._sink.finish()
+        if check:
+            self._file.flush()
+            check(pa.BufferReader(self._file.getvalue()) if isinstance(self._file, io.BytesIO) else self._file.name)
         self._closed = True
         self._stack.close()
 

@@ -13,14 +13,17 @@ from typing import Any
 
 import numpy as np
 
+from clipbatch.config import Settings
 from clipbatch.decode import Decode
 from clipbatch.decode.geometry import Target
-from clipbatch.encode import Encode, check_device, device_facts, load, text_features
+from clipbatch.encode import Encode, Model, check_device, device_facts, load, text_features
 from clipbatch.encode.text import npy_bytes
+from clipbatch.errors import InputError
 from clipbatch.flow import Flow, Stage
 from clipbatch.journal import Journal
 from clipbatch.manifest import Manifest
 from clipbatch.read import Gate, Read
+from clipbatch.recall import Recall
 from clipbatch.rundir import Plan, RunDir
 from clipbatch.schema import LISTING
 from clipbatch.score import Score
@@ -48,17 +51,41 @@ class Worker:
 
         Raises: InputError where the model cannot be had, or is not the one that the run was begun with."""
         self._plan, self._device = (plan := run.plan_of(fingerprint)), device
-        settings = plan.run_settings().replace(**runtime)
+        self._settings = settings = plan.run_settings().replace(**runtime)
         check_device(device)
-        precision = settings.model.precision
-        model = load(settings.model)
+        saved = None if plan.rescored is None else RunDir(plan.rescored)
+        model = None if saved else load(settings.model)
+        facts = model.facts() if model else (saved and saved.model_facts()) or {}
         kind = settings.output.score
         if kind == "auto":
-            kind = "softmax" if model.logit_bias is None else "sigmoid"
+            kind = "softmax" if facts["logit_bias"] is None else "sigmoid"
         run.plan_of(fingerprint)  # again, as loading takes long, and what is frozen now is for whoever comes after
-        sealed = run.freeze_model({**model.facts(), "score": kind})
-        frozen = run.frozen("text.npy") or run.freeze("text.npy", npy_bytes(text_features(model, plan.labels.prompts)))
+        sealed = run.freeze_model({**facts, "score": kind})
+        frozen = run.frozen("text.npy")
+        if frozen is None:
+            features = text_features(model or _load_the_same(settings, facts), plan.labels.prompts)
+            frozen = run.freeze("text.npy", npy_bytes(features))
         text_LD = np.load(io.BytesIO(frozen))
+        score = Score(
+            text_LD,
+            device=device,
+            kind=kind,
+            logit_scale=facts["logit_scale"],
+            logit_bias=facts["logit_bias"],
+            groups=plan.labels.sizes,
+            embeddings=settings.output.embeddings,
+        )
+        write = Write(run, plan, fingerprint=sealed, score=kind, embedding=text_LD.shape[1])
+        self.read: Read | Recall
+        self._admit: Callable[[Iterator[ItemBatch]], Iterator[ItemBatch]]
+        self.stages = [
+            *(self._from_images(model, journal) if model else self._from_embeddings(saved)),
+            Stage(name="score", work=score),
+            Stage(name="write", work=_leaving(None if saved else journal, write, lambda: run.plan_of(fingerprint))),
+        ]
+        self._manifest = Manifest(run, plan)
+
+    def _from_images(self, model: Model, journal: Journal) -> list[Stage]:
         target = Target(
             height=model.height,
             width=model.width,
@@ -66,28 +93,22 @@ class Worker:
             interpolation=model.interpolation,
             fill=model.fill,
         )
-        decode = Decode(settings.decode, target, batch_size=plan.batch_size, device=device)
-        encode = Encode(model, precision=precision, device=device)
-        score = Score(
-            text_LD,
-            device=device,
-            kind=kind,
-            logit_scale=model.logit_scale,
-            logit_bias=model.logit_bias,
-            groups=plan.labels.sizes,
-            embeddings=settings.output.embeddings,
-        )
-        write = Write(run, plan, fingerprint=sealed, score=kind, embedding=text_LD.shape[1])
+        settings, device = self._settings, self._device
+        decode = Decode(settings.decode, target, batch_size=self._plan.batch_size, device=device)
+        encode = Encode(model, precision=settings.model.precision, device=device)
         read, gate = Read(settings.read, batches=4 * decode.threads), Gate()
-        self.read, self._gate = read, gate
-        self.stages = [
+        self.read, self._admit = read, gate.admit
+        return [
             Stage(name="read", work=_weighed(gate, read), threads=read.batches),
             Stage(name="decode", work=_entering(journal, gate, decode), threads=decode.threads),
             Stage(name="encode", work=encode, threads=encode.threads),
-            Stage(name="score", work=score),
-            Stage(name="write", work=_leaving(journal, write, lambda: run.plan_of(fingerprint))),
         ]
-        self._manifest = Manifest(run, plan)
+
+    def _from_embeddings(self, saved: RunDir | None) -> list[Stage]:
+        assert saved
+        recall = Recall(saved, self._plan.identity["rescored"])
+        self.read, self._admit = recall, iter
+        return [Stage(name="recall", work=recall)]
 
     def device_facts(self) -> dict[str, str | int]:
         """The device in words, and its peak memory."""
@@ -96,7 +117,18 @@ class Worker:
     def label(self, tasks: Iterable[Task]) -> Flow:
         """Do `tasks`; iterate over the flow to get a `Written` for each batch, in order."""
         batches = (batch for task in tasks for batch in item_batches(self._plan, self._manifest, task))
-        return Flow(self._gate.admit(batches), self.stages)
+        return Flow(self._admit(batches), self.stages)
+
+
+def _load_the_same(settings: Settings, facts: Mapping[str, Any]) -> Model:
+    """The model whose embeddings were saved. Raises: InputError where its weights are others by now."""
+    model = load(settings.model)
+    if model.weights_sha256 != facts["weights_sha256"]:
+        raise InputError(
+            f"the weights {settings.model.pretrained or model.name} are not those that the embeddings were made with "
+            f"(sha256 {model.weights_sha256[:12]}... now, {facts['weights_sha256'][:12]}... then): put these back"
+        )
+    return model
 
 
 def _weighed(gate: Gate, read: Read) -> Callable[[ItemBatch], ReadBatch]:
@@ -118,14 +150,16 @@ def _entering(journal: Journal, gate: Gate, decode: Decode) -> Callable[[ReadBat
     return noted
 
 
-def _leaving(journal: Journal, write: Write, check: Callable[[], object]) -> Callable[[ScoredBatch], Written]:
-    """check: raises where the run has been thrown away meanwhile, so that no part of it gets among another's."""
+def _leaving(journal: Journal | None, write: Write, check: Callable[[], object]) -> Callable[[ScoredBatch], Written]:
+    """journal: None where no image is decoded. check: raises where the run has been thrown away meanwhile, so that no
+    part of it gets among another's."""
 
     def noted(batch: ScoredBatch) -> Written:
         if batch.source.last:
             check()
         written = write(batch)
-        journal.leave(batch.source.start)
+        if journal:
+            journal.leave(batch.source.start)
         return written
 
     return noted

@@ -47,6 +47,8 @@ class Plan:
     versions: dict[str, str]
     duplicates: int | None = None
     """Rows whose uri an earlier row has; None: not counted."""
+    rescored: str | None = None
+    """The run directory whose embeddings are scored in place of images: a url or an absolute path."""
 
     @property
     def shard_size(self) -> int:
