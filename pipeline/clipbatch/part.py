@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from clipbatch import spark
 from clipbatch.atomic import publish
 from clipbatch.places import Place
 from clipbatch.seal import Sealing
@@ -28,6 +29,7 @@ class PartFile:
         Raises: InputError, here and later, where the file cannot be written.
         """
         self._closed = False
+        schema = schema.with_metadata({**(schema.metadata or {}), **spark.footer(schema)})
         self._stack = contextlib.ExitStack()
         self._file = self._stack.enter_context(publish(path))
         self._sink = Sealing(self._file)
