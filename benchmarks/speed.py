@@ -97,7 +97,7 @@ class Ours:
         self.plan: Plan = api.plan(from_flat({**own, **given}), folder / "run")
         run = RunDir(folder / "run")
         self._journal = Journal()
-        self._worker = Worker(run, "cpu", {}, self._journal)
+        self._worker = Worker(run, run.plan().fingerprint, "cpu", {}, self._journal)
         self._tasks = [Task(shard=shard) for shard in range(self.plan.shards)]
         self._read, self._decode, self._encode, *_ = stages = self._worker.stages  # the very ones of a run
         self.threads = ", ".join(f"{stage.name} {stage.threads}" for stage in stages)

@@ -21,7 +21,7 @@ Input = Annotated[
     Optional[list[str]],
     typer.Argument(
         metavar="INPUT...",
-        help="Folders, image files, .txt manifests (one path a line), .tar and .zip archives, quoted patterns of them "
+        help="Folders, images, manifests (.txt, .csv, .jsonl, .parquet), .tar and .zip archives, urls, quoted patterns "
         "('x-{00..99}.tar', 'a/**/*.jpg'), or - for a manifest on stdin.",
     ),
 ]

@@ -78,8 +78,8 @@ def _lister(text: str, settings: SourceSettings) -> Lister:
     if is_pattern(text):
         return Pattern(text, settings, kind_of, lambda inputs: Listing(inputs, None, ()))
     raise InputError(
-        f"input {text!r} is neither a folder, an image file nor a .txt manifest: check the name, "
-        "or use --all-files to take a file whatever its suffix"
+        f"input {text!r} is not there, or is no folder, image, manifest (.txt, .csv, .tsv, .jsonl, .parquet, .arrow), "
+        "archive (.tar, .zip) or url: check the name, or use --all-files to take a file whatever its suffix"
     )
 
 
