@@ -104,6 +104,11 @@ class RunDir:
         """The plan, if it is still the one with `fingerprint`. Raises: OtherRunError where it is not."""
         if self.exists() and (plan := self.plan()).fingerprint == fingerprint:
             return plan
+        if not self.exists():
+            raise OtherRunError(
+                f"{self.plan_file} is gone, so nothing more is written: {self.path} has been taken by another run "
+                "(--overwrite), or the folder has gone: put it back, or choose another --out"
+            )
         raise OtherRunError(
             f"{self.path} has been taken by another run since this one began (--overwrite, or other settings before "
             "the first image): nothing more is written; choose another --out"

@@ -21,6 +21,7 @@ import pytest
 
 from clipbatch import verify
 from clipbatch.rundir import RunDir
+from clipbatch.tally import CACHE
 from conftest import DEMO, Cli, rows, start
 from corpus import photo
 
@@ -120,7 +121,7 @@ def test_a_disk_that_fills_up_again_and_again_is_named_and_once_there_is_room_th
         said = refused(cli, *command)
         assert re.search(f"{out}.*{at}.*: No space left on device; free some space there", said), said
         assert parts(out) == dict(sorted(parts(whole).items())[:published])
-        assert list(out.rglob(".*")) == []
+        assert {path.name for path in out.rglob(".*")} <= {CACHE}
     tmpfs(out, f"size={2 * done}")
     cli(*command)
     assert parts(out) == parts(whole)
@@ -255,7 +256,7 @@ def read(part: Path) -> object:
 def harmless(run: RunDir, part: Path, original: object) -> bool:
     """Whether `verify` names damage (ending in an exception is no answer), or readers get what they got before."""
     try:
-        return bool(list(verify.problems(run, run.plan()))) or read(part) == original
+        return bool(list(verify.problems(run, run.plan(), [0]))) or read(part) == original
     except (OSError, LookupError, TypeError, ValueError, pa.ArrowException):
         return False
 
