@@ -129,16 +129,29 @@ def main() -> None:
 
         contestants = {
             "clipbatch": ours,
-            "pyarrow, same options": bare("same", **same),
-            "pyarrow, its defaults, zstd": bare("default", compression="zstd"),
-            "filling row groups alone": fill,
-            "the seal's digest alone": lambda: digest(data),
+            "pyarrow, same options": bare("same options", **same),
+            "pyarrow, its defaults, zstd": bare("its defaults, zstd", compression="zstd"),
         }
+        if given.layout == "list":
+            split = {"column_encoding": {"scores.list.element": "BYTE_STREAM_SPLIT"}}
+            for name, how in (
+                ("BYTE_STREAM_SPLIT", split),
+                ("zstd level 3", {"compression": "zstd", "compression_level": 3}),
+                ("lz4", {"compression": "lz4"}),
+                ("no compression", {"compression": "none"}),
+            ):
+                contestants[f"pyarrow, {name}"] = bare(name, **(same | how))
+        contestants |= {"filling row groups alone": fill, "the seal's digest alone": lambda: digest(data)}
         figures = interleave({name: timed(name, work) for name, work in contestants.items()}, given.rounds)
-        sizes = {"clipbatch": len(data), "pyarrow, same options": os.path.getsize(Path(folder, "same"))}
-        sizes["pyarrow, its defaults, zstd"] = os.path.getsize(Path(folder, "default"))
+        sizes = {f"pyarrow, {path.name}": path.stat().st_size for path in Path(folder).iterdir() if path.is_file()}
+        sizes["clipbatch"] = len(data)
     rows = [
-        [name, spread(figures[name]).text(), spread(cpu[name][1:]).text(), f"{sizes.get(name, 0) / given.rows:.0f}"]
+        [
+            name,
+            spread(figures[name]).text(),
+            spread(cpu[name][1:]).text(),
+            f"{sizes[name] / given.rows:.0f}" if name in sizes else "",
+        ]
         for name in contestants
     ]
     wall = ratios(figures["clipbatch"], figures["pyarrow, same options"])

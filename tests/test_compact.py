@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
@@ -151,6 +152,18 @@ def test_a_file_that_does_not_hold_the_parts_rows_is_never_published(
     with pytest.raises(DamagedError, match="would not hold the parts' rows"):
         api.compact(run, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_files_go_into_a_store_and_are_verified_there(cli: Cli, run: Path, s3: pafs.S3FileSystem, bucket: str) -> None:
+    out = f"{bucket}/compact"
+    for _ in range(2):
+        assert json.loads(cli("compact", run, "--out", out, "--rows-per-file", 64, "--json").stdout)["files"] == 3
+    paths = sorted(info.path for info in s3.get_file_info(pafs.FileSelector(out.removeprefix("s3://"))))
+    assert len(paths) == 3
+    found = [s3.open_input_file(path).read() for path in paths]
+    assert all(is_whole(data) for data in found)
+    together = pa.concat_tables([pq.read_table(pa.BufferReader(data)) for data in found])
+    assert _plain(together) == _plain(rows(run))
 
 
 def test_rows_that_were_done_again_are_copied_again(cli: Cli, tmp_path: Path) -> None:

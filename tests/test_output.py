@@ -158,6 +158,17 @@ def test_wide_and_top_k_hold_what_the_list_holds(grouped: dict[str, Path]) -> No
             assert entries.items() <= dict(zip(columns[group], scores, strict=True)).items()
 
 
+def test_a_carried_column_gives_way_to_a_groups_and_to_a_wide_one(cli: Cli, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "g.toml").write_text(GROUPS)
+    names = sorted(str(path) for path in folder.rglob("*.jpg"))[:4]
+    lines = [json.dumps({"uri": name, "Alive_Label": "x", "alive_score_no_": 1, "score": 2}) for name in names]
+    (tmp_path / "m.jsonl").write_text("\n".join(lines))
+    command = ("run", tmp_path / "m.jsonl", "--labels", tmp_path / "g.toml", "--model", "clipbatch-demo")
+    cli(*command, "--layout", "wide", "--out", tmp_path / "out")
+    assert rows(tmp_path / "out").column_names[-3:] == ["input_Alive_Label", "input_alive_score_no_", "score"]
+    assert rows(tmp_path / "out")["score"].to_pylist() == [2] * 4
+
+
 def test_verify_finds_a_label_that_its_score_does_not_allow(cli: Cli, grouped: dict[str, Path], tmp_path: Path) -> None:
     """As a part of another clipbatch would have it: sealed and of this run, and yet wrong."""
     out = tmp_path / "out"

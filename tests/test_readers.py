@@ -1,5 +1,7 @@
 """The parts read at once by DuckDB, Polars, pandas, pyarrow, Spark and Hugging Face datasets, in every layout."""
 
+import datetime
+import decimal
 import json
 import os
 import re
@@ -18,6 +20,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
+from clipbatch.part import PartFile
 from conftest import DEMO, Cli, rows
 from corpus import make_folder
 
@@ -121,6 +124,42 @@ def test_spark_sees_all_columns_but_float16_without_being_told(runs: dict[str, P
     names = {layout: spark.read.parquet(str(runs[layout] / "parts")).columns for layout in LAYOUTS}
     for layout, dropped in (("list", {"embedding"}), ("half", {"scores"}), ("wide", set()), ("top", set())):
         assert set(rows(runs[layout]).column_names) - set(names[layout]) == dropped
+
+
+def test_spark_reads_carried_columns_of_every_type_beside_float16(tmp_path: Path, spark: Any) -> None:
+    """What it has no type for is left out with float16; everything else has its value."""
+    when = datetime.datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=datetime.timezone.utc)
+    columns: dict[str, tuple[pa.DataType, Any]] = {
+        "flag": (pa.bool_(), True),
+        "tiny": (pa.int8(), -7),
+        "large": (pa.int64(), 2**40),
+        "whole": (pa.uint32(), 2**32 - 1),
+        "double": (pa.float64(), 0.1),
+        "text": (pa.large_string(), "café"),
+        "word": (pa.dictionary(pa.int32(), pa.string()), "red"),
+        "bytes": (pa.binary(), b"\xff"),
+        "day": (pa.date32(), datetime.date(2026, 1, 2)),
+        "price": (pa.decimal128(9, 2), decimal.Decimal("12.50")),
+        "at": (pa.timestamp("us", "UTC"), when),
+        "local": (pa.timestamp("ms"), datetime.datetime(2026, 1, 2, 3, 4, 5)),
+        "tags": (pa.list_(pa.string()), ["a", "b"]),
+        "both": (pa.struct([("n", pa.int32()), ("half", pa.float16())]), {"n": 1, "half": 0.5}),
+        "half": (pa.list_(pa.float16(), 2), [0.5, 0.25]),
+        "none": (pa.null(), None),
+    }
+    table = pa.table({name: pa.array([value, None], kind) for name, (kind, value) in columns.items()})
+    (tmp_path / "parts").mkdir()
+    with PartFile(tmp_path / "parts" / "a.parquet", table.schema, "zstd") as file:
+        file.write(table)
+        file.close({})
+    frame = spark.read.parquet(str(tmp_path / "parts"))
+    assert set(columns) - set(frame.columns) == {"half", "none"}
+    spark.conf.set("spark.sql.session.timeZone", "UTC")
+    row, empty = (found.asDict(recursive=True) for found in frame.collect())
+    expected = {name: value for name, (_, value) in columns.items() if name in row} | {"both": {"n": 1}}
+    assert row.pop("at").astimezone(datetime.timezone.utc) == expected.pop("at")
+    assert row == expected
+    assert set(empty.values()) == {None}
 
 
 def test_rows_join_to_the_manifest_by_row_id_and_by_uri(runs: dict[str, Path], spark: Any) -> None:

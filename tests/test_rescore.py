@@ -109,6 +109,16 @@ def test_what_is_missing_is_done_again_to_the_same_bytes(
     assert _parts(out) == whole
 
 
+def test_either_run_may_lie_in_a_store(
+    cli: Cli, source: Path, labels: Path, grouped: Path, bucket: str, tmp_path: Path
+) -> None:
+    cli("rescore", source, "--labels", "cat,dog", "--embeddings", "--out", f"{bucket}/there")
+    cli("verify", f"{bucket}/there")
+    cli("rescore", f"{bucket}/there", "--labels", labels, "--embeddings", "--out", tmp_path / "back")
+    cli("verify", tmp_path / "back")
+    assert rows(tmp_path / "back").equals(rows(grouped))  # embeddings were copied to the bit
+
+
 def test_the_same_labels_give_the_same_scores_in_another_layout(cli: Cli, source: Path, tmp_path: Path) -> None:
     cli("rescore", source, "--layout", "wide", "--scores-dtype", "float16", "--out", tmp_path / "wide")
     cli("rescore", tmp_path / "wide", "--out", tmp_path / "again", code=3)  # it has no embeddings itself

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -15,7 +16,8 @@ from clipbatch.rundir import RunDir
 from clipbatch.seal import is_whole
 from clipbatch.types import Decoded, EmbeddedBatch, ItemBatch, Reject
 
-_COLUMNS = ["row_id", "status", "error", "width", "height", "decoder", "embedding"]
+_OF_REJECTS = ["status", "error", "width", "height"]
+_COLUMNS = ["row_id", *_OF_REJECTS, "decoder", "embedding"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,15 +54,13 @@ class Recall:
             self.files += 1
         part = self._open
         first = batch.start - self._plan.shard_rows(batch.shard).start
-        here = slice(first, first + len(batch.items))
+        here = slice(first, first + batch.rows.num_rows)
         if not np.array_equal(part.row_ids[here], batch.rows["row_id"].to_numpy()):
             raise self._damaged(batch.shard, "its row_ids are not the manifest's")
-        outcomes = zip(batch.items, part.outcomes[here], strict=True)
-        return EmbeddedBatch(
-            source=batch,
-            outcomes=tuple(None if item is None else outcome for item, outcome in outcomes),
-            image_BD=part.image_BD[here],
-        )
+        outcomes: tuple[Decoded | Reject | None, ...] = part.outcomes[here]
+        if batch.items:  # only some rows are wanted
+            outcomes = tuple(o if item else None for o, item in zip(outcomes, batch.items, strict=True))
+        return EmbeddedBatch(source=batch, outcomes=outcomes, image_BD=part.image_BD[here])
 
     def _read(self, shard: int) -> _Part:
         try:
@@ -74,11 +74,10 @@ class Recall:
             table = file.read(columns=_COLUMNS)
         if footer[b"clipbatch.fingerprint"].decode() != self._fingerprint:
             raise self._damaged(shard, "it is of another run")
-        facts: list[list[Any]] = [table[name].to_pylist() for name in _COLUMNS[1:-1]]
         return _Part(
             shard=shard,
             row_ids=table["row_id"].to_numpy(),
-            outcomes=tuple(map(_outcome, *facts)),
+            outcomes=_outcomes(table),
             image_BD=_matrix(table["embedding"].combine_chunks()),
         )
 
@@ -87,10 +86,29 @@ class Recall:
         return InputError(f"{path} is damaged: {what}; clipbatch run --out {self._source.path} --repair does it again")
 
 
-def _outcome(status: Any, error: Any, width: Any, height: Any, decoder: Any) -> Decoded | Reject:
-    if status == "ok":
-        return Decoded(width=width, height=height, decoder=decoder)
-    return Reject(status=status, error=error, width=width, height=height)
+class _Shared(dict[tuple[Any, ...], Decoded]):
+    """One `Decoded` for all images with the same facts: there are few, and making one takes a microsecond."""
+
+    def __missing__(self, facts: tuple[Any, ...]) -> Decoded:
+        width, height, decoder = facts
+        self[facts] = made = Decoded(width=width, height=height, decoder=decoder)
+        return made
+
+
+def _outcomes(table: pa.Table) -> tuple[Decoded | Reject, ...]:
+    decoders = table["decoder"].unify_dictionaries().combine_chunks()
+    names = [*decoders.dictionary.to_pylist(), None]
+    codes = pc.fill_null(decoders.indices, len(names) - 1).to_numpy().tolist()
+    width, height = (pc.fill_null(table[name], -1).to_numpy().tolist() for name in ("width", "height"))
+    shared = _Shared()
+    found: list[Decoded | Reject] = [
+        shared[facts] for facts in zip(width, height, map(names.__getitem__, codes), strict=True)
+    ]
+    bad = pc.not_equal(table["status"].cast(pa.string()), "ok").to_numpy()
+    at = np.flatnonzero(bad)
+    for row, facts in zip(at, table.select(_OF_REJECTS).take(at).to_pylist(), strict=True):
+        found[row] = Reject(**facts)
+    return tuple(found)
 
 
 def _matrix(lists: pa.FixedSizeListArray) -> NDArray[np.float16]:

@@ -116,7 +116,8 @@ class Worker:
 
     def label(self, tasks: Iterable[Task]) -> Flow:
         """Do `tasks`; iterate over the flow to get a `Written` for each batch, in order."""
-        batches = (batch for task in tasks for batch in item_batches(self._plan, self._manifest, task))
+        cut = row_batches if self._plan.rescored else item_batches
+        batches = (batch for task in tasks for batch in cut(self._plan, self._manifest, task))
         return Flow(self._admit(batches), self.stages)
 
 
@@ -188,6 +189,20 @@ def item_batches(plan: Plan, manifest: Manifest, task: Task) -> Iterator[ItemBat
             rows=carried.slice(at, size),
             last=at == starts[-1],
             whole=task.rows is None,
+        )
+
+
+def row_batches(plan: Plan, manifest: Manifest, task: Task) -> Iterator[ItemBatch]:
+    """The batches of a task that reads no image: without items, where all rows are wanted."""
+    if task.rows is not None:
+        yield from item_batches(plan, manifest, task)
+        return
+    rows = manifest.rows(task.shard).drop_columns(LISTING)
+    first = plan.shard_rows(task.shard).start
+    for at in range(0, rows.num_rows, plan.batch_size):
+        here = rows.slice(at, plan.batch_size)
+        yield ItemBatch(
+            shard=task.shard, start=first + at, items=(), rows=here, last=at + here.num_rows == rows.num_rows
         )
 
 
