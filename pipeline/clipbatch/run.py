@@ -158,7 +158,11 @@ def _leaving(journal: Journal | None, write: Write, check: Callable[[], object])
     def noted(batch: ScoredBatch) -> Written:
         if batch.source.last:
             check()
-        written = write(batch)
+        try:
+            written = write(batch)
+        except InputError:
+            check()  # its folder may be gone because the run is
+            raise
         if journal:
             journal.leave(batch.source.start)
         return written
