@@ -23,6 +23,10 @@ SHARED_PHOTOS = Path(__file__).parents[2] / "shared" / "photos"
 DEMO = ("--labels", "cifar10", "--model", "clipbatch-demo")
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
+for _signum in (signal.SIGINT, signal.SIGHUP):  # ignored in the background and under nohup, which children inherit
+    if signal.getsignal(_signum) is signal.SIG_IGN:
+        signal.signal(_signum, signal.SIG_DFL)
+
 
 def start(*args: object, **more: Any) -> "subprocess.Popen[str]":
     """`clipbatch ARGS` in a process of its own."""
