@@ -149,7 +149,7 @@ def test_a_folder_without_images_is_refused_with_what_it_holds(
 @pytest.mark.parametrize("name", ["none", "none.jpg", "none.txt", "notes.pdf", "pipe.txt"])
 def test_an_input_that_is_not_there_or_of_no_known_kind_is_refused(tmp_path: Path, name: str) -> None:
     os.mkfifo(_touch(tmp_path, "notes.pdf") / "pipe.txt")
-    with pytest.raises(InputError, match=r"neither a folder, an image file nor a .txt manifest.*--all-files") as caught:
+    with pytest.raises(InputError, match=r"is not there, or is no folder, image, manifest .*--all-files") as caught:
         _names(tmp_path / name)
     assert (name in str(caught.value), caught.value.exit_code) == (True, 3)
 
