@@ -17,6 +17,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from clipbatch import catalog
 from clipbatch.plan import minute_of_work
 from clipbatch.rundir import RunDir, part_name
@@ -51,14 +54,21 @@ def planning(folder: Path, rows: int) -> dict[str, float]:
     return {"plan_us": 1e6 * seconds / rows, "manifest_bytes": size / rows}
 
 
-def part_bytes(folder: Path, images: Path, *more: str) -> float:
-    """Bytes that a row takes in a part, of 20,000 rows."""
-    names = sorted(str(path.resolve()) for path in images.iterdir() if path.suffix in (".jpg", ".png"))
-    (folder / "rows.txt").write_text("\n".join((names * (20_000 // len(names) + 1))[:20_000]))
-    out = folder / f"parts{len(list(folder.iterdir()))}"
+def draw(folder: Path, count: int) -> Path:
+    """A manifest of `count` images that are all different, as scores that repeat would compress too well."""
+    rng = np.random.default_rng(0)
+    (folder / "images").mkdir()
+    for number in range(count):
+        coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), np.uint8)).resize((64, 64), Image.Resampling.BICUBIC)
+        coarse.save(folder / "images" / f"IMG_{number:09d}_{rng.integers(2**32):08x}.jpg", quality=80)
+    return folder / "images"
+
+
+def part_bytes(images: Path, out: Path, count: int, *more: str) -> float:
+    """Bytes that a row takes in a part of `count` rows."""
     settings = ("--labels", "documents-27", "--model", "clipbatch-demo", "--device", "cpu", "--shard-size", 2**15)
-    clipbatch("run", folder / "rows.txt", *settings, *more, "--out", out)
-    return sum(path.stat().st_size for path in (out / "parts").iterdir()) / 20_000
+    clipbatch("run", images, *settings, *more, "--out", out)
+    return sum(path.stat().st_size for path in (out / "parts").iterdir()) / count
 
 
 def listing_us(folder: Path, parts: int) -> list[float]:
@@ -79,15 +89,16 @@ def listing_us(folder: Path, parts: int) -> list[float]:
 
 def main() -> None:
     parser = arguments(__doc__.splitlines()[0])
-    parser.add_argument("--images", type=Path, required=True, help="a folder of images, for the rows of parts")
+    parser.add_argument("--images", type=int, default=10_000, help="in the part that is measured")
     parser.add_argument("--rows", type=int, default=1_000_000, help="of the plan that is measured")
     options = parser.parse_args()
     on = machine()
     folder = Path(tempfile.mkdtemp(prefix="clipbatch-billion-"))
     try:
         measured = planning(folder, options.rows)
-        measured["part_bytes"] = part_bytes(folder, options.images)
-        measured["part_bytes_top_5"] = part_bytes(folder, options.images, "--top-k", "5")
+        images = draw(folder, options.images)
+        measured["part_bytes"] = part_bytes(images, folder / "all", options.images)
+        measured["part_bytes_top_5"] = part_bytes(images, folder / "top", options.images, "--top-k", "5")
         measured["listing_us"] = spread(listing_us(folder, 10_000)).median
     finally:
         shutil.rmtree(folder)
@@ -116,7 +127,7 @@ def main() -> None:
             ]
         )
     body = (
-        f"Measured on {options.rows} rows, and what it makes of {IMAGES:,} images:\n\n"
+        f"Measured on a plan of {options.rows} rows and parts of {options.images}; what {IMAGES:,} images make:\n\n"
         f"{table(('what', 'measured', 'for a billion'), constants)}\n\nComputed, not measured:\n\n"
         f"{table(('model', 'shard, rows', 'parts', 'listing', 'a part', 'images/s, ceiling', 'GPU-hours'), computed)}"
     )
