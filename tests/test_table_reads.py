@@ -101,7 +101,7 @@ def test_threads_that_overtake_one_another_all_get_their_rows(
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(batch, range(0, ROWS, 16)))
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads
 
 
 def test_a_row_group_is_never_whole_in_memory(tmp_path: Path) -> None:
