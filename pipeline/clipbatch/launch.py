@@ -30,6 +30,8 @@ MOST_DEATHS = 10
 DEATHS_OF_A_BATCH = 3
 """Ends of workers over one shard after which the batches in flight are given up, if no row kills alone."""
 EXPLAIN_AFTER_S = 15.0
+LOADING_S = 3600.0
+"""Within which a worker has loaded its model, weights fetched over a slow line included."""
 LAST_WORDS_S = 10.0
 """Within which a worker that was told to end has reported and ended."""
 _POLL_S = 1.0
@@ -160,8 +162,11 @@ class Supervisor:
 
     def _end_the_silent(self) -> None:
         for process in self._processes:
-            limit_s = LAST_WORDS_S if process.finished else self._runtime["worker_timeout"]
-            busy = self._handout.held(process) or process.finished
+            if process.finished:
+                limit_s = LAST_WORDS_S
+            else:
+                limit_s = self._runtime["worker_timeout"] if process.loaded else LOADING_S
+            busy = self._handout.held(process) or process.finished or not process.loaded
             if busy and not process.hung and time.monotonic() - process.heard > limit_s:
                 process.hung = True
                 process.kill()
