@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from clipbatch.cli.options import Json, Out, Overwrite, takes_settings
 from clipbatch.config import Settings
-from clipbatch.options import Json, Out, Overwrite, takes_settings
 
 if TYPE_CHECKING:
     from clipbatch import slurm

@@ -1,29 +1,12 @@
-"""All settings of a run: frozen dataclasses, one a stage, checked when they are made.
-
-Field names are the command line's flags and the keys of a `--config` file (dashes or underscores); no name occurs
-twice. Every refusal is a ValueError of the kind `InputError` that names the value and the remedy.
-"""
+"""The settings of each stage, frozen and checked when they are made."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import re
-import sys
-import typing
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from fractions import Fraction
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from clipbatch.checks import Checked, SettingError, at_least
-from clipbatch.errors import InputError, nearest
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 Precision = Literal["auto", "fp16", "bf16", "fp32"]
 Decoder = Literal["auto", "dali", "torchvision", "pil"]
@@ -32,12 +15,6 @@ Score = Literal["auto", "softmax", "sigmoid", "cosine"]
 Layout = Literal["list", "wide", "top-k"]
 ScoresDtype = Literal["float32", "float16"]
 Compression = Literal["zstd", "lz4", "snappy", "gzip", "none"]
-
-RUNTIME = ("read_threads", "read_timeout", "read_retries", "decode_timeout", "worker_timeout")
-"""Settings that each invocation may set anew and hands to its workers."""
-
-ANEW = (*RUNTIME, "device", "gpus", "workers", "rank", "world_size", "shards", "max_bad")
-"""All settings that each invocation may set anew, also where it goes on with a run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,112 +165,3 @@ class LaunchSettings(Checked):
         at_least("workers", self.workers, 1)
         at_least("rank", self.rank, 0)
         at_least("world_size", self.world_size, 1)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings(Checked):
-    """All settings of a run. None stands for 'chosen by the planner' until `plan` has frozen them."""
-
-    source: SourceSettings = field(default_factory=SourceSettings)
-    labels: LabelSettings = field(default_factory=LabelSettings)
-    model: ModelSettings = field(default_factory=ModelSettings)
-    read: ReadSettings = field(default_factory=ReadSettings)
-    decode: DecodeSettings = field(default_factory=DecodeSettings)
-    output: OutputSettings = field(default_factory=OutputSettings)
-    launch: LaunchSettings = field(default_factory=LaunchSettings)
-    batch_size: int | None = None
-    """Images in a batch; part of the run's identity, since it may move scores in the last digit."""
-    shard_size: int | None = None
-    """Rows in a part file, a multiple of batch_size; default: about a minute of work."""
-    max_bad: str | None = None
-    """Stop as broken when more images than this are bad: a count (`500`) or a share of all rows (`1%`)."""
-
-    def __post_init__(self) -> None:
-        Checked.__post_init__(self)
-        at_least("batch_size", self.batch_size, 1)
-        at_least("shard_size", self.shard_size, 1)
-        self.bad_allowed(0)
-        if self.batch_size and self.shard_size and self.shard_size % self.batch_size:
-            near = math.ceil(self.shard_size / self.batch_size) * self.batch_size
-            raise SettingError(
-                f"shard_size {self.shard_size} is not a multiple of batch_size {self.batch_size}: use {near}"
-            )
-
-    def bad_allowed(self, rows: int) -> int | None:
-        """How many of `rows` images may be bad; None: any number."""
-        if self.max_bad is None:
-            return None
-        number, percent = self.max_bad.removesuffix("%"), self.max_bad.endswith("%")
-        try:
-            value = Fraction(number) if percent else Fraction(int(number))
-        except (ValueError, ZeroDivisionError):
-            value = Fraction(-1)
-        if value < 0 or (percent and value > 100):
-            raise SettingError(f"max_bad {self.max_bad!r} is neither a count nor a percentage: use 500 or 1%")
-        return math.floor(rows * value / 100) if percent else int(value)
-
-    def flat(self) -> dict[str, Any]:
-        """All fields by name, stages flattened."""
-        values: dict[str, Any] = {}
-        for f in dataclasses.fields(self):
-            stage = getattr(self, f.name)
-            own = dataclasses.is_dataclass(stage)
-            values |= {g.name: getattr(stage, g.name) for g in dataclasses.fields(stage)} if own else {f.name: stage}
-        return values
-
-    def runtime(self) -> dict[str, Any]:
-        """The settings of `RUNTIME`, by name."""
-        return {name: value for name, value in self.flat().items() if name in RUNTIME}
-
-    def replace(self, **changes: Any) -> Settings:
-        """A copy with the named fields changed, whichever stage they belong to."""
-        return from_flat(self.flat() | changes)
-
-
-def from_flat(values: Mapping[str, Any]) -> Settings:
-    """Settings from field names and values; lists become tuples. Unknown names are refused with the nearest known."""
-    hints: dict[str, Any] = typing.get_type_hints(Settings)
-    stages: dict[str, Any] = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
-    known = list(Settings().flat())
-    for name in values:
-        if name not in known:
-            raise SettingError(f"there is no setting {name!r}.{nearest(name, known)}")
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    made: dict[str, Any] = {
-        stage: kind(**{f.name: values[f.name] for f in dataclasses.fields(kind) if f.name in values})
-        for stage, kind in stages.items()
-    }
-    own: dict[str, Any] = {name: values[name] for name in hints if name in values and name not in stages}
-    return Settings(**made, **own)
-
-
-def parse_toml(text: str) -> dict[str, Any]:
-    """Raises: ValueError with the line where `text` is not TOML."""
-    found: dict[str, Any] = tomllib.loads(text)
-    return found
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """Settings from a `--config` file, by field name.
-
-    Raises: InputError where the file cannot be read, is not TOML, or holds a table.
-    """
-    try:
-        found = parse_toml(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise InputError(f"cannot read the settings file {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(f"{path} is not a TOML file of settings: {error}") from error
-    values = {name.replace("-", "_"): value for name, value in found.items()}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            raise InputError(f"{path}: [{name}] is a table; settings stand at the top level, one a line")
-        if name in ("template", "inputs", "columns") and isinstance(value, str):
-            values[name] = [value]
-        if name == "max_bad" and isinstance(value, int):
-            values[name] = str(value)
-    try:
-        from_flat(values)
-    except SettingError as error:
-        raise SettingError(f"{path}: {error}") from None
-    return values

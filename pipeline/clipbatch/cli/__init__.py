@@ -1,0 +1,53 @@
+"""The command line: parse, build settings, call one function, map errors to exit codes. No work is done here."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from clipbatch import __version__, interrupts
+from clipbatch.cli import label, look, lookup, submit
+from clipbatch.errors import ClipbatchError
+
+EXIT_CODES = """\
+Exit codes: 0 done (bad images included), 2 usage, 3 input or settings refused, 4 more bad images than --max-bad,
+5 verify found damage, 6 another process is at the same dataset, 75 interrupted (the same command resumes), 1 a bug."""
+
+app = typer.Typer(
+    name="clipbatch",
+    help="Label millions of images with an OpenCLIP model; leave Parquet that can be queried at once.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for _commands in (label, look, lookup):
+    app.add_typer(_commands.app)
+app.add_typer(submit.app, name="submit", rich_help_panel=label.PANEL)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"clipbatch {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line; end the process with the exit code of what happened."""
+    interrupts.install()
+    try:
+        app()
+    except ClipbatchError as error:
+        print(f"clipbatch: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

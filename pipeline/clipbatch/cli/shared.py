@@ -1,0 +1,30 @@
+"""What the commands share: arguments, and how results are printed."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+RunDirectory = Annotated[str, typer.Argument(help="A run directory.", metavar="RUN")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary; errors only.")]
+
+
+def show(made: dict[str, Any], out: str, quiet: bool, as_json: bool) -> None:
+    """The end of a run: its report, or a summary of it."""
+    from clipbatch import summary
+
+    if as_json:
+        print(json.dumps(made, indent=2))
+    elif not quiet:
+        print(summary.text(out, made))
+
+
+def print_facts(found: dict[str, Any], as_json: bool) -> None:
+    """`found` as lines of name and value, or as JSON."""
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    for name, value in found.items():
+        print(f"{name:14} {json.dumps(value) if isinstance(value, dict) else value}")

@@ -1,0 +1,39 @@
+"""All settings of a run: frozen dataclasses, one a stage, checked when they are made.
+
+Field names are the command line's flags and the keys of a `--config` file (dashes or underscores); no name occurs
+twice. Every refusal is a ValueError of the kind `InputError` that names the value and the remedy.
+"""
+
+from clipbatch.config.settings import ANEW, RUNTIME, Settings, from_flat
+from clipbatch.config.stages import (
+    Compression,
+    DecodeSettings,
+    LabelSettings,
+    LaunchSettings,
+    Layout,
+    ModelSettings,
+    OutputSettings,
+    ReadSettings,
+    ScoresDtype,
+    SourceSettings,
+)
+from clipbatch.config.toml import parse_toml, read_toml
+
+__all__ = [
+    "ANEW",
+    "RUNTIME",
+    "Compression",
+    "DecodeSettings",
+    "LabelSettings",
+    "LaunchSettings",
+    "Layout",
+    "ModelSettings",
+    "OutputSettings",
+    "ReadSettings",
+    "ScoresDtype",
+    "Settings",
+    "SourceSettings",
+    "from_flat",
+    "parse_toml",
+    "read_toml",
+]
