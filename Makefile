@@ -19,7 +19,7 @@ run: setup  ## label the sample images with the embedded model and show the resu
 	$(BIN)/clipbatch demo --out demo-scores
 
 test: setup  ## run all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4
 
 check: setup  ## lint, format, types, import rules
 	$(BIN)/ruff check .

@@ -23,6 +23,7 @@ SHARED_PHOTOS = Path(__file__).parents[2] / "shared" / "photos"
 DEMO = ("--labels", "cifar10", "--model", "clipbatch-demo")
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or each process that is started compiles clipbatch anew
 for _signum in (signal.SIGINT, signal.SIGHUP):  # ignored in the background and under nohup, which children inherit
     if signal.getsignal(_signum) is signal.SIG_IGN:
         signal.signal(_signum, signal.SIG_DFL)

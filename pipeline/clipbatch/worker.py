@@ -22,6 +22,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from clipbatch import startup
 from clipbatch.errors import ClipbatchError, InterruptedRunError
 
 _EMIT_EVERY_S = 0.2
@@ -90,7 +91,9 @@ def _work(
 ) -> None:
     from clipbatch.flow import bottleneck
     from clipbatch.journal import Journal
-    from clipbatch.run import Task, Worker
+
+    with startup.quick_imports():
+        from clipbatch.run import Task, Worker
     from clipbatch.rundir import RunDir
     from clipbatch.types import Reject
 
