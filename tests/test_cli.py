@@ -17,7 +17,7 @@ PLANNING = (
     "--image-column --json --labels --layout --limit --max-bad --max-bytes --max-pixels --model --orientation --out "
     "--overwrite --precision --pretrained --read-retries --read-threads --read-timeout --root --score --scores-dtype "
     "--shard-size --template --top-k --uri-column --worker-timeout "
-    "--gpus --rank --shards --workers --world-size"
+    "--cpus-per-worker --engine --gpus --rank --shards --workers --world-size"
 )
 SURFACE = {
     "run": PLANNING + " --hash-contents --incremental --metrics --one-line --quiet --repair --retry-bad",

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from clipbatch import catalog, devices, launch, ranks, report, source, summary
+from clipbatch import catalog, launch, ranks, report, source, summary
 from clipbatch import compact as compactor
 from clipbatch import labels as label_files
 from clipbatch import plan as planner
@@ -21,6 +21,7 @@ from clipbatch import rescore as rescorer
 from clipbatch import verify as verifier
 from clipbatch.atomic import remove_leftovers
 from clipbatch.config import LaunchSettings, Settings, from_flat
+from clipbatch.engine import Engine, engine
 from clipbatch.errors import ClipbatchError, InputError, OtherRunError, TooManyBadError
 from clipbatch.handout import Assignment
 from clipbatch.labels import LabelSet
@@ -127,16 +128,33 @@ def run(
     """
     begun = time.perf_counter()
     rank = ranks.find(settings.launch, os.environ)
-    seats = devices.seats(settings, rank)
-    frozen = plan(settings, out, overwrite=overwrite)
-    run_dir = RunDir(out)
-    mine = rank.part(ranks.named_shards(settings.launch.shards, frozen.shards))
-    remove_leftovers(run_dir.path)
-    remove_leftovers(run_dir.parts)
-    if repair:
-        for shard, _ in _problems(run_dir, frozen, mine):
-            run_dir.remove_part(shard, frozen)
-    run_dir.make_parts()
+    with contextlib.closing(engine(settings, rank)) as workers:
+        settings = settings.replace(device=workers.device)
+        frozen = plan(settings, out, overwrite=overwrite)
+        run_dir = RunDir(out)
+        mine = rank.part(ranks.named_shards(settings.launch.shards, frozen.shards))
+        remove_leftovers(run_dir.path)
+        remove_leftovers(run_dir.parts)
+        if repair:
+            for shard, _ in _problems(run_dir, frozen, mine):
+                run_dir.remove_part(shard, frozen)
+        run_dir.make_parts()
+        return _label(settings, run_dir, frozen, workers, rank, mine, begun, retry_bad=retry_bad, quiet=quiet)
+
+
+def _label(
+    settings: Settings,
+    run_dir: RunDir,
+    frozen: Plan,
+    workers: Engine,
+    rank: ranks.Rank,
+    mine: list[int],
+    begun: float,
+    *,
+    retry_bad: bool,
+    quiet: bool,
+) -> dict[str, Any]:
+    """Do what is not done of the shards `mine`; returns the report. begun: when the invocation began."""
     finished = run_dir.done(frozen)
     assignments = [Assignment(shard=shard) for shard in mine if shard not in finished]
     known = tally(run_dir, frozen, finished.intersection(mine)) if retry_bad or settings.max_bad is not None else {}
@@ -148,7 +166,7 @@ def run(
     again = sum(len(a.rows) for a in assignments if a.rows is not None)
     progress = Progress(total=rows, done=rows - open_rows - again, bad=sum(bad.values()), quiet=quiet)
     allowed = settings.bad_allowed(rows)
-    supervisor = launch.Supervisor(run_dir, frozen, settings.runtime(), seats, progress, allowed)
+    supervisor = launch.Supervisor(run_dir, frozen, settings.runtime(), workers, progress, allowed)
 
     def reported() -> dict[str, Any]:
         return report.make(run_dir, frozen, supervisor.done, time.perf_counter() - begun, rank, mine)

@@ -33,6 +33,9 @@ class Seat:
     cores: tuple[int, ...]
     """CPU cores that it may use, as the kernel numbers them."""
 
+    def __str__(self) -> str:
+        return self.device
+
 
 def seats(settings: Settings, rank: Rank) -> list[Seat]:
     """A seat for each worker of this process.
@@ -46,7 +49,7 @@ def seats(settings: Settings, rank: Rank) -> list[Seat]:
     cores = cores_by_node()
     if device == "cpu" or (device == "auto" and launch.gpus is None and not hardware.has_gpu()):
         workers = launch.workers or 1
-        return [Seat(device="cpu", cores=_share(cores, worker, workers)) for worker in range(workers)]
+        return [Seat(device="cpu", cores=share(cores, worker, workers)) for worker in range(workers)]
     if launch.workers is not None:
         raise SettingError(
             f"workers {launch.workers} is for CPUs, and the device is {device}, a GPU with one worker each: choose "
@@ -56,7 +59,7 @@ def seats(settings: Settings, rank: Rank) -> list[Seat]:
     nodes = gpu_nodes()
     near = {gpu: nodes[gpu] if gpu < len(nodes) else -1 for gpu in numbers}
     order = sorted(numbers, key=lambda gpu: (near[gpu], gpu))
-    return [Seat(device=f"cuda:{gpu}", cores=_share(cores, order.index(gpu), len(order))) for gpu in numbers]
+    return [Seat(device=f"cuda:{gpu}", cores=share(cores, order.index(gpu), len(order))) for gpu in numbers]
 
 
 def _numbers(gpus: str | None, device: str, rank: Rank) -> list[int]:
@@ -122,7 +125,7 @@ def cores_by_node(root: Path = _ROOT) -> list[int]:
     return sorted(usable, key=place)
 
 
-def _share(cores: list[int], worker: int, workers: int) -> tuple[int, ...]:
+def share(cores: list[int], worker: int, workers: int) -> tuple[int, ...]:
     """The `worker`-th of `workers` equal pieces of `cores`; at least one core, where there are fewer than workers."""
     start = worker * len(cores) // workers
     return tuple(cores[start : max(start + 1, (worker + 1) * len(cores) // workers)])

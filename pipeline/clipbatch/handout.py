@@ -45,6 +45,11 @@ class Handout:
         """Whether every shard is done."""
         return not self._left
 
+    @property
+    def open(self) -> int:
+        """How many shards nobody has."""
+        return len(self._open)
+
     def held(self, worker: Hashable) -> dict[int, Assignment]:
         """What `worker` has been given and has not finished, in order."""
         return self._held.get(worker, {})

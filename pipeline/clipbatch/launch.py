@@ -1,8 +1,8 @@
-"""The supervisor: hands out shards to a worker process per seat, restarts what died. Never touches an image.
+"""The supervisor: hands out shards to the workers of an engine, restarts what died. Never touches an image.
 
-Who does what is `handout`'s affair. A worker that ends, or does not answer, is started again; the rows that it had
-between decode and done are tried alone (`quarantine`) while the others go on, and one that kills again becomes a row
-with status crashed. Any end of the supervisor ends its workers.
+Who does what is `handout`'s affair, and where workers run the engine's. A worker that ends, or does not answer, is
+started again; the rows that it had between decode and done are tried alone (`quarantine`) while the others go on, and
+one that kills again becomes a row with status crashed. Any end of the supervisor ends its workers.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import collections
 import queue
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
 from clipbatch import interrupts
-from clipbatch.devices import Seat
+from clipbatch.engine import Engine, Job, Killable
 from clipbatch.errors import ClipbatchError, TooManyBadError, from_message
 from clipbatch.handout import Assignment, Handout
-from clipbatch.process import Event, WorkerProcess
+from clipbatch.process import Event, Worker
 from clipbatch.progress import Progress
-from clipbatch.quarantine import Search, ending
+from clipbatch.quarantine import ending
 from clipbatch.rundir import Plan, RunDir
 from clipbatch.types import Reject
 
@@ -68,31 +68,33 @@ class _Death:
     """Rows (row_ids) that it had between decode and done."""
     lost: list[Assignment]
     """What nobody does now."""
+    log: list[str]
+    """Its last lines."""
 
 
 class Supervisor:
-    """Does assignments on `seats`, one worker process each."""
+    """Does assignments with the workers of `engine`."""
 
     def __init__(
         self,
         run: RunDir,
         plan: Plan,
         runtime: dict[str, Any],
-        seats: list[Seat],
+        engine: Engine,
         progress: Progress,
         bad_allowed: int | None = None,
     ) -> None:
         """runtime: the settings of this invocation, `Settings.runtime`. bad_allowed: how many images may be bad, those
         that `progress` begins with included; None: any number."""
-        self._run, self._plan, self._seats, self._progress = run, plan, seats, progress
+        self._run, self._plan, self._engine, self._progress = run, plan, engine, progress
         self._runtime, self._bad_allowed = runtime, bad_allowed
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._handout = Handout([])
         self._deaths: collections.Counter[int] = collections.Counter()
-        self._deaths_in_a_row: collections.Counter[Seat] = collections.Counter()
+        self._deaths_in_a_row: collections.Counter[Hashable] = collections.Counter()
         self._last_error = ""
-        self._processes: list[WorkerProcess] = []
-        self._searches: dict[WorkerProcess, Search] = {}
+        self._processes: list[Worker] = []
+        self._searches: dict[Worker, Killable] = {}
         self._rows, self._bad, self._bottleneck = progress.done, progress.bad, ""
         self.done = WorkDone()
 
@@ -102,10 +104,10 @@ class Supervisor:
         Raises: InputError as the workers do, TooManyBadError, ClipbatchError where workers keep dying.
         """
         self._handout = Handout(assignments)
+        events, say = self._events, self._progress.say
+        self._engine.open(Job(run=self._run, plan=self._plan, runtime=self._runtime, events=events, say=say))
         try:
-            for seat in self._seats[: len(assignments)]:
-                self._start(seat)
-            while self._processes or self._searches:
+            while self._goes_on():
                 interrupts.check()
                 self._explain_the_wait()
                 self._end_the_silent()
@@ -115,7 +117,7 @@ class Supervisor:
                 except queue.Empty:
                     continue
                 process.heard = time.monotonic()
-                handler: Callable[[WorkerProcess, dict[str, Any]], None] = getattr(self, f"_on_{message['event']}")
+                handler: Callable[[Worker, dict[str, Any]], None] = getattr(self, f"_on_{message['event']}")
                 handler(process, message)
         finally:
             for process in self._processes:
@@ -124,8 +126,10 @@ class Supervisor:
                 search.kill()
         return self.done
 
-    def _start(self, seat: Seat) -> None:
-        self._processes.append(WorkerProcess(self._run, self._plan, seat, self._runtime, self._events))
+    def _goes_on(self) -> bool:
+        """Whether there is anybody to wait for; workers that have come since are taken in."""
+        self._processes += self._engine.arrivals(self._handout.open)
+        return bool(self._processes or self._searches or (self._engine.expecting and not self._handout.complete))
 
     def _answer(self) -> None:
         """Tell the workers that ask what is next; when all is done, end those that load, or do what is done already."""
@@ -137,10 +141,10 @@ class Supervisor:
                 process.heard = time.monotonic()
                 process.send({"finish": True} if process.asks else {"stop": True})
 
-    def _of_no_use(self, process: WorkerProcess) -> bool:
+    def _of_no_use(self, process: Worker) -> bool:
         return not process.loaded or bool(self._handout.held(process))
 
-    def _feed(self, process: WorkerProcess) -> None:
+    def _feed(self, process: Worker) -> None:
         while assignment := self._handout.take(process, time.monotonic()):
             rows = self._plan.shard_rows(assignment.shard)
             if assignment.rows is None and self._run.part(assignment.shard, self._plan.shards).exists():
@@ -157,8 +161,7 @@ class Supervisor:
         for process in self._processes:
             if not process.loaded and not process.explained and time.monotonic() - process.begun > EXPLAIN_AFTER_S:
                 process.explained = True
-                device = process.seat.device
-                self._progress.say(f"still loading the model on {device}; weights are fetched on first use")
+                self._progress.say(f"still loading the model on {process.seat}; weights are fetched on first use")
 
     def _end_the_silent(self) -> None:
         for process in self._processes:
@@ -171,17 +174,17 @@ class Supervisor:
                 process.hung = True
                 process.kill()
 
-    def _on_loaded(self, process: WorkerProcess, message: dict[str, Any]) -> None:
+    def _on_loaded(self, process: Worker, message: dict[str, Any]) -> None:
         process.loaded = True
         self.done.load_s = max(self.done.load_s, round(time.monotonic() - process.begun, 3))
 
-    def _on_alive(self, process: WorkerProcess, message: dict[str, Any]) -> None:
+    def _on_alive(self, process: Worker, message: dict[str, Any]) -> None:
         """It still reads; that it was heard of is all that counts."""
 
-    def _on_next(self, process: WorkerProcess, message: dict[str, Any]) -> None:
+    def _on_next(self, process: Worker, message: dict[str, Any]) -> None:
         process.asks = True
 
-    def _on_batch(self, process: WorkerProcess, message: dict[str, Any]) -> None:
+    def _on_batch(self, process: Worker, message: dict[str, Any]) -> None:
         process.rows += message["rows"]
         process.bad += message["bad"]
         self._bottleneck = message["bottleneck"]
@@ -198,7 +201,7 @@ class Supervisor:
         if self._bad_allowed is not None and bad > self._bad_allowed:
             raise TooManyBadError(too_many_bad(bad, self._bad_allowed, self._run))
 
-    def _on_part(self, process: WorkerProcess, message: dict[str, Any]) -> None:
+    def _on_part(self, process: Worker, message: dict[str, Any]) -> None:
         if self._handout.done(process, message["shard"], time.monotonic()):
             self.done.counts[message["shard"]] = message["counts"]
             self._rows += process.rows
@@ -206,29 +209,28 @@ class Supervisor:
         process.rows = process.bad = 0
         self._deaths_in_a_row[process.seat] = 0
 
-    def _on_stages(self, process: WorkerProcess, message: dict[str, Any]) -> None:
+    def _on_stages(self, process: Worker, message: dict[str, Any]) -> None:
         self.done.stages.append({name: value for name, value in message.items() if name != "event"})
 
-    def _on_error(self, process: WorkerProcess, message: dict[str, Any]) -> None:
+    def _on_error(self, process: Worker, message: dict[str, Any]) -> None:
         if message["exit_code"] != ClipbatchError.exit_code or not process.loaded:
             raise from_message(message["exit_code"], message["message"])
         if message["message"] == self._last_error:
             raise ClipbatchError(message["message"])
         self._last_error = message["message"]  # once it may be a passing one, such as of a GPU
 
-    def _on_ended(self, process: WorkerProcess, message: dict[str, Any]) -> None:
+    def _on_ended(self, process: Worker, message: dict[str, Any]) -> None:
         self._processes.remove(process)
-        suspects = [row for row in process.journal.in_flight() if row not in self.done.quarantined]
-        process.journal.close()
+        suspects = [row for row in message["in_flight"] if row not in self.done.quarantined]
         shards = list(self._handout.held(process))
         lost = self._handout.lost(process)
         if process.finished:
             return
-        cause = "as it did not answer" if process.hung else ending(message["code"])
+        cause = "as it did not answer" if process.hung else message.get("cause") or ending(message["code"])
         self._deaths.update(shards)
         self._deaths_in_a_row[process.seat] += 1
         self.done.restarts += 1
-        self._progress.say(f"a worker on {process.seat.device} ended {cause}: it is started again")
+        self._progress.say(f"a worker on {process.seat} ended {cause}: it is started again")
         death = _Death(
             cause=cause,
             from_outside=message["code"] == -signal.SIGKILL and not process.hung,
@@ -236,26 +238,29 @@ class Supervisor:
             times=max((self._deaths[shard] for shard in shards), default=0),
             suspects=suspects,
             lost=lost,
+            log=message["log"],
         )
         if suspects and (death.times >= 2 or not death.from_outside):
             self._search(process, death)
         else:
             self._restart(process, death)
 
-    def _search(self, process: WorkerProcess, death: _Death) -> None:
+    def _search(self, process: Worker, death: _Death) -> None:
         """Find out which row ended the worker; what it had in hand is not given to others before."""
         self._progress.say(f"trying the {len(death.suspects)} images that it had in hand one by one")
 
-        def found(killers: dict[int, Reject] | ClipbatchError) -> None:
+        def found(killers: dict[int, Reject] | ClipbatchError | None) -> None:
             self._events.put((process, {"event": "searched", "killers": killers, "death": death}))
 
-        self._searches[process] = Search(self._run, process.seat.device, death.suspects, self._runtime, found)
+        self._searches[process] = self._engine.search(process, death.suspects, found)
 
-    def _on_searched(self, process: WorkerProcess, message: dict[str, Any]) -> None:
+    def _on_searched(self, process: Worker, message: dict[str, Any]) -> None:
         del self._searches[process]
         killers, death = message["killers"], message["death"]
         if isinstance(killers, ClipbatchError):
             raise killers
+        if killers is None:
+            return self._restart(process, death)
         if not killers and death.by_itself and not death.from_outside and death.times >= DEATHS_OF_A_BATCH:
             error = f"alone it can be decoded; its batch has ended {death.times} workers, the last one {death.cause}"
             killers = {row: Reject(status="crashed", error=error) for row in death.suspects}
@@ -264,13 +269,18 @@ class Supervisor:
         self.done.quarantined |= killers
         self._restart(process, death)
 
-    def _restart(self, process: WorkerProcess, death: _Death) -> None:
+    def _restart(self, process: Worker, death: _Death) -> None:
         self._handout.put_back(death.lost)
+        log = "\n".join(death.log)
         if self._deaths_in_a_row[process.seat] <= MOST_DEATHS:
-            return self._start(process.seat)
-        log = "\n".join(process.log)
-        text = f"{MOST_DEATHS} workers in a row have ended on {process.seat.device}, the last one {death.cause}"
-        if not (self._processes or self._searches):
+            if again := self._engine.again(process):
+                self._processes.append(again)
+            elif death.times > MOST_DEATHS:
+                raise ClipbatchError(f"{death.times} workers have ended over a shard, the last one {death.cause}")
+            return
+        self._engine.give_up(process)
+        text = f"{MOST_DEATHS} workers in a row have ended on {process.seat}, the last one {death.cause}"
+        if not (self._processes or self._searches or self._engine.expecting):
             raise ClipbatchError(f"{text}:\n{log}")
         self._progress.say(f"{text}: it is given up, and the others go on\n{log}")
 

@@ -1,7 +1,9 @@
-"""A worker process as its supervisor sees it: JSON lines to and from it, its last words, and its journal."""
+"""A worker as its supervisor sees it; the one here is a process on this machine: JSON lines to and from it, its last
+words, and its journal."""
 
 from __future__ import annotations
 
+import abc
 import collections
 import contextlib
 import json
@@ -11,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -20,33 +22,55 @@ from clipbatch.journal import Journal
 from clipbatch.rundir import Plan, RunDir
 from clipbatch.types import Reject
 
-Event = tuple["WorkerProcess", dict[str, Any]]
+Event = tuple["Worker", dict[str, Any]]
 _LOG_LINES = 40
 
 
-class WorkerProcess:
-    """`clipbatch.worker` on one seat. Its messages, and its end, are put into `events`."""
+class Worker(abc.ABC):
+    """One worker, wherever it runs. Its messages, and its end, reach the supervisor as events.
 
-    def __init__(
-        self, run: RunDir, plan: Plan, seat: Seat, runtime: dict[str, Any], events: queue.SimpleQueue[Event]
-    ) -> None:
+    The end is `{"event": "ended", "code", "in_flight", "log"}`: exit code, rows (row_ids) between decode and done, and
+    the last lines that it printed; also `cause`, in words, where no exit code is known.
+    """
+
+    def __init__(self, seat: Hashable) -> None:
+        """seat: where it runs, in words as str(seat)."""
         self.seat = seat
         self.begun = self.heard = time.monotonic()
         self.loaded = self.asks = self.finished = self.hung = self.explained = False
         """asks: it waits to be told what is next. finished: it has been told to end."""
         self.rows = self.bad = 0
         """That it has reported since its last part; all of them of the first shard that it has in hand."""
-        self.log: collections.deque[str] = collections.deque(maxlen=_LOG_LINES)
-        self.journal = Journal()
+
+    @abc.abstractmethod
+    def send(self, message: dict[str, Any], rejects: Mapping[int, Reject] | None = None) -> None:
+        """Tell the worker something; rejects: rows of the shard that it must not touch."""
+
+    @abc.abstractmethod
+    def kill(self) -> None:
+        """End it at once."""
+
+
+class WorkerProcess(Worker):
+    """`clipbatch.worker` on one seat of this machine. Its messages, and its end, are put into `events`."""
+
+    seat: Seat
+
+    def __init__(
+        self, run: RunDir, plan: Plan, seat: Seat, runtime: dict[str, Any], events: queue.SimpleQueue[Event]
+    ) -> None:
+        super().__init__(seat)
+        self._log: collections.deque[str] = collections.deque(maxlen=_LOG_LINES)
+        self._journal = Journal()
         self._events = events
         cores = ",".join(map(str, seat.cores))
         arguments = [str(run.path), plan.fingerprint, seat.device, cores, json.dumps(runtime)]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "clipbatch.worker", *arguments, str(self.journal.fd)],
+            [sys.executable, "-m", "clipbatch.worker", *arguments, str(self._journal.fd)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            pass_fds=[self.journal.fd],
+            pass_fds=[self._journal.fd],
             env=safe_environment(),
         )
         self._logging = threading.Thread(target=self._keep_log, daemon=True)
@@ -54,7 +78,6 @@ class WorkerProcess:
         threading.Thread(target=self._forward, daemon=True).start()
 
     def send(self, message: dict[str, Any], rejects: Mapping[int, Reject] | None = None) -> None:
-        """Tell the worker something; rejects: rows of the shard that it must not touch."""
         if rejects:
             message = message | {"rejects": {row: asdict(reject) for row, reject in rejects.items()}}
         assert self._process.stdin
@@ -72,7 +95,7 @@ class WorkerProcess:
     def _keep_log(self) -> None:
         assert self._process.stderr
         for line in self._process.stderr:
-            self.log.append(line.decode(errors="replace").rstrip())
+            self._log.append(line.decode(errors="replace").rstrip())
 
     def _forward(self) -> None:
         assert self._process.stdout
@@ -83,7 +106,9 @@ class WorkerProcess:
                 break
         code = self._process.wait()
         self._logging.join(timeout=1)
-        self._events.put((self, {"event": "ended", "code": code}))
+        in_flight = self._journal.in_flight()
+        self._journal.close()
+        self._events.put((self, {"event": "ended", "code": code, "in_flight": in_flight, "log": list(self._log)}))
 
 
 def safe_environment() -> dict[str, str]:

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
-from typing import IO, Any
+from typing import IO, Any, Union
 
 from clipbatch.errors import ClipbatchError
 from clipbatch.process import safe_environment
@@ -27,6 +27,9 @@ MEMORY_MIB = 4096
 _START_S = 300.0
 """Within which a probe must have loaded its libraries."""
 
+Found = Callable[[Union[dict[int, Reject], ClipbatchError, None]], None]
+"""Takes the rows that kill and what they did, or the reason why there was no search; None: it came to no end."""
+
 
 class Search:
     """Looks for those of `rows` (row_ids) that end a process or do not come back within `decode_timeout`."""
@@ -37,10 +40,10 @@ class Search:
         device: str,
         rows: list[int],
         runtime: dict[str, Any],
-        found: Callable[[dict[int, Reject] | ClipbatchError], None],
+        found: Found,
     ) -> None:
         """runtime: the settings of this invocation, `Settings.runtime`. found: called in the search's thread at its
-        end, with the rows and what they did, or with the reason why there was no search."""
+        end."""
         self._timeout_s = runtime["read_timeout"] + runtime["decode_timeout"]
         arguments = [str(run.path), device, json.dumps(runtime), str(MEMORY_MIB)]
         self._command = [sys.executable, "-m", "clipbatch.probe", *arguments]

@@ -31,7 +31,8 @@ from clipbatch.rundir import RunDir
 from clipbatch.sbatch import Job, array_script, check_script
 from clipbatch.uris import absolute, is_url
 
-_FOR_TASKS = tuple(name for name in ANEW if name not in ("gpus", "rank", "world_size", "shards"))
+_OURS = ("engine", "gpus", "cpus_per_worker", "rank", "world_size", "shards")
+_FOR_TASKS = tuple(name for name in ANEW if name not in _OURS)
 """Settings that are handed on to the tasks."""
 
 
@@ -72,6 +73,8 @@ def submit(
             f"--{given[0].replace('_', '-')} is for a run by hand: --array divides a run among its tasks, --gres gpu:N "
             "asks for their GPUs, and a task uses all that it gets"
         )
+    if settings.launch.engine != "local":
+        raise InputError("--engine ray needs no Slurm, and the tasks of an array no Ray: leave it out")
     if settings.model.device == "auto" and (job.gres or "").startswith("gpu"):
         settings = settings.replace(device="cuda")  # the nodes have GPUs, whatever this machine has
     where = absolute(os.fspath(out))

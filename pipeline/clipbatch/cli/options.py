@@ -78,8 +78,15 @@ SETTINGS: dict[str, Any] = {
     "compression": Annotated[Optional[str], _option("Output", "zstd, lz4, snappy, gzip or none.")],
     "embeddings": Annotated[Optional[bool], _option("Output", "Also write each image's embedding.", "--embeddings")],
     "shard_size": Annotated[Optional[int], _option("Output", "Rows in a part file; default: about a minute of work.")],
+    "engine": Annotated[
+        Optional[str],
+        _option("Machines", "local, or ray: on the Ray cluster of RAY_ADDRESS, or else one on this machine."),
+    ],
     "gpus": Annotated[Optional[str], _option("Machines", "all, or numbers as in 0,1; default: all that are visible.")],
-    "workers": Annotated[Optional[int], _option("Machines", "Worker processes on a CPU, which share its cores.")],
+    "workers": Annotated[Optional[int], _option("Machines", "Worker processes on a CPU, or on a Ray cluster.")],
+    "cpus_per_worker": Annotated[
+        Optional[int], _option("Machines", "Cores that a worker asks a Ray cluster for; default: a node's, or a GPU's.")
+    ],
     "rank": Annotated[
         Optional[int], _option("Machines", "Which of --world-size processes this is, from 0; default: as Slurm says.")
     ],

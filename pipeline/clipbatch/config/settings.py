@@ -25,7 +25,7 @@ from clipbatch.errors import nearest
 RUNTIME = ("read_threads", "read_timeout", "read_retries", "decode_timeout", "worker_timeout")
 """Settings that each invocation may set anew and hands to its workers."""
 
-ANEW = (*RUNTIME, "device", "gpus", "workers", "rank", "world_size", "shards", "max_bad")
+ANEW = (*RUNTIME, "device", "engine", "gpus", "workers", "cpus_per_worker", "rank", "world_size", "shards", "max_bad")
 """All settings that each invocation may set anew, also where it goes on with a run."""
 
 

@@ -14,6 +14,7 @@ Orientation = Literal["upright", "stored"]
 Score = Literal["auto", "softmax", "sigmoid", "cosine"]
 Layout = Literal["list", "wide", "top-k"]
 ScoresDtype = Literal["float32", "float16"]
+EngineName = Literal["local", "ray"]
 Compression = Literal["zstd", "lz4", "snappy", "gzip", "none"]
 
 
@@ -147,10 +148,15 @@ class OutputSettings(Checked):
 class LaunchSettings(Checked):
     """Where this invocation works and which shards it does. No part of a run's identity."""
 
+    engine: EngineName = "local"
+    """local: workers on this machine. ray: workers on a Ray cluster."""
     gpus: str | None = None
     """all, or numbers as in 0,1; default: all that are visible, if there is one."""
     workers: int | None = None
-    """Worker processes on a CPU, which share its cores; default: 1."""
+    """Worker processes on a CPU, which share its cores; default: 1. On a Ray cluster, how many to ask it for; default:
+    as many as it has room for."""
+    cpus_per_worker: int | None = None
+    """Cores that each worker asks the Ray cluster for; default: all of a node, or its GPU's share of them."""
     rank: int | None = None
     """Which of `world_size` processes this is, from 0; default: as Slurm, torchrun or Kubernetes says."""
     world_size: int | None = None
@@ -163,5 +169,6 @@ class LaunchSettings(Checked):
         if self.gpus is not None and not re.fullmatch(r"all|[0-9]+(,[0-9]+)*", self.gpus):
             raise SettingError(f"gpus {self.gpus!r} is not known: use all, or numbers as in 0,1")
         at_least("workers", self.workers, 1)
+        at_least("cpus_per_worker", self.cpus_per_worker, 1)
         at_least("rank", self.rank, 0)
         at_least("world_size", self.world_size, 1)
