@@ -28,7 +28,10 @@ OTHER: dict[str, Any] = {
     "read_timeout": 1.5,
     "read_retries": 0,
     "max_bytes": 1000,
-    "decoder": "pil",
+    "decoder": "dali",
+    "hw_decoder_load": 0.2,
+    "cpu_share": 0.25,
+    "decode_threads": 3,
     "orientation": "stored",
     "max_pixels": 10,
     "decode_timeout": 2.5,
@@ -65,7 +68,7 @@ def test_every_setting_survives_flat_and_from_flat() -> None:
         "cuda:1",
         1000,
     )
-    assert (made.decode.decoder, made.output.top_k, made.shard_size) == ("pil", 5, 64)
+    assert (made.decode.decoder, made.output.top_k, made.shard_size) == ("dali", 5, 64)
     assert from_flat({}) == Settings()
 
 
@@ -112,6 +115,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"read_timeout": 0}, "read_timeout 0 is out of range"),
     ({"decode_timeout": 0}, "decode_timeout 0 is out of range"),
     ({"worker_timeout": 0}, "worker_timeout 0 is out of range"),
+    ({"hw_decoder_load": 1.1}, "hw_decoder_load 1.1 is out of range: use 0 or more, and 1 at most"),
+    ({"cpu_share": -0.1}, "cpu_share -0.1 is out of range"),
+    ({"cpu_share": 0.1, "decoder": "pil"}, "cpu_share 0.1 is for decoder dali, and the decoder is pil: leave it out"),
+    ({"hw_decoder_load": 0, "decoder": "torchvision"}, "hw_decoder_load 0 is for decoder dali"),
+    ({"decode_threads": 0}, "decode_threads 0 is out of range"),
     ({"max_bytes": 0}, "max_bytes 0 is out of range"),
     ({"max_pixels": 0}, "max_pixels 0 is out of range"),
     ({"batch_size": 32, "shard_size": 100}, "shard_size 100 is not a multiple of batch_size 32: use 128"),

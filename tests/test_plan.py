@@ -22,12 +22,13 @@ IDENTITY: dict[str, Any] = {
     **{"all_files": True, "limit": 5, "model": "RN50", "pretrained": "openai", "precision": "bf16", "decoder": "pil"},
     **{"orientation": "stored", "max_pixels": 99, "max_bytes": 99, "score": "cosine", "top_k": 1, "embeddings": True},
     **{"batch_size": 4, "shard_size": 8, "uri_column": "a", "image_column": "b", "columns": ["c"], "layout": "top-k"},
-    **{"scores_dtype": "float16", "compression": "none"},
+    **{"scores_dtype": "float16", "compression": "none", "hw_decoder_load": 0.5, "cpu_share": 0.5},
 }
 """Settings that are part of a run's identity, each with another value than `BASE` has."""
 RUNTIME: dict[str, Any] = {
     **{"device": "cuda:3", "read_threads": 3, "read_timeout": 3, "read_retries": 1, "max_bad": "3%", "root": "/data"},
     **{"template": ["a photo of a {}."], "labels": "zebra , ant", "decode_timeout": 9, "worker_timeout": 9},
+    **{"decode_threads": 3},
     **{"gpus": "0,1", "workers": 3, "rank": 1, "world_size": 2, "shards": "0-1"},
 }
 """Settings that may differ between two commands of one run; labels and template as spelled, not as meant."""

@@ -31,10 +31,10 @@ class Checked:
             _check_type(f.name, getattr(self, f.name), hints[f.name])
 
 
-def at_least(name: str, value: float | None, least: float) -> None:
-    """Raises: SettingError where `value` is below `least` or absurdly large."""
-    if value is not None and not least <= value <= _MOST:
-        raise SettingError(f"{name} {value} is out of range: use {least} or more, and {_MOST} at most")
+def at_least(name: str, value: float | None, least: float, most: float = _MOST) -> None:
+    """Raises: SettingError where `value` is below `least` or above `most`, by default absurdly large."""
+    if value is not None and not least <= value <= most:
+        raise SettingError(f"{name} {value} is out of range: use {least} or more, and {most} at most")
 
 
 def _check_type(name: str, value: Any, hint: Any) -> None:

@@ -63,6 +63,13 @@ SETTINGS: dict[str, Any] = {
     "orientation": Annotated[
         Optional[str], _option("Images", "upright: follow EXIF; stored: ignore it, as open_clip does.")
     ],
+    "hw_decoder_load": Annotated[
+        Optional[float], _option("Images", "Share of JPEGs for the GPU's JPEG engines, 0 to 1; default: DALI's.")
+    ],
+    "cpu_share": Annotated[
+        Optional[float], _option("Images", "Share of images that CPU cores decode while DALI does the others.")
+    ],
+    "decode_threads": Annotated[Optional[int], _option("Images", "Threads that decode (default: one a core).")],
     "max_pixels": Annotated[Optional[int], _option("Images", "Larger images get status too_large.")],
     "max_bytes": Annotated[Optional[int], _option("Images", "Larger files get status too_large.")],
     "read_threads": Annotated[Optional[int], _option("Images", "Files read at once (default 16; remote 64).")],

@@ -102,7 +102,13 @@ class DecodeSettings(Checked):
     """upright follows the camera's EXIF orientation; stored ignores it, as open_clip does."""
     max_pixels: int = 178_956_970
     """Larger images get status too_large; the default is where Pillow refuses a decompression bomb."""
-
+    hw_decoder_load: float | None = None
+    """Share of a batch's JPEGs for the GPU's JPEG engines, 0 to 1; default: DALI's own. For decoder dali."""
+    cpu_share: float = 0.0
+    """Share of the images, chosen by row number, that torchvision decodes on the CPU's cores meanwhile. For decoder
+    dali."""
+    decode_threads: int | None = None
+    """Threads that decode; default: one for each core."""
     decode_timeout: float = 60.0
     """Seconds that a suspect image, tried alone after a worker has ended, may take before it gets status timeout."""
     worker_timeout: float = 600.0
@@ -111,8 +117,16 @@ class DecodeSettings(Checked):
     def __post_init__(self) -> None:
         Checked.__post_init__(self)
         at_least("max_pixels", self.max_pixels, 1)
+        at_least("hw_decoder_load", self.hw_decoder_load, 0, 1)
+        at_least("cpu_share", self.cpu_share, 0, 1)
+        at_least("decode_threads", self.decode_threads, 1)
         at_least("decode_timeout", self.decode_timeout, 0.1)
         at_least("worker_timeout", self.worker_timeout, 1)
+        for name, value in (("hw_decoder_load", self.hw_decoder_load), ("cpu_share", self.cpu_share or None)):
+            if value is not None and self.decoder in ("torchvision", "pil"):
+                raise SettingError(
+                    f"{name} {value} is for decoder dali, and the decoder is {self.decoder}: leave it out"
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

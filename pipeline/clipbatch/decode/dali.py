@@ -17,7 +17,7 @@ import torch
 from nvidia.dali import fn, pipeline_def, types
 from torch import Tensor
 
-from clipbatch.decode.pixels import Job, place
+from clipbatch.decode.pixels import Job, place, scatter
 from clipbatch.types import DecoderName
 
 _INTERPOLATION = {"bicubic": types.INTERP_CUBIC, "bilinear": types.INTERP_LINEAR}
@@ -35,11 +35,21 @@ class DaliDecoder:
     name: DecoderName = "dali"
     kinds = frozenset({"jpeg", "png", "webp"})
 
-    def __init__(self, *, batch_size: int, interpolation: str, device_id: int | None, threads: int) -> None:
+    def __init__(
+        self,
+        *,
+        batch_size: int,
+        interpolation: str,
+        device_id: int | None,
+        threads: int,
+        hw_decoder_load: float | None = None,
+    ) -> None:
+        """hw_decoder_load: share of JPEGs for the GPU's JPEG engines; None: DALI's own default."""
         if device_id is None:
             _return_what_is_freed()
         self._pipeline = _graph(
             interpolation=_INTERPOLATION[interpolation],
+            hw_decoder_load=hw_decoder_load,
             device="cpu" if device_id is None else "mixed",
             batch_size=batch_size,
             num_threads=threads,
@@ -80,9 +90,8 @@ class DaliDecoder:
         feed("size", [np.array([job.geometry.y.kept, job.geometry.x.kept], np.float32) for job in jobs])
         (crops,) = self._pipeline.run()
         if crops.is_dense_tensor() and all(job.geometry.plain for job in jobs):
-            slots = torch.tensor([job.slot for job in jobs], device=pixels_BCHW.device)
             crops_BHWC = torch.utils.dlpack.from_dlpack(crops.as_tensor())
-            pixels_BCHW.index_copy_(0, slots, crops_BHWC.permute(0, 3, 1, 2))
+            scatter(pixels_BCHW, [job.slot for job in jobs], crops_BHWC.permute(0, 3, 1, 2))
         else:
             for number, job in enumerate(jobs):
                 crop_HWC = torch.utils.dlpack.from_dlpack(crops[number])
@@ -116,7 +125,7 @@ def _groups(jobs: list[Job]) -> Iterator[list[Job]]:
 
 
 @pipeline_def  # type: ignore[untyped-decorator]
-def _graph(interpolation: Any, device: str) -> Any:
+def _graph(interpolation: Any, device: str, hw_decoder_load: float | None) -> Any:
     """encoded bytes, the crop in input pixels and its size -> uint8 HWC crops."""
     encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1, no_copy=True)
     start = fn.external_source(name="start", dtype=types.FLOAT, ndim=1)
@@ -128,6 +137,7 @@ def _graph(interpolation: Any, device: str) -> Any:
         output_type=types.RGB,
         adjust_orientation=False,
         jpeg_fancy_upsampling=True,
+        hw_decoder_load=hw_decoder_load,
     )
     return fn.resize(
         images,

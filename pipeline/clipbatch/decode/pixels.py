@@ -45,8 +45,16 @@ def place(pixels_BCHW: Tensor, slot: int, stored_CHW: Tensor, geometry: Geometry
     pixels_BCHW[slot, :, top : top + height, left : left + width].copy_(turned_CHW, non_blocking=True)
 
 
-def blank(batch_size: int, height: int, width: int, fill: int, device: str) -> Tensor:
+def scatter(pixels_BCHW: Tensor, slots: list[int], crops_BCHW: Tensor) -> None:
+    """Copy crops of the batch's size into `slots`; on a GPU without waiting, if the crops are there or pinned."""
+    index = torch.tensor(slots)
+    if pixels_BCHW.is_cuda:
+        index = index.pin_memory().to(pixels_BCHW.device, non_blocking=True)
+    pixels_BCHW.index_copy_(0, index, crops_BCHW.to(pixels_BCHW.device, non_blocking=True))
+
+
+def blank(batch_size: int, height: int, width: int, fill: int, device: str, *, pinned: bool = False) -> Tensor:
     """A batch of `fill`-coloured images, uint8, in memory as BHWC: what decoders make and the encoder takes."""
-    shape = (batch_size, 3, height, width)
-    empty = torch.empty(shape, dtype=torch.uint8, device=device, memory_format=torch.channels_last)
+    shape = (batch_size, height, width, 3)
+    empty = torch.empty(shape, dtype=torch.uint8, device=device, pin_memory=pinned).permute(0, 3, 1, 2)
     return empty.fill_(fill)

@@ -10,6 +10,7 @@ from torch import Tensor
 from clipbatch import hardware
 from clipbatch.config import DecodeSettings
 from clipbatch.decode import pil
+from clipbatch.decode.cores import Cores, for_cores
 from clipbatch.decode.geometry import Target, geometry_of, upright_size
 from clipbatch.decode.inspect import inspect
 from clipbatch.decode.pixels import FastDecoder, Job, blank, place
@@ -29,7 +30,9 @@ class Decode:
     ) -> None:
         self._settings, self._target = settings, target
         self._batch_size, self._device = batch_size, device
-        self.threads = threads or (2 if settings.decoder == "dali" else hardware.cores())
+        self._threads = settings.decode_threads or hardware.cores()
+        self.threads = threads or (2 if settings.decoder == "dali" else self._threads)
+        self._cores = Cores(target, threads=self._threads) if settings.decoder == "dali" else None
         self._lanes: queue.SimpleQueue[tuple[FastDecoder | None, torch.cuda.Stream | None]] = queue.SimpleQueue()
         for _ in range(self.threads):
             stream = torch.cuda.Stream(device) if device.startswith("cuda") else None  # type: ignore[no-untyped-call]
@@ -48,7 +51,8 @@ class Decode:
                 batch_size=self._batch_size,
                 interpolation=self._target.interpolation,
                 device_id=int(index) if self._device.startswith("cuda") else None,
-                threads=max(1, hardware.cores() // self.threads),
+                threads=max(1, self._threads // self.threads),
+                hw_decoder_load=self._settings.hw_decoder_load,
             )
         return None
 
@@ -68,25 +72,28 @@ class Decode:
         target = self._target
         pixels_BCHW = blank(self._batch_size, target.height, target.width, target.fill, self._device)
         outcomes: list[Decoded | Reject | None] = [None] * len(batch.slots)
-        jobs: list[Job] = []
+        jobs: dict[str, list[Job]] = {"dali": [], "torchvision": []}
         last_word: list[int] = []
         for slot, content in enumerate(batch.slots):
             if isinstance(content, Encoded):
-                job, outcomes[slot] = self._job(slot, content, decoder)
-                if job:
-                    jobs.append(job)
-                elif outcomes[slot] is None:
+                job, outcome = self._job(slot, batch.source.start + slot, content, decoder)
+                outcomes[slot] = outcome
+                if job and isinstance(outcome, Decoded):
+                    jobs[outcome.decoder].append(job)
+                elif outcome is None:
                     last_word.append(slot)
             else:
                 outcomes[slot] = content
-        if decoder and jobs:
-            last_word += [job.slot for job in decoder.fill(pixels_BCHW, jobs)]
+        finish = self._cores.start(jobs["torchvision"], self._device) if self._cores and jobs["torchvision"] else None
+        failed = decoder.fill(pixels_BCHW, jobs[decoder.name]) if decoder and jobs[decoder.name] else []
+        failed += finish(pixels_BCHW) if finish else []
+        last_word += [job.slot for job in failed]
         for slot in last_word:
             outcomes[slot] = self._by_pillow(pixels_BCHW, slot, batch.slots[slot])
         return PixelBatch(source=batch.source, outcomes=tuple(outcomes), pixels_BCHW=pixels_BCHW)
 
     def _job(
-        self, slot: int, content: Encoded, decoder: FastDecoder | None
+        self, slot: int, row_id: int, content: Encoded, decoder: FastDecoder | None
     ) -> tuple[Job | None, Decoded | Reject | None]:
         """A job for the fast decoder with its outcome if that succeeds; or a Reject; or neither, for Pillow."""
         header = inspect(content.data) if decoder else None
@@ -99,8 +106,13 @@ class Decode:
         shorter, longer = sorted((width, height))
         if shorter < SMALLEST_SIDE or longer > EXTREME_ASPECT * shorter:
             return None, None
+        name = decoder.name
+        if self._cores and for_cores(row_id, width * height, self._settings.cpu_share):
+            if header.kind not in self._cores.kinds:
+                return None, None
+            name = self._cores.name
         geometry = geometry_of(header.height, header.width, orientation, self._target)
-        decoded = Decoded(width=width, height=height, decoder=decoder.name)
+        decoded = Decoded(width=width, height=height, decoder=name)
         return Job(slot=slot, data=content.data, geometry=geometry), decoded
 
     def _by_pillow(self, pixels_BCHW: Tensor, slot: int, content: Encoded | Reject | None) -> Decoded | Reject:
