@@ -17,10 +17,12 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
+from clipbatch import hardware
 from corpus import photo
 
 SHARED_PHOTOS = Path(__file__).parents[2] / "shared" / "photos"
 DEMO = ("--labels", "cifar10", "--model", "clipbatch-demo")
+collect_ignore_glob = [] if hardware.has_gpu() else ["gpu/*"]
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or each process that is started compiles clipbatch anew

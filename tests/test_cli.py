@@ -13,11 +13,12 @@ from conftest import DEMO, Cli, rows
 from corpus import make_folder
 
 PLANNING = (
-    "--all-files --batch-size --columns --compression --config --cpu-share --cpus-per-worker --decode-threads "
-    "--decode-timeout --decoder --device --embeddings --engine --gpus --hw-decoder-load --image-column --json "
-    "--labels --layout --limit --max-bad --max-bytes --max-pixels --model --orientation --out --overwrite "
-    "--precision --pretrained --rank --read-retries --read-threads --read-timeout --root --score --scores-dtype "
-    "--shard-size --shards --template --top-k --uri-column --worker-timeout --workers --world-size"
+    "--all-files --batch-size --columns --compile --compression --config --cpu-share --cpus-per-worker "
+    "--decode-threads --decode-timeout --decoder --device --embeddings --engine --gpus --hw-decoder-load "
+    "--image-column --jpeg-scale --json --labels --layout --limit --max-bad --max-bytes --max-pixels --model "
+    "--orientation --out --overwrite --precision --pretrained --profile --rank --read-retries --read-threads "
+    "--read-timeout --root --score --scores-dtype --shard-size --shards --template --top-k --uri-column "
+    "--worker-timeout --workers --world-size"
 )
 SURFACE = {
     "run": PLANNING + " --hash-contents --incremental --metrics --one-line --quiet --repair --retry-bad",

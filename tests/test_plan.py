@@ -18,17 +18,25 @@ from clipbatch.manifest import Manifest
 from clipbatch.rundir import Plan, RunDir
 
 BASE: dict[str, Any] = {"labels": "zebra,ant", "batch_size": 2, "shard_size": 4, "device": "cpu", "precision": "fp32"}
+BASE["compile"] = "off"
 IDENTITY: dict[str, Any] = {
     **{"all_files": True, "limit": 5, "model": "RN50", "pretrained": "openai", "precision": "bf16", "decoder": "pil"},
     **{"orientation": "stored", "max_pixels": 99, "max_bytes": 99, "score": "cosine", "top_k": 1, "embeddings": True},
     **{"batch_size": 4, "shard_size": 8, "uri_column": "a", "image_column": "b", "columns": ["c"], "layout": "top-k"},
-    **{"scores_dtype": "float16", "compression": "none", "hw_decoder_load": 0.5, "cpu_share": 0.5},
+    **{
+        "scores_dtype": "float16",
+        "compression": "none",
+        "hw_decoder_load": 0.5,
+        "cpu_share": 0.5,
+        "compile": "on",
+        "jpeg_scale": "reduced",
+    },
 }
 """Settings that are part of a run's identity, each with another value than `BASE` has."""
 RUNTIME: dict[str, Any] = {
     **{"device": "cuda:3", "read_threads": 3, "read_timeout": 3, "read_retries": 1, "max_bad": "3%", "root": "/data"},
     **{"template": ["a photo of a {}."], "labels": "zebra , ant", "decode_timeout": 9, "worker_timeout": 9},
-    **{"decode_threads": 3},
+    **{"decode_threads": 3, "profile": "trace.json"},
     **{"gpus": "0,1", "workers": 3, "rank": 1, "world_size": 2, "shards": "0-1"},
 }
 """Settings that may differ between two commands of one run; labels and template as spelled, not as meant."""
@@ -255,3 +263,33 @@ def test_names_that_are_not_utf8_can_be_planned(tmp_path: Path, images: Path, na
     path.touch()
     _freeze(tmp_path / "out", path.parent)
     assert RunDir(tmp_path / "out").plan().run_settings().source.inputs == (str(path.parent),)
+
+
+@pytest.mark.parametrize(
+    ("given", "rows", "gflop", "expected"),
+    [
+        ({"device": "cuda:0"}, 100_000, 162, False),
+        ({"device": "cuda:0"}, 10_000_000, 162, True),
+        ({"device": "cuda:0"}, 1_000_000, 8.8, False),
+        ({"device": "cuda:0", "precision": "fp8"}, 10, 8.8, True),
+        ({"device": "cpu"}, 10**9, 335, False),
+    ],
+)
+def test_the_encoder_is_compiled_for_long_runs_on_a_gpu(
+    given: dict[str, Any], rows: int, gflop: float, expected: bool
+) -> None:
+    assert planner.worth_compiling(from_flat(given), rows, gflop) is expected
+
+
+def test_whether_the_encoder_is_compiled_is_frozen_with_the_run(tmp_path: Path, images: Path) -> None:
+    made = _freeze(tmp_path / "out", images, compile="auto")
+    assert made.settings["compile"] == made.identity["compile"] == "off"
+    settings = _settings(images, compile="auto")
+    assert planner.resolve(settings, 8.8, {"compile": "on"}).model.compile == "on"
+    assert planner.resolve(settings, 8.8).model.compile == "auto"
+
+
+@pytest.mark.parametrize(("given", "said"), [({"precision": "fp8"}, "use bf16"), ({"compile": "on"}, "leave it out")])
+def test_what_needs_a_gpu_is_refused_on_a_cpu(images: Path, given: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=rf"GPU.*{said}"):
+        planner.resolve(_settings(images, **given), 8.8)

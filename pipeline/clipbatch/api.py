@@ -30,6 +30,7 @@ from clipbatch.progress import Progress
 from clipbatch.rundir import Plan, RunDir
 from clipbatch.schema import STAMPS, group_columns, result_fields
 from clipbatch.tally import tally
+from clipbatch.traces import check_trace, numbered
 from clipbatch.uris import is_url
 
 Select = Callable[[source.Listing], Iterator[pa.RecordBatch]]
@@ -128,6 +129,8 @@ def run(
     """
     begun = time.perf_counter()
     rank = ranks.find(settings.launch, os.environ)
+    check_trace(settings.launch.profile)
+    settings = settings.replace(profile=numbered(settings.launch.profile, "rank", rank.number, rank.world))
     with contextlib.closing(engine(settings, rank)) as workers:
         settings = settings.replace(device=workers.device)
         frozen = plan(settings, out, overwrite=overwrite)

@@ -93,6 +93,7 @@ class Supervisor:
         self._deaths: collections.Counter[int] = collections.Counter()
         self._deaths_in_a_row: collections.Counter[Hashable] = collections.Counter()
         self._last_error = ""
+        self._said: set[tuple[str, str]] = set()
         self._processes: list[Worker] = []
         self._searches: dict[Worker, Killable] = {}
         self._rows, self._bad, self._bottleneck = progress.done, progress.bad, ""
@@ -180,6 +181,12 @@ class Supervisor:
 
     def _on_alive(self, process: Worker, message: dict[str, Any]) -> None:
         """It still reads; that it was heard of is all that counts."""
+
+    def _on_say(self, process: Worker, message: dict[str, Any]) -> None:
+        remark = (str(process.seat), message["text"])
+        if remark not in self._said:
+            self._said.add(remark)
+            self._progress.say("on {}: {}".format(*remark))
 
     def _on_next(self, process: Worker, message: dict[str, Any]) -> None:
         process.asks = True

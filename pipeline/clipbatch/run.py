@@ -22,6 +22,7 @@ from clipbatch.errors import InputError
 from clipbatch.flow import Flow, Stage
 from clipbatch.journal import Journal
 from clipbatch.manifest import Manifest
+from clipbatch.profiling import ranged
 from clipbatch.read import Gate, Read
 from clipbatch.recall import Recall
 from clipbatch.rundir import Plan, RunDir
@@ -45,9 +46,16 @@ class Worker:
     """A loaded model with the stages around it, on one device."""
 
     def __init__(
-        self, run: RunDir, fingerprint: str, device: str, runtime: Mapping[str, Any], journal: Journal
+        self,
+        run: RunDir,
+        fingerprint: str,
+        device: str,
+        runtime: Mapping[str, Any],
+        journal: Journal,
+        say: Callable[[str], object] = print,
     ) -> None:
         """fingerprint: of the plan to go by. runtime: settings that this invocation chose anew (`config.RUNTIME`).
+        say: told what the user should know.
 
         Raises: InputError where the model cannot be had, or is not the one that the run was begun with."""
         self._plan, self._device = (plan := run.plan_of(fingerprint)), device
@@ -77,15 +85,16 @@ class Worker:
         )
         write = Write(run, plan, fingerprint=sealed, score=kind, embedding=text_LD.shape[1])
         self.read: Read | Recall
+        self._encoded: Callable[[], dict[str, float]] = dict
         self._admit: Callable[[Iterator[ItemBatch]], Iterator[ItemBatch]]
         self.stages = [
-            *(self._from_images(model, journal) if model else self._from_embeddings(saved)),
+            *(self._from_images(model, journal, say) if model else self._from_embeddings(saved)),
             Stage(name="score", work=score),
             Stage(name="write", work=_leaving(None if saved else journal, write, lambda: run.plan_of(fingerprint))),
         ]
         self._manifest = Manifest(run, plan)
 
-    def _from_images(self, model: Model, journal: Journal) -> list[Stage]:
+    def _from_images(self, model: Model, journal: Journal, say: Callable[[str], object]) -> list[Stage]:
         target = Target(
             height=model.height,
             width=model.width,
@@ -94,8 +103,16 @@ class Worker:
             fill=model.fill,
         )
         settings, device = self._settings, self._device
-        decode = Decode(settings.decode, target, batch_size=self._plan.batch_size, device=device)
-        encode = Encode(model, precision=settings.model.precision, device=device)
+        decode = Decode(settings.decode, target, batch_size=self._plan.batch_size, device=device, say=say)
+        encode = Encode(
+            model,
+            precision=settings.model.precision,
+            device=device,
+            batch_size=self._plan.batch_size,
+            compiles=settings.model.compile == "on" and device != "cpu",
+            say=say,
+        )
+        self._encoded = encode.facts
         read, gate = Read(settings.read, batches=4 * decode.threads), Gate()
         self.read, self._admit = read, gate.admit
         return [
@@ -110,15 +127,15 @@ class Worker:
         self.read, self._admit = recall, iter
         return [Stage(name="recall", work=recall)]
 
-    def device_facts(self) -> dict[str, str | int]:
-        """The device in words, and its peak memory."""
-        return device_facts(self._device)
+    def device_facts(self) -> dict[str, str | float]:
+        """The device in words, its peak memory, and what came of memory and precision."""
+        return device_facts(self._device) | self._encoded()
 
     def label(self, tasks: Iterable[Task]) -> Flow:
         """Do `tasks`; iterate over the flow to get a `Written` for each batch, in order."""
         cut = row_batches if self._plan.rescored else item_batches
         batches = (batch for task in tasks for batch in cut(self._plan, self._manifest, task))
-        return Flow(self._admit(batches), self.stages)
+        return Flow(self._admit(batches), [ranged(stage, self._device) for stage in self.stages])
 
 
 def _load_the_same(settings: Settings, facts: Mapping[str, Any]) -> Model:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from clipbatch.errors import InputError
+from clipbatch.streams import mark, stream_on
 from clipbatch.types import Decoded, EmbeddedBatch, ScoredBatch
 
 
@@ -52,22 +53,33 @@ class Score:
         embeddings: bool,
     ) -> None:
         self._text_LD, self._kind = torch.from_numpy(text_LD).to(device), kind
+        self._stream = stream_on(device)
         self._logit_scale, self._logit_bias = logit_scale, logit_bias
         self._groups, self._embeddings = groups, embeddings
 
     @torch.inference_mode()
     def __call__(self, batch: EmbeddedBatch) -> ScoredBatch:
         count = len(batch.outcomes)
-        image_BD = torch.as_tensor(batch.image_BD).to(self._text_LD.device)
-        scores_BL = score(image_BD, self._text_LD, self._kind, self._logit_scale, self._logit_bias, self._groups)
-        scores_BL = scores_BL[:count].cpu()
+        with torch.cuda.stream(self._stream):
+            image_BD = torch.as_tensor(batch.image_BD).to(self._text_LD.device)
+            scores_BL = score(image_BD, self._text_LD, self._kind, self._logit_scale, self._logit_bias, self._groups)
+            scores_BL = _on_its_way(scores_BL[:count])
+            embeddings_BD = _on_its_way(image_BD[:count].half()) if self._embeddings else None
+            if arrived := mark(self._stream):
+                arrived.synchronize()
         scored = [isinstance(outcome, Decoded) for outcome in batch.outcomes]
         if not torch.isfinite(scores_BL[scored]).all():
             raise InputError("the model gives NaN or infinite scores: use --precision bf16 or fp32, or other weights")
-        embeddings = image_BD[:count].cpu().numpy().astype(np.float16) if self._embeddings else None
         return ScoredBatch(
             source=batch.source,
             outcomes=batch.outcomes,
             scores_BL=scores_BL.numpy(),
-            image_BD=embeddings,
+            image_BD=None if embeddings_BD is None else embeddings_BD.numpy(),
         )
+
+
+def _on_its_way(found: Tensor) -> Tensor:
+    """`found` in host memory; what comes from a GPU is there when the stream has come so far."""
+    if not found.is_cuda:
+        return found
+    return torch.empty(found.shape, dtype=found.dtype, pin_memory=True).copy_(found, non_blocking=True)

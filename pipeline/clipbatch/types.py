@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
     from torch import Tensor
+    from torch.cuda import Event
 
 Status = Literal[
     "ok", "missing", "unreadable", "timeout", "empty", "corrupt", "truncated", "unsupported", "too_large", "crashed"
@@ -117,11 +118,14 @@ class PixelBatch:
     outcomes: tuple[Decoded | Reject | None, ...]
     pixels_BCHW: Tensor
     """uint8 RGB, 0 to 255, on the encoder's device."""
+    ready: Event | None = None
+    """On a GPU: comes to pass when the pixels are complete. Whoever uses them has its stream wait for it, and keeps the
+    batch until its own work on them is done."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddedBatch:
-    """A batch after the image encoder."""
+    """A batch after the image encoder, which has waited for it: nobody else needs to."""
 
     source: ItemBatch
     outcomes: tuple[Decoded | Reject | None, ...]

@@ -1,11 +1,11 @@
 """The worker process: `python -m clipbatch.worker RUN_DIR PLAN DEVICE CORES RUNTIME JOURNAL_FD`.
 
 PLAN: fingerprint of the plan that its supervisor goes by. CORES: CPU cores to stay on, as in 0,1. RUNTIME: JSON of the
-settings that this invocation chose anew. It is spoken to in JSON lines. On standard output: loaded, next, batch, part,
-stages, alive, error. On standard input the answers to next: {"shard": 3}, {"shard": 3, "rows": [..], "rejects": {..}},
-{"finish": true}; and at any time {"stop": true}, when what it does has been done by another. When its input ends
-without a finish its supervisor has died, and so does it, within an instant and in the middle of whatever it does:
-nothing half-written can come of that.
+settings that this invocation chose anew. It is spoken to in JSON lines. On standard output: loaded, say, next, batch,
+part, stages, alive, error. On standard input the answers to next: {"shard": 3}, {"finish": true},
+{"shard": 3, "rows": [..], "rejects": {..}}; and at any time {"stop": true}, when what it does has been done by another.
+When its input ends without a finish its supervisor has died, and so does it, within an instant and in the middle of
+whatever it does: nothing half-written can come of that.
 """
 
 from __future__ import annotations
@@ -93,11 +93,14 @@ def _work(
     from clipbatch.journal import Journal
 
     with startup.quick_imports():
+        from clipbatch.profiling import Profile
         from clipbatch.run import Task, Worker
     from clipbatch.rundir import RunDir
     from clipbatch.types import Reject
 
-    worker = Worker(RunDir(path), fingerprint, device, runtime, Journal(journal_fd))
+    worker = Worker(
+        RunDir(path), fingerprint, device, runtime, Journal(journal_fd), lambda text: channel.emit("say", text=text)
+    )
     channel.emit("loaded")
 
     def tasks() -> Iterator[Task]:
@@ -107,6 +110,7 @@ def _work(
             yield Task(shard=message["shard"], rows=None if rows is None else frozenset(rows), rejects=rejects)
 
     threading.Thread(target=_show_life, args=(channel, worker), daemon=True).start()
+    profile = Profile(runtime["profile"], device)
     flow = worker.label(tasks())
 
     def report() -> None:
@@ -116,6 +120,7 @@ def _work(
     rows = bad = 0
     sent = time.perf_counter()
     for written in flow:
+        profile.step()
         rows, bad = rows + written.rows, bad + written.bad
         now = time.perf_counter()
         if written.part or now - sent > _EMIT_EVERY_S:
@@ -123,6 +128,7 @@ def _work(
             rows, bad, sent = 0, 0, now
         if written.part:
             channel.emit("part", shard=written.part.shard, rows=written.part.rows, counts=written.part.counts)
+    profile.save()
     report()
 
 

@@ -44,6 +44,7 @@ SETTINGS: dict[str, Any] = {
     ],
     "pretrained": Annotated[Optional[str], _option("Model", "Weights: one of open_clip's tags, or a FILE.")],
     "precision": Annotated[Optional[str], _option("Model", "auto, fp16, bf16 or fp32.")],
+    "compile": Annotated[Optional[str], _option("Model", "torch.compile: auto (on a GPU, for long runs), on or off.")],
     "device": Annotated[Optional[str], _option("Model", "auto, cpu or cuda:N.")],
     "batch_size": Annotated[Optional[int], _option("Model", "Images in a batch.")],
     "root": Annotated[
@@ -62,6 +63,9 @@ SETTINGS: dict[str, Any] = {
     "decoder": Annotated[Optional[str], _option("Images", "auto, dali, torchvision or pil.")],
     "orientation": Annotated[
         Optional[str], _option("Images", "upright: follow EXIF; stored: ignore it, as open_clip does.")
+    ],
+    "jpeg_scale": Annotated[
+        Optional[str], _option("Images", "full; or reduced: decode big JPEGs at 1/2, 1/4 or 1/8, which is faster.")
     ],
     "hw_decoder_load": Annotated[
         Optional[float], _option("Images", "Share of JPEGs for the GPU's JPEG engines, 0 to 1; default: DALI's.")
@@ -99,6 +103,9 @@ SETTINGS: dict[str, Any] = {
     ],
     "world_size": Annotated[Optional[int], _option("Machines", "How many processes share the run.")],
     "shards": Annotated[Optional[str], _option("Machines", "Do only these: 3,5-9, or a FILE of such numbers.")],
+    "profile": Annotated[
+        Optional[str], _option("Machines", "Write a Chrome trace of the first batches to this FILE (one a worker).")
+    ],
     "config": Annotated[
         Optional[Path], typer.Option("--config", "-c", help="TOML file of settings; flags win over it.")
     ],

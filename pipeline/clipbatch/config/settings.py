@@ -22,7 +22,15 @@ from clipbatch.config.stages import (
 )
 from clipbatch.errors import nearest
 
-RUNTIME = ("read_threads", "read_timeout", "read_retries", "decode_threads", "decode_timeout", "worker_timeout")
+RUNTIME = (
+    "read_threads",
+    "read_timeout",
+    "read_retries",
+    "decode_threads",
+    "decode_timeout",
+    "worker_timeout",
+    "profile",
+)
 """Settings that each invocation may set anew and hands to its workers."""
 
 ANEW = (*RUNTIME, "device", "engine", "gpus", "workers", "cpus_per_worker", "rank", "world_size", "shards", "max_bad")

@@ -8,9 +8,11 @@ from typing import Literal
 
 from clipbatch.checks import Checked, SettingError, at_least
 
-Precision = Literal["auto", "fp16", "bf16", "fp32"]
+Precision = Literal["auto", "fp16", "bf16", "fp32", "fp8"]
+Compile = Literal["auto", "on", "off"]
 Decoder = Literal["auto", "dali", "torchvision", "pil"]
 Orientation = Literal["upright", "stored"]
+JpegScale = Literal["full", "reduced"]
 Score = Literal["auto", "softmax", "sigmoid", "cosine"]
 Layout = Literal["list", "wide", "top-k"]
 ScoresDtype = Literal["float32", "float16"]
@@ -62,6 +64,8 @@ class ModelSettings(Checked):
     """open_clip's tag for the weights, or a file; default: laion2b_s34b_b79k for ViT-B-32."""
     precision: Precision = "auto"
     """auto: fp16 on a GPU, bf16 on a CPU that multiplies it in hardware, else fp32."""
+    compile: Compile = "auto"
+    """torch.compile for the image encoder; auto: on a GPU, where the run is long enough to gain from it."""
     device: str = "auto"
     """auto, cpu, cuda, or cuda:N for one GPU."""
 
@@ -102,6 +106,9 @@ class DecodeSettings(Checked):
     """upright follows the camera's EXIF orientation; stored ignores it, as open_clip does."""
     max_pixels: int = 178_956_970
     """Larger images get status too_large; the default is where Pillow refuses a decompression bomb."""
+    jpeg_scale: JpegScale = "full"
+    """reduced: JPEGs of four times the model's size and more, on both axes, are decoded at 1/2, 1/4 or 1/8 of theirs,
+    which costs less and moves pixels a little."""
     hw_decoder_load: float | None = None
     """Share of a batch's JPEGs for the GPU's JPEG engines, 0 to 1; default: DALI's own. For decoder dali."""
     cpu_share: float = 0.0
@@ -122,6 +129,10 @@ class DecodeSettings(Checked):
         at_least("decode_threads", self.decode_threads, 1)
         at_least("decode_timeout", self.decode_timeout, 0.1)
         at_least("worker_timeout", self.worker_timeout, 1)
+        if self.jpeg_scale == "reduced" and self.decoder == "pil":
+            raise SettingError(
+                "jpeg_scale reduced is for decoders dali and torchvision, and the decoder is pil: use auto"
+            )
         for name, value in (("hw_decoder_load", self.hw_decoder_load), ("cpu_share", self.cpu_share or None)):
             if value is not None and self.decoder in ("torchvision", "pil"):
                 raise SettingError(
@@ -177,6 +188,8 @@ class LaunchSettings(Checked):
     """How many processes share the run."""
     shards: str | None = None
     """Do only these: numbers as in 3,5-9, or a file with such numbers on its lines."""
+    profile: str | None = None
+    """File for a Chrome trace of each worker's first batches; where there are several, numbered."""
 
     def __post_init__(self) -> None:
         Checked.__post_init__(self)

@@ -1,4 +1,4 @@
-"""The share of a batch that CPU cores decode with torchvision while DALI decodes the rest, by rules on the image.
+"""The share of a batch that CPU cores decode while DALI decodes the rest, by rules on the image.
 
 Knows nothing of DALI, nor of how long anything takes.
 """
@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from clipbatch.decode.geometry import Target
-from clipbatch.decode.pixels import Job, blank, scatter
-from clipbatch.decode.torchvision import TorchvisionDecoder
+from clipbatch.decode.pixels import FastDecoder, Job, blank, scatter
 
 GIANT_PIXELS = 2**26
 """67 megapixels: larger images would fill the device's memory, which DALI never gives back, for the sake of a few."""
@@ -28,19 +27,20 @@ def for_cores(row_id: int, pixels: int, share: float) -> bool:
 class Cores:
     """Threads that decode; used by all lanes of the decode stage at once."""
 
-    name = TorchvisionDecoder.name
-    kinds = TorchvisionDecoder.kinds
-
     def __init__(self, target: Target, *, threads: int) -> None:
-        self._target, self._decoder = target, TorchvisionDecoder(target.interpolation)
+        self._target = target
         self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
 
-    def start(self, jobs: list[Job], device: str) -> Callable[[Tensor], list[Job]]:
-        """Begin to decode; what is returned waits, places the images into a batch, and returns the jobs that failed."""
-        target = self._target
+    def start(self, work: list[tuple[FastDecoder, Job]], device: str) -> Callable[[Tensor], list[Job]]:
+        """Begin to decode, each job with its decoder, which has no state.
+
+        What is returned waits, places the images into a batch, and returns the jobs that failed.
+        """
+        target, jobs = self._target, [job for _, job in work]
         host_BCHW = blank(len(jobs), target.height, target.width, target.fill, "cpu", pinned=device != "cpu")
         going = [
-            self._pool.submit(self._decoder.fill, host_BCHW, [replace(job, slot=at)]) for at, job in enumerate(jobs)
+            self._pool.submit(decoder.fill, host_BCHW, [replace(job, slot=at)])
+            for at, (decoder, job) in enumerate(work)
         ]
 
         def finish(pixels_BCHW: Tensor) -> list[Job]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,10 +18,12 @@ from nvidia.dali import fn, pipeline_def, types
 from torch import Tensor
 
 from clipbatch.decode.pixels import Job, place, scatter
+from clipbatch.streams import mark
 from clipbatch.types import DecoderName
 
 _INTERPOLATION = {"bicubic": types.INTERP_CUBIC, "bilinear": types.INTERP_LINEAR}
 _FAILED_SAMPLE = re.compile(r"Failed to decode sample #(\d+)")
+_OUT_OF_MEMORY = re.compile(r"out of memory|bad_alloc|memory allocation|allocation failed", re.IGNORECASE)
 _TRIES = 4
 _PIXELS_AT_ONCE = 2**28
 """268 megapixels: 0.8 GB of uint8 RGB."""
@@ -43,8 +45,14 @@ class DaliDecoder:
         device_id: int | None,
         threads: int,
         hw_decoder_load: float | None = None,
+        say: Callable[[str], object] = print,
     ) -> None:
-        """hw_decoder_load: share of JPEGs for the GPU's JPEG engines; None: DALI's own default."""
+        """hw_decoder_load: share of JPEGs for the GPU's JPEG engines; None: DALI's own default. say: told what the user
+        should know."""
+        self._say = say
+        self._copied: torch.cuda.Event | None = None
+        self._in_use: list[Any] = []
+        """What the GPU reads until `_copied`: encoded bytes, and crops in DALI's memory."""
         if device_id is None:
             _return_what_is_freed()
         self._pipeline = _graph(
@@ -60,8 +68,17 @@ class DaliDecoder:
         self._pipeline.build()
 
     def fill(self, pixels_BCHW: Tensor, jobs: list[Job]) -> list[Job]:
-        """Decode, resize and place each job's image; returns the jobs that failed."""
-        return [job for group in _groups(jobs) for job in self._fill_group(pixels_BCHW, group)]
+        """Decode, resize and place each job's image; returns the jobs that failed.
+
+        On a GPU the crops are copied in torch's current stream, and that may not have happened on return.
+        """
+        if self._copied is not None:
+            self._copied.synchronize()
+            self._in_use.clear()
+        try:
+            return [job for group in _groups(jobs) for job in self._fill_group(pixels_BCHW, group)]
+        finally:
+            self._copied = mark(_stream_of(pixels_BCHW))
 
     def _fill_group(self, pixels_BCHW: Tensor, jobs: list[Job]) -> list[Job]:
         left, failed = jobs, list[Job]()
@@ -71,7 +88,9 @@ class DaliDecoder:
             try:
                 self._run(pixels_BCHW, left)
                 return failed
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
+                if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
+                    return failed + self._in_halves(pixels_BCHW, left)
                 named = {int(number) for number in _FAILED_SAMPLE.findall(str(error))}
                 if not named:
                     raise
@@ -81,6 +100,15 @@ class DaliDecoder:
             return failed + left
         return failed + [job for one in left for job in self._fill_group(pixels_BCHW, [one])]
 
+    def _in_halves(self, pixels_BCHW: Tensor, jobs: list[Job]) -> list[Job]:
+        """What becomes of `jobs` where memory does not suffice for all at once; one alone counts as failed."""
+        self._say("DALI ran out of memory: such batches are decoded in pieces; a smaller --batch-size is faster")
+        torch.cuda.empty_cache()  # what torch keeps for later
+        if len(jobs) == 1:
+            return jobs
+        half = len(jobs) // 2
+        return [job for part in (jobs[:half], jobs[half:]) for job in self._fill_group(pixels_BCHW, part)]
+
     def _run(self, pixels_BCHW: Tensor, jobs: list[Job]) -> None:
         regions = [(job.geometry.y.region, job.geometry.x.region) for job in jobs]
         feed = self._pipeline.feed_input
@@ -88,7 +116,10 @@ class DaliDecoder:
         feed("start", [np.array([y[0], x[0]], np.float32) for y, x in regions])
         feed("end", [np.array([y[1], x[1]], np.float32) for y, x in regions])
         feed("size", [np.array([job.geometry.y.kept, job.geometry.x.kept], np.float32) for job in jobs])
-        (crops,) = self._pipeline.run()
+        stream = _stream_of(pixels_BCHW)
+        (crops,) = self._pipeline.run(stream)  # in the stream's order, without waiting for the GPU
+        if stream is not None:
+            self._in_use.append((crops, jobs))
         if crops.is_dense_tensor() and all(job.geometry.plain for job in jobs):
             crops_BHWC = torch.utils.dlpack.from_dlpack(crops.as_tensor())
             scatter(pixels_BCHW, [job.slot for job in jobs], crops_BHWC.permute(0, 3, 1, 2))
@@ -96,8 +127,11 @@ class DaliDecoder:
             for number, job in enumerate(jobs):
                 crop_HWC = torch.utils.dlpack.from_dlpack(crops[number])
                 place(pixels_BCHW, job.slot, crop_HWC.permute(2, 0, 1), job.geometry)
-        if pixels_BCHW.is_cuda:  # before the crops' memory goes back to DALI
-            torch.cuda.current_stream(pixels_BCHW.device).synchronize()
+
+
+def _stream_of(pixels_BCHW: Tensor) -> torch.cuda.Stream | None:
+    """torch's current stream, where the pixels are on a GPU."""
+    return torch.cuda.current_stream(pixels_BCHW.device) if pixels_BCHW.is_cuda else None
 
 
 def _return_what_is_freed() -> None:

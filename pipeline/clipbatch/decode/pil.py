@@ -19,7 +19,7 @@ from clipbatch.decode.inspect import is_cut_off, kind_of
 from clipbatch.pillow import FORMATS, MOST_SCANS, rgb, scans, valid_orientation
 from clipbatch.types import Decoded, Reject
 
-_RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
 def decode(
@@ -42,7 +42,7 @@ def decode(
             y, x = geometry.y, geometry.x
             (top, bottom), (left, right) = y.region, x.region
             cropped = rgb(image).resize(
-                (x.kept, y.kept), _RESAMPLING[target.interpolation], box=(left, top, right, bottom)
+                (x.kept, y.kept), RESAMPLING[target.interpolation], box=(left, top, right, bottom)
             )
     except Exception as error:  # Pillow raises whatever its parsers stumble over
         return _reject(data, error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from clipbatch.decode.cores import Cores, for_cores
 from clipbatch.decode.geometry import Target, geometry_of, upright_size
 from clipbatch.decode.inspect import inspect
 from clipbatch.decode.pixels import FastDecoder, Job, blank, place
+from clipbatch.decode.reduced import ReducedDecoder, reduction
+from clipbatch.decode.torchvision import TorchvisionDecoder
+from clipbatch.streams import mark, stream_on
 from clipbatch.types import Decoded, Encoded, PixelBatch, ReadBatch, Reject
 
 SMALLEST_SIDE = 8
@@ -26,23 +30,29 @@ class Decode:
     """Called with a `ReadBatch`, by up to `threads` threads at a time."""
 
     def __init__(
-        self, settings: DecodeSettings, target: Target, *, batch_size: int, device: str, threads: int | None = None
+        self,
+        settings: DecodeSettings,
+        target: Target,
+        *,
+        batch_size: int,
+        device: str,
+        threads: int | None = None,
+        say: Callable[[str], object] = print,
     ) -> None:
+        """say: told what the user should know."""
         self._settings, self._target = settings, target
-        self._batch_size, self._device = batch_size, device
+        self._batch_size, self._device, self._say = batch_size, device, say
         self._threads = settings.decode_threads or hardware.cores()
         self.threads = threads or (2 if settings.decoder == "dali" else self._threads)
         self._cores = Cores(target, threads=self._threads) if settings.decoder == "dali" else None
+        self._torchvision, self._reduced = (make(target.interpolation) for make in (TorchvisionDecoder, ReducedDecoder))
         self._lanes: queue.SimpleQueue[tuple[FastDecoder | None, torch.cuda.Stream | None]] = queue.SimpleQueue()
         for _ in range(self.threads):
-            stream = torch.cuda.Stream(device) if device.startswith("cuda") else None  # type: ignore[no-untyped-call]
-            self._lanes.put((self._fast_decoder(), stream))
+            self._lanes.put((self._fast_decoder(), stream_on(device)))
 
     def _fast_decoder(self) -> FastDecoder | None:
         if self._settings.decoder == "torchvision":
-            from clipbatch.decode.torchvision import TorchvisionDecoder
-
-            return TorchvisionDecoder(self._target.interpolation)
+            return self._torchvision
         if self._settings.decoder == "dali":
             from clipbatch.decode.dali import DaliDecoder
 
@@ -53,67 +63,78 @@ class Decode:
                 device_id=int(index) if self._device.startswith("cuda") else None,
                 threads=max(1, self._threads // self.threads),
                 hw_decoder_load=self._settings.hw_decoder_load,
+                say=self._say,
             )
         return None
 
     def __call__(self, batch: ReadBatch) -> PixelBatch:
-        """Decode all slots; what cannot be decoded keeps a blank one. On a GPU the pixels are complete on return."""
+        """Decode all slots; what cannot be decoded keeps a blank one."""
         decoder, stream = lane = self._lanes.get()
         try:
             with torch.cuda.stream(stream):
-                made = self._decode(batch, decoder)
-            if stream is not None:
-                stream.synchronize()
-            return made
+                pixels_BCHW, outcomes = self._decode(batch, decoder)
+            return PixelBatch(
+                source=batch.source, outcomes=tuple(outcomes), pixels_BCHW=pixels_BCHW, ready=mark(stream)
+            )
         finally:
             self._lanes.put(lane)
 
-    def _decode(self, batch: ReadBatch, decoder: FastDecoder | None) -> PixelBatch:
+    def _decode(self, batch: ReadBatch, decoder: FastDecoder | None) -> tuple[Tensor, list[Decoded | Reject | None]]:
         target = self._target
         pixels_BCHW = blank(self._batch_size, target.height, target.width, target.fill, self._device)
         outcomes: list[Decoded | Reject | None] = [None] * len(batch.slots)
-        jobs: dict[str, list[Job]] = {"dali": [], "torchvision": []}
+        jobs: list[Job] = []
+        others: list[tuple[FastDecoder, Job]] = []
         last_word: list[int] = []
         for slot, content in enumerate(batch.slots):
             if isinstance(content, Encoded):
-                job, outcome = self._job(slot, batch.source.start + slot, content, decoder)
-                outcomes[slot] = outcome
-                if job and isinstance(outcome, Decoded):
-                    jobs[outcome.decoder].append(job)
-                elif outcome is None:
+                made = self._job(slot, batch.source.start + slot, content, decoder)
+                if made is None:
                     last_word.append(slot)
+                elif isinstance(made, Reject):
+                    outcomes[slot] = made
+                else:
+                    chosen, job, outcomes[slot] = made
+                    if chosen is decoder:
+                        jobs.append(job)
+                    else:
+                        others.append((chosen, job))
             else:
                 outcomes[slot] = content
-        finish = self._cores.start(jobs["torchvision"], self._device) if self._cores and jobs["torchvision"] else None
-        failed = decoder.fill(pixels_BCHW, jobs[decoder.name]) if decoder and jobs[decoder.name] else []
-        failed += finish(pixels_BCHW) if finish else []
+        finish = self._cores.start(others, self._device) if self._cores and others else None
+        failed = decoder.fill(pixels_BCHW, jobs) if decoder and jobs else []
+        if finish:
+            failed += finish(pixels_BCHW)
+        else:
+            failed += [job for other, one in others for job in other.fill(pixels_BCHW, [one])]
         last_word += [job.slot for job in failed]
         for slot in last_word:
             outcomes[slot] = self._by_pillow(pixels_BCHW, slot, batch.slots[slot])
-        return PixelBatch(source=batch.source, outcomes=tuple(outcomes), pixels_BCHW=pixels_BCHW)
+        return pixels_BCHW, outcomes
 
     def _job(
         self, slot: int, row_id: int, content: Encoded, decoder: FastDecoder | None
-    ) -> tuple[Job | None, Decoded | Reject | None]:
-        """A job for the fast decoder with its outcome if that succeeds; or a Reject; or neither, for Pillow."""
+    ) -> tuple[FastDecoder, Job, Decoded] | Reject | None:
+        """A decoder, its job, and the outcome if that succeeds; or a Reject; or None, for Pillow."""
         header = inspect(content.data) if decoder else None
         if decoder is None or header is None or header.kind not in decoder.kinds:
-            return None, None
+            return None
         orientation = header.orientation if self._settings.orientation == "upright" else 1
         width, height = upright_size(header.width, header.height, orientation)
         if width * height > self._settings.max_pixels:
-            return None, pil.too_large(width, height, self._settings.max_pixels)
+            return pil.too_large(width, height, self._settings.max_pixels)
         shorter, longer = sorted((width, height))
         if shorter < SMALLEST_SIDE or longer > EXTREME_ASPECT * shorter:
-            return None, None
-        name = decoder.name
-        if self._cores and for_cores(row_id, width * height, self._settings.cpu_share):
-            if header.kind not in self._cores.kinds:
-                return None, None
-            name = self._cores.name
+            return None
         geometry = geometry_of(header.height, header.width, orientation, self._target)
-        decoded = Decoded(width=width, height=height, decoder=name)
-        return Job(slot=slot, data=content.data, geometry=geometry), decoded
+        if self._settings.jpeg_scale == "reduced" and header.kind in self._reduced.kinds and reduction(geometry) > 1:
+            decoder = self._reduced
+        elif self._cores and for_cores(row_id, width * height, self._settings.cpu_share):
+            decoder = self._torchvision
+            if header.kind not in decoder.kinds:
+                return None
+        decoded = Decoded(width=width, height=height, decoder=decoder.name)
+        return decoder, Job(slot=slot, data=content.data, geometry=geometry), decoded
 
     def _by_pillow(self, pixels_BCHW: Tensor, slot: int, content: Encoded | Reject | None) -> Decoded | Reject:
         assert isinstance(content, Encoded)

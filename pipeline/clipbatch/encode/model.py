@@ -23,7 +23,8 @@ from clipbatch.rundir import file_sha256
 
 _REACH_S = 10.0
 T = TypeVar("T")
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.bfloat16}
+"""What the image tower computes in; in fp8, what its products are taken from and rounded to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,12 +216,15 @@ def check_device(device: str) -> None:
         raise InputError(f"--device {device}: torch finds {found} usable GPUs here; use --device cpu or another number")
 
 
-def device_facts(device: str) -> dict[str, str | int]:
-    """The device in words; on a GPU also the most memory that torch held on it, in MiB."""
+def device_facts(device: str) -> dict[str, str | float]:
+    """The device in words; on a GPU also the most memory that torch held on it, and what all that run on it hold now,
+    DALI included, whose pools never shrink, in MiB."""
     if not device.startswith("cuda"):
         return {"device": device}
+    free, total = torch.cuda.mem_get_info(device)
     return {
         "device": device,
         "gpu": torch.cuda.get_device_name(device),
         "gpu_peak_mib": torch.cuda.max_memory_reserved(device) // 2**20,
+        "gpu_used_mib": (total - free) // 2**20,
     }

@@ -2,43 +2,148 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from clipbatch import hardware
+from clipbatch.encode import fp8
+from clipbatch.encode.fixed import Graph, Work, compiled
 from clipbatch.encode.model import DTYPES, Model
-from clipbatch.types import EmbeddedBatch, PixelBatch
+from clipbatch.streams import mark, stream_on
+from clipbatch.types import Decoded, EmbeddedBatch, PixelBatch
+
+_IN_FLIGHT = 3
+"""Batches that a GPU has in hand: one that it encodes, and others that wait in its queue while Python wakes up."""
 
 
 class Encode:
     """Called with a `PixelBatch`, by up to `threads` threads at a time.
 
     On a CPU each core encodes a batch of its own with one thread: nothing waits at a barrier inside a layer, and
-    decoding threads take turns with encoding ones at the scheduler's grain.
+    decoding threads take turns with encoding ones at the scheduler's grain. On a GPU all threads launch into one stream
+    and each waits for its own batch, so the stream always has the next one.
+
+    Where the GPU's memory does not suffice, batches are encoded in pieces from then on, of half the size each time;
+    that moves scores in the last digit.
     """
 
-    def __init__(self, model: Model, *, precision: str, device: str) -> None:
+    def __init__(
+        self,
+        model: Model,
+        *,
+        precision: str,
+        device: str,
+        batch_size: int,
+        compiles: bool = False,
+        say: Callable[[str], object] = print,
+    ) -> None:
+        """batch_size: of all batches. compiles: with torch.compile, in here. say: told what the user should know.
+
+        Raises: InputError where the device cannot compute in `precision`.
+        """
+        self._loss = None
+        if precision == "fp8":
+            fp8.check_chip(device)
+            self._loss = fp8.Loss(model.module.visual, device)
         model.cast(precision, device)
-        self._module, self._dtype = model.module, DTYPES[precision]
-        self._mean_C11 = torch.tensor(model.mean, device=device).view(3, 1, 1) * 255
-        self._std_C11 = torch.tensor(model.std, device=device).view(3, 1, 1) * 255
-        self.threads = 1 if device.startswith("cuda") else hardware.cores()
-        self._stream = torch.cuda.Stream(device) if device.startswith("cuda") else None  # type: ignore[no-untyped-call]
+        if precision == "fp8":
+            fp8.to_fp8(model.module.visual)
+        self._module, self._dtype, self._say = model.module, DTYPES[precision], say
+        mean_C11 = torch.tensor(model.mean, device=device).view(3, 1, 1)
+        std_C11 = torch.tensor(model.std, device=device).view(3, 1, 1)
+        self._scale_C11, self._bias_C11 = 1 / (255 * std_C11), -mean_C11 / std_C11
+        torch.set_num_threads(1)
+        self._stream = stream_on(device)
+        self._turn = threading.Lock() if self._stream else contextlib.nullcontext()
+        self.threads = _IN_FLIGHT if self._stream else hardware.cores()
+        if self._stream:  # `nn.MultiheadAttention` has a shortcut, with unfused steps where it does not know a kernel
+            torch.backends.mha.set_fastpath_enabled(False)
+        self._at_once = self._batch_size = batch_size
+        like_BHWC = torch.zeros((batch_size, model.height, model.width, 3), dtype=torch.uint8, device=device)
+        self._whole = self._prepared(like_BHWC.permute(0, 3, 1, 2), compiles=compiles)
+
+    @torch.inference_mode()
+    def _prepared(self, like_BCHW: Tensor, *, compiles: bool) -> Work:
+        """`embed` as it is done for whole batches, which are like `like_BCHW`."""
+        whole: Work = compiled(self._embed, like_BCHW) if compiles else self._embed
         if self._stream is None:
-            torch.set_num_threads(1)
+            return whole
+        try:
+            return Graph(whole, like_BCHW, self._stream)
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            return whole  # which has its own way with that
+        except RuntimeError as error:  # the result is the same, later
+            self._say(f"this model runs without a CUDA graph, as it cannot be recorded: {str(error).splitlines()[0]}")
+            return whole
 
     def __call__(self, batch: PixelBatch) -> EmbeddedBatch:
-        with torch.cuda.stream(self._stream):
-            image_BD = self.embed(batch.pixels_BCHW)
-        if self._stream is not None:
-            self._stream.synchronize()
+        """Waits until the embeddings are complete."""
+        with self._turn, torch.cuda.stream(self._stream):
+            if self._stream and batch.ready:
+                self._stream.wait_event(batch.ready)
+            image_BD = self._encode(batch.pixels_BCHW)
+            if self._loss and self._loss.wanted:
+                self._compare(self._loss, batch, image_BD)
+            done = mark(self._stream)
+        if done:
+            done.synchronize()
         return EmbeddedBatch(source=batch.source, outcomes=batch.outcomes, image_BD=image_BD)
+
+    def facts(self) -> dict[str, float]:
+        """What came of memory and precision, for the report."""
+        in_pieces = {} if self._at_once == self._batch_size else {"encoded_at_once": self._at_once}
+        return in_pieces | (self._loss.facts() if self._loss else {})
+
+    @torch.inference_mode()
+    def _compare(self, loss: fp8.Loss, batch: PixelBatch, image_BD: Tensor) -> None:
+        slots = [slot for slot, outcome in enumerate(batch.outcomes) if isinstance(outcome, Decoded)]
+        if not slots:
+            return
+        loss.compare(self._normal(batch.pixels_BCHW[slots], torch.float32), image_BD[slots])
+        if not loss.wanted:
+            found = loss.facts()
+            self._say(
+                f"fp8 against fp32 on the first {found['fp8_images']} images: cosine {found['fp8_cosine_mean']:.4f} in "
+                f"the mean, {found['fp8_cosine_worst']:.4f} at the worst"
+            )
+
+    @torch.inference_mode()
+    def _encode(self, pixels_BCHW: Tensor) -> Tensor:
+        """`embed`, in as many pieces as memory asks for."""
+        while True:
+            at_once = self._at_once
+            try:
+                if at_once >= len(pixels_BCHW):
+                    return self._whole(pixels_BCHW)
+                pieces = torch.split(pixels_BCHW, at_once)
+                return torch.cat([self.embed(piece) for piece in pieces])
+            except torch.OutOfMemoryError:
+                if at_once == 1:
+                    raise
+            self._whole = self.embed
+            self._at_once = at_once // 2
+            torch.cuda.empty_cache()
+            self._say(
+                f"the GPU ran out of memory: batches are encoded {self._at_once} images at a time from here on, which "
+                "may move scores in the last digit; use a smaller --batch-size"
+            )
 
     @torch.inference_mode()
     def embed(self, pixels_BCHW: Tensor) -> Tensor:
         """uint8 RGB pixels -> `image_BD`, float32, unit length."""
-        normal_BCHW = ((pixels_BCHW.float() - self._mean_C11) / self._std_C11).to(self._dtype)
-        normal_BCHW = normal_BCHW.contiguous(memory_format=torch.channels_last)
-        image_BD: Tensor = self._module.encode_image(normal_BCHW)
+        return self._embed(pixels_BCHW)
+
+    def _embed(self, pixels_BCHW: Tensor) -> Tensor:
+        image_BD: Tensor = self._module.encode_image(self._normal(pixels_BCHW, self._dtype))
         return functional.normalize(image_BD.float(), dim=-1)
+
+    def _normal(self, pixels_BCHW: Tensor, dtype: torch.dtype) -> Tensor:
+        """Normalised and cast in one pass, in fp32 inside; channels last in memory, as the pixels are."""
+        normal_BCHW = torch.empty_like(pixels_BCHW, dtype=dtype)
+        return torch.addcmul(self._bias_C11, pixels_BCHW, self._scale_C11, out=normal_BCHW)

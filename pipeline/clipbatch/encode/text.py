@@ -26,7 +26,7 @@ def text_features(model: Model, prompts: list[list[str]]) -> NDArray[np.float32]
     """`text_LD`: for each label the mean of its prompts' unit vectors, brought to unit length, as
     `open_clip.build_zero_shot_classifier` does it. Read from the cache where they are there already."""
     key = json.dumps([model.name, model.weights_sha256, prompts, _PROMPTS_AT_ONCE])  # the last bits depend on that too
-    cached = cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()}.npy"
+    cached = cache_folder("text") / f"{hashlib.sha256(key.encode()).hexdigest()}.npy"
     try:
         found: NDArray[np.float32] = np.load(cached, allow_pickle=False)
         if found.shape[0] == len(prompts):
@@ -43,10 +43,10 @@ def text_features(model: Model, prompts: list[list[str]]) -> NDArray[np.float32]
     return text_LD
 
 
-def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/clipbatch/text`, by default below ~/.cache."""
+def cache_folder(name: str) -> Path:
+    """`$XDG_CACHE_HOME/clipbatch/NAME`, by default below ~/.cache."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(base, "clipbatch", "text")
+    return Path(base, "clipbatch", name)
 
 
 def npy_bytes(array: NDArray[np.float32]) -> bytes:

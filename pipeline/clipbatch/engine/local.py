@@ -9,6 +9,7 @@ from clipbatch.errors import InputError
 from clipbatch.process import Worker, WorkerProcess
 from clipbatch.quarantine import Found, Search
 from clipbatch.ranks import Rank
+from clipbatch.traces import numbered
 
 
 class LocalEngine:
@@ -24,12 +25,13 @@ class LocalEngine:
             )
         self.device = settings.model.device
         self._seats = devices.seats(settings, rank)
+        self._free = list(self._seats)
 
     def open(self, job: Job) -> None:
         self._job = job
 
     def arrivals(self, open_shards: int) -> list[Worker]:
-        seats, self._seats = self._seats[:open_shards], []
+        seats, self._free = self._free[:open_shards], []
         return [self._start(seat) for seat in seats]
 
     def again(self, worker: Worker) -> Worker:
@@ -45,7 +47,9 @@ class LocalEngine:
         pass
 
     def _start(self, seat: devices.Seat) -> Worker:
-        return WorkerProcess(self._job.run, self._job.plan, seat, self._job.runtime, self._job.events)
+        trace = numbered(self._job.runtime["profile"], "worker", self._seats.index(seat), len(self._seats))
+        runtime = self._job.runtime | {"profile": trace}
+        return WorkerProcess(self._job.run, self._job.plan, seat, runtime, self._job.events)
 
 
 def _seat(worker: Worker) -> devices.Seat:

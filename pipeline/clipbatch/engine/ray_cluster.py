@@ -37,6 +37,11 @@ class RayCluster:
                 f"--gpus {launch.gpus} names those of this machine, and --engine ray uses the cluster's: leave it out; "
                 "--workers says how many"
             )
+        if launch.profile is not None:
+            raise InputError(
+                f"--profile {launch.profile} traces workers of this machine, and those of --engine ray run elsewhere: "
+                "leave it out"
+            )
         self._closing = contextlib.ExitStack()
         self.ray = _connect(self._closing)
         nodes = self.nodes().values()

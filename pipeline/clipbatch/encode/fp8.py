@@ -1,0 +1,137 @@
+"""The linear layers of an image tower in fp8 (e4m3, scaled by row), and what that costs in accuracy.
+
+Weights are scaled once, activations as they come, each row by its largest value, so no image touches another's. All
+else (convolutions, norms, attention itself, the last projection) stays in bf16. Of the models that open_clip builds
+itself and those of timm; knows no image.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from open_clip.transformer import ResidualAttentionBlock
+from torch import Tensor, nn
+from torch.nn import functional
+
+from clipbatch.errors import InputError
+
+_FP8 = torch.float8_e4m3fn
+_LARGEST = torch.finfo(_FP8).max
+_MULTIPLE = 16
+"""Of a layer's inputs and outputs, for the hardware; others stay as they are."""
+_CAPABILITY = (8, 9)
+"""CUDA's, from which on chips multiply fp8: Ada and Hopper."""
+COMPARED = 256
+"""Images on which the loss is measured: the first ones of a worker."""
+
+
+def check_chip(device: str) -> None:
+    """Raises: InputError where `device` does not multiply fp8."""
+    found = torch.cuda.get_device_capability(device) if device.startswith("cuda") else None
+    if found is None or found < _CAPABILITY:
+        what = "a CPU" if found is None else f"of capability {found[0]}.{found[1]}"
+        raise InputError(
+            f"--precision fp8 needs a GPU of CUDA capability {_CAPABILITY[0]}.{_CAPABILITY[1]} or later, and {device} "
+            f"is {what}: use --precision fp16 or bf16"
+        )
+
+
+class Linear(nn.Module):
+    """A linear layer whose product is computed in fp8, with bf16 in and out."""
+
+    weight: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
+        super().__init__()
+        scale_O1 = _scale(weight_OI)
+        self.register_buffer("weight", (weight_OI.float() / scale_O1).to(_FP8))
+        self.register_buffer("scale", scale_O1.T.contiguous())
+        self.register_buffer("bias", None if bias_O is None else bias_O.to(torch.bfloat16))
+
+    def forward(self, given: Tensor) -> Tensor:
+        rows = given.reshape(-1, given.shape[-1])
+        scale_R1 = _scale(rows)
+        made = torch._scaled_mm(
+            (rows.float() / scale_R1).to(_FP8),
+            self.weight.T,
+            scale_a=scale_R1,
+            scale_b=self.scale,
+            bias=self.bias,
+            out_dtype=torch.bfloat16,
+        )
+        return made.view(*given.shape[:-1], -1)
+
+
+class Attention(nn.Module):
+    """Self-attention as `nn.MultiheadAttention(batch_first=True)` has it, with fp8 projections."""
+
+    def __init__(self, attention: nn.MultiheadAttention) -> None:
+        super().__init__()
+        self._heads = attention.num_heads
+        self.qkv = Linear(attention.in_proj_weight, attention.in_proj_bias)
+        self.out = Linear(attention.out_proj.weight, attention.out_proj.bias)
+
+    def forward(self, query: Tensor, *_: Any, attn_mask: Tensor | None = None, **__: Any) -> tuple[Tensor, None]:
+        batch, tokens, width = query.shape
+        q, k, v = self.qkv(query).view(batch, tokens, 3, self._heads, -1).permute(2, 0, 3, 1, 4)
+        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
+        return self.out(mixed.transpose(1, 2).reshape(batch, tokens, width)), None
+
+
+def to_fp8(tower: nn.Module) -> None:
+    """Exchange what can be in `tower`, which is on its device already."""
+    for name, layer in list(tower.named_children()):
+        if isinstance(layer, nn.Linear) and _fits(layer.weight):
+            setattr(tower, name, Linear(layer.weight, layer.bias))
+        elif isinstance(layer, nn.MultiheadAttention):  # whose own layers are not called, only read
+            if isinstance(tower, ResidualAttentionBlock) and layer.batch_first and _fits(layer.in_proj_weight):
+                setattr(tower, name, Attention(layer))
+        else:
+            to_fp8(layer)
+
+
+class Loss:
+    """Compares embeddings with those of the tower in fp32, of which it keeps a copy until it has seen enough."""
+
+    def __init__(self, tower: nn.Module, device: str) -> None:
+        """tower: in fp32, before anything is done to it."""
+        self._tower: nn.Module | None = copy.deepcopy(tower).to(device)
+        self._cosines: list[float] = []
+
+    @property
+    def wanted(self) -> bool:
+        """Whether more images are to be compared."""
+        return self._tower is not None
+
+    def compare(self, normal_BCHW: Tensor, image_BD: Tensor) -> None:
+        """normal_BCHW: what the tower gets, in float32. image_BD: what was made of it."""
+        assert self._tower
+        made = self._tower(normal_BCHW)
+        exact_BD = made[0] if isinstance(made, tuple) else made  # CoCa's has tokens beside
+        self._cosines += functional.cosine_similarity(exact_BD.float(), image_BD.float()).tolist()
+        if len(self._cosines) >= COMPARED:
+            self._tower = None
+
+    def facts(self) -> dict[str, float]:
+        """How far the embeddings are from fp32's, for the report; nothing where no image has been compared."""
+        if not self._cosines:
+            return {}
+        mean = sum(self._cosines) / len(self._cosines)
+        return {
+            "fp8_images": len(self._cosines),
+            "fp8_cosine_mean": round(mean, 6),
+            "fp8_cosine_worst": round(min(self._cosines), 6),
+        }
+
+
+def _fits(weight_OI: Tensor) -> bool:
+    return all(size % _MULTIPLE == 0 for size in weight_OI.shape)
+
+
+def _scale(rows: Tensor) -> Tensor:
+    """What to divide each row by, so that its largest value is fp8's; float32, one column."""
+    return rows.abs().amax(dim=1, keepdim=True).float().clamp(min=1e-12) / _LARGEST
