@@ -48,12 +48,21 @@ def hashes(texts: pa.Array) -> NDArray[np.uint64]:
     words = np.ndarray((len(padded) - _WORD + 1,), "<u8", padded, strides=(1,))  # one from every byte on
     at, left = bounds[:-1] - bounds[0], np.diff(bounds)
     found: NDArray[np.uint64] = left.astype(np.uint64) * _LENGTH_MIX
+    for _ in range(int(left.min()) // _WORD if len(left) else 0):  # words that all of them have
+        found = _mixed(found, words[at])
+        at += _WORD
+        left -= _WORD
     longer = np.arange(len(left))
     while len(longer := longer[left[longer] > 0]):
         here = left[longer]
         word = words[at[longer]] & (_ALL_ONES >> ((_WORD - np.minimum(here, _WORD)) * 8).astype(np.uint64))
-        mixed = (found[longer] ^ word) * _MIX
-        found[longer] = mixed ^ (mixed >> np.uint64(32))
+        found[longer] = _mixed(found[longer], word)
         at[longer] += _WORD
         left[longer] -= _WORD
     return found
+
+
+def _mixed(found: NDArray[np.uint64], words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    mixed = (found ^ words) * _MIX
+    mixed ^= mixed >> np.uint64(32)
+    return mixed

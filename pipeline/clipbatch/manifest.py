@@ -20,6 +20,10 @@ from clipbatch.rundir import Plan, RunDir, file_sha256
 from clipbatch.types import Item, Reject, Span
 from clipbatch.uris import is_outside, path_of
 
+_DICTIONARY_BYTES = 2**15
+"""Of different values in a row group, above which they are written as they are: names and ids do not repeat, and to
+look for repetition among all of them takes longer than the rest of writing."""
+
 
 class ManifestWriter:
     """Numbers the rows of a listing and writes them into `part-*.parquet`; holds one row group in memory.
@@ -77,7 +81,8 @@ class ManifestWriter:
         with contextlib.ExitStack() as stack:
             file = _Digesting(stack.enter_context(publish(path)))
             stack.callback(lambda: self.digests.update({path.name: file.digest.hexdigest()}))
-            self._writer = stack.enter_context(pq.ParquetWriter(file, schema, compression="zstd"))
+            how = {"compression": "zstd", "dictionary_pagesize_limit": _DICTIONARY_BYTES}
+            self._writer = stack.enter_context(pq.ParquetWriter(file, schema, **how))
             self._file = stack.pop_all()
 
 

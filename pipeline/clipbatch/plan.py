@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -157,11 +158,12 @@ def freeze(
         shutil.rmtree(staged, ignore_errors=True)  # of a killed planner that had the same pid
         staged.mkdir()
         duplicates, writer = Duplicates(), ManifestWriter(staged, per_file, row_group)
-        with writer:
+        with writer, ThreadPoolExecutor(1, thread_name_prefix="duplicates") as aside:
             for batch in rows:
                 interrupts.check()
-                duplicates.add(batch["uri"])
+                added = aside.submit(duplicates.add, batch["uri"])  # neither needs the interpreter for long
                 writer.write(batch)
+                added.result()
         if settings.model.compile == "auto":
             gains = worth_compiling(settings, writer.rows, catalog.gflop(settings.model.model))
             settings = settings.replace(compile="on" if gains else "off")
