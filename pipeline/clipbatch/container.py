@@ -70,19 +70,6 @@ class LocalFile:
         return data
 
 
-class StoreObject:
-    """A container in an object store or on the web: each read is a request."""
-
-    def __init__(self, url: str) -> None:
-        """Raises: OSError as it comes; InputError where `url` is of no known store."""
-        self._file = stores.open_input_file(url)
-        self.size: int = self._file.size()
-
-    def read_at(self, start: int, length: int) -> bytearray:
-        length = max(0, min(length, self.size - start))
-        return bytearray(self._file.read_at(length, start)) if length else bytearray()
-
-
 class InPieces:
     """A container that is read from front to back, and is far away: small reads are served from larger ones."""
 
@@ -102,7 +89,7 @@ def open_container(path: str) -> Container:
 
     Raises: OSError where it cannot be had; ValueError for a NUL in the name; InputError for a url of no known store.
     """
-    return StoreObject(path) if is_url(path) else LocalFile(path)
+    return stores.Ranges(path) if is_url(path) else LocalFile(path)
 
 
 def read_member(container: Container, span: Span, max_bytes: int) -> Encoded | Reject:

@@ -63,6 +63,6 @@ def hashes(texts: pa.Array) -> NDArray[np.uint64]:
 
 
 def _mixed(found: NDArray[np.uint64], words: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    mixed = (found ^ words) * _MIX
+    mixed: NDArray[np.uint64] = (found ^ words) * _MIX
     mixed ^= mixed >> np.uint64(32)
     return mixed

@@ -11,8 +11,8 @@ import datetime
 import os
 import threading
 from collections import defaultdict
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from clipbatch import web
 from clipbatch.errors import InputError
@@ -94,6 +94,31 @@ def open_input_file(url: str) -> pa.NativeFile:
         return pa.PythonFile(web.RangeFile(url, timeout_s=ATTEMPTS * ANSWER_S), mode="r")
     store, path = open_store(url)
     return store.open_input_file(path)
+
+
+class Ranges:
+    """The object at `url`, of a store or of the web, for many threads at a time; each read is a request of its own."""
+
+    def __init__(self, url: str) -> None:
+        """Raises: as `open_input_file`; what fsspec's file systems raise is of any kind."""
+        self._read: Callable[[int, int], Any]
+        if is_web(url):
+            resource = web.RangeFile(url, timeout_s=ATTEMPTS * ANSWER_S)
+            self.size, self._read = resource.size, resource.read_at
+        elif scheme_of(url) in _NATIVE:
+            file = open_input_file(url)
+            self.size, self._read = file.size(), lambda start, length: file.read_at(length, start)
+        else:
+            store, path = open_store(url)
+            found = store.handler.fs
+            self.size = int(found.size(path))
+            self._read = lambda start, length: found.cat_file(path, start=start, end=start + length)
+
+    def read_at(self, start: int, length: int) -> bytearray:
+        """Bytes [start, start + length), fewer where the object ends before. Raises: as `__init__`."""
+        length = max(0, min(length, self.size - start))
+        data = self._read(start, length) if length else bytearray()
+        return data if isinstance(data, bytearray) else bytearray(data)
 
 
 def read_range(url: str, start: int, length: int) -> bytes:

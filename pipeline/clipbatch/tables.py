@@ -1,4 +1,4 @@
-"""Open Parquet and Arrow files so that nothing is read but what is asked for."""
+"""Open Parquet and Arrow files, on a disk or far away, so that nothing is read but what is asked for."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ import pyarrow as pa
 import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 
+from clipbatch.readahead import ReadAhead
+from clipbatch.stores import open_input_file
+from clipbatch.uris import is_url
+
 _BUFFER_BYTES = 2**20
 """Read at a time from a Parquet column: without a buffer, and without pre_buffer=False, it is a whole row group."""
 _FILE_MAGIC = b"ARROW1"
@@ -16,17 +20,29 @@ _FEATHER_1 = b"FEA1"
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 
-def open_parquet(path: str) -> pq.ParquetFile:
-    """Raises: OSError, ArrowInvalid."""
-    return pq.ParquetFile(pa.OSFile(os.fsencode(path)), buffer_size=_BUFFER_BYTES, pre_buffer=False)
+def open_file(path: str) -> pa.NativeFile:
+    """The table's file at `path`, a path or url. Raises: OSError; InputError for a url of no known store."""
+    return open_input_file(path) if is_url(path) else pa.OSFile(os.fsencode(path))
 
 
-def open_arrow(path: str, fields: Sequence[str] | None = None) -> tuple[ipc.RecordBatchFileReader, bool]:
-    """A reader over the mapped file, and whether it has random access (else it is a stream).
+def open_parquet(path: str, far: ReadAhead | None = None) -> pq.ParquetFile:
+    """far: what to read in place of the file at `path`. Raises: as `open_file`; ArrowInvalid."""
+    file = open_file(path) if far is None else pa.PythonFile(far, mode="r")
+    return pq.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False)
 
-    fields: only these columns, where the others would have to be decompressed. Raises: OSError, ArrowInvalid.
+
+def open_arrow(
+    path: str, fields: Sequence[str] | None = None, far: ReadAhead | None = None
+) -> tuple[ipc.RecordBatchFileReader, bool]:
+    """A reader over the file, which is mapped where it can be, and whether it has random access (else it is a stream).
+
+    fields: only these columns, where the others would have to be read or decompressed. far: as in `open_parquet`.
+    Raises: as `open_file`; ArrowInvalid.
     """
-    file = pa.memory_map(os.fsencode(path))
+    if far is not None:
+        file = pa.PythonFile(far, mode="r")
+    else:
+        file = open_file(path) if is_url(path) else pa.memory_map(os.fsencode(path))
     head = file.read(len(_FILE_MAGIC))
     if head.startswith(_FEATHER_1):
         raise pa.ArrowInvalid("it is of Feather's first version; write it again with a newer one")
@@ -48,7 +64,7 @@ def open_arrow(path: str, fields: Sequence[str] | None = None) -> tuple[ipc.Reco
     return reader, seekable
 
 
-def arrow_batches(path: str, fields: Sequence[str]) -> Iterator[pa.RecordBatch]:
+def arrow_batches(path: str, fields: Sequence[str], far: ReadAhead | None = None) -> Iterator[pa.RecordBatch]:
     """The record batches of a file or a stream with only the columns `fields`, or all where it is empty."""
-    reader, seekable = open_arrow(path, fields)
+    reader, seekable = open_arrow(path, fields, far)
     return map(reader.get_batch, range(reader.num_record_batches)) if seekable else iter(reader)

@@ -70,13 +70,13 @@ def get(url: str, *, max_bytes: int, timeout_s: float, allowed: Allowed = lambda
 
 
 class RangeFile(io.RawIOBase):
-    """The resource at `url` as a file to seek in, read by ranges; for one thread at a time."""
+    """The resource at `url` as a file to seek in, read by ranges; for one thread at a time, but for `read_at`."""
 
     def __init__(self, url: str, *, timeout_s: float, allowed: Allowed = lambda url: True) -> None:
         """timeout_s: for each read. Raises: WebError where the server gives no ranges."""
         self._url, self._timeout_s, self._allowed = url, timeout_s, allowed
         self._at = 0
-        with self._ranged(0, 1) as response:
+        with self._ranged(0, 1) as (response, _):
             response.read()
             total = response.headers.get("Content-Range", "").rpartition("/")[2]
         if not total.isdigit():
@@ -102,20 +102,31 @@ class RangeFile(io.RawIOBase):
         wanted = left if size is None or size < 0 else min(size, left)
         if not wanted:
             return b""
-        with self._ranged(self._at, wanted) as response:
-            data = response.read(wanted)
-        if len(data) < wanted:
-            raise WebError("truncated", f"{len(data)} of {wanted} bytes", passes=True)
+        data = self.read_at(self._at, wanted)
         self._at += wanted
+        return bytes(data)
+
+    def read_at(self, start: int, length: int) -> bytearray:
+        """Bytes [start, start + length), which have to be there. Raises: WebError."""
+        data = bytearray()
+        with self._ranged(start, length) as (response, deadline):
+            while len(data) < length and (chunk := response.read1(length - len(data))):
+                data += chunk
+                if time.monotonic() > deadline:
+                    raise WebError(
+                        "timeout", f"{len(data)} of {length} bytes within {self._timeout_s:g} s", passes=True
+                    )
+        if len(data) < length:
+            raise WebError("truncated", f"{len(data)} of {length} bytes", passes=True)
         return data
 
     @contextlib.contextmanager
-    def _ranged(self, start: int, length: int) -> Iterator[BaseHTTPResponse]:
+    def _ranged(self, start: int, length: int) -> Iterator[tuple[BaseHTTPResponse, float]]:
         headers = {"Range": f"bytes={start}-{start + length - 1}"}
-        with _answer(self._url, headers, self._timeout_s, self._allowed) as (response, _):
+        with _answer(self._url, headers, self._timeout_s, self._allowed) as (response, deadline):
             if response.status != 206:
                 raise WebError("unreadable", "the server gives no parts of it (Range): copy it to a disk")
-            yield response
+            yield response, deadline
 
 
 @contextlib.contextmanager

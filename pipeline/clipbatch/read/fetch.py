@@ -45,7 +45,7 @@ class Fetch:
 
     def _read(self, item: Item, left_s: float) -> Encoded | Reject:
         if item.span and item.span.method.startswith(COLUMN):
-            return self._tables(item.path, item.span)
+            return self._tables(item.path, item.span, left_s)
         if item.span:
             return self._archives.member(item, self._settings.max_bytes)
         if is_url(item.path):

@@ -2,7 +2,8 @@
 
 Neither a file nor a row group is ever whole in memory. Row groups that nobody asks for are passed over; inside of one
 the pages before a row are read, as Parquet's readers have no way around them. Arrow files are mapped, which reads
-nothing but the images asked for, unless they are compressed: then a record batch is decompressed whole.
+nothing but the images asked for, unless they are compressed: then a record batch is decompressed whole. In a store or
+on the web files are read by ranges, some ahead.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
+from clipbatch.readahead import ReadAhead
 from clipbatch.tables import arrow_batches, open_parquet
+from clipbatch.uris import is_url, name_of
 
 _PIECE_BYTES = 2**20
 _MOST_ROWS = 1024
@@ -40,11 +43,21 @@ class Piece:
     bytes: int
 
 
+class ChangedError(Exception):
+    """The table in a store or on the web does not have the size that it had."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.size = size
+
+
 class RowStream:
     """`column` of the table at `path`."""
 
-    def __init__(self, path: str, column: str) -> None:
-        self._path, self._column = path, column
+    def __init__(self, path: str, column: str, size: int) -> None:
+        """size: of the file when it was listed, bytes."""
+        self._path, self._column, self._size = path, column, size
+        self._far: ReadAhead | None = None
         self._rows: _Rows | None = None
         self._ahead: Iterator[pa.Array] | None = None
         self._end = 0
@@ -62,7 +75,9 @@ class RowStream:
 
     def close(self) -> None:
         """Close the file; what was read stays, and `read_on` opens it again."""
-        self._rows = self._ahead = None
+        if self._far is not None:
+            self._far.close()
+        self._rows = self._ahead = self._far = None
 
     def piece(self, row: int) -> Piece | None:
         """The piece that holds `row`, if it has been read."""
@@ -85,22 +100,24 @@ class RowStream:
     def read_on(self, row: int) -> None:
         """Read the next piece on the way to `row`; or, where that is behind or far ahead, jump and read up to it.
 
-        Raises: OSError, ArrowException, LookupError where it cannot be read or is not there.
+        Raises: OSError, ArrowException, LookupError where it cannot be read or is not there; ChangedError.
         """
         first, last, why = self._broken
         if first <= row <= last:
             raise pa.ArrowInvalid(why)
         try:
-            rows = self._rows = self._rows or _opened(self._path, self._column)
+            rows = self._rows = self._rows or self._opened()
             near = 0 <= (row - self._end) * rows.row_bytes <= _NEAR_BYTES and row >= self._end
             if self._ahead is not None and near:
                 self._keep(self._next(row))
             else:
                 self._jump(rows, row)
         except (pa.ArrowException, OSError) as error:
-            opened = self._rows
+            opened, lost = self._rows, self._far.lost if self._far is not None else None
             self.close()
-            if isinstance(error, OSError) and error.errno:
+            if lost is not None:
+                raise lost from error
+            if isinstance(error, OSError) and (error.errno or (opened is None and is_url(self._path))):
                 raise
             damaged = pa.ArrowInvalid(str(error))
             if opened is None:
@@ -111,6 +128,14 @@ class RowStream:
             return
         if self._end == rows.count:
             self.close()
+
+    def _opened(self) -> _Rows:
+        if is_url(self._path):
+            self._far = ReadAhead(self._path)
+            if self._far.size != self._size:
+                raise ChangedError(self._far.size)
+        kind = _Parquet if name_of(self._path).lower().endswith(".parquet") else _Arrow
+        return kind(self._path, self._column, self._far)
 
     def _jump(self, rows: _Rows, row: int) -> None:
         start = rows.group(row)[0]
@@ -167,13 +192,9 @@ class _Rows(Protocol):
         """The rows from the beginning of the group of `row` on, a few at a time."""
 
 
-def _opened(path: str, column: str) -> _Rows:
-    return _Parquet(path, column) if path.lower().endswith(".parquet") else _Arrow(path, column)
-
-
 class _Parquet:
-    def __init__(self, path: str, column: str) -> None:
-        self._file = open_parquet(path)
+    def __init__(self, path: str, column: str, far: ReadAhead | None) -> None:
+        self._file = open_parquet(path, far)
         metadata = self._file.metadata
         kind = self._file.schema_arrow.field(column).type
         self._columns = [f"{column}.{field.name}" for field in kind] if pa.types.is_struct(kind) else [column]
@@ -198,8 +219,8 @@ class _Parquet:
 
 
 class _Arrow:
-    def __init__(self, path: str, column: str) -> None:
-        self._path, self._column = path, column
+    def __init__(self, path: str, column: str, far: ReadAhead | None) -> None:
+        self._path, self._column, self._far = path, column, far
         self.count: int | None = None
         self.row_bytes = 0.0
 
@@ -207,7 +228,7 @@ class _Arrow:
         return 0, _NO_END
 
     def read_from(self, row: int) -> Iterator[pa.Array]:
-        for batch in arrow_batches(self._path, [self._column]):
+        for batch in arrow_batches(self._path, [self._column], self._far):
             column = batch.column(self._column)
             for start in range(0, len(column), _ARROW_ROWS):
                 yield column.slice(start, _ARROW_ROWS)

@@ -13,15 +13,20 @@ import threading
 
 import pyarrow as pa
 
+from clipbatch.errors import InputError
 from clipbatch.read.files import read_file
-from clipbatch.read.rowstream import Piece, RowStream
-from clipbatch.types import Encoded, Reject, Span
-from clipbatch.uris import is_outside
+from clipbatch.read.remote import read_remote
+from clipbatch.read.rowstream import ChangedError, Piece, RowStream
+from clipbatch.types import Encoded, Item, Reject, Span
+from clipbatch.uris import folder_of, is_outside, is_url, path_of
 
 COLUMN = "column:"
 _WAITING_BYTES = 256 * 2**20
 _WAIT_S = 0.05
 _OPEN_FILES = 8
+
+_Key = tuple[str, str, int]
+"""Path, column, and size when it was listed."""
 
 
 class ReadTable:
@@ -29,24 +34,28 @@ class ReadTable:
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._streams: dict[tuple[str, str], RowStream] = {}
+        self._streams: dict[_Key, RowStream] = {}
         self._changed = threading.Condition()
         """Held while a stream is used; notified when rows were taken from it."""
 
-    def __call__(self, path: str, span: Span) -> Encoded | Reject:
-        """The image in a row of the table at `path`. Raises: OSError where the file cannot be had."""
-        size = os.stat(path).st_size
-        if size != span.length:
-            error = f"the table has changed since it was listed: it has {size} bytes and had {span.length}"
-            return Reject(status="truncated" if size < span.length else "unreadable", error=error)
+    def __call__(self, path: str, span: Span, timeout_s: float) -> Encoded | Reject:
+        """The image in a row of the table at `path`, a path or url. timeout_s: for a web server's answer, where the row
+        names a file in place of an image. Raises: OSError where the file cannot be had.
+        """
+        if not is_url(path) and (size := os.stat(path).st_size) != span.length:
+            return _changed(size, span)
         try:
-            piece = self._piece((path, span.method.removeprefix(COLUMN)), span.start)
+            piece = self._piece((path, span.method.removeprefix(COLUMN), span.length), span.start)
+        except ChangedError as error:
+            return _changed(error.size, span)
+        except InputError as error:  # a store that this machine lacks the package for
+            return Reject(status="unreadable", error=str(error))
         except (pa.ArrowException, LookupError) as error:
             return Reject(status="unreadable", error=f"the table is damaged: {str(error).splitlines()[0]}")
         at = span.start - piece.start
         image = piece.images[at].as_buffer()
         if image is None and piece.paths is not None and (name := piece.paths[at].as_py()):
-            return self._beside(path, name)
+            return self._beside(path, name, timeout_s)
         if image is None:
             return Reject(status="missing", error="null in the table")
         if image.size == 0:
@@ -55,15 +64,17 @@ class ReadTable:
             return Reject(status="too_large", error=f"{image.size} bytes, over the limit of {self._max_bytes}")
         return Encoded(data=bytearray(image))
 
-    def _beside(self, table: str, name: str) -> Encoded | Reject:
+    def _beside(self, table: str, name: str, timeout_s: float) -> Encoded | Reject:
         """The file that a row without bytes names."""
-        folder = os.path.dirname(os.path.abspath(table))
-        path = os.path.join(folder, name)
+        folder = folder_of(table)
+        path = path_of(name, folder)
         if is_outside(path, folder):
             return Reject(status="unreadable", error="null in the table, and its path leads out of the table's folder")
+        if is_url(path):
+            return read_remote(Item(row_id=0, uri=name, path=path, fence=folder), self._max_bytes, timeout_s)
         return read_file(path, self._max_bytes)
 
-    def _piece(self, key: tuple[str, str], row: int) -> Piece:
+    def _piece(self, key: _Key, row: int) -> Piece:
         """The piece with `row`, which counts as taken."""
         with self._changed:
             while True:
@@ -82,7 +93,7 @@ class ReadTable:
                 elif not self._changed.wait(_WAIT_S):
                     self._give_up(waiting_bytes - _WAITING_BYTES // 2)
 
-    def _stream(self, key: tuple[str, str]) -> RowStream:
+    def _stream(self, key: _Key) -> RowStream:
         stream = self._streams.get(key)
         if stream is None:
             begun = [other for other in self._streams.values() if other.is_open]
@@ -98,3 +109,8 @@ class ReadTable:
                 surplus -= stream.forget_oldest()
             if not (stream.is_open or stream.pieces):
                 del self._streams[key]
+
+
+def _changed(size: int, span: Span) -> Reject:
+    error = f"the table has changed since it was listed: it has {size} bytes and had {span.length}"
+    return Reject(status="truncated" if size < span.length else "unreadable", error=error)

@@ -16,9 +16,10 @@ import pyarrow as pa
 from clipbatch.config import SourceSettings
 from clipbatch.errors import InputError
 from clipbatch.source.archive import Archive, ArchiveFolder
+from clipbatch.source.columnar import far_schema
 from clipbatch.source.files import Directory, ImageFile
 from clipbatch.source.pattern import Pattern, is_pattern
-from clipbatch.source.remote import RemoteFolder, RemoteImage
+from clipbatch.source.remote import RemoteFolder, RemoteImage, top
 from clipbatch.source.rows import LISTED
 from clipbatch.source.table_images import ImageTable
 from clipbatch.source.tabular import TableManifest
@@ -68,14 +69,17 @@ def listers(settings: SourceSettings) -> list[Lister]:
 
     Raises: InputError for an input that is not there or of no known kind.
     """
+    top.cache_clear()
+    far_schema.cache_clear()
     return [_lister(text, settings) for text in settings.inputs]
 
 
 def _lister(text: str, settings: SourceSettings) -> Lister:
-    kind = kind_of(text, settings)
-    if kind and not (is_url(text) and is_pattern(text)):  # nobody asks a store whether it has a key with braces
+    pattern = is_pattern(text)
+    kind = None if pattern and is_url(text) else kind_of(text, settings)  # nobody asks a store for a key with braces
+    if kind:
         return kind(text, settings)
-    if is_pattern(text):
+    if pattern:
         return Pattern(text, settings, kind_of, lambda inputs: Listing(inputs, None, ()))
     raise InputError(
         f"input {text!r} is not there, or is no folder, image, manifest (.txt, .csv, .tsv, .jsonl, .parquet, .arrow), "

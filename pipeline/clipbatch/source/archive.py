@@ -18,26 +18,20 @@ import pyarrow as pa
 from clipbatch.config import SourceSettings
 from clipbatch.container import Container, InPieces, open_container, read_member
 from clipbatch.errors import InputError
-from clipbatch.source.files import is_image_name, root_of
-from clipbatch.source.members import Member
+from clipbatch.source.files import is_folder, is_image_name, root_of
+from clipbatch.source.members import PACKED, Member, is_archive_name
 from clipbatch.source.rows import BATCH_ROWS, SPAN, listed
 from clipbatch.source.sidecars import Sidecars
+from clipbatch.source.tablefiles import far_folder
 from clipbatch.source.tar import NoTarError, tar_members
 from clipbatch.source.zip import NoZipError, zip_members
 from clipbatch.types import Encoded, Span
-from clipbatch.uris import folder_of, is_text, is_url, uri_of
+from clipbatch.uris import absolute, folder_of, is_text, is_url, uri_of
 
-_SUFFIXES = (".tar", ".zip")
-_PACKED = (".tar.gz", ".tgz", ".tar.zst", ".tzst", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.lz4")
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"PK\3\4": "zip"}
 _SIDECAR_BYTES = 2**20
 _CARRIED_BYTES = 64 * 2**20
 """Text of sidecars in one batch of rows."""
-
-
-def is_archive_name(name: str) -> bool:
-    """Whether the suffix of `name` is that of an archive, also of one that `Archive` refuses."""
-    return name.lower().endswith((*_SUFFIXES, *_PACKED))
 
 
 class Archive:
@@ -47,7 +41,7 @@ class Archive:
         self.text, self._all_files = text, settings.all_files
         self._columns = list(dict.fromkeys(name.lstrip(".") for name in settings.columns or ()))
         self.passed_over: Counter[str] = Counter()
-        if text.lower().endswith(_PACKED):
+        if text.lower().endswith(PACKED):
             raise InputError(_packed(text, "compressed"))
 
     @staticmethod
@@ -173,34 +167,33 @@ class ArchiveFolder:
 
     def __init__(self, text: str, settings: SourceSettings) -> None:
         self.text = text
-        with os.scandir(text) as found:
-            entries = sorted(found, key=lambda entry: os.fsencode(entry.name))
-        self._archives = [Archive(entry.path, settings) for entry in entries if is_archive_name(entry.name)]
-        folder = next((entry.name for entry in entries if os.path.isdir(entry.path)), None)
+        entries = sorted(_entries(text), key=lambda entry: os.fsencode(entry[0]))
+        paths = [os.path.join(text, name) for name, _ in entries if is_archive_name(name)]
+        self._archives = [Archive(path, settings) for path in paths]
+        folder = next((name for name, is_folder in entries if is_folder), None)
         if folder is not None:
-            archive = self._archives[0].text
             raise InputError(
-                f"the folder {text} may be meant in two ways: it holds archives ({archive}) and folders ({folder}); "
-                f"name the archives ('{os.path.join(text, '*' + os.path.splitext(archive)[1])}', quoted) or the folders"
+                f"the folder {text} may be meant in two ways: it holds archives ({paths[0]}) and folders ({folder}); "
+                f"name the archives ('{os.path.join(text, '*' + os.path.splitext(paths[0])[1])}', quoted) or the "
+                "folders"
             )
-        others = (entry.name for entry in entries if not is_archive_name(entry.name))
+        others = (name for name, _ in entries if not is_archive_name(name))
         self.passed_over = Counter(os.path.splitext(name)[1].lower() for name in others)
 
     @staticmethod
     def accepts(text: str, settings: SourceSettings) -> bool:
         holds_archives = False
         try:
-            with os.scandir(text) as found:
-                for entry in found:
-                    if is_image_name(entry.name):
-                        return False
-                    holds_archives = holds_archives or is_archive_name(entry.name)
+            for name, _ in _entries(text):
+                if is_image_name(name):
+                    return False
+                holds_archives = holds_archives or is_archive_name(name)
         except OSError:  # no folder, or one that `Directory` says more about
             return False
         return holds_archives
 
     def identity(self) -> str:
-        return os.path.abspath(self.text)
+        return absolute(self.text)
 
     def fields(self) -> list[pa.Field]:
         return self._archives[0].fields()
@@ -209,6 +202,15 @@ class ArchiveFolder:
         for archive in self._archives:
             yield from archive.batches()
             self.passed_over += archive.passed_over
+
+
+def _entries(folder: str) -> Iterator[tuple[str, bool]]:
+    """The names in `folder`, a path or url, and whether each is a folder. Raises: OSError."""
+    if is_url(folder):
+        yield from (entry for entry in far_folder(folder) if entry[0])
+        return
+    with os.scandir(folder) as found:
+        yield from ((entry.name, is_folder(entry)) for entry in found)
 
 
 def _packed(text: str, how: str) -> str:

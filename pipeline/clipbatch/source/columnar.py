@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from clipbatch.errors import InputError
 from clipbatch.source.carried import type_of
 from clipbatch.source.opening import unreadable
+from clipbatch.source.remote import refused
 from clipbatch.source.rows import BATCH_ROWS
-from clipbatch.tables import arrow_batches, open_arrow, open_parquet
+from clipbatch.tables import arrow_batches, open_arrow, open_file, open_parquet
+from clipbatch.uris import is_url
+
+_AT_ONCE = 16
+"""Files whose schemas are asked for at the same time."""
+_GROUPS_AT_ONCE = 32
+"""Row groups of a file in a store whose columns, without the images, are asked for at the same time."""
 
 
 class ColumnarFiles:
@@ -20,7 +30,9 @@ class ColumnarFiles:
     def __init__(self, paths: Sequence[str], suffix: str) -> None:
         """Raises: InputError for a file that is damaged, and where types do not go together."""
         self.paths, self._open = paths, _parquet if suffix == ".parquet" else _arrow
-        self._schema = _unified(paths, [schema_of(path, suffix) for path in paths])
+        with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="schemas") as pool:
+            schemas = list(pool.map(lambda path: schema_of(path, suffix), paths))
+        self._schema = _unified(paths, schemas)
 
     def schema(self) -> pa.Schema:
         return self._schema
@@ -37,23 +49,51 @@ class ColumnarFiles:
             for batch in self._open(path, columns):
                 arrays = [_picked(path, batch, field) for field in fields]
                 yield pa.record_batch(arrays, schema=pa.schema(fields)) if arrays else batch
-        except (OSError, pa.ArrowException) as error:
-            raise unreadable(path, error) from error
+        except InputError:
+            raise
+        except Exception as error:
+            raise _refusal(path, error) from error
 
 
 def schema_of(path: str, suffix: str) -> pa.Schema:
     """The columns of a file. Raises: InputError where it is damaged or not of its suffix's format."""
+    return far_schema(path, suffix) if is_url(path) else _schema_of(path, suffix)
+
+
+@functools.lru_cache(maxsize=10_000)
+def far_schema(path: str, suffix: str) -> pa.Schema:
+    """`schema_of` a file in a store or on the web, asked for once until the next listing begins."""
+    return _schema_of(path, suffix)
+
+
+def _schema_of(path: str, suffix: str) -> pa.Schema:
     try:
         if suffix == ".parquet":
             return open_parquet(path).schema_arrow.remove_metadata()
         return open_arrow(path)[0].schema.remove_metadata()
-    except (OSError, pa.ArrowException) as error:
-        raise unreadable(path, error) from error
+    except InputError:
+        raise
+    except Exception as error:
+        raise _refusal(path, error) from error
+
+
+def _refusal(path: str, error: Exception) -> Exception:
+    """What the file at `path` is refused with; what fsspec's file systems raise is of any kind."""
+    if is_url(path):
+        return refused(f"read the table {path}", error)
+    return unreadable(path, error) if isinstance(error, (OSError, pa.ArrowException)) else error
 
 
 def _parquet(path: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
     with open_parquet(path) as file:
         there = [name for name in columns if type_of(file.schema_arrow, name) is not None]
+        groups = range(file.num_row_groups)
+        if there and is_url(path):
+            with pq.ParquetFile(open_file(path), metadata=file.metadata, pre_buffer=True) as far:  # all ranges at once
+                for first in groups[::_GROUPS_AT_ONCE]:
+                    some = groups[first : first + _GROUPS_AT_ONCE]
+                    yield from far.iter_batches(BATCH_ROWS, row_groups=list(some), columns=there)
+            return
         if there:
             yield from file.iter_batches(BATCH_ROWS, columns=there)
             return

@@ -1,11 +1,18 @@
-"""What an archive's listing yields. Knows nothing of images."""
+"""What an archive's listing yields, and what an archive is called. Knows nothing of images."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+SUFFIXES = (".tar", ".zip")
+PACKED = (".tar.gz", ".tgz", ".tar.zst", ".tzst", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.lz4")
 MOST_BYTES = 2**60
 """No size or place in an archive is taken for true that is larger; Arrow counts to 2**63."""
+
+
+def is_archive_name(name: str) -> bool:
+    """Whether the suffix of `name` is that of an archive, also of one that `Archive` refuses."""
+    return name.lower().endswith((*SUFFIXES, *PACKED))
 
 
 @dataclass(slots=True)

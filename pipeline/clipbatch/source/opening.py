@@ -9,8 +9,9 @@ from typing import Any
 import pyarrow as pa
 
 from clipbatch.errors import InputError
+from clipbatch.stores import open_input_file
+from clipbatch.uris import is_url
 
-_TAIL_BYTES = 2**20
 _CODECS = {".gz": "gzip", ".zst": "zstd"}
 
 
@@ -42,7 +43,7 @@ def decompressed(file: Any, name: str) -> Any:
 
 def unreadable(path: str, error: Exception) -> InputError:
     """The refusal for a file that cannot be read, or not to its end."""
-    reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    reason = getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__
     return InputError(f"cannot read {path}: {reason}; check that it is whole and readable")
 
 
@@ -58,11 +59,18 @@ def file_sha256(path: str) -> str:
     return digest.hexdigest()
 
 
-def tail_sha256(path: str) -> str:
-    """sha256 of the last MiB of the file at `path`, which is where a Parquet or Arrow file tells what it holds."""
+def size_and_end(path: str, length: int) -> tuple[int, bytes]:
+    """The size of the file at `path`, a path or url, and its last `length` bytes, where Parquet and Arrow files tell what
+    they hold. Raises: InputError."""
     try:
-        with open(path, "rb") as file:
-            file.seek(max(0, os.path.getsize(path) - _TAIL_BYTES))
-            return hashlib.sha256(file.read()).hexdigest()
-    except OSError as error:
+        if is_url(path):
+            with open_input_file(path) as file:
+                return (size := file.size()), file.read_at(length, max(0, size - length)) if length else b""
+        with open(path, "rb") as local:
+            size = os.fstat(local.fileno()).st_size
+            local.seek(max(0, size - length))
+            return size, local.read(length)
+    except InputError:
+        raise
+    except Exception as error:  # what fsspec's file systems raise is of any kind
         raise unreadable(path, error) from error

@@ -19,8 +19,9 @@ from clipbatch.config import SourceSettings
 from clipbatch.errors import InputError
 from clipbatch.source.files import ImageFile, is_image_name, root_of
 from clipbatch.source.rows import BATCH_ROWS, LISTED, batch
+from clipbatch.source.storewords import far_matches, is_far_pattern
 from clipbatch.source.words import MAGIC, matches, words
-from clipbatch.uris import is_url
+from clipbatch.uris import folder_of, is_url
 
 if TYPE_CHECKING:
     from clipbatch.source import Lister, Listing
@@ -29,8 +30,8 @@ _MOST_WORDS = 100_000
 
 
 def is_pattern(text: str) -> bool:
-    """Whether `text` has braces with alternatives, or is a path with `*`, `?` or `[`."""
-    return next(words(text)) != text or bool(MAGIC.search(text) and not is_url(text))
+    """Whether `text` has braces with alternatives, or is a path with `*`, `?` or `[`, or a url of a store with `*`."""
+    return next(words(text)) != text or bool(is_far_pattern(text) if is_url(text) else MAGIC.search(text))
 
 
 class Pattern:
@@ -83,18 +84,20 @@ class Pattern:
             if number == _MOST_WORDS:
                 raise InputError(f"the braces of {self.text!r} stand for more than {_MOST_WORDS} names: use a manifest")
             if is_url(word):
-                found.append((word, False))
+                found += self._there(word) if is_far_pattern(word) else [(word, word.endswith("/"))]
             elif MAGIC.search(word) and not os.path.lexists(word):
-                there = matches(word, self._unreadable)
-                if not there:
-                    raise InputError(
-                        f"nothing matches the pattern {word!r}, from {os.getcwd()!r}: check it, or leave it out"
-                    )
-                found += there
+                found += self._there(word)
             elif os.path.lexists(word):
                 found.append((word, os.path.isdir(word)))
             else:
                 raise InputError(f"{word!r} of {self.text!r} is not there: check the range, or leave it out")
+        return found
+
+    def _there(self, word: str) -> list[tuple[str, bool]]:
+        found = far_matches(word) if is_url(word) else matches(word, self._unreadable)
+        if not found:
+            place = "" if is_url(word) else f", from {os.getcwd()!r}"
+            raise InputError(f"nothing matches the pattern {word!r}{place}: check it, or leave it out")
         return found
 
     def _unreadable(self, folder: str) -> None:
@@ -131,6 +134,6 @@ class _Files(ImageFile):
         self._names = names
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        names, root = iter(self._names), root_of(self.text)
+        names, root = iter(self._names), folder_of(self.text) if is_url(self.text) else root_of(self.text)
         while some := list(islice(names, BATCH_ROWS)):
             yield batch(some, root)

@@ -6,6 +6,7 @@ folders ahead. So memory is bounded by the largest single folder and not by the 
 
 from __future__ import annotations
 
+import functools
 import os
 import tempfile
 import time
@@ -28,8 +29,23 @@ AHEAD = 16
 _LONGEST_WAIT_S = 30.0
 """Before a web server is asked for a manifest once more, however long it says."""
 
-_Entries = deque[tuple[str, bool]]
-"""Name and whether it is a folder, in byte order."""
+Entries = deque[tuple[str, bool]]
+"""Name, '' for one that is empty, and whether it is a folder, in byte order."""
+
+
+@functools.lru_cache(maxsize=1)
+def top(url: str) -> tuple[tuple[str, bool], ...]:
+    """What is right in the folder `url` of a store, as `entries`; asked for once, until the next listing begins.
+
+    Raises: InputError where it is not there or cannot be listed.
+    """
+    try:
+        return tuple(entries(url.rstrip("/")))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(
+            f"there is nothing at {url.rstrip('/')}/: name a folder (a prefix), an image, a manifest, a table or an "
+            "archive"
+        ) from error
 
 
 class RemoteImage:
@@ -67,7 +83,7 @@ class RemoteFolder:
         self.text, self._all_files = text, settings.all_files
         self.passed_over: Counter[str] = Counter()
         self._root = text.rstrip("/")
-        self._store, self._path = stores.open_store(text)
+        stores.open_store(text)
 
     @staticmethod
     def accepts(text: str, settings: SourceSettings) -> bool:
@@ -102,7 +118,8 @@ class RemoteFolder:
         """The files, by their path from the root."""
         pool = ThreadPoolExecutor(AHEAD, thread_name_prefix="list")
         try:
-            stack = [_Folder("", self._entries(""))]
+            stack = [_Folder("", deque(top(self._root)))]
+            top.cache_clear()  # there may be millions
             while stack:
                 folder = stack[-1]
                 folder.look_ahead(pool, self._entries)
@@ -121,37 +138,40 @@ class RemoteFolder:
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _entries(self, path: str) -> _Entries:
-        """What the folder `path`, '' or ending in a slash, holds. Raises: InputError."""
-        from pyarrow.fs import FileSelector, FileType
-
-        place = f"{self._path}/{path}".rstrip("/")
+    def _entries(self, path: str) -> Entries:
+        """What the folder `path`, which ends in a slash, holds. Raises: InputError."""
         try:
-            infos = self._store.get_file_info(FileSelector(place, recursive=False))
-        except FileNotFoundError as error:
-            if path:  # emptied since the folder above was listed
-                return deque()
-            raise InputError(
-                f"there is nothing at {self._root}/: name a folder (a prefix), an image, or a .txt manifest"
-            ) from error
-        except Exception as error:  # what fsspec's file systems raise is of any kind
-            raise refused(f"list {self._root}/{path}", error) from error
-        found = [
-            (info.base_name if info.path.rstrip("/") != place else "", info.type == FileType.Directory)
-            for info in infos
-        ]
-        return deque(sorted(found, key=lambda entry: os.fsencode(entry[0])))
+            return entries(f"{self._root}/{path}")
+        except FileNotFoundError:  # emptied since the folder above was listed
+            return deque()
+
+
+def entries(url: str) -> Entries:
+    """What the folder of a store holds. Raises: FileNotFoundError; InputError."""
+    from pyarrow.fs import FileSelector, FileType
+
+    store, place = stores.open_store(url)
+    try:
+        infos = store.get_file_info(FileSelector(place, recursive=False))
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # what fsspec's file systems raise is of any kind
+        raise refused(f"list {url}", error) from error
+    found = [
+        (info.base_name if info.path.rstrip("/") != place else "", info.type == FileType.Directory) for info in infos
+    ]
+    return deque(sorted(found, key=lambda entry: os.fsencode(entry[0])))
 
 
 class _Folder:
     """A folder on the way down, and the listings of its next subfolders."""
 
-    def __init__(self, path: str, entries: _Entries) -> None:
+    def __init__(self, path: str, entries: Entries) -> None:
         self.path, self.entries = path, entries
-        self.ahead: deque[Future[_Entries]] = deque()
+        self.ahead: deque[Future[Entries]] = deque()
         self._folders = iter([name for name, is_folder in entries if is_folder and name])
 
-    def look_ahead(self, pool: ThreadPoolExecutor, listed: Callable[[str], _Entries]) -> None:
+    def look_ahead(self, pool: ThreadPoolExecutor, listed: Callable[[str], Entries]) -> None:
         """Have up to `AHEAD` subfolders listed."""
         while len(self.ahead) < AHEAD and (name := next(self._folders, None)) is not None:
             self.ahead.append(pool.submit(listed, f"{self.path}{name}/"))

@@ -10,6 +10,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -19,10 +20,15 @@ from clipbatch.config import SourceSettings
 from clipbatch.errors import InputError, nearest
 from clipbatch.source.carried import chosen, is_binary, is_text, uri_column, uris
 from clipbatch.source.columnar import ColumnarFiles, schema_of
-from clipbatch.source.opening import tail_sha256
+from clipbatch.source.files import root_of
+from clipbatch.source.opening import size_and_end
 from clipbatch.source.rows import SPAN, listed, uri_root
 from clipbatch.source.tablefiles import COLUMNAR, table_files
-from clipbatch.uris import uri_of
+from clipbatch.uris import absolute, folder_of, is_url, name_of, uri_of
+
+_AT_ONCE = 16
+"""Files whose ends are read at the same time."""
+_END_BYTES, _FAR_END_BYTES = 2**20, 2**16
 
 _FORMATS = ("jpg", "jpeg", "png", "webp", "gif")
 _NAMES = ("image", "images", "img", "bytes", "image_bytes", "img_bytes", "image_data", "content", "data", *_FORMATS)
@@ -41,8 +47,8 @@ class ImageTable:
 
     @staticmethod
     def accepts(text: str, settings: SourceSettings) -> bool:
-        found = None if settings.all_files and os.path.isdir(text) else table_files(text)
-        if found is None or found[0] not in COLUMNAR:
+        found = table_files(text)
+        if found is None or found[0] not in COLUMNAR or (settings.all_files and found[1] != [text]):
             return False
         if settings.image_column is not None or settings.uri_column is not None:
             return settings.image_column is not None
@@ -53,9 +59,9 @@ class ImageTable:
 
     def identity(self) -> str:
         """Its place, and each file's size and end; to digest all images would take as long as to label them."""
-        facts = [f"{os.path.basename(path)} {os.path.getsize(path)} {tail_sha256(path)}" for path in self._paths]
-        digest = hashlib.sha256(os.fsencode("\n".join(facts))).hexdigest()
-        return f"{os.path.abspath(self.text)} footers-sha256:{digest}"
+        with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="ends") as pool:
+            facts = "\n".join(pool.map(_end, self._paths))
+        return f"{absolute(self.text)} footers-sha256:{hashlib.sha256(os.fsencode(facts)).hexdigest()}"
 
     def fields(self) -> list[pa.Field]:
         without = [self._image.name]
@@ -70,7 +76,7 @@ class ImageTable:
         fields, named, found = self.fields(), self._settings.uri_column, False
         columns = [f.name if f.name != self._path_name() else f"{self._image.name}.path" for f in fields]
         for path in self._paths:
-            root, size, at = "/" if os.path.isabs(path) else os.getcwd(), os.path.getsize(path), 0
+            root, size, at = folder_of(path) if is_url(path) else root_of(path), size_and_end(path, 0)[0], 0
             container = uri_of(path, root)
             for batch in self._files.batches_of(path, [named, *columns] if named else columns, named or ""):
                 rows = pa.array(np.arange(at, at := at + batch.num_rows))
@@ -95,6 +101,12 @@ class ImageTable:
         while name in self._files.schema().names:
             name = f"{self._image.name}_{name}"
         return name
+
+
+def _end(path: str) -> str:
+    """Name, size and a digest of the end of a file: its footer, or the last part of one."""
+    size, end = size_and_end(path, _FAR_END_BYTES if is_url(path) else _END_BYTES)
+    return f"{name_of(path)} {size} {hashlib.sha256(end).hexdigest()}"
 
 
 def _image_column(text: str, schema: pa.Schema, wanted: str | None) -> pa.Field:

@@ -5,9 +5,14 @@ taken for the input."""
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 from clipbatch.errors import InputError
+from clipbatch.source.files import is_image_name
+from clipbatch.source.members import is_archive_name
 from clipbatch.source.opening import is_compressed, suffix_of
+from clipbatch.source.remote import top
+from clipbatch.stores import is_web
 from clipbatch.uris import is_url, name_of
 
 ARROW = (".arrow", ".feather")
@@ -20,8 +25,8 @@ def table_files(text: str) -> tuple[str, list[str]] | None:
 
     Raises: InputError for a folder of tables of several kinds.
     """
-    if is_url(text) or os.path.isfile(text):
-        name = name_of(text)
+    name = name_of(text)
+    if os.path.isfile(text) or (is_url(text) and not text.endswith("/") and _is_table(name)):
         return (suffix_of(name), [text]) if _is_table(name) else None
     try:
         names = _names(text)
@@ -35,6 +40,16 @@ def table_files(text: str) -> tuple[str, list[str]] | None:
     return (kinds[0], [os.path.join(text, name) for name in names]) if names else None
 
 
+def far_folder(url: str) -> tuple[tuple[str, bool], ...]:
+    """What is right in `url`, and whether it is a folder, if that may be a folder of a store by its name; else nothing.
+
+    Raises: InputError where it is not there or cannot be listed.
+    """
+    name = name_of(url)
+    is_file = is_image_name(name) or is_archive_name(name) or suffix_of(name) in (".txt", *SUFFIXES)
+    return () if is_web(url) or (is_file and not url.endswith("/")) else top(url)
+
+
 def _is_table(name: str) -> bool:
     suffix = suffix_of(name)
     return suffix in SUFFIXES and not (suffix in COLUMNAR and is_compressed(name))
@@ -43,11 +58,19 @@ def _is_table(name: str) -> bool:
 def _names(folder: str) -> list[str]:
     """The files of a folder that holds nothing but tables; none for another folder."""
     names = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name[0] in "._":
-                continue
-            if not _is_table(entry.name) or not entry.is_file():
-                return []
-            names.append(entry.name)
+    for name, is_file in _far(folder) if is_url(folder) else _near(folder):
+        if name[0] in "._":
+            continue
+        if not (is_file and _is_table(name)):
+            return []
+        names.append(name)
     return sorted(names, key=os.fsencode)
+
+
+def _near(folder: str) -> Iterator[tuple[str, bool]]:
+    with os.scandir(folder) as entries:
+        yield from ((entry.name, entry.is_file()) for entry in entries)
+
+
+def _far(url: str) -> Iterator[tuple[str, bool]]:
+    return ((name, not is_folder) for name, is_folder in far_folder(url) if name)

@@ -53,12 +53,13 @@ class TableManifest:
         if is_url(text):
             folder = tempfile.mkdtemp(prefix="clipbatch-")
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-            self._paths = [copied_into(folder, text)]
+            self._paths = [copied_into(folder, path) for path in self._paths]
         self._table = _READERS.get(suffix, ColumnarFiles)(self._paths, suffix)
 
     @staticmethod
     def accepts(text: str, settings: SourceSettings) -> bool:
-        return not (settings.all_files and os.path.isdir(text)) and table_files(text) is not None
+        found = table_files(text)
+        return found is not None and not (settings.all_files and found[1] != [text])
 
     def identity(self) -> str:
         digests = [f"{os.path.basename(path)} {file_sha256(path)}" for path in self._paths]
