@@ -48,6 +48,23 @@ def zipped(path: Path, files: Files, method: int = zipfile.ZIP_STORED) -> Path:
     return path
 
 
+class Pipe(io.RawIOBase):
+    """A file that cannot seek, so that sizes and checksums come behind the data."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "wb")  # noqa: SIM115
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: object) -> int:
+        return self._file.write(data)  # type: ignore[arg-type]
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
 def listed(*inputs: object, **settings: Any) -> tuple[list[dict[str, Any]], Counter[str]]:
     """The rows of `inputs`, and what was passed over or noted."""
     listers = source.listers(SourceSettings(inputs=tuple(map(str, inputs)), **settings))

@@ -10,6 +10,7 @@ data here; nothing is ever opened, made or looked up by one.
     zip-stored:CRC     start is the member's local header, length that of its data as it stands; CRC-32 of the data
     zip-deflate:CRC    the same, of the data when inflated
     refused:REASON     there is nothing to read, and why
+    cut:REASON         the archive ends, and nobody knows how much is missing
 """
 
 from __future__ import annotations
@@ -97,6 +98,8 @@ def read_member(container: Container, span: Span, max_bytes: int) -> Encoded | R
     kind, _, check = span.method.partition(":")
     if kind == "refused":
         return Reject(status="unsupported", error=check)
+    if kind == "cut":
+        return Reject(status="truncated", error=check)
     if span.length == 0:
         return Reject(status="empty", error="0 bytes")
     if span.length > max_bytes:

@@ -79,7 +79,7 @@ class Archive:
         """All members. Raises: InputError where the file is no such archive."""
         try:
             if self.text.lower().endswith(".zip"):
-                yield from zip_members(file)
+                yield from zip_members(file, InPieces(file) if is_url(self.text) else file, self._note)
             else:
                 yield from tar_members(InPieces(file) if is_url(self.text) else file, self._note)
         except NoTarError as error:
@@ -93,8 +93,7 @@ class Archive:
             ) from error
         except NoZipError as error:
             raise InputError(
-                f"{self.text} is no whole zip archive ({file.size} bytes; {error}): its directory, which is its end, "
-                f"is missing or damaged; `zip -FF {self.text} --out MENDED.zip` saves what is left"
+                f"{self.text} is no zip archive ({file.size} bytes; {error}): leave it out, or replace it"
             ) from error
 
     def _images(self, file: Container, sidecars: Sidecars) -> Iterator[tuple[int, Member]]:

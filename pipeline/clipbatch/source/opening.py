@@ -60,8 +60,8 @@ def file_sha256(path: str) -> str:
 
 
 def size_and_end(path: str, length: int) -> tuple[int, bytes]:
-    """The size of the file at `path`, a path or url, and its last `length` bytes, where Parquet and Arrow files tell what
-    they hold. Raises: InputError."""
+    """The size of the file at `path`, a path or url, and its last `length` bytes: where Parquet and Arrow files tell
+    what they hold. Raises: InputError."""
     try:
         if is_url(path):
             with open_input_file(path) as file:

@@ -1,21 +1,23 @@
 """The members of a zip archive, from the directory at its end, which `zipfile` holds in memory: 0.7 KB a member.
 
-What a member's own header says is looked at when it is read.
+What a member's own header says is looked at when it is read, or where the directory is not whole (`zipscan`).
 """
 
 from __future__ import annotations
 
 import errno
 import io
+import itertools
 import os
 import stat
 import struct
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from clipbatch.container import Container
 from clipbatch.source.members import MOST_BYTES, Member, refused
+from clipbatch.source.zipscan import CUT, scan
 
 _ENCRYPTED = 0x1 | 0x40 | 0x2000
 """Flags: encrypted; strongly; the directory, too."""
@@ -27,17 +29,32 @@ _UNREADABLE = (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, st
 
 
 class NoZipError(Exception):
-    """The file has no zip directory that can be read; the message says why."""
+    """The file has neither a zip directory that can be read nor a member at its beginning; the message says why."""
 
 
-def zip_members(file: Container) -> Iterator[Member]:
-    """Every member but folders, in the directory's order. Raises: NoZipError before the first; OSError."""
+def zip_members(file: Container, forwards: Container, note: Callable[[str], None]) -> Iterator[Member]:
+    """Every member but folders, in the directory's order; without one, in the file's, those before the cut.
+
+    forwards: the same file, for reading from front to back. note: told what is wrong with the archive as a whole, in
+    words that follow its name. Raises: NoZipError before the first; OSError.
+    """
     try:
         with zipfile.ZipFile(io.BufferedReader(_Readable(file))) as archive:
             found = archive.infolist()
     except _UNREADABLE as error:
-        raise NoZipError(str(error)) from error
+        saved = scan(forwards, note)
+        first = next(saved, None)
+        if first is None:
+            raise NoZipError(str(error)) from error
+        return _saved(itertools.chain([first], saved))
     return map(_member, (entry for entry in found if not entry.is_dir()))
+
+
+def _saved(found: Iterable[tuple[zipfile.ZipInfo, bool]]) -> Iterator[Member]:
+    for entry, whole in found:
+        if not entry.is_dir():
+            member = _member(entry)
+            yield Member(member.name, 0, 1, CUT) if member.is_file and not whole else member
 
 
 def _member(entry: zipfile.ZipInfo) -> Member:
