@@ -1,4 +1,4 @@
-"""Tables of images in stores and on the web: listed by their footers, read by ranges, with the statuses of local ones."""
+"""Tables of images in stores and on the web: listed by their footers, read by ranges, statuses as of local ones."""
 
 import re
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Zip archives that are cut off, or whose directory is damaged: what is before the cut stays, and the archive is named."""
+"""Zip archives that are cut off, or whose directory is damaged: what is before the cut stays, and the plan says so."""
 
 import os
 import struct

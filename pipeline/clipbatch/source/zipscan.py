@@ -26,6 +26,8 @@ _UTF8 = 0x800
 _NEWEST = 63
 """Version of the format, times ten, that a reader may need; a higher one is no header."""
 _IN_EXTRA = 0xFFFFFFFF
+_LONG = 1
+"""Part of the extra field that holds sizes of 64 bits; with it, a descriptor has them too."""
 _CHUNK_BYTES = 2**20
 
 
@@ -63,7 +65,7 @@ def _entry(file: Container, at: int, header: bytearray) -> tuple[zipfile.ZipInfo
         return None, at
     first = at + _HEADER.size + len(more)
     if flags & _STREAMED and packed in (0, _IN_EXTRA):
-        found = _described(file, first)
+        found = _described(file, first, struct.Struct("<4xIQ8x" if _LONG in _kinds(more[name_length:]) else "<4xII4x"))
         crc, packed, end = found or (0, 0, -1)
     else:
         packed = _long_size(more[name_length:], size) if packed == _IN_EXTRA else packed
@@ -76,30 +78,33 @@ def _entry(file: Container, at: int, header: bytearray) -> tuple[zipfile.ZipInfo
     return entry, end
 
 
-def _described(file: Container, first: int) -> tuple[int, int, int] | None:
+def _described(file: Container, first: int, descriptor: struct.Struct) -> tuple[int, int, int] | None:
     """CRC and size of data that begins at `first`, from the descriptor behind it, and where that ends."""
     at = first
     while (at := _next(file, at, _DESCRIPTOR)) < file.size:
-        found = bytes(file.read_at(at, 24))
-        for kind in ("<II", "<IQ"):
-            if len(found) >= 12 + (kind == "<IQ") * 4:
-                crc, packed = struct.unpack_from(kind, found, 4)
-                if packed == at - first:
-                    return crc, packed, at + (16 if kind == "<II" else 24)
+        found = file.read_at(at, descriptor.size)
+        if len(found) == descriptor.size:
+            crc, packed = descriptor.unpack(found)
+            if packed == at - first:
+                return crc, packed, at + descriptor.size
         at += 1
     return None
 
 
-def _long_size(extra: bytes, size: int) -> int:
-    """The packed size from the extra field of 64 bits, where it comes behind the other size if that is there too."""
-    at = 0
+def _kinds(extra: bytes) -> dict[int, bytes]:
+    """The parts of an extra field."""
+    found, at = {}, 0
     while at + 4 <= len(extra):
         kind, length = struct.unpack_from("<HH", extra, at)
-        start = at + 4 + (8 if size == _IN_EXTRA else 0)
-        if kind == 1 and start + 8 <= len(extra):
-            return int(struct.unpack_from("<Q", extra, start)[0])
+        found[kind] = extra[at + 4 : at + 4 + length]
         at += 4 + length
-    return _IN_EXTRA
+    return found
+
+
+def _long_size(extra: bytes, size: int) -> int:
+    """The packed size from the extra field's 64 bits, where it comes behind the other size if that is there too."""
+    sizes = _kinds(extra).get(_LONG, b"")[8 if size == _IN_EXTRA else 0 :]
+    return int.from_bytes(sizes[:8], "little") if len(sizes) >= 8 else _IN_EXTRA
 
 
 def _next(file: Container, at: int, signature: bytes) -> int:
