@@ -32,7 +32,7 @@ path, rows = sys.argv[1], int(sys.argv[2])
 reader, size = ReadTable(2**30), os.path.getsize(path)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for row in range(rows):
-    assert isinstance(reader(path, Span(start=row, length=size, method="column:image")), Encoded)
+    assert isinstance(reader(path, Span(start=row, length=size, method="column:image"), 60.0), Encoded)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
@@ -66,7 +66,7 @@ def _write(tmp_path: Path, layout: str, table: pa.Table) -> Path:
 
 
 def _read(reader: ReadTable, path: Path, row: int, column: str = "image") -> Encoded | Reject:
-    return reader(str(path), Span(start=row, length=path.stat().st_size, method=f"column:{column}"))
+    return reader(str(path), Span(start=row, length=path.stat().st_size, method=f"column:{column}"), 60.0)
 
 
 def _bytes(found: Encoded | Reject) -> bytes:
