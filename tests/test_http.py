@@ -1,22 +1,14 @@
-"""Images on the web: servers that fail, stall, drip, lie, cut short and send elsewhere, beside ones that do not."""
+"""What web servers answer: some fail, stall, drip, lie and cut short, beside ones that do not."""
 
 import gzip
-import io
-import ssl
-import subprocess
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 
-from clipbatch import __version__, stores
-from clipbatch.config import ReadSettings
-from clipbatch.read import Read
-from clipbatch.types import Encoded, Item, ItemBatch, Reject
-from conftest import DEMO, Cli, rows
+from clipbatch import __version__
+from reading import slots, told
 from servers import Answer, Handler, Web, body, in_turn, status, web
 
 DATA = bytes(range(256)) * 300
@@ -29,22 +21,11 @@ def server() -> Iterator[Web]:
         yield server
 
 
-def _slots(*urls: str, fence: str | None = None, **settings: Any) -> list[Encoded | Reject]:
-    items = tuple(Item(row_id=n, uri=url, path=url, fence=fence) for n, url in enumerate(urls))
-    batch = ItemBatch(shard=0, start=0, items=items, rows=pa.table({}), last=True)
-    read = Read(ReadSettings(**{"read_timeout": 20.0, "read_retries": 1, **settings}))
-    return [slot for slot in read(batch).slots if slot is not None]
-
-
-def _told(slot: Encoded | Reject) -> Any:
-    return bytes(slot.data) if isinstance(slot, Encoded) else (slot.status, slot.error)
-
-
 def _one(server: Web, answer: Answer, **settings: Any) -> Any:
     """What becomes of /x when `answer` is given to it: bytes, or status and error."""
     server.answers["/x"] = answer
-    (slot,) = _slots(f"{server.root}/x", **settings)
-    return _told(slot)
+    (slot,) = slots(f"{server.root}/x", **settings)
+    return told(slot)
 
 
 def _chunked(handler: Handler, data: bytes = DATA) -> None:
@@ -146,7 +127,7 @@ def test_what_is_no_image_becomes_a_reject_with_the_reason(
 ) -> None:
     server.answers["/good"] = body(DATA)
     server.answers["/x"] = answer
-    good, bad, again = map(_told, _slots(*(f"{server.root}/{name}" for name in ("good", "x", "good"))))
+    good, bad, again = map(told, slots(*(f"{server.root}/{name}" for name in ("good", "x", "good"))))
     assert good == again == DATA
     assert (bad[0], error in bad[1]) == (outcome, True), bad
     assert server.hits("/x") == tries
@@ -186,7 +167,7 @@ def test_a_server_that_stalls_costs_its_own_time_limit_and_no_more(server: Web, 
     server.answers |= {"/x": answer, "/good": body(DATA)}
     names = ["good", *("x" for _ in range(40)), "good"]  # more than are read at once
     begun = time.monotonic()
-    first, *stalled, last = map(_told, _slots(*(f"{server.root}/{name}" for name in names), read_timeout=0.5))
+    first, *stalled, last = map(told, slots(*(f"{server.root}/{name}" for name in names), read_timeout=0.5))
     assert first == last == DATA
     assert {outcome for outcome, _ in stalled} == {"timeout"}
     assert time.monotonic() - begun < 40 * 0.5
@@ -226,126 +207,5 @@ def test_a_length_that_is_a_lie_is_not_believed(server: Web) -> None:
 )
 def test_a_url_that_leads_nowhere_harms_nobody_else(server: Web, url: str, outcome: str, error: str) -> None:
     server.answers["/good"] = body(DATA)
-    bad, good = map(_told, _slots(url, f"{server.root}/good"))
+    bad, good = map(told, slots(url, f"{server.root}/good"))
     assert (bad[0], error in bad[1], good) == (outcome, True, DATA), bad
-
-
-def test_redirects_are_followed_and_stay_within_the_root(server: Web) -> None:
-    server.answers |= {
-        "/in/near": status(302, Location="deeper/x"),
-        "/in/deeper/x": status(307, Location=f"{server.root}/in/end"),
-        "/in/far": status(302, Location="/out/secret"),
-        "/in/up": status(302, Location="deeper/../../out/secret"),
-        "/in/else": status(302, Location=f"http://localhost:{server.server_port}/in/end"),
-        "/in/end": body(DATA),
-        "/out/secret": body(b"secret"),
-    }
-    names = ("near", "far", "up", "else", "end")
-    urls = [f"{server.root}/in/{name}" for name in names]
-    assert [_told(slot) for slot in _slots(*urls)] == [DATA, b"secret", b"secret", DATA, DATA]
-    fenced = dict(zip(names, map(_told, _slots(*urls, fence=f"{server.root}/in")), strict=True))
-    assert fenced["near"] == fenced["end"] == DATA
-    assert all(fenced[name][0] == "unreadable" and "out of --root" in fenced[name][1] for name in ("far", "up", "else"))
-
-
-def test_a_name_in_a_url_is_never_sent_as_a_credential(server: Web) -> None:
-    server.answers["/x"] = body(DATA)
-    (slot,) = _slots(f"http://user:secret@127.0.0.1:{server.server_port}/x")
-    assert _told(slot) == DATA
-    assert "Authorization" not in server.seen[0][1]
-
-
-def test_connections_are_used_again(server: Web) -> None:
-    ports: set[int] = set()
-
-    def answer(handler: Handler) -> None:
-        ports.add(handler.client_address[1])
-        body(DATA)(handler)
-
-    server.answers["/x"] = answer
-    assert all(isinstance(slot, Encoded) for slot in _slots(*[f"{server.root}/x"] * 200, read_threads=4))
-    assert len(ports) <= 4
-
-
-def test_a_proxy_is_taken_from_the_environment(server: Web, monkeypatch: pytest.MonkeyPatch) -> None:
-    server.answers["http://images.invalid/x"] = body(DATA)
-    monkeypatch.setenv("http_proxy", server.root)
-    monkeypatch.setenv("no_proxy", "direct.invalid")
-    through, direct = map(_told, _slots("http://images.invalid/x", "http://direct.invalid/x"))
-    assert through == DATA
-    assert direct[0] == "unreadable"
-
-
-def test_a_certificate_that_nobody_signed_is_refused(server: Web, tmp_path: Path) -> None:
-    command = "openssl req -x509 -newkey rsa:2048 -nodes -keyout key -out cert -days 2 -subj /CN=localhost"
-    subprocess.run(command.split(), cwd=tmp_path, check=True, capture_output=True)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(tmp_path / "cert", tmp_path / "key")
-    server.socket = context.wrap_socket(server.socket, server_side=True)
-    (slot,) = map(_told, _slots(f"https://localhost:{server.server_port}/x"))
-    assert slot[0] == "unreadable"
-    assert "certificate" in slot[1]
-
-
-def _ranged(handler: Handler) -> None:
-    first, last = map(int, handler.headers["Range"].removeprefix("bytes=").split("-"))
-    part = DATA[first : last + 1]
-    handler.head(206, Content_Length=len(part), Content_Range=f"bytes {first}-{first + len(part) - 1}/{len(DATA)}")
-    handler.send(part)
-
-
-def test_parts_of_a_file_on_the_web_are_read_where_the_server_gives_parts(server: Web) -> None:
-    server.answers |= {"/x": _ranged, "/whole": body(DATA)}
-    with stores.open_input_file(f"{server.root}/x") as file:
-        assert (file.size(), file.read_at(10, 300), file.read_at(10, len(DATA) - 4)) == (
-            len(DATA),
-            DATA[300:310],
-            DATA[-4:],
-        )
-        file.seek(-5, io.SEEK_END)
-        assert file.read() == DATA[-5:]
-    assert stores.read_range(f"{server.root}/x", 5, 6) == DATA[5:11]
-    with pytest.raises(OSError, match="gives no parts"):
-        stores.open_input_file(f"{server.root}/whole")
-
-
-def test_a_run_over_the_web_gives_what_local_files_give(cli: Cli, server: Web, photos: Path, tmp_path: Path) -> None:
-    names = sorted(path.name for path in photos.glob("*.jpg"))[:24]
-    server.answers |= {f"/in/{name}": body((photos / name).read_bytes()) for name in names}
-    server.answers |= {
-        f"/in/{names[3]}": status(403),
-        f"/in/{names[5]}": _stalling,
-        f"/in/{names[7]}": in_turn(_hang_up, status(503), body((photos / names[7]).read_bytes())),
-        f"/in/{names[9]}": status(302, Location=f"{server.root}/elsewhere"),
-        "/in/list.txt": in_turn(status(503), body("\n".join([*names, "none.jpg", "../up.jpg"]).encode())),
-    }
-    (tmp_path / "local.txt").write_text("\n".join(names))
-    cli("run", tmp_path / "local.txt", "--root", photos, *DEMO, "--out", tmp_path / "local")
-    cli(
-        *("run", f"{server.root}/in/list.txt", "--root", f"{server.root}/in", *DEMO),
-        *("--read-timeout", "5", "--out", tmp_path / "out"),
-    )
-    found, local = rows(tmp_path / "out").to_pylist(), rows(tmp_path / "local").to_pylist()
-    bad = {3: "unreadable", 5: "timeout", 9: "unreadable", 24: "missing", 25: "unreadable"}
-    assert [row["status"] for row in found] == [bad.get(n, "ok") for n in range(26)]
-    for n, row in enumerate(local):
-        if n not in bad:
-            assert (found[n]["label"], found[n]["scores"], found[n]["uri"]) == (row["label"], row["scores"], names[n])
-
-
-@pytest.mark.parametrize(
-    ("arg", "error"),
-    [
-        (f"{NO_ONE}/list.txt", "cannot read the manifest http://127.0.0.1:1/list.txt: no connection to 127.0.0.1:1"),
-        ("/none.txt", "the server says 404 Not Found"),
-        ("/folder/", "a web server lists no folders: write the images' urls into a .txt manifest"),
-    ],
-)
-def test_an_input_that_cannot_be_had_is_refused_in_one_line(
-    cli: Cli, server: Web, tmp_path: Path, arg: str, error: str
-) -> None:
-    url = arg if arg.startswith("http") else server.root + arg
-    refused = cli("run", url, *DEMO, "--out", tmp_path / "out", code=3).stderr
-    assert error in refused
-    assert len(refused.strip().splitlines()) == 1
-    assert not (tmp_path / "out").exists()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import duckdb
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -133,3 +134,25 @@ def test_a_line_for_the_mail_and_numbers_for_prometheus(cli: Cli, folder: Path, 
     assert line == f"{out}: nothing new, 40 images known"
     said = cli(*command[:-4], "--metrics", tmp_path / "gone" / "x.prom", "--out", out, code=3).stderr
     assert "cannot write" in said
+
+
+def test_a_dataset_is_scored_again_and_compacted_increment_by_increment(cli: Cli, tmp_path: Path) -> None:
+    out, again, few = tmp_path / "dataset", tmp_path / "again", tmp_path / "few"
+    make_folder(tmp_path / "in", 6, seed=9, bad_fraction=0.2)
+    for night in (1, 2):
+        draw(tmp_path / "in" / f"new-{night}.jpg", night)
+        cli("run", tmp_path / "in", *DEMO, "--embeddings", "--incremental", "--out", out)
+    command = ("rescore", out, "--labels", "cat,dog", "--out", again)
+    assert cli(*command).stdout.count("clipbatch report") == 2
+    assert [path.name for path in runs(again)] == ["increment-00001", "increment-00002"]
+    cli("compact", again, "--out", few)
+    for old, new in zip(runs(out), runs(again), strict=True):
+        before, after = rows(old), rows(new)
+        assert after.select(["row_id", "uri", "status"]).equals(before.select(["row_id", "uri", "status"]))
+        assert set(after["label"].drop_null().to_pylist()) <= {"cat", "dog"}
+        cli("verify", new)
+        (file,) = (few / new.name).glob("*.parquet")
+        assert pq.read_table(file).equals(after)
+    before = [path.stat().st_mtime_ns for path in again.rglob("part-*.parquet")]
+    assert cli(*command).stdout.count("nothing was left to do") == 2
+    assert [path.stat().st_mtime_ns for path in again.rglob("part-*.parquet")] == before

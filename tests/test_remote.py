@@ -2,12 +2,8 @@
 
 import gzip
 import json
-import os
 import socket
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,8 +19,7 @@ from clipbatch.errors import InputError
 from clipbatch.read import Read
 from clipbatch.source import listers
 from clipbatch.types import Encoded, Item, ItemBatch
-from conftest import DEMO, Cli, rows
-from servers import Buckets, body, buckets, web
+from servers import Buckets, buckets
 
 NAMES = [
     "a.jpg",
@@ -222,114 +217,3 @@ def test_a_store_is_opened_once(here: Buckets) -> None:
     (first, path), (second, _) = stores.open_store("s3://tree/p/"), stores.open_store("s3://tree/q")
     assert first is second
     assert path == "tree/p"
-
-
-HUB = """
-import json, sys
-from clipbatch.config import ReadSettings, SourceSettings
-from clipbatch.errors import InputError
-from clipbatch.read import Fetch
-from clipbatch.source import listers
-from clipbatch.types import Item
-fetch = Fetch(ReadSettings(read_retries=0))
-try:
-    (lister,) = listers(SourceSettings(inputs=("hf://datasets/u/d/p",)))
-    uris = [uri for batch in lister.batches() for uri in batch["uri"].to_pylist()]
-except InputError as error:
-    uris = str(error)
-slots = [fetch(Item(row_id=0, uri="", path=f"hf://datasets/u/d/p/{name}")) for name in ("a.jpg", "none.jpg")]
-print(json.dumps([uris, *(s.data.decode() if hasattr(s, "data") else [s.status, s.error] for s in slots)]))
-"""
-
-
-def _from_hub(endpoint: str) -> list[Any]:
-    """What a dataset of the hub at `endpoint` is listed and read as, by a process of its own."""
-    told: list[Any] = json.loads(
-        subprocess.check_output(
-            [sys.executable, "-c", HUB], env={**os.environ, "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0"}, timeout=120
-        )
-    )
-    return told
-
-
-def _tree(*names: str) -> bytes:
-    """The hub's answer for a folder; a name without a suffix is a folder."""
-    kinds = [("file" if "." in name else "directory", name) for name in names]
-    return json.dumps([{"type": kind, "oid": "0" * 40, "size": 5, "path": name} for kind, name in kinds]).encode()
-
-
-def test_a_dataset_of_a_hub_is_listed_and_read() -> None:
-    with web() as hub:  # the few answers that huggingface_hub asks for here; no hub is within reach of a test
-        hub.answers |= {
-            "/api/datasets/u/d": body(json.dumps({"id": "u/d", "sha": "0" * 40, "siblings": []}).encode()),
-            "/api/datasets/u/d/tree/main": body(_tree("p")),
-            "/api/datasets/u/d/tree/main/p": body(_tree("p/a.jpg", "p/q", "p/b.txt")),
-            "/api/datasets/u/d/tree/main/p%2Fq": body(_tree("p/q/c.jpg")),
-            "/datasets/u/d/resolve/main/p/a.jpg": body(b"a.jpg"),
-        }
-        uris, good, (status, _) = _from_hub(hub.root)
-    assert uris == ["hf://datasets/u/d/p/a.jpg", "hf://datasets/u/d/p/q/c.jpg"]
-    assert (good, status) == ("a.jpg", "missing")
-
-
-def test_a_hub_that_is_out_of_reach_is_one_line_or_a_status() -> None:
-    refused, *slots = _from_hub("http://127.0.0.1:1")
-    assert refused.startswith("cannot list hf://datasets/u/d/p/: ")
-    assert "\n" not in refused
-    assert [status for status, _ in slots] == ["unreadable"] * 2
-    assert all("Connection refused" in error for _, error in slots)
-
-
-@pytest.fixture(scope="module")
-def local(cli: Cli, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pa.Table]:
-    """A folder of photographs and one broken file, and what a run over it gives."""
-    folder = tmp_path_factory.mktemp("photos")
-    for path in sorted(photos.glob("*.jpg"))[:12]:
-        (folder / path.name).write_bytes(path.read_bytes())
-    (folder / "broken.jpg").write_bytes(b"no image")
-    out = tmp_path_factory.mktemp("local") / "out"
-    cli("run", folder, *DEMO, "--out", out)
-    return folder, rows(out).drop_columns(["uri", "row_id"])
-
-
-@pytest.fixture(scope="module")
-def photos_there(store: Buckets, local: tuple[Path, pa.Table]) -> list[str]:
-    """The names of the photographs of `local`, which are in the store too, at s3://photos/in/."""
-    store.put("photos")
-    for path in local[0].iterdir():
-        store.put(f"photos/in/{path.name}", path.read_bytes())
-    return sorted(path.name for path in local[0].iterdir())
-
-
-def test_a_run_over_a_remote_folder_gives_what_local_files_give(
-    cli: Cli, store: Buckets, photos_there: list[str], local: tuple[Path, pa.Table], tmp_path: Path
-) -> None:
-    cli("run", "s3://photos/in/", *DEMO, "--out", tmp_path / "out", env=store.env)
-    found = rows(tmp_path / "out")
-    assert found["uri"].to_pylist() == [f"s3://photos/in/{name}" for name in photos_there]
-    assert found.drop_columns(["uri", "row_id"]).equals(local[1])
-
-
-def test_a_run_over_a_remote_manifest_gives_what_local_files_give(
-    cli: Cli, store: Buckets, photos_there: list[str], local: tuple[Path, pa.Table], tmp_path: Path
-) -> None:
-    store.put("photos/list.txt", "\n".join([*photos_there, "none.jpg", "s3://photos/list.txt"]).encode())
-    run = ("run", "s3://photos/list.txt", "--root", "s3://photos/in", *DEMO, "--out", tmp_path / "out")
-    cli(*run, env=store.env)
-    cli(*run, env=store.env)  # the same run again: where the copy of the manifest lay is no part of what it is
-    found, images = rows(tmp_path / "out"), len(photos_there)
-    assert found["uri"].to_pylist()[:images] == photos_there
-    assert found["status"].to_pylist()[images:] == ["missing", "unreadable"]
-    assert found["error"].to_pylist()[-1] == "outside of --root s3://photos/in"
-    assert found.slice(0, images).drop_columns(["uri", "row_id"]).equals(local[1])
-
-
-def test_a_run_that_cannot_reach_its_input_ends_with_one_line(cli: Cli, store: Buckets, tmp_path: Path) -> None:
-    dead = store.env | {"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}
-    begun = time.monotonic()
-    refused = cli("run", "s3://bucket/photos/", *DEMO, "--out", tmp_path / "out", code=3, env=dead).stderr
-    assert "cannot list s3://bucket/photos/" in refused
-    assert "check the name, the credentials, and that the network is there" in refused
-    assert len(refused.strip().splitlines()) == 1
-    assert time.monotonic() - begun < 120
-    assert not os.path.lexists(tmp_path / "out")

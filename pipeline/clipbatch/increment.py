@@ -94,6 +94,14 @@ def increments(folder: Path) -> list[Path]:
     return [path for path in found if RunDir(path).exists()]
 
 
+def each(source: str, out: str) -> list[tuple[str, str]]:
+    """The runs to make something of, and where: of the run `source` in `out`, of each increment of the dataset `source`
+    in a folder of its name. Raises: InputError as `increments` does."""
+    if not os.path.isdir(source) or RunDir(source).exists() or not any(map(_NAME.fullmatch, os.listdir(source))):
+        return [(source, out)]
+    return [(str(path), os.path.join(out, path.name)) for path in increments(Path(source))]
+
+
 class _Known:
     """What the increments hold, as sorted 64-bit hashes: 16 bytes a row."""
 

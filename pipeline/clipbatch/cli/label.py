@@ -99,11 +99,15 @@ def rescore_command(
 ) -> None:
     """Score the embeddings that a run has saved with other labels; no image is read. The same command resumes.
 
+    RUN may be a dataset of increments; then so is --out.
+
     Example: clipbatch rescore scores/ --labels new.toml --out new-scores/
     """
-    from clipbatch import api
+    from clipbatch import api, increment
 
-    show(api.rescore(run, out, given, device=device, overwrite=overwrite, quiet=quiet), out, quiet, as_json)
+    for source, target in increment.each(run, out):
+        made = api.rescore(source, target, given, device=device, overwrite=overwrite, quiet=quiet)
+        show(made, target, quiet, as_json)
 
 
 @app.command("demo", rich_help_panel=PANEL)

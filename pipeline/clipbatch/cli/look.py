@@ -77,8 +77,11 @@ def compact_command(
 ) -> None:
     """Copy a finished run's parts into few big files, every checksum verified. The same command resumes.
 
+    RUN may be a dataset of increments; then --out gets a folder for each.
+
     Example: clipbatch compact scores/ --out s3://bucket/scores/
     """
-    from clipbatch import api
+    from clipbatch import api, increment
 
-    print_facts(api.compact(run, out, rows_per_file=rows_per_file), as_json)
+    for source, target in increment.each(run, out):
+        print_facts(api.compact(source, target, rows_per_file=rows_per_file), as_json)
