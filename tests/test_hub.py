@@ -4,9 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
-from servers import body, web
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from servers import Handler, body, web
 
 HUB = """
 import json, sys
@@ -26,13 +30,11 @@ print(json.dumps([uris, *(s.data.decode() if hasattr(s, "data") else [s.status, 
 """
 
 
-def _from_hub(endpoint: str) -> list[Any]:
-    """What a dataset of the hub at `endpoint` is listed and read as, by a process of its own."""
-    told: list[Any] = json.loads(
-        subprocess.check_output(
-            [sys.executable, "-c", HUB], env={**os.environ, "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0"}, timeout=120
-        )
-    )
+def _told(script: str, endpoint: str) -> list[Any]:
+    """What `script` says of the hub at `endpoint`, in a process of its own."""
+    env = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0"}
+    said = subprocess.check_output([sys.executable, "-c", script], env=env, cwd=Path(__file__).parent, timeout=120)
+    told: list[Any] = json.loads(said)
     return told
 
 
@@ -51,13 +53,49 @@ def test_a_dataset_of_a_hub_is_listed_and_read() -> None:
             "/api/datasets/u/d/tree/main/p%2Fq": body(_tree("p/q/c.jpg")),
             "/datasets/u/d/resolve/main/p/a.jpg": body(b"a.jpg"),
         }
-        uris, good, (status, _) = _from_hub(hub.root)
+        uris, good, (status, _) = _told(HUB, hub.root)
     assert uris == ["hf://datasets/u/d/p/a.jpg", "hf://datasets/u/d/p/q/c.jpg"]
     assert (good, status) == ("a.jpg", "missing")
 
 
+TABLE = """
+import json
+from clipbatch.config import SourceSettings
+from clipbatch.source import Listing, listers
+from packing import read
+rows = [row for batch in Listing(listers(SourceSettings(inputs=("hf://datasets/u/d/p/*.parquet",))), None, ()).batches()
+        for row in batch.to_pylist()]
+print(json.dumps([[row["uri"] for row in rows], [data.decode() for data in read(rows)]]))
+"""
+
+
+def test_a_table_of_images_on_a_hub_is_read_by_ranges(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": [b"one", b"two"]}), tmp_path / "t.parquet")
+    data = (tmp_path / "t.parquet").read_bytes()
+
+    def ranges(handler: Handler) -> None:
+        first, last = map(int, handler.headers["Range"].removeprefix("bytes=").split("-"))
+        part = data[first : last + 1]
+        end = first + len(part) - 1
+        handler.head(206, Content_Length=len(part), Content_Range=f"bytes {first}-{end}/{len(data)}")
+        handler.send(part)
+
+    with web() as hub:
+        hub.answers |= {
+            "/api/datasets/u/d": body(json.dumps({"id": "u/d", "sha": "0" * 40, "siblings": []}).encode()),
+            "/api/datasets/u/d/tree/main": body(_tree("p")),
+            "/api/datasets/u/d/tree/main/p": body(
+                _tree("p/t.parquet").replace(b'"size": 5', b'"size": %d' % len(data))
+            ),
+            "/datasets/u/d/resolve/main/p/t.parquet": ranges,
+        }
+        uris, images = _told(TABLE, hub.root)
+    assert uris == ["hf://datasets/u/d/p/t.parquet#0", "hf://datasets/u/d/p/t.parquet#1"]
+    assert images == ["one", "two"]
+
+
 def test_a_hub_that_is_out_of_reach_is_one_line_or_a_status() -> None:
-    refused, *slots = _from_hub("http://127.0.0.1:1")
+    refused, *slots = _told(HUB, "http://127.0.0.1:1")
     assert refused.startswith("cannot list hf://datasets/u/d/p/: ")
     assert "\n" not in refused
     assert [status for status, _ in slots] == ["unreadable"] * 2

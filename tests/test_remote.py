@@ -17,7 +17,7 @@ from clipbatch import stores
 from clipbatch.config import ReadSettings, SourceSettings
 from clipbatch.errors import InputError
 from clipbatch.read import Read
-from clipbatch.source import listers
+from clipbatch.source import listers, remote
 from clipbatch.types import Encoded, Item, ItemBatch
 from servers import Buckets, buckets
 
@@ -92,6 +92,28 @@ def test_a_tree_of_many_folders_is_listed_in_order(here: Buckets) -> None:
     for number in range(40):
         here.put(f"wide/{number:02d}/{number % 3}/x.jpg", b"x")
     assert _listed("s3://wide")[0] == [f"s3://wide/{number:02d}/{number % 3}/x.jpg" for number in range(40)]
+
+
+def test_a_star_stands_for_names_and_two_for_folders_too_and_other_characters_for_themselves(here: Buckets) -> None:
+    assert _listed("s3://tree/p/b*.jpg")[0] == ["s3://tree/p/b-c.jpg", "s3://tree/p/b.jpg"]
+    images = sorted((f"s3://tree/p/{name}" for name in NAMES if not name.endswith(".md")), key=str.encode)
+    assert _listed("s3://tree/p/**") == (images, {".md": 1})
+    assert _listed("s3://tree/**/x.JPG")[0] == ["s3://tree/p/b/x.JPG"]
+    assert _listed("s3://tree/p/* ü#?%20&+.jpg")[0] == ["s3://tree/p/é ü#?%20&+.jpg"]
+    assert _listed("s3://tree/p/b/*/")[0] == ["s3://tree/p/b/y/z.png"]
+    for text in ("s3://tree/p/*x.gif", "s3://tree/none/*"):
+        with pytest.raises(InputError, match="nothing matches the pattern"):
+            _listed(text)
+    with pytest.raises(InputError, match=r"has a \* in its bucket"):
+        _listed("s3://tr*/x")
+
+
+def test_a_folder_is_listed_once(here: Buckets, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    list_one = remote.entries
+    monkeypatch.setattr(remote, "entries", lambda url: (asked.append(url.rstrip("/")), list_one(url))[1])
+    _listed("s3://tree/p/")
+    assert len(asked) == len(set(asked)) == 5
 
 
 def test_a_single_remote_image_is_an_input(here: Buckets) -> None:

@@ -52,6 +52,21 @@ def test_braces_work_in_urls(here: Buckets) -> None:
     assert names(found[:1]) == names(found[41:42]) == ["0.jpg"]
 
 
+def test_a_folder_and_a_pattern_of_archives_in_a_store_are_inputs(here: Buckets, tmp_path: Path) -> None:
+    here.put("folder")
+    for name in ("a.tar", "b.tar"):
+        here.put(f"folder/all/{name}", tar(tmp_path / name, [(f"{name}.jpg", name.encode())]).read_bytes())
+    here.put("folder/all/notes.md", b"x")
+    found, passed_over = listed("s3://folder/all/")
+    assert [row["uri"] for row in found] == [f"s3://folder/all/{name}#{name}.jpg" for name in ("a.tar", "b.tar")]
+    assert read(found) == [b"a.tar", b"b.tar"]
+    assert passed_over == {".md": 1}
+    assert [row["uri"] for row in listed("s3://folder/a*/b*.tar")[0]] == ["s3://folder/all/b.tar#b.tar.jpg"]
+    here.put("folder/all/more/x.jpg", b"x")
+    with pytest.raises(InputError, match=r"may be meant in two ways: it holds archives .* and folders \(more\)"):
+        listed("s3://folder/all")
+
+
 def test_a_store_s_archive_that_is_not_there_is_refused(here: Buckets) -> None:
     with pytest.raises(InputError, match=r"cannot read the archive s3://shards/none.tar: .*; make it readable"):
         listed("s3://shards/none.tar")

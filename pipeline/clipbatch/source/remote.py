@@ -34,17 +34,14 @@ Entries = deque[tuple[str, bool]]
 
 
 @functools.lru_cache(maxsize=1)
-def top(url: str) -> tuple[tuple[str, bool], ...]:
-    """What is right in the folder `url` of a store, as `entries`; asked for once, until the next listing begins.
-
-    Raises: InputError where it is not there or cannot be listed.
-    """
+def top(root: str) -> tuple[tuple[str, bool], ...]:
+    """What is right in the folder `root` of a store (no slash at its end), as `entries`; asked for once, until the next
+    listing begins. Raises: InputError where it is not there or cannot be listed."""
     try:
-        return tuple(entries(url.rstrip("/")))
+        return tuple(entries(root))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(
-            f"there is nothing at {url.rstrip('/')}/: name a folder (a prefix), an image, a manifest, a table or an "
-            "archive"
+            f"there is nothing at {root}/: name a folder (a prefix), an image, a manifest, a table or an archive"
         ) from error
 
 
@@ -156,7 +153,7 @@ def entries(url: str) -> Entries:
     except FileNotFoundError:
         raise
     except Exception as error:  # what fsspec's file systems raise is of any kind
-        raise refused(f"list {url}", error) from error
+        raise refused(f"list {url.rstrip('/')}/", error) from error
     found = [
         (info.base_name if info.path.rstrip("/") != place else "", info.type == FileType.Directory) for info in infos
     ]

@@ -47,7 +47,7 @@ def far_folder(url: str) -> tuple[tuple[str, bool], ...]:
     """
     name = name_of(url)
     is_file = is_image_name(name) or is_archive_name(name) or suffix_of(name) in (".txt", *SUFFIXES)
-    return () if is_web(url) or (is_file and not url.endswith("/")) else top(url)
+    return () if is_web(url) or (is_file and not url.endswith("/")) else top(url.rstrip("/"))
 
 
 def _is_table(name: str) -> bool:
