@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -45,14 +46,10 @@ class ColumnarFiles:
     def batches_of(self, path: str, columns: list[str], verbatim: str = "") -> Iterator[pa.RecordBatch]:
         """The rows of one file with `columns`; none: batches with nothing but their number of rows."""
         fields = [pa.field(n, pa.binary() if n == verbatim else type_of(self._schema, n)) for n in columns]
-        try:
+        with _refusing(path):
             for batch in self._open(path, columns):
                 arrays = [_picked(path, batch, field) for field in fields]
                 yield pa.record_batch(arrays, schema=pa.schema(fields)) if arrays else batch
-        except InputError:
-            raise
-        except Exception as error:
-            raise _refusal(path, error) from error
 
 
 def schema_of(path: str, suffix: str) -> pa.Schema:
@@ -67,21 +64,25 @@ def far_schema(path: str, suffix: str) -> pa.Schema:
 
 
 def _schema_of(path: str, suffix: str) -> pa.Schema:
-    try:
+    with _refusing(path):
         if suffix == ".parquet":
             return open_parquet(path).schema_arrow.remove_metadata()
         return open_arrow(path)[0].schema.remove_metadata()
+
+
+@contextlib.contextmanager
+def _refusing(path: str) -> Iterator[None]:
+    """Make an InputError of what goes wrong with the file at `path`."""
+    try:
+        yield
     except InputError:
         raise
-    except Exception as error:
-        raise _refusal(path, error) from error
-
-
-def _refusal(path: str, error: Exception) -> Exception:
-    """What the file at `path` is refused with; what fsspec's file systems raise is of any kind."""
-    if is_url(path):
-        return refused(f"read the table {path}", error)
-    return unreadable(path, error) if isinstance(error, (OSError, pa.ArrowException)) else error
+    except Exception as error:  # what fsspec's file systems raise is of any kind
+        if is_url(path):
+            raise refused(f"read the table {path}", error) from error
+        if isinstance(error, (OSError, pa.ArrowException)):
+            raise unreadable(path, error) from error
+        raise
 
 
 def _parquet(path: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
