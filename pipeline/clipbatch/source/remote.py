@@ -35,14 +35,11 @@ Entries = deque[tuple[str, bool]]
 
 @functools.lru_cache(maxsize=1)
 def top(root: str) -> tuple[tuple[str, bool], ...]:
-    """What is right in the folder `root` of a store (no slash at its end), as `entries`; asked for once, until the next
-    listing begins. Raises: InputError where it is not there or cannot be listed."""
-    try:
-        return tuple(entries(root))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(
-            f"there is nothing at {root}/: name a folder (a prefix), an image, a manifest, a table or an archive"
-        ) from error
+    """What is right in the folder `root` of a store (no slash at its end); asked for once, until the next listing.
+
+    Raises: as `entries`.
+    """
+    return tuple(entries(root))
 
 
 class RemoteImage:
@@ -115,7 +112,7 @@ class RemoteFolder:
         """The files, by their path from the root."""
         pool = ThreadPoolExecutor(AHEAD, thread_name_prefix="list")
         try:
-            stack = [_Folder("", deque(top(self._root)))]
+            stack = [_Folder("", self._entries(""))]
             top.cache_clear()  # there may be millions
             while stack:
                 folder = stack[-1]
@@ -136,11 +133,16 @@ class RemoteFolder:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _entries(self, path: str) -> Entries:
-        """What the folder `path`, which ends in a slash, holds. Raises: InputError."""
+        """What the folder `path`, '' or ending in a slash, holds. Raises: InputError."""
         try:
-            return entries(f"{self._root}/{path}")
-        except FileNotFoundError:  # emptied since the folder above was listed
-            return deque()
+            return entries(f"{self._root}/{path}") if path else deque(top(self._root))
+        except FileNotFoundError as error:
+            if path:  # emptied since the folder above was listed
+                return deque()
+            raise InputError(
+                f"there is nothing at {self._root}/: name a folder (a prefix), an image, a manifest, a table or an "
+                "archive"
+            ) from error
 
 
 def entries(url: str) -> Entries:

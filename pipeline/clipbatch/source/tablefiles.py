@@ -4,6 +4,7 @@ taken for the input."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 
@@ -12,7 +13,7 @@ from clipbatch.source.files import is_image_name
 from clipbatch.source.members import is_archive_name
 from clipbatch.source.opening import is_compressed, suffix_of
 from clipbatch.source.remote import top
-from clipbatch.stores import is_web
+from clipbatch.stores import is_web, open_store
 from clipbatch.uris import is_url, name_of
 
 ARROW = (".arrow", ".feather")
@@ -41,13 +42,17 @@ def table_files(text: str) -> tuple[str, list[str]] | None:
 
 
 def far_folder(url: str) -> tuple[tuple[str, bool], ...]:
-    """What is right in `url`, and whether it is a folder, if that may be a folder of a store by its name; else nothing.
+    """What is right in `url`, and whether it is a folder, if that may be a folder of a store by its name and is there.
 
-    Raises: InputError where it is not there or cannot be listed.
+    Raises: InputError where it cannot be listed.
     """
     name = name_of(url)
     is_file = is_image_name(name) or is_archive_name(name) or suffix_of(name) in (".txt", *SUFFIXES)
-    return () if is_web(url) or (is_file and not url.endswith("/")) else top(url.rstrip("/"))
+    if not is_web(url) and (url.endswith("/") or not is_file):
+        open_store(url)  # which names what is wrong with it
+        with contextlib.suppress(FileNotFoundError):  # which whoever takes it says more about
+            return top(url.rstrip("/"))
+    return ()
 
 
 def _is_table(name: str) -> bool:
