@@ -31,6 +31,7 @@ SURFACE = {
     "status": "--json",
     "verify": "--json",
     "report": "--examples --out",
+    "doctor": "--json --model --pretrained",
     "labels": "--json --template",
     "models": "--json",
     "demo": "--out --quiet",

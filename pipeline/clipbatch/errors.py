@@ -5,6 +5,7 @@
     │   └── OtherRunError          3  the output folder belongs to a run with other settings
     ├── TooManyBadError            4  more bad images than --max-bad allows
     ├── DamagedError               5  verify found parts missing or damaged
+    ├── UnfitError                 5  doctor found something that keeps runs from working here
     ├── BusyError                  6  another process is at the same dataset
     └── InterruptedRunError       75  stopped by a signal; the same command goes on where it stopped
 
@@ -21,6 +22,7 @@ __all__ = [
     "InterruptedRunError",
     "OtherRunError",
     "TooManyBadError",
+    "UnfitError",
     "from_message",
     "nearest",
 ]
@@ -50,6 +52,12 @@ class TooManyBadError(ClipbatchError):
 
 class DamagedError(ClipbatchError):
     """`verify` found parts that are missing, damaged or of another run."""
+
+    exit_code = 5
+
+
+class UnfitError(ClipbatchError):
+    """`doctor` found something that keeps runs from working on this machine."""
 
     exit_code = 5
 

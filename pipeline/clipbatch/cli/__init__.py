@@ -8,12 +8,13 @@ from typing import Annotated
 import typer
 
 from clipbatch import __version__, interrupts
-from clipbatch.cli import label, look, lookup, submit
+from clipbatch.cli import fit, label, look, lookup, submit
 from clipbatch.errors import ClipbatchError
 
 EXIT_CODES = """\
 Exit codes: 0 done (bad images included), 2 usage, 3 input or settings refused, 4 more bad images than --max-bad,
-5 verify found damage, 6 another process is at the same dataset, 75 interrupted (the same command resumes), 1 a bug."""
+5 verify found damage or doctor a failure, 6 another process is at the same dataset, 75 interrupted (the same command
+resumes), 1 a bug."""
 
 app = typer.Typer(
     name="clipbatch",
@@ -23,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _commands in (label, look, lookup):
+for _commands in (label, look, fit, lookup):
     app.add_typer(_commands.app)
 app.add_typer(submit.app, name="submit", rich_help_panel=label.PANEL)
 

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import open_clip
@@ -115,12 +115,36 @@ def load(settings: ModelSettings) -> Model:
     )
 
 
-def _weights(name: str, pretrained: str | None) -> Path:
-    """The weights' file, fetched where it is neither a file nor cached. Asks nobody on the network for what is here."""
+def find_weights(settings: ModelSettings) -> Literal["file", "cached", "reachable", "nowhere"]:
+    """Where the weights of `settings` are; fetches nothing, and asks the network only whether the hub answers.
+
+    Raises: InputError for weights that the model does not have.
+    """
+    name, pretrained = catalog.openclip_name(settings.model), catalog.weights_file(settings.pretrained)
+    if pretrained and pretrained.startswith("hf-hub:"):
+        name, pretrained = pretrained, None
+    if _local_weights(name, pretrained):
+        return "file"
+    if not name.startswith("hf-hub:"):
+        _check_tag(name, pretrained)
+    constants.HF_HUB_OFFLINE = True
+    try:
+        _download(name, pretrained)
+    except Exception:  # whatever the hub's client makes of what it does not have
+        return "reachable" if _reachable() else "nowhere"
+    return "cached"
+
+
+def _local_weights(name: str, pretrained: str | None) -> Path | None:
     if pretrained and os.path.isfile(pretrained):
         return Path(pretrained)
-    if name.startswith("local-dir:"):
-        return _only_weights_in(Path(name.removeprefix("local-dir:")))
+    return _only_weights_in(Path(name.removeprefix("local-dir:"))) if name.startswith("local-dir:") else None
+
+
+def _weights(name: str, pretrained: str | None) -> Path:
+    """The weights' file, fetched where it is neither a file nor cached. Asks nobody on the network for what is here."""
+    if local := _local_weights(name, pretrained):
+        return local
     if not name.startswith("hf-hub:"):
         _check_tag(name, pretrained)
     try:
