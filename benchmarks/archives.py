@@ -41,7 +41,7 @@ from clipbatch.journal import Journal
 from clipbatch.manifest import Manifest
 from clipbatch.run import Task, Worker, item_batches
 from clipbatch.rundir import RunDir
-from speed import SHARED_PHOTOS, photographs
+from contestants import SHARED_PHOTOS, photographs
 
 FORMS = ("folder", "tar", "zip")
 EXPECTED = (

@@ -35,6 +35,7 @@ from clipbatch.config import from_flat
 from clipbatch.journal import Journal
 from clipbatch.run import Task, Worker
 from clipbatch.rundir import RunDir
+from contestants import NoJournal
 from memory import children
 from soak import small_pool, write_manifest
 
@@ -45,16 +46,6 @@ EXPECTED = (
     "bare / supervised at most 1.02 in images/s, in the median. The supervisor sleeps between messages, of which there "
     "are ten a second at most and two more for each part; an entry of the journal is 16 bytes written to memory."
 )
-
-
-class NoJournal(Journal):
-    """Notes nothing."""
-
-    def enter(self, start: int, rows: int) -> None:
-        pass
-
-    def leave(self, start: int) -> None:
-        pass
 
 
 def bare(out: str) -> None:

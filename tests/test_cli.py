@@ -32,6 +32,8 @@ SURFACE = {
     "verify": "--json",
     "report": "--examples --out",
     "doctor": "--json --model --pretrained",
+    "tune": "--batch-size --budget --decoder --device --image-column --json --limit --model --orientation --out "
+    "--precision --pretrained --root --uri-column",
     "labels": "--json --template",
     "models": "--json",
     "demo": "--out --quiet",
