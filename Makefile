@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup run test check bench clean
+.PHONY: help setup run test check bench gpu-check clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -29,6 +29,12 @@ check: setup  ## lint, format, types, import rules
 
 bench: setup  ## measure speed and memory on this machine (IMAGES=folder)
 	$(BIN)/python benchmarks/speed.py $(IMAGES)
+	$(BIN)/python benchmarks/steps.py $(IMAGES)
+	$(BIN)/python benchmarks/preprocess.py $(IMAGES)
+
+gpu-check:  ## all there is to check and measure on a GPU, offline, in 10 minutes (IMAGES=folder)
+	PYTHONPATH=pipeline $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu_check.py $(IMAGES) \
+		--report benchmarks/results/$$(date +%F)-gpu-check.md
 
 clean:  ## remove what was installed and made here
 	rm -rf $(VENV) demo-scores

@@ -108,7 +108,7 @@ class OpenClip:
         decoded: images in a round of `decode`."""
         self._scorer, self._threads, self._cores = Scorer(subject), threads or torch.get_num_threads(), hardware.cores()
         self.threads = self._threads
-        self._fixed, self._loaders = subject.device != "cpu", {}
+        self._fixed, self._loaders = subject.device != "cpu" or self._threads == 1, {}
         for name, images in (("decode", decoded or subject.images), ("run", subject.images)):
             photos = Photos(subject.photos, self._scorer.transform, images + self._cores * subject.batch)
             self._loaders[name] = DataLoader(

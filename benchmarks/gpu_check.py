@@ -1,0 +1,186 @@
+"""Is clipbatch at the GPU's limit, and how far ahead of others? One command for a machine with a GPU, offline.
+
+    make gpu-check            (python benchmarks/gpu_check.py --report benchmarks/results/DATE-gpu-check.md)
+    python benchmarks/gpu_check.py --device cpu --small       the same code at small scale, to see that it runs
+
+From photographs and models with random weights: the crash probe (one unparseable image in a batch, with and without
+the pre-check), ceilings, end to end per model, decoders, the share of the JPEG engines, parity, peers, and the tests of
+tests/gpu. Each section runs in a process of its own, with a time limit, and all of them within ten minutes; what is not
+there at the end is "not measured". A process that dies is a result. Prints a table and a line of JSON, writes a dated
+report with a roofline (PNG).
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import gpu_sections as sections
+import timing
+from clipbatch import catalog
+from contestants import DEMO_IMAGES, SHARED_PHOTOS, photographs
+from gpu_facts import EXPECTED, Facts, tables
+from peers import PEERS
+from roofline import draw
+
+ALL_S = 590.0
+TESTS = Path(__file__).resolve().parents[1] / "tests" / "gpu"
+CHECKED = "with the pre-check"
+FULL = ("ViT-B-32", "ViT-B-16", "ViT-L-14")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """Something to measure."""
+
+    name: str
+    budget_s: float
+    work: Callable[..., None]
+    arguments: tuple[Any, ...] = ()
+
+
+def plan(scale: sections.Scale) -> list[Section]:
+    """All sections, what matters most first."""
+    found = [
+        Section(
+            name=f"crash probe {batch} {how}", budget_s=15, work=sections.crash, arguments=(batch, how == "checked")
+        )
+        for batch in scale.crash_batches
+        for how in (CHECKED, "without")
+    ]
+    found.append(Section(name="ceilings", budget_s=25, work=sections.ceilings))
+    budgets = dict(zip(FULL, (50, 55, 70), strict=True))
+    for model in scale.models:
+        found.append(Section(name=model, budget_s=budgets.get(model, 50), work=sections.model, arguments=(model,)))
+    found.append(Section(name="decoders", budget_s=40, work=sections.decoders))
+    found.append(Section(name="hw_decoder_load", budget_s=40, work=sections.sweep))
+    found.append(Section(name="parity", budget_s=45, work=sections.parity))
+    for peer in PEERS:
+        last, few = scale.models[-1], max(scale.batch, scale.images // 16)
+        which, images = (last, few) if "NeMo" in peer else (scale.models[0], few if "Hugging" in peer else scale.images)
+        found.append(
+            Section(name=f"peer {peer}, {which}", budget_s=25, work=sections.peer, arguments=(peer, which, images))
+        )
+    return found
+
+
+def _child(pipe: Connection, section: Section, scale: sections.Scale) -> None:
+    try:
+        section.work(scale, lambda name, value: pipe.send((name, value)), *section.arguments)
+    except Exception as error:  # a section that fails is a result, too
+        pipe.send(("error", f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]))
+
+
+def measure(section: Section, scale: sections.Scale, until: float, context: Any) -> dict[str, Any]:
+    """The facts of a section, as far as it got; `error` says why not further."""
+    facts: dict[str, Any] = {}
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(theirs, section, scale))
+    budget_s = section.budget_s * scale.patience
+    limit = min(time.monotonic() + budget_s, until)
+    if time.monotonic() > limit - 1:
+        return {"error": "no time was left"}
+    process.start()
+    theirs.close()
+    try:
+        while ours.poll(max(0.0, limit - time.monotonic())):
+            name, value = ours.recv()
+            facts[name] = value
+        facts["error"] = f"ended after {budget_s:.0f} s"
+        process.kill()
+    except EOFError:  # it has ended
+        pass
+    process.join()
+    if process.exitcode and "error" not in facts:
+        code = process.exitcode
+        facts["error"] = f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    return facts
+
+
+def run_tests(device: str, limit_s: float) -> dict[str, Any]:
+    """tests/gpu, where there is a GPU."""
+    if device == "cpu" or not TESTS.is_dir():
+        return {}
+    command = [sys.executable, "-m", "pytest", str(TESTS), "-q", "-p", "no:cacheprovider"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=max(1.0, limit_s), cwd=TESTS.parents[1])
+    except subprocess.TimeoutExpired:
+        return {"error": f"ended after {limit_s:.0f} s"}
+    last = (done.stdout.strip().splitlines() or ["nothing was said"])[-1]
+    return {"outcome": last} | ({"error": f"exit code {done.returncode}"} if done.returncode else {})
+
+
+def main() -> None:
+    parser = timing.arguments("Check clipbatch on a GPU: crash probe, ceilings, speed, parity, peers, tests.")
+    default = SHARED_PHOTOS if SHARED_PHOTOS.is_dir() else DEMO_IMAGES
+    parser.add_argument("folder", nargs="?", type=Path, default=default, help="of photographs (default: %(default)s)")
+    parser.add_argument("--device", default="cuda:0")
+    parser.add_argument("--small", action="store_true", help="as little as possible, with the embedded model")
+    args = parser.parse_args()
+    on, begun = timing.machine(), time.monotonic()
+    scale = scale_of(args)
+    context = multiprocessing.get_context("forkserver")
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # nothing may wake CUDA up before the processes fork
+    context.set_forkserver_preload(["torch", "torchvision", "open_clip"])
+    facts: Facts = {}
+    for section in plan(scale):
+        facts[section.name] = measure(section, scale, begun + ALL_S, context)
+        print(f"  {section.name}: {facts[section.name]}", file=sys.stderr, flush=True)
+    facts["tests/gpu"] = run_tests(args.device, begun + ALL_S - time.monotonic())
+    body = tables(facts, scale.models)
+    if args.report:
+        picture = args.report.with_suffix(".png")
+        args.report.parent.mkdir(parents=True, exist_ok=True)
+        draw(facts, {model: catalog.gflop(model) for model in scale.models}, picture)
+        body += f"\n\n![roofline]({picture.name})"
+    body = (
+        f"{len(scale.photos)} photographs, batches of {scale.batch}, {time.monotonic() - begun:.0f} s in all.\n\n"
+        + body
+    )
+    result = {"machine": on, "device": args.device, "facts": facts}
+    timing.finish(f"GPU check on {args.device}", body, EXPECTED, result, args.report)
+
+
+def scale_of(args: argparse.Namespace) -> sections.Scale:
+    """How much of everything the arguments ask for."""
+    photos = tuple(photographs(args.folder))
+    jpegs = tuple(path for path in photos if path.read_bytes()[:2] == b"\xff\xd8")
+    if args.small:
+        return sections.Scale(
+            device=args.device,
+            photos=jpegs[:16],
+            models=(catalog.DEMO,),
+            images=16,
+            batch=8,
+            rounds=1,
+            copy_mib=16,
+            matmul=256,
+            crash_batches=(64,),
+            loads=(0.5,),
+            patience=8,
+        )
+    return sections.Scale(
+        device=args.device,
+        photos=jpegs,
+        models=FULL,
+        images=8192,
+        batch=256,
+        rounds=3,
+        copy_mib=4096,
+        matmul=8192,
+        crash_batches=(64, 256),
+    )
+
+
+if __name__ == "__main__":
+    main()
