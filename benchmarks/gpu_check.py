@@ -13,6 +13,7 @@ report with a roofline (PNG).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -35,6 +36,7 @@ from roofline import draw
 
 ALL_S = 590.0
 TESTS = Path(__file__).resolve().parents[1] / "tests" / "gpu"
+DONE = "done"
 CHECKED = "with the pre-check"
 FULL = ("ViT-B-32", "ViT-B-16", "ViT-L-14")
 
@@ -66,19 +68,21 @@ def plan(scale: sections.Scale) -> list[Section]:
     found.append(Section(name="hw_decoder_load", budget_s=40, work=sections.sweep))
     found.append(Section(name="parity", budget_s=45, work=sections.parity))
     for peer in PEERS:
-        last, few = scale.models[-1], max(scale.batch, scale.images // 16)
-        which, images = (last, few) if "NeMo" in peer else (scale.models[0], few if "Hugging" in peer else scale.images)
-        found.append(
-            Section(name=f"peer {peer}, {which}", budget_s=25, work=sections.peer, arguments=(peer, which, images))
-        )
+        which = scale.models[-1] if "NeMo" in peer else scale.models[0]
+        part = 16 if "NeMo" in peer or "Hugging" in peer else 4 if "retrieval" in peer else 2  # the slow ones do fewer
+        arguments = (peer, which, max(scale.batch, scale.images // part))
+        found.append(Section(name=f"peer {peer}, {which}", budget_s=28, work=sections.peer, arguments=arguments))
     return found
 
 
 def _child(pipe: Connection, section: Section, scale: sections.Scale) -> None:
+    os.setpgid(0, 0)  # what it starts ends with it
+    multiprocessing.set_start_method("fork", force=True)  # of a DataLoader's workers, as on any Linux
     try:
         section.work(scale, lambda name, value: pipe.send((name, value)), *section.arguments)
-    except Exception as error:  # a section that fails is a result, too
+    except Exception as error:  # which is a result, too
         pipe.send(("error", f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]))
+    pipe.send((DONE, None))
 
 
 def measure(section: Section, scale: sections.Scale, until: float, context: Any) -> dict[str, Any]:
@@ -95,15 +99,18 @@ def measure(section: Section, scale: sections.Scale, until: float, context: Any)
     try:
         while ours.poll(max(0.0, limit - time.monotonic())):
             name, value = ours.recv()
+            if name == DONE:
+                return facts
             facts[name] = value
         facts["error"] = f"ended after {budget_s:.0f} s"
-        process.kill()
-    except EOFError:  # it has ended
-        pass
-    process.join()
-    if process.exitcode and "error" not in facts:
-        code = process.exitcode
+    except EOFError:
+        process.join()
+        code = process.exitcode or 0
         facts["error"] = f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.join()
     return facts
 
 
@@ -134,7 +141,7 @@ def main() -> None:
     context.set_forkserver_preload(["torch", "torchvision", "open_clip"])
     facts: Facts = {}
     for section in plan(scale):
-        facts[section.name] = measure(section, scale, begun + ALL_S, context)
+        facts[section.name] = measure(section, scale, begun + ALL_S * scale.patience, context)
         print(f"  {section.name}: {facts[section.name]}", file=sys.stderr, flush=True)
     facts["tests/gpu"] = run_tests(args.device, begun + ALL_S - time.monotonic())
     body = tables(facts, scale.models)

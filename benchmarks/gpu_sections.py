@@ -93,7 +93,8 @@ def model(scale: Scale, tell: Tell, name: str) -> None:
     with tempfile.TemporaryDirectory(prefix="clipbatch-gpu-") as scratch:
         weights = None if name == catalog.DEMO else str(random_weights(name, Path(scratch)))
         given = {"model": name, "pretrained": weights, "batch_size": scale.batch}
-        images = {"decode": scale.images, "encode": scale.images, "run": scale.images}
+        enough = max(scale.batch, int(min(1, 60 / catalog.gflop(name)) * scale.images) // scale.batch * scale.batch)
+        images = {"decode": scale.images, "encode": enough, "run": enough}
         ours = Ours(given, list(scale.photos), images, Path(scratch), scale.device)
         contestants = {"read": ours.read, "decode": ours.decode, "encode": ours.encode, "run": ours.run}
         for what, values in timing.interleave(contestants, scale.rounds).items():

@@ -41,21 +41,14 @@ def test_a_library_that_dies_is_a_failure_with_a_remedy_and_the_other_looks_go_o
     assert made.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    ("model", "pretrained", "level", "said"),
-    [
-        ("ViT-B-32", "laion2b_s34b_b79k", "failure", "neither cached here nor reachable"),
-        ("ViT-B-32", "laion", "failure", "Did you mean"),
-    ],
-)
-def test_weights_that_cannot_be_had_are_a_failure(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: str, pretrained: str, level: str, said: str
-) -> None:
+def test_weights_that_cannot_be_had_are_a_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    model, pretrained = "ViT-B-32", "laion2b_s34b_b79k"
     found = looks._weights(looks._ask("weights_are", model, pretrained), model, pretrained)
-    assert found.level == level
-    assert said in found.text
+    assert found.level == "failure"
+    assert "neither cached here nor reachable" in found.text
+    assert "--pretrained FILE" in found.remedy
 
 
 def test_an_unknown_model_is_refused_before_anything_is_looked_at(cli: Cli) -> None:
@@ -91,7 +84,7 @@ def test_torch_has_to_speak_the_drivers_cuda(
         ({"answer": True}, [9, 0], "ok"),
         ({"answer": False}, [9, 0], "warning"),
         ({"error": "RuntimeError: nvimgcodec failure"}, [8, 0], "warning"),
-        ({"answer": False}, [8, 9], "ok"),
+        ({"answer": False}, [8, 6], "ok"),
     ],
 )
 def test_engines_that_are_there_have_to_answer(answer: dict[str, Any], capability: list[int], level: str) -> None:

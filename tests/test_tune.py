@@ -66,6 +66,19 @@ def test_without_time_nothing_is_measured_and_nothing_is_changed() -> None:
     assert {trial.images_per_s for trial in trials} == {None}
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+def test_all_that_is_tried_are_settings_that_a_run_takes(photos: Path, tmp_path: Path, device: str) -> None:
+    settings = from_flat({"inputs": [str(photos)], "limit": 4, **DEMO_MODEL, "device": device})
+    plan = api.plan(settings, tmp_path / "run")
+    found = search.candidates(plan, Seat(device=device, cores=tuple(range(16))))
+    assert ("hw_decoder_load" in found) == (device == "cuda:0")
+    for name, values in found.items():
+        assert values
+        for value in values:
+            assert plan.run_settings().replace(**{"shard_size": None, name: value}).flat()[name] == value
+            assert value != plan.settings[name]
+
+
 def test_the_file_is_taken_by_run_and_no_other_is_overwritten(tmp_path: Path) -> None:
     seat = Seat(device="cpu", cores=(0, 1))
     chosen = {"decoder": "dali", "batch_size": 16, "read_threads": 4}

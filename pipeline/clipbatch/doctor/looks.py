@@ -17,8 +17,9 @@ from clipbatch.process import safe_environment
 
 PROBE_S = 120.0
 """Within which a look at a library has answered; importing torch from a cold network disk takes long."""
-_ENGINES_SINCE = [[8, 0], [9, 0], [10, 0], [10, 3]]
-"""Compute capabilities of the GPUs that have JPEG engines: A100 and A30, H100 and H200, B200, B300."""
+_WITH_ENGINES = [[8, 0], [9, 0], [10, 0], [10, 3]]
+"""Compute capabilities of GPUs that have JPEG engines, by their data sheets: A100 and A30, H100 and H200, B200, B300;
+of 8.9 the L4 and L40 have them."""
 _CONTAINER = "in a container, start it with NVIDIA_DRIVER_CAPABILITIES=compute,utility,video (or all)"
 
 
@@ -110,8 +111,8 @@ def _dali(found: dict[str, Any], driver_cuda: int | None) -> Finding:
 def _engines(found: dict[str, Any], gpu: dict[str, Any]) -> Finding:
     if found.get("answer"):
         return Finding(name="JPEG engines", level="ok", text="decode")
-    if gpu["capability"] not in _ENGINES_SINCE:
-        return Finding(name="JPEG engines", level="ok", text=f"{gpu['name']} has none; its CUDA cores decode")
+    if gpu["capability"] not in _WITH_ENGINES and not gpu["name"].startswith("NVIDIA L4"):
+        return Finding(name="JPEG engines", level="ok", text=f"none known of {gpu['name']}; its CUDA cores decode")
     return Finding(
         name="JPEG engines",
         level="warning",
