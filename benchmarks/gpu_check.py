@@ -54,9 +54,7 @@ class Section:
 def plan(scale: sections.Scale) -> list[Section]:
     """All sections, what matters most first."""
     found = [
-        Section(
-            name=f"crash probe {batch} {how}", budget_s=15, work=sections.crash, arguments=(batch, how == "checked")
-        )
+        Section(name=f"crash probe {batch}, {how}", budget_s=15, work=sections.crash, arguments=(batch, how == CHECKED))
         for batch in scale.crash_batches
         for how in (CHECKED, "without")
     ]
