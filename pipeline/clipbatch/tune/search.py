@@ -18,6 +18,7 @@ from typing import Any
 from clipbatch import api, devices, ranks
 from clipbatch.config import Settings
 from clipbatch.devices import Seat
+from clipbatch.errors import InputError
 from clipbatch.rundir import Plan, RunDir
 from clipbatch.tune.trier import Trier
 
@@ -60,8 +61,10 @@ def tune(settings: Settings, budget_s: float, tell: Callable[[Trial], None]) -> 
     """Find settings for the images and the model of `settings` within `budget_s` seconds, loading included.
 
     settings: those that are given here are kept as they are. tell: called with each trial when it is done.
-    Raises: InputError as planning and loading a model do.
+    Raises: InputError as planning and loading a model do, and for fp8, which changes the loaded model for good.
     """
+    if settings.model.precision == "fp8":
+        raise InputError("--precision fp8: tune with fp16 and run with fp8; it is decoding that is tuned")
     deadline = time.monotonic() + budget_s
     seat = devices.seats(settings, ranks.Rank())[0]
     given = {name for name, value in settings.flat().items() if value not in (None, "auto", 0.0)}

@@ -52,7 +52,9 @@ class Trials:
         settings = self._plan.run_settings().replace(**{"shard_size": None, **changes})
         assert settings.batch_size
         decode = Decode(settings.decode, self._target, batch_size=settings.batch_size, device=self._device)
-        encode = Encode(self._model, precision=settings.model.precision, device=self._device)
+        encode = Encode(
+            self._model, precision=settings.model.precision, device=self._device, batch_size=settings.batch_size
+        )
         read = Read(settings.read, batches=4 * decode.threads)
         begun = time.perf_counter()
         flow = Flow(
