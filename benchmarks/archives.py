@@ -39,7 +39,7 @@ from clipbatch.config import SourceSettings, from_flat
 from clipbatch.flow import Flow, Stage
 from clipbatch.journal import Journal
 from clipbatch.manifest import Manifest
-from clipbatch.run import Task, Worker, item_batches
+from clipbatch.pipeline import Task, Worker, item_batches
 from clipbatch.rundir import RunDir
 from contestants import SHARED_PHOTOS, photographs
 

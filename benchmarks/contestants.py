@@ -25,7 +25,7 @@ from clipbatch.config import from_flat
 from clipbatch.flow import Flow
 from clipbatch.journal import Journal
 from clipbatch.manifest import Manifest
-from clipbatch.run import Task, Worker, item_batches
+from clipbatch.pipeline import Task, Worker, item_batches
 from clipbatch.rundir import Plan, RunDir
 
 DEMO_IMAGES = Path(clipbatch.__file__).parent / "demo" / "images"

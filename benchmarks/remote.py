@@ -35,8 +35,8 @@ from clipbatch.config import from_flat
 from clipbatch.flow import Flow
 from clipbatch.journal import Journal
 from clipbatch.manifest import Manifest
+from clipbatch.pipeline import Task, Worker, item_batches
 from clipbatch.read.stage import REMOTE_READS
-from clipbatch.run import Task, Worker, item_batches
 from clipbatch.rundir import RunDir
 from clipbatch.types import Encoded
 

@@ -33,7 +33,7 @@ import timing
 from clipbatch import api
 from clipbatch.config import from_flat
 from clipbatch.journal import Journal
-from clipbatch.run import Task, Worker
+from clipbatch.pipeline import Task, Worker
 from clipbatch.rundir import RunDir
 from contestants import NoJournal
 from memory import children

@@ -25,6 +25,10 @@ SURFACE = {
     "plan": PLANNING,
     "submit slurm": PLANNING
     + " --array --cpus-per-task --dry-run --gres --mem --partition --requeues --sbatch-option --slurm-dir --time",
+    "serve": "--batch-size --columns --compression --config --decoder --device --embeddings --http --image-column "
+    "--labels --layout --max-body-mib --max-bytes --max-images --max-pixels --max-requests --model --orientation "
+    "--precision --pretrained --quiet --read-retries --read-threads --read-timeout --root --score --scores-dtype "
+    "--shard-size --template --top-k --uri-column",
     "rescore": "--compression --device --embeddings --json --labels --layout --out --overwrite --quiet --score "
     "--scores-dtype --template --top-k",
     "compact": "--json --out --rows-per-file",

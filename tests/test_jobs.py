@@ -2,16 +2,19 @@
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import kubernetes_validate
+import urllib3
 import yaml
 
 from clipbatch import labels
 from clipbatch.config import from_flat, read_toml
 from conftest import Cli, rows
+from serving import Service, answer, drop
 
 ROOT = Path(__file__).parents[1]
 
@@ -27,7 +30,9 @@ def localised(command: str, photos: Path, folder: Path) -> str:
         ("/data/labels.txt", f"{folder}/labels.txt --config {folder}/run.toml"),
         ("/data/scores", f"{folder}/scores"),
         ("/usr/local/bin/", ""),
+        (":8000", ":0"),
         ("clipbatch run", f"{sys.executable} -m clipbatch run"),
+        ("clipbatch serve", f"{sys.executable} -m clipbatch serve"),
     ):
         command = command.replace(ours, theirs)
     return command
@@ -64,6 +69,30 @@ def test_the_systemd_units_are_valid_and_start_a_command_that_runs(photos: Path,
     (command,) = [line.partition("=")[2] for line in text.splitlines() if line.startswith("ExecStart=")]
     subprocess.run(shlex.split(localised(command, photos, tmp_path)), check=True, capture_output=True)
     assert "clipbatch_last_success_timestamp_seconds" in (tmp_path / "clipbatch.prom").read_text()
+
+
+def test_the_unit_of_the_service_is_valid_and_starts_one_that_answers(photos: Path, tmp_path: Path) -> None:
+    text = (ROOT / "jobs" / "clipbatch-serve.service").read_text()
+    unit = tmp_path / "clipbatch-serve.service"
+    unit.write_text(text.replace("/usr/local/bin/clipbatch", "/bin/true"))
+    made = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", str(unit)], capture_output=True, text=True, check=False
+    )
+    ours = [line for line in made.stderr.splitlines() if "clipbatch" in line]
+    assert (made.returncode, ours) == (0, []), made.stderr
+    (command,) = [line.partition("=")[2] for line in text.splitlines() if line.startswith("ExecStart=")]
+    process = subprocess.Popen(shlex.split(localised(command, photos, tmp_path)), stderr=subprocess.PIPE, text=True)
+    try:
+        service = Service(process)
+        name = min(path.name for path in photos.glob("*.jpg"))
+        answered = urllib3.request("POST", f"{service.url}/classify", json={"paths": [name]}).json()
+        assert [row["status"] for row in answered["rows"]] == ["ok"]
+        drop(tmp_path / "spool", "job.txt", [name])
+        assert answer(tmp_path / "spool", "job.txt")["status"] == {"ok": 1}
+        assert service.end(signal.SIGTERM) == 0
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_the_kubernetes_job_is_valid_and_its_pods_share_the_run(photos: Path, tmp_path: Path, cli: Cli) -> None:

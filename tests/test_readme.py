@@ -19,6 +19,8 @@ ELSEWHERE = {
     "make test": "this is it",
     "make setup": "whoever runs this has done it",
     "pip install": "tests/test_wheel.py installs into an empty folder",
+    "clipbatch serve": "tests/test_serve_spool.py and tests/test_serve_http.py start it",
+    "curl": "tests/test_serve_http.py asks the service",
 }
 """Commands that begin so are not run here, and why."""
 ADDED = {"clipbatch submit slurm": " --dry-run"}

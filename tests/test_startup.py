@@ -14,7 +14,7 @@ def test_libraries_find_what_they_need_and_compiling_works_afterwards() -> None:
 import gc, sys
 from clipbatch import startup
 with startup.quick_imports():
-    import clipbatch.run
+    import clipbatch.pipeline
 import clipbatch.decode.torchvision
 assert gc.isenabled()
 assert "torch._dynamo" not in sys.modules

@@ -57,10 +57,7 @@ def plan(
             raise InputError("--overwrite begins a run anew, so it needs an INPUT")
         return run_dir.plan()
     names = label_files.load(settings.labels)
-    settings = dataclasses.replace(
-        settings.replace(model=catalog.canonical(settings.model.model)), launch=LaunchSettings()
-    )
-    catalog.check_weights(settings.model.pretrained)
+    settings = dataclasses.replace(_checked(settings), launch=LaunchSettings())
     inputs = source.listers(settings.source)
     identities = [lister.identity() for lister in inputs]
     replace = overwrite
@@ -77,6 +74,18 @@ def plan(
     if like:
         like.check_same(frozen := like.plan(), planner.identity(resolved, names, frozen.identity["inputs"]))
     return _freeze(run_dir, resolved, names, identities, inputs, replace, select)
+
+
+def resolve(settings: Settings) -> Settings:
+    """`settings` with every `auto` replaced as a new run on this machine would. Raises: InputError."""
+    return _resolve(_checked(settings), {})
+
+
+def _checked(settings: Settings) -> Settings:
+    """`settings` with the model's name as the catalog has it."""
+    settings = settings.replace(model=catalog.canonical(settings.model.model))
+    catalog.check_weights(settings.model.pretrained)
+    return settings
 
 
 def _resolve(settings: Settings, frozen: Mapping[str, Any]) -> Settings:

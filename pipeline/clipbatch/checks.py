@@ -26,9 +26,19 @@ class Checked:
     """A dataclass that refuses values which are not of the annotated types."""
 
     def __post_init__(self) -> None:
-        hints = typing.get_type_hints(type(self))
+        hints = hints_of(type(self))
         for f in dataclasses.fields(self):
             _check_type(f.name, getattr(self, f.name), hints[f.name])
+
+
+_hints: dict[type, dict[str, Any]] = {}
+
+
+def hints_of(kind: type) -> dict[str, Any]:
+    """The annotations of a class, evaluated once: that takes longer than all that is done with them."""
+    if kind not in _hints:
+        _hints[kind] = typing.get_type_hints(kind)
+    return _hints[kind]
 
 
 def at_least(name: str, value: float | None, least: float, most: float = _MOST) -> None:

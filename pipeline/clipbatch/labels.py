@@ -136,6 +136,17 @@ def load(settings: LabelSettings) -> LabelSet:
     return LabelSet(groups=(_sound(group, spec),))
 
 
+def of_names(names: Sequence[str], template: tuple[str, ...]) -> LabelSet:
+    """Labels that are given as a list. Raises: InputError as `load` does."""
+    for name in names:
+        if not isinstance(name, str):
+            raise InputError(f"labels: {name!r} is no text: give a list of names")
+    distinct = _distinct([name.strip() for name in names], "labels")
+    phrases = {name: [name] for name in distinct}
+    group = LabelGroup(name="", phrases=phrases, templates=_templates(template) or [DEFAULT_TEMPLATE])
+    return LabelSet(groups=(_sound(group, "labels"),))
+
+
 def _sound(group: LabelGroup, place: str) -> LabelGroup:
     for name in group.names:
         if any("\ud800" <= letter <= "\udfff" for letter in name):

@@ -7,6 +7,7 @@ in, and `run.json` comes last, so a killed planner leaves nothing that counts as
 from __future__ import annotations
 
 import contextlib
+import functools
 import platform
 import shutil
 import tempfile
@@ -189,6 +190,7 @@ def freeze(
     return standing
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Versions of clipbatch, Python and what decides pixels and scores."""
     found = {"clipbatch": __version__, "python": platform.python_version()}

@@ -84,8 +84,8 @@ class WorkerProcess(Worker):
         try:
             self._process.stdin.write(json.dumps(message).encode() + b"\n")
             self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it has died, and its end is on the way as an event
+        except (BrokenPipeError, ValueError):
+            pass  # it has died, its pipe may be closed, and its end is on the way as an event
 
     def kill(self) -> None:
         self._process.kill()
@@ -97,6 +97,15 @@ class WorkerProcess(Worker):
         for line in self._process.stderr:
             self._log.append(line.decode(errors="replace").rstrip())
 
+    def _close_pipes(self) -> None:
+        """Where many runs follow one another in a process, as from Python, open ones would add up."""
+        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
+            assert pipe
+            if pipe is self._process.stderr and self._logging.is_alive():  # a child of the worker's has it open
+                continue
+            with contextlib.suppress(OSError):  # words that were on their way to a worker that is dead
+                pipe.close()
+
     def _forward(self) -> None:
         assert self._process.stdout
         for line in self._process.stdout:
@@ -106,6 +115,7 @@ class WorkerProcess(Worker):
                 break
         code = self._process.wait()
         self._logging.join(timeout=1)
+        self._close_pipes()
         in_flight = self._journal.in_flight()
         self._journal.close()
         self._events.put((self, {"event": "ended", "code": code, "in_flight": in_flight, "log": list(self._log)}))

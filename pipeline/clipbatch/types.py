@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
     from numpy.typing import NDArray
+    from PIL import Image
     from torch import Tensor
     from torch.cuda import Event
 
@@ -53,6 +54,8 @@ class Item:
     span: Span | None = None
     fence: str | None = None
     """`--root`, where it holds for this row: what a redirect may not lead out of."""
+    given: Encoded | Picture | None = None
+    """The image itself, where it was handed over in memory and there is nothing to open."""
     reject: Reject | None = None
     """Why it is not to be touched: it has ended a worker before, or leads out of `--root`."""
 
@@ -73,6 +76,13 @@ class Encoded:
     """The bytes of one image file."""
 
     data: bytearray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """An image that was handed over as pixels; a lazy one may still fail when it is loaded."""
+
+    image: Image.Image
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +117,7 @@ class ReadBatch:
     """An `ItemBatch` after reading."""
 
     source: ItemBatch
-    slots: tuple[Encoded | Reject | None, ...]
+    slots: tuple[Encoded | Picture | Reject | None, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

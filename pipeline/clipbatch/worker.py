@@ -93,8 +93,8 @@ def _work(
     from clipbatch.journal import Journal
 
     with startup.quick_imports():
+        from clipbatch.pipeline import Task, Worker
         from clipbatch.profiling import Profile
-        from clipbatch.run import Task, Worker
     from clipbatch.rundir import RunDir
     from clipbatch.types import Reject
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
-from clipbatch.checks import Checked, SettingError, at_least
+from clipbatch.checks import Checked, SettingError, at_least, hints_of
 from clipbatch.config.stages import (
     DecodeSettings,
     LabelSettings,
@@ -99,7 +98,7 @@ class Settings(Checked):
 
 def from_flat(values: Mapping[str, Any]) -> Settings:
     """Settings from field names and values; lists become tuples. Unknown names are refused with the nearest known."""
-    hints: dict[str, Any] = typing.get_type_hints(Settings)
+    hints = hints_of(Settings)
     stages: dict[str, Any] = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
     known = list(Settings().flat())
     for name in values:

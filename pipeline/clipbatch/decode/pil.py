@@ -7,6 +7,7 @@ palettes with NEAREST, which looks worse.
 
 from __future__ import annotations
 
+import contextlib
 import io
 
 import numpy as np
@@ -17,23 +18,26 @@ from torch import Tensor
 from clipbatch.decode.geometry import Geometry, Target, geometry_of, upright_size
 from clipbatch.decode.inspect import is_cut_off, kind_of
 from clipbatch.pillow import FORMATS, MOST_SCANS, rgb, scans, valid_orientation
-from clipbatch.types import Decoded, Reject
+from clipbatch.types import Decoded, Encoded, Picture, Reject
 
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
 def decode(
-    data: bytearray, target: Target, *, upright: bool, max_pixels: int
+    content: Encoded | Picture, target: Target, *, upright: bool, max_pixels: int
 ) -> tuple[Tensor, Geometry, Decoded] | Reject:
     """The resized crop (uint8, CHW, as stored) with its geometry and facts, or why there is none."""
+    data = content.data if isinstance(content, Encoded) else bytearray()
     found = scans(data)
     if found > MOST_SCANS:
         return Reject(
             status="corrupt", error=f"{found} scans, which would take very long: no camera or encoder makes so many"
         )
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with _opened(content) as image:
             stored_width, stored_height = image.size
+            if not stored_width * stored_height:
+                return Reject(status="empty", error=f"{stored_width} x {stored_height} pixels")
             if stored_width * stored_height > max_pixels:  # before getexif, which decodes a PNG
                 return too_large(stored_width, stored_height, max_pixels)
             orientation = valid_orientation(image.getexif().get(ExifTags.Base.Orientation)) if upright else 1
@@ -48,6 +52,12 @@ def decode(
         return _reject(data, error)
     stored_CHW = torch.from_numpy(np.array(cropped)).permute(2, 0, 1)
     return stored_CHW, geometry, Decoded(width=width, height=height, decoder="pil")
+
+
+def _opened(content: Encoded | Picture) -> contextlib.AbstractContextManager[Image.Image]:
+    if isinstance(content, Picture):
+        return contextlib.nullcontext(content.image)  # whoever handed it over may go on to use it
+    return Image.open(io.BytesIO(content.data), formats=FORMATS)
 
 
 def too_large(width: int, height: int, max_pixels: int) -> Reject:

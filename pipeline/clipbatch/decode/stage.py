@@ -18,7 +18,7 @@ from clipbatch.decode.pixels import FastDecoder, Job, blank, place
 from clipbatch.decode.reduced import ReducedDecoder, reduction
 from clipbatch.decode.torchvision import TorchvisionDecoder
 from clipbatch.streams import mark, stream_on
-from clipbatch.types import Decoded, Encoded, PixelBatch, ReadBatch, Reject
+from clipbatch.types import Decoded, Encoded, Picture, PixelBatch, ReadBatch, Reject
 
 SMALLEST_SIDE = 8
 """Smaller images go to Pillow: DALI's edges differ from Pillow's, which shows where a pixel becomes a patch."""
@@ -99,6 +99,8 @@ class Decode:
                         jobs.append(job)
                     else:
                         others.append((chosen, job))
+            elif isinstance(content, Picture):
+                last_word.append(slot)
             else:
                 outcomes[slot] = content
         finish = self._cores.start(others, self._device) if self._cores and others else None
@@ -136,10 +138,12 @@ class Decode:
         decoded = Decoded(width=width, height=height, decoder=decoder.name)
         return decoder, Job(slot=slot, data=content.data, geometry=geometry), decoded
 
-    def _by_pillow(self, pixels_BCHW: Tensor, slot: int, content: Encoded | Reject | None) -> Decoded | Reject:
-        assert isinstance(content, Encoded)
+    def _by_pillow(
+        self, pixels_BCHW: Tensor, slot: int, content: Encoded | Picture | Reject | None
+    ) -> Decoded | Reject:
+        assert isinstance(content, (Encoded, Picture))
         upright = self._settings.orientation == "upright"
-        made = pil.decode(content.data, self._target, upright=upright, max_pixels=self._settings.max_pixels)
+        made = pil.decode(content, self._target, upright=upright, max_pixels=self._settings.max_pixels)
         if isinstance(made, Reject):
             return made
         stored_CHW, geometry, decoded = made

@@ -42,7 +42,7 @@ class Encode:
         compiles: bool = False,
         say: Callable[[str], object] = print,
     ) -> None:
-        """batch_size: of all batches. compiles: with torch.compile, in here. say: told what the user should know.
+        """batch_size: of whole batches; others are encoded without graph or compiler. compiles: with torch.compile, in here. say: told what the user should know.
 
         Raises: InputError where the device cannot compute in `precision`.
         """
@@ -120,7 +120,8 @@ class Encode:
             at_once = self._at_once
             try:
                 if at_once >= len(pixels_BCHW):
-                    return self._whole(pixels_BCHW)
+                    whole = len(pixels_BCHW) == self._batch_size
+                    return self._whole(pixels_BCHW) if whole else self.embed(pixels_BCHW)
                 pieces = torch.split(pixels_BCHW, at_once)
                 return torch.cat([self.embed(piece) for piece in pieces])
             except torch.OutOfMemoryError:

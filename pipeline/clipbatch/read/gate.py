@@ -6,6 +6,7 @@ holds bytes needs nothing that is still outside. What a batch will hold is guess
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterable, Iterator
 
@@ -49,6 +50,12 @@ class Gate:
         """Nobody needs its bytes any more."""
         with self._changed:
             self._under_way.pop(batch.source.start, None)
+            self._changed.notify_all()
+
+    def open(self) -> None:
+        """Let everything through: nobody works any more who would make room."""
+        with self._changed:
+            self._limit_bytes = sys.maxsize
             self._changed.notify_all()
 
     def _held(self) -> float:

@@ -7,6 +7,7 @@ and another one takes its place.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import queue
 import threading
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 
 from clipbatch.config import ReadSettings
 from clipbatch.read.fetch import Fetch
-from clipbatch.types import Encoded, Item, ItemBatch, ReadBatch, Reject
+from clipbatch.types import Encoded, Item, ItemBatch, Picture, ReadBatch, Reject
 from clipbatch.uris import is_url
 
 LOCAL_READS = 16
@@ -48,6 +49,12 @@ class Read:
                 if job.waiting:
                     readers.append(self._start(job))
         return ReadBatch(source=batch, slots=job.result())
+
+    def close(self) -> None:
+        """End the threads that wait for work; to be called when no batch is being read."""
+        with contextlib.suppress(IndexError):
+            while True:
+                self._idle.pop().jobs.put(None)
 
     def _share(self, batch: ItemBatch) -> int:
         """Readers of one batch, so that all batches together have as many as they should."""
@@ -91,14 +98,14 @@ class _Job:
         self.items = items
         self.waiting = deque(position for position, item in enumerate(items) if item is not None)
         self.done = threading.Event()
-        self._slots: list[Encoded | Reject | None] = [None] * len(items)
+        self._slots: list[Encoded | Picture | Reject | None] = [None] * len(items)
         self._open = set(self.waiting)
         self._failure: BaseException | None = None
         self._lock, self._count = threading.Lock(), count
         if not self._open:
             self.done.set()
 
-    def settle(self, position: int, outcome: Encoded | Reject) -> bool:
+    def settle(self, position: int, outcome: Encoded | Picture | Reject) -> bool:
         """Fill the slot, unless it is filled already; whether it was not."""
         with self._lock:
             if position not in self._open:
@@ -115,7 +122,7 @@ class _Job:
         self._failure = error
         self.done.set()
 
-    def result(self) -> tuple[Encoded | Reject | None, ...]:
+    def result(self) -> tuple[Encoded | Picture | Reject | None, ...]:
         """The slots, once; a reader that was left behind then keeps none of them alive."""
         if self._failure is not None:
             raise self._failure
@@ -138,14 +145,16 @@ class _Reader:
     """A daemon thread that takes part in one job after another."""
 
     def __init__(self, fetch: Fetch, idle: deque[_Reader]) -> None:
-        self.jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
+        self.jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        """None: there is no more."""
         self.item: _InHand | None = None
         self._fetch, self._idle = fetch, idle
         threading.Thread(target=self._loop, name="reader", daemon=True).start()
 
     def _loop(self) -> None:
-        while self._does(self.jobs.get()):
+        while (job := self.jobs.get()) is not None and self._does(job):
             self.item = None
+            del job  # else its batch lives until the next one
             self._idle.append(self)
 
     def _does(self, job: _Job) -> bool:
@@ -159,7 +168,7 @@ class _Reader:
             assert item is not None
             self.item = _InHand(job=job, position=position, uri=item.uri, begun=time.monotonic())
             try:
-                outcome = item.reject or self._fetch(item)
+                outcome = item.reject or item.given or self._fetch(item)
             except BaseException as error:
                 job.fail(error)
                 return False

@@ -42,6 +42,49 @@ class Task:
     """Rows (row_ids) that have ended a worker before, and are not to be touched."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """A loaded model and the stages that know no run: what a process can keep from one run to the next."""
+
+    model: Model
+    read: Read
+    decode: Decode
+    encode: Encode
+
+    @staticmethod
+    def load(
+        settings: Settings, batch_size: int, device: str, say: Callable[[str], object] = print
+    ) -> Loaded:
+        """settings: resolved. say: told what the user should know.
+
+        Raises: InputError where the model cannot be had."""
+        model = load(settings.model)
+        target = Target(
+            height=model.height,
+            width=model.width,
+            resize_mode=model.resize_mode,
+            interpolation=model.interpolation,
+            fill=model.fill,
+        )
+        decode = Decode(settings.decode, target, batch_size=batch_size, device=device, say=say)
+        encode = Encode(
+            model,
+            precision=settings.model.precision,
+            device=device,
+            batch_size=batch_size,
+            compiles=settings.model.compile == "on" and device != "cpu",
+            say=say,
+        )
+        return Loaded(model=model, read=Read(settings.read, batches=4 * decode.threads), decode=decode, encode=encode)
+
+
+def scoring(settings: Settings, facts: Mapping[str, Any]) -> str:
+    """How scores are made: `settings.output.score`, with auto replaced by how the model with `facts` was trained."""
+    if settings.output.score != "auto":
+        return settings.output.score
+    return "softmax" if facts["logit_bias"] is None else "sigmoid"
+
+
 class Worker:
     """A loaded model with the stages around it, on one device."""
 
@@ -53,20 +96,21 @@ class Worker:
         runtime: Mapping[str, Any],
         journal: Journal,
         say: Callable[[str], object] = print,
+        engine: Loaded | None = None,
     ) -> None:
         """fingerprint: of the plan to go by. runtime: settings that this invocation chose anew (`config.RUNTIME`).
-        say: told what the user should know.
+        say: told what the user should know. engine: loaded before with the settings of the plan; None to load it.
 
         Raises: InputError where the model cannot be had, or is not the one that the run was begun with."""
         self._plan, self._device = (plan := run.plan_of(fingerprint)), device
         self._settings = settings = plan.run_settings().replace(**runtime)
         check_device(device)
         saved = None if plan.rescored is None else RunDir(plan.rescored)
-        model = None if saved else load(settings.model)
+        if saved is None and engine is None:
+            engine = Loaded.load(settings, plan.batch_size, device, say)
+        model = engine.model if engine else None
         facts = model.facts() if model else (saved and saved.model_facts()) or {}
-        kind = settings.output.score
-        if kind == "auto":
-            kind = "softmax" if facts["logit_bias"] is None else "sigmoid"
+        kind = scoring(settings, facts)
         run.plan_of(fingerprint)  # again, as loading takes long, and what is frozen now is for whoever comes after
         sealed = run.freeze_model({**facts, "score": kind})
         frozen = run.frozen("text.npy")
@@ -88,32 +132,15 @@ class Worker:
         self._encoded: Callable[[], dict[str, float]] = dict
         self._admit: Callable[[Iterator[ItemBatch]], Iterator[ItemBatch]]
         self.stages = [
-            *(self._from_images(model, journal, say) if model else self._from_embeddings(saved)),
+            *(self._from_images(engine, journal) if engine else self._from_embeddings(saved)),
             Stage(name="score", work=score),
             Stage(name="write", work=_leaving(None if saved else journal, write, lambda: run.plan_of(fingerprint))),
         ]
         self._manifest = Manifest(run, plan)
 
-    def _from_images(self, model: Model, journal: Journal, say: Callable[[str], object]) -> list[Stage]:
-        target = Target(
-            height=model.height,
-            width=model.width,
-            resize_mode=model.resize_mode,
-            interpolation=model.interpolation,
-            fill=model.fill,
-        )
-        settings, device = self._settings, self._device
-        decode = Decode(settings.decode, target, batch_size=self._plan.batch_size, device=device, say=say)
-        encode = Encode(
-            model,
-            precision=settings.model.precision,
-            device=device,
-            batch_size=self._plan.batch_size,
-            compiles=settings.model.compile == "on" and device != "cpu",
-            say=say,
-        )
+    def _from_images(self, engine: Loaded, journal: Journal) -> list[Stage]:
+        read, decode, encode, gate = engine.read, engine.decode, engine.encode, Gate()
         self._encoded = encode.facts
-        read, gate = Read(settings.read, batches=4 * decode.threads), Gate()
         self.read, self._admit = read, gate.admit
         return [
             Stage(name="read", work=_weighed(gate, read), threads=read.batches),
@@ -227,4 +254,4 @@ def row_batches(plan: Plan, manifest: Manifest, task: Task) -> Iterator[ItemBatc
         )
 
 
-__all__ = ["Task", "Worker", "Written", "item_batches"]
+__all__ = ["Loaded", "Task", "Worker", "Written", "item_batches", "scoring"]
