@@ -130,7 +130,8 @@ def test_a_bad_image_is_a_row_and_what_is_no_image_a_type_error(classifier: Clas
     (tmp_path / "cut.png").write_bytes(whole.getvalue()[:9000])
     lazy = Image.open(tmp_path / "cut.png")
     bad = [b"", b"<html>", "nowhere.jpg", "", tmp_path, lazy, np.zeros((0, 9, 3), np.uint8)]
-    found = classifier.classify(bad).table
+    with lazy:
+        found = classifier.classify(bad).table
     expected = ["empty", "unsupported", "missing", "missing", "unreadable", "truncated", "empty"]
     assert plain(found)["status"].to_pylist() == expected
     assert found["error"].null_count == 0
