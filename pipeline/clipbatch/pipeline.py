@@ -52,9 +52,7 @@ class Loaded:
     encode: Encode
 
     @staticmethod
-    def load(
-        settings: Settings, batch_size: int, device: str, say: Callable[[str], object] = print
-    ) -> Loaded:
+    def load(settings: Settings, batch_size: int, device: str, say: Callable[[str], object] = print) -> Loaded:
         """settings: resolved. say: told what the user should know.
 
         Raises: InputError where the model cannot be had."""

@@ -42,7 +42,8 @@ class Encode:
         compiles: bool = False,
         say: Callable[[str], object] = print,
     ) -> None:
-        """batch_size: of whole batches; others are encoded without graph or compiler. compiles: with torch.compile, in here. say: told what the user should know.
+        """batch_size: of whole batches; others are encoded without graph and compiler. compiles: with torch.compile, in
+        here. say: told what the user should know.
 
         Raises: InputError where the device cannot compute in `precision`.
         """

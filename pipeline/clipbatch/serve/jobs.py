@@ -105,7 +105,7 @@ class _JobWorker:
         journal = Journal()
         try:
             device, engine = device_of(settings), self._classifier.labeller.engine
-            worker = Worker(run_dir, plan.fingerprint, device, settings.runtime(), journal, engine)
+            worker = Worker(run_dir, plan.fingerprint, device, settings.runtime(), journal, engine=engine)
             finished, done = run_dir.done(plan), WorkDone()
             flow = worker.label(Task(shard=shard) for shard in range(plan.shards) if shard not in finished)
             for written in flow:
