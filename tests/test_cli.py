@@ -17,7 +17,7 @@ PLANNING = (
     "--decode-threads --decode-timeout --decoder --device --embeddings --engine --gpus --hw-decoder-load "
     "--image-column --jpeg-scale --json --labels --layout --limit --max-bad --max-bytes --max-pixels --model "
     "--orientation --out --overwrite --precision --pretrained --profile --rank --read-retries --read-threads "
-    "--read-timeout --root --score --scores-dtype --shard-size --shards --template --top-k --uri-column "
+    "--read-timeout --reference --root --score --scores-dtype --shard-size --shards --template --top-k --uri-column "
     "--worker-timeout --workers --world-size"
 )
 SURFACE = {
@@ -38,6 +38,8 @@ SURFACE = {
     "doctor": "--json --model --pretrained",
     "tune": "--batch-size --budget --decoder --device --image-column --json --limit --model --orientation --out "
     "--precision --pretrained --root --uri-column",
+    "parity": "--all-files --batch-size --config --decoder --device --image-column --json --labels --limit "
+    "--max-pixels --model --orientation --out --precision --pretrained --root --template --uri-column",
     "labels": "--json --template",
     "models": "--json",
     "demo": "--out --quiet",

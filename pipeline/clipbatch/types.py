@@ -25,7 +25,7 @@ Status = Literal[
 ]
 STATUSES: tuple[Status, ...] = get_args(Status)
 
-DecoderName = Literal["dali", "torchvision", "pil"]
+DecoderName = Literal["dali", "torchvision", "pil", "open_clip"]
 DECODERS: tuple[DecoderName, ...] = get_args(DecoderName)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from clipbatch import __version__, interrupts
-from clipbatch.cli import fit, label, look, lookup, serve, submit
+from clipbatch.cli import fit, label, look, lookup, serve, setup, submit
 from clipbatch.errors import ClipbatchError
 
 EXIT_CODES = """\
@@ -24,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _commands in (label, serve, look, fit, lookup):
+for _commands in (label, serve, look, setup, fit, lookup):
     app.add_typer(_commands.app)
 app.add_typer(submit.app, name="submit", rich_help_panel=label.PANEL)
 

@@ -45,6 +45,10 @@ SETTINGS: dict[str, Any] = {
     "pretrained": Annotated[Optional[str], _option("Model", "Weights: one of open_clip's tags, or a FILE.")],
     "precision": Annotated[Optional[str], _option("Model", "auto, fp16, bf16 or fp32.")],
     "compile": Annotated[Optional[str], _option("Model", "torch.compile: auto (on a GPU, for long runs), on or off.")],
+    "reference": Annotated[
+        Optional[bool],
+        _option("Model", "Slow and exact: open_clip's own transform and fp32; EXIF ignored, as there.", "--reference"),
+    ],
     "device": Annotated[Optional[str], _option("Model", "auto, cpu or cuda:N.")],
     "batch_size": Annotated[Optional[int], _option("Model", "Images in a batch.")],
     "root": Annotated[
@@ -60,7 +64,7 @@ SETTINGS: dict[str, Any] = {
         _option("Input", "Carry only this column of the input to the output (repeatable, or a,b,c; none: '')."),
     ],
     "limit": Annotated[Optional[int], _option("Input", "Take only the first N rows.")],
-    "decoder": Annotated[Optional[str], _option("Images", "auto, dali, torchvision or pil.")],
+    "decoder": Annotated[Optional[str], _option("Images", "auto, dali, torchvision, pil or open_clip.")],
     "orientation": Annotated[
         Optional[str], _option("Images", "upright: follow EXIF; stored: ignore it, as open_clip does.")
     ],
@@ -118,8 +122,10 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def takes_some(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options of these settings; it gets those that are given as a dict `given`."""
-    return lambda command: _taking(command, "given", {name: SETTINGS[name] for name in names}, _given)
+    """Give a command the options of these settings; it gets those that are given as a dict `given`, with those of
+    `config`, if that is among them, below."""
+    options = {"inputs": Input, **SETTINGS}
+    return lambda command: _taking(command, "given", {name: options[name] for name in names}, _given)
 
 
 def _taking(
@@ -147,17 +153,16 @@ def _taking(
     return called
 
 
-def _given(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value not in (None, [])}
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    values = {name: value for name, value in options.items() if value not in (None, [])}
+    config = values.pop("config", None)
+    if "columns" in values:
+        values["columns"] = [name for names in values["columns"] for name in names.split(",") if name]
+    return read_toml(config) | values if config else values
 
 
 def _settings(options: dict[str, Any]) -> Settings:
     values = _given(options)
-    config = values.pop("config", None)
-    if "columns" in values:
-        values["columns"] = [name for names in values["columns"] for name in names.split(",") if name]
-    if config:
-        values = read_toml(config) | values
     if not values.get("inputs"):
         fixed = [name for name in values if name not in ANEW]
         if fixed:

@@ -35,6 +35,9 @@ RUNTIME = (
 ANEW = (*RUNTIME, "device", "engine", "gpus", "workers", "cpus_per_worker", "rank", "world_size", "shards", "max_bad")
 """All settings that each invocation may set anew, also where it goes on with a run."""
 
+REFERENCE = {"decoder": "open_clip", "precision": "fp32", "orientation": "stored"}
+"""What `reference = true` stands for: open_clip's own transform and fp32, whatever that takes."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings(Checked):
@@ -97,13 +100,23 @@ class Settings(Checked):
 
 
 def from_flat(values: Mapping[str, Any]) -> Settings:
-    """Settings from field names and values; lists become tuples. Unknown names are refused with the nearest known."""
+    """Settings from field names and values; lists become tuples. Unknown names are refused with the nearest known.
+
+    `reference` stands for `REFERENCE`; only its orientation may be given otherwise.
+    """
     hints = hints_of(Settings)
     stages: dict[str, Any] = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
-    known = list(Settings().flat())
+    known = [*Settings().flat(), "reference"]
     for name in values:
         if name not in known:
             raise SettingError(f"there is no setting {name!r}.{nearest(name, known)}")
+    if values.get("reference", False) not in (True, False):
+        raise SettingError(f"reference {values['reference']!r} is neither true nor false")
+    if values.get("reference"):
+        for name in ("decoder", "precision"):
+            if values.get(name, "auto") not in ("auto", REFERENCE[name]):
+                raise SettingError(f"reference means {name} {REFERENCE[name]}: leave out {name} {values[name]!r}")
+        values = {**REFERENCE, **{name: value for name, value in values.items() if value != "auto"}}
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     made: dict[str, Any] = {
         stage: kind(**{f.name: values[f.name] for f in dataclasses.fields(kind) if f.name in values})

@@ -10,7 +10,7 @@ from clipbatch.checks import Checked, SettingError, at_least
 
 Precision = Literal["auto", "fp16", "bf16", "fp32", "fp8"]
 Compile = Literal["auto", "on", "off"]
-Decoder = Literal["auto", "dali", "torchvision", "pil"]
+Decoder = Literal["auto", "dali", "torchvision", "pil", "open_clip"]
 Orientation = Literal["upright", "stored"]
 JpegScale = Literal["full", "reduced"]
 Score = Literal["auto", "softmax", "sigmoid", "cosine"]
@@ -101,7 +101,8 @@ class DecodeSettings(Checked):
     """How bytes become pixels."""
 
     decoder: Decoder = "auto"
-    """auto: dali on a GPU, torchvision on a CPU. pil always has the last word on what the others refuse."""
+    """auto: dali on a GPU, torchvision on a CPU. pil always has the last word on what these refuse. open_clip: its
+    own transform, slow."""
     orientation: Orientation = "upright"
     """upright follows the camera's EXIF orientation; stored ignores it, as open_clip does."""
     max_pixels: int = 178_956_970

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,12 +23,29 @@ from clipbatch.pillow import FORMATS, MOST_SCANS, rgb, scans, valid_orientation
 from clipbatch.types import Decoded, Encoded, Picture, Reject
 
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+T = TypeVar("T")
 
 
 def decode(
     content: Encoded | Picture, target: Target, *, upright: bool, max_pixels: int
 ) -> tuple[Tensor, Geometry, Decoded] | Reject:
     """The resized crop (uint8, CHW, as stored) with its geometry and facts, or why there is none."""
+
+    def resized(image: Image.Image) -> tuple[Tensor, Geometry, Decoded]:
+        orientation = valid_orientation(image.getexif().get(ExifTags.Base.Orientation)) if upright else 1
+        width, height = upright_size(image.width, image.height, orientation)
+        geometry = geometry_of(image.height, image.width, orientation, target)
+        y, x = geometry.y, geometry.x
+        (top, bottom), (left, right) = y.region, x.region
+        cropped = rgb(image).resize((x.kept, y.kept), RESAMPLING[target.interpolation], box=(left, top, right, bottom))
+        stored_CHW = torch.from_numpy(np.array(cropped)).permute(2, 0, 1)
+        return stored_CHW, geometry, Decoded(width=width, height=height, decoder="pil")
+
+    return opened(content, max_pixels, resized)
+
+
+def opened(content: Encoded | Picture, max_pixels: int, work: Callable[[Image.Image], T]) -> T | Reject:
+    """What `work` makes of the opened image, or why it cannot be opened or decoded."""
     data = content.data if isinstance(content, Encoded) else bytearray()
     found = scans(data)
     if found > MOST_SCANS:
@@ -35,23 +54,13 @@ def decode(
         )
     try:
         with _opened(content) as image:
-            stored_width, stored_height = image.size
-            if not stored_width * stored_height:
-                return Reject(status="empty", error=f"{stored_width} x {stored_height} pixels")
-            if stored_width * stored_height > max_pixels:  # before getexif, which decodes a PNG
-                return too_large(stored_width, stored_height, max_pixels)
-            orientation = valid_orientation(image.getexif().get(ExifTags.Base.Orientation)) if upright else 1
-            width, height = upright_size(stored_width, stored_height, orientation)
-            geometry = geometry_of(stored_height, stored_width, orientation, target)
-            y, x = geometry.y, geometry.x
-            (top, bottom), (left, right) = y.region, x.region
-            cropped = rgb(image).resize(
-                (x.kept, y.kept), RESAMPLING[target.interpolation], box=(left, top, right, bottom)
-            )
+            if not image.width * image.height:
+                return Reject(status="empty", error=f"{image.width} x {image.height} pixels")
+            if image.width * image.height > max_pixels:  # before getexif, which decodes a PNG
+                return too_large(image.width, image.height, max_pixels)
+            return work(image)
     except Exception as error:  # Pillow raises whatever its parsers stumble over
         return _reject(data, error)
-    stored_CHW = torch.from_numpy(np.array(cropped)).permute(2, 0, 1)
-    return stored_CHW, geometry, Decoded(width=width, height=height, decoder="pil")
 
 
 def _opened(content: Encoded | Picture) -> contextlib.AbstractContextManager[Image.Image]:

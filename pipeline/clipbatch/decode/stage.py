@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,6 +20,9 @@ from clipbatch.decode.reduced import ReducedDecoder, reduction
 from clipbatch.decode.torchvision import TorchvisionDecoder
 from clipbatch.streams import mark, stream_on
 from clipbatch.types import Decoded, Encoded, Picture, PixelBatch, ReadBatch, Reject
+
+if TYPE_CHECKING:
+    from clipbatch.decode.reference import Reference
 
 SMALLEST_SIDE = 8
 """Smaller images go to Pillow: DALI's edges differ from Pillow's, which shows where a pixel becomes a patch."""
@@ -46,6 +50,7 @@ class Decode:
         self.threads = threads or (2 if settings.decoder == "dali" else self._threads)
         self._cores = Cores(target, threads=self._threads) if settings.decoder == "dali" else None
         self._torchvision, self._reduced = (make(target.interpolation) for make in (TorchvisionDecoder, ReducedDecoder))
+        self._reference = self._open_clips()
         self._lanes: queue.SimpleQueue[tuple[FastDecoder | None, torch.cuda.Stream | None]] = queue.SimpleQueue()
         for _ in range(self.threads):
             self._lanes.put((self._fast_decoder(), stream_on(device)))
@@ -66,6 +71,13 @@ class Decode:
                 say=self._say,
             )
         return None
+
+    def _open_clips(self) -> Reference | None:
+        if self._settings.decoder != "open_clip":
+            return None
+        from clipbatch.decode.reference import Reference
+
+        return Reference(self._target)
 
     def __call__(self, batch: ReadBatch) -> PixelBatch:
         """Decode all slots; what cannot be decoded keeps a blank one."""
@@ -142,8 +154,14 @@ class Decode:
         self, pixels_BCHW: Tensor, slot: int, content: Encoded | Picture | Reject | None
     ) -> Decoded | Reject:
         assert isinstance(content, (Encoded, Picture))
-        upright = self._settings.orientation == "upright"
-        made = pil.decode(content, self._target, upright=upright, max_pixels=self._settings.max_pixels)
+        upright, max_pixels = self._settings.orientation == "upright", self._settings.max_pixels
+        if self._reference:
+            exact = self._reference.decode(content, upright=upright, max_pixels=max_pixels)
+            if isinstance(exact, Reject):
+                return exact
+            pixels_BCHW[slot].copy_(exact[0])
+            return exact[1]
+        made = pil.decode(content, self._target, upright=upright, max_pixels=max_pixels)
         if isinstance(made, Reject):
             return made
         stored_CHW, geometry, decoded = made

@@ -52,6 +52,8 @@ class Encode:
             fp8.check_chip(device)
             self._loss = fp8.Loss(model.module.visual, device)
         model.cast(precision, device)
+        if precision == "fp32":
+            torch.backends.cudnn.allow_tf32 = False  # on by default, and no fp32: 10 bits of mantissa
         if precision == "fp8":
             fp8.to_fp8(model.module.visual)
         self._module, self._dtype, self._say = model.module, DTYPES[precision], say

@@ -1,25 +1,19 @@
 """What was gathered -> one HTML file that needs nothing else, smaller than `MOST_BYTES` whatever the run.
 
-Every text goes through Jinja's autoescape, and what others wrote through `shown` first. The page's own style and
-script are the only ones that its Content-Security-Policy lets through, by their digests; nothing is ever fetched.
+Every text goes through Jinja's autoescape (`template`), and what others wrote through `shown` first.
 """
 
 from __future__ import annotations
 
-import base64
-import datetime
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from clipbatch import __version__
-from clipbatch.htmlreport import figures, shown, timeline
+from clipbatch.htmlreport import figures, shown, template, timeline
 from clipbatch.htmlreport.gather import MOST_BAD, BadImage, Gathered, SetFacts
 from clipbatch.htmlreport.sheet import Sheet
 from clipbatch.htmlreport.thumbnails import Thumbnail
@@ -64,45 +58,25 @@ class Facts:
 
 def render(facts: Facts) -> bytes:
     """The page in UTF-8. Lists are cut to a third as often as it takes to keep within `MOST_BYTES`."""
-    template, fixed = _environment().get_template("report.html.j2"), _fixed(facts)
+    report, fixed = template.environment().get_template("report.html.j2"), _fixed(facts)
     most = MOST_BAD
     while True:
-        page = template.render(fixed | _cut(fixed, most)).encode()
+        page = report.render(fixed | _cut(fixed, most)).encode()
         if len(page) <= MOST_BYTES or most <= 1:
             return page
         most //= 3
 
 
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("clipbatch.htmlreport", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "shown": shown.shown,
-        "number": shown.number,
-        "score": shown.score,
-        "seconds": shown.seconds,
-        "time": _time,
-    }
-    environment.globals |= {"share": shown.share}
-    return environment
-
-
 def _fixed(facts: Facts) -> dict[str, Any]:
     """What the template reads, but for the lists that `_cut` cuts."""
     found, plan = facts.found, facts.plan
-    style, script = (_asset(name) for name in ("report.css", "report.js"))
+    style, script = (template.asset(name) for name in ("report.css", "report.js"))
     rows = [example.row_id for sheet in facts.sheets for label in sheet.labels for _, example in label.examples]
     steps = timeline.steps(found.published)
     return {
         "style": Markup(style),
         "script": Markup(script),
-        "policy": f"default-src 'none'; img-src data:; style-src {_digest(style)}; script-src {_digest(script)}; "
-        "base-uri 'none'; form-action 'none'",
+        "policy": template.policy(style, script),
         "title": _title(facts.run.path),
         "version": __version__,
         "now": facts.now,
@@ -221,16 +195,3 @@ def _bad(found: Gathered, most: int) -> list[BadImage]:
         left -= len(taken)
         made += taken
     return sorted(made, key=lambda image: image.row_id)
-
-
-def _asset(name: str) -> str:
-    return (resources.files("clipbatch.htmlreport") / name).read_text(encoding="utf-8")
-
-
-def _digest(text: str) -> str:
-    """As a source in a Content-Security-Policy (CSP level 3, 2.3.1)."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-def _time(unix_s: float) -> str:
-    return f"{datetime.datetime.fromtimestamp(unix_s, datetime.timezone.utc):%Y-%m-%d %H:%M:%S} UTC"

@@ -1,0 +1,87 @@
+"""This machine's fast path against open_clip's own transform and model in fp32, on the user's images.
+
+The images are compared in a process of their own (`measure`); here they are chosen, and the answer is put into words.
+Knows nothing of how fast either path is.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from clipbatch import api, child
+from clipbatch.atomic import publish
+from clipbatch.config import Settings
+from clipbatch.errors import InputError
+from clipbatch.parity import page
+from clipbatch.parity.verdict import summary
+from clipbatch.places import Place, place
+from clipbatch.plan import device_of
+from clipbatch.source import Listing
+
+PICTURES = 12
+"""Images that are shown side by side, those that agree the least."""
+
+
+def compare(settings: Settings, *, limit: int, out: str | None = None) -> tuple[dict[str, Any], Place | None]:
+    """Compare `limit` of the images of `settings` at most; returns what was found, and where the page is.
+
+    settings: as of a run; without labels, no labels are compared. out: an HTML file to write, or a url in a store.
+    Raises: InputError where the input, the settings or the model are refused, or `out` cannot be written.
+    """
+    if not settings.source.inputs:
+        raise InputError("no INPUT: name a folder, image files, a manifest or an archive to take images from")
+    target = place(out) if out else None
+    if isinstance(target, Path) and target.is_dir():
+        raise InputError(f"--out {target} is a folder: name a file in it, such as {target / 'parity.html'}")
+    labelled = bool(settings.labels.labels)
+    listed = [0]
+    with tempfile.TemporaryDirectory(prefix="clipbatch-parity-") as scratch:
+        whole = settings.replace(columns=(), **({} if labelled else {"labels": "a,b"}))  # a plan has labels
+        api.plan(whole, scratch, select=_evenly(limit, listed))
+        arguments = [scratch, device_of(settings), str(int(labelled)), str(PICTURES if target else 0)]
+        facts, rows, pictures = _told(child.lines("clipbatch.parity.measure", *arguments))
+    found = summary(facts, rows, listed[0])
+    if target:
+        with publish(target) as file:
+            file.write(page.render(found, pictures))
+    return found, target
+
+
+def _told(lines: Iterator[dict[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
+    from tqdm import tqdm
+
+    facts = next(lines)
+    rows, pictures = list[dict[str, Any]](), list[dict[str, Any]]()
+    for line in tqdm(lines, unit=" images", disable=None, leave=False):  # None: where nobody watches
+        (pictures if "picture" in line else rows).append(line)
+    return facts, rows, pictures
+
+
+def _evenly(limit: int, listed: list[int]) -> Callable[[Listing], Iterator[pa.RecordBatch]]:
+    """Takes `limit` rows of a listing at most, evenly spaced, and counts into `listed` how many there were.
+
+    Until the listing has ended, every `stride`-th row is kept, and fewer than twice as many as are wanted.
+    """
+
+    def select(listing: Listing) -> Iterator[pa.RecordBatch]:
+        stride, kept = 1, listing.schema.empty_table()
+        for batch in listing.batches():
+            here = np.arange(-listed[0] % stride, batch.num_rows, stride)
+            listed[0] += batch.num_rows
+            kept = pa.concat_tables([kept, pa.Table.from_batches([batch.take(here)], listing.schema)])
+            while kept.num_rows >= 2 * limit:
+                kept, stride = kept.take(np.arange(0, kept.num_rows, 2)), 2 * stride
+        count = min(limit, kept.num_rows)
+        chosen = kept.take(np.arange(count) * kept.num_rows // count)
+        yield from chosen.unify_dictionaries().combine_chunks().to_batches()
+
+    return select
+
+
+__all__ = ["compare"]

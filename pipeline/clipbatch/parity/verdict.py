@@ -1,0 +1,169 @@
+"""What was measured image by image -> totals, and what they mean in plain words. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+LEAST_COSINE = 0.999
+"""Of the embeddings, in the mean."""
+LEAST_OF_ONE = 0.99
+"""Of the embeddings of any image."""
+LEAST_SAME = 0.98
+"""Share of images with the same best label: where two labels are level, rounding in bf16 or fp16 decides."""
+ON_PURPOSE = {
+    "palette": "palettes become RGB before they are resized",
+    "1-bit": "1-bit images become RGB before they are resized",
+    "transparent": "transparency is dropped before resizing",
+    "16-bit": "16-bit gray is scaled; open_clip cuts it off at 255, which is white",
+}
+"""Where clipbatch differs from open_clip by design, by the note on an image."""
+
+
+def summary(facts: dict[str, Any], rows: list[dict[str, Any]], listed: int) -> dict[str, Any]:
+    """All that `clipbatch parity` has found. facts, rows: as `measure` says them. listed: images in the input."""
+    compared = sorted((row for row in rows if "cosine" in row), key=lambda row: float(row["cosine"]))
+    alike = [row for row in compared if not ON_PURPOSE.keys() & set(row["notes"])]
+    only = Counter(
+        "reference" if row["status"] != "ok" else "clipbatch"
+        for row in rows
+        if (row["status"] == "ok") != (row["reference_status"] == "ok")
+    )
+    found = {
+        **facts,
+        "images": listed,
+        "sampled": len(rows),
+        "compared": len(compared),
+        "bad": len(rows) - len(compared) - only.total(),
+        "only_clipbatch": only["clipbatch"],
+        "only_reference": only["reference"],
+        "notes": dict(Counter(note for row in compared for note in row["notes"])),
+        "all": totals(compared),
+        "alike": totals(alike),
+        "worst": compared[:20],
+    }
+    agrees, words = verdict(found)
+    return {**found, "agrees": agrees, "verdict": words}
+
+
+def totals(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Means and worsts over images; None where there are none."""
+    if not rows:
+        return None
+
+    def mean(name: str) -> float:
+        return float(sum(row[name] for row in rows) / len(rows))
+
+    found = {
+        "images": len(rows),
+        "pixel_mean": mean("pixel_mean"),
+        "pixel_max": max(row["pixel_max"] for row in rows),
+        "cosine_mean": mean("cosine"),
+        "cosine_worst": min(row["cosine"] for row in rows),
+    }
+    if "label" in rows[0]:
+        other = [row for row in rows if row["label"] != row["reference_label"]]
+        found |= {
+            "same_label": len(rows) - len(other),
+            "score_off_mean": mean("score_off"),
+            "score_off_max": max(row["score_off"] for row in rows),
+            "other_label_margin": max((row["margin"] for row in other if row["margin"] is not None), default=None),
+        }
+    return found
+
+
+def verdict(found: dict[str, Any]) -> tuple[bool | None, str]:
+    """Whether the fast path is as good as open_clip's, None where nobody can say, and the reason in words."""
+    alike, purpose = found["alike"], found["compared"] - (found["alike"] or {"images": 0})["images"]
+    if alike is None:
+        return None, "Nothing to judge: no image was decoded by both, but those that are treated otherwise on purpose."
+    against = []
+    if alike["cosine_mean"] < LEAST_COSINE:
+        against.append(f"the mean cosine is {alike['cosine_mean']:.4f}, below {LEAST_COSINE}")
+    if alike["cosine_worst"] < LEAST_OF_ONE:
+        against.append(f"one image's cosine is {alike['cosine_worst']:.4f}, below {LEAST_OF_ONE}")
+    others = alike["images"] - alike.get("same_label", alike["images"])
+    if others > (1 - LEAST_SAME) * alike["images"]:
+        against.append(f"{others} of {alike['images']} images get another label")
+    if found["only_reference"]:
+        against.append(f"{_images_are(found['only_reference'])} decoded by open_clip alone")
+    if against:
+        text = f"This machine's fast path differs from open_clip: {'; '.join(against)}. "
+        text += "Look at the worst images; clipbatch run --reference gives open_clip's own answers."
+    else:
+        text = f"This machine's fast path answers as open_clip does: cosine {alike['cosine_worst']:.4f} at worst"
+        if "same_label" in alike:
+            text += f", the same label for {alike['same_label']} of {alike['images']} images"
+        text += "."
+    if others and alike["other_label_margin"] is not None:
+        margin = alike["other_label_margin"]
+        text += f" Where labels differ, open_clip's two best scores are {margin:.2g} apart at most."
+    if purpose:
+        kinds = "; ".join(ON_PURPOSE[note] for note in found["notes"] if note in ON_PURPOSE)
+        text += f" {_images_are(purpose, 'more ')} treated otherwise on purpose and not counted here: {kinds}."
+    if (turned := found["notes"].get("turned")) and found["orientation"] == "upright":
+        text += f" {_images_are(turned)} turned by EXIF; open_clip alone would take them as stored."
+    return not against, text
+
+
+def _images_are(count: int, more: str = "") -> str:
+    return f"{count} {more}image is" if count == 1 else f"{count} {more}images are"
+
+
+def text(found: dict[str, Any]) -> str:
+    """For a terminal: what was compared, totals, the worst images, the verdict."""
+    lines = [compared(found), ""]
+    for title, name in (("all images", "all"), ("without those treated otherwise on purpose", "alike")):
+        part = found[name]
+        if part is None or (name == "alike" and part["images"] == found["compared"]):
+            continue
+        lines += [f"{part['images']} images, {title}", *(f"  {what:24} {value}" for what, value in shown(part)), ""]
+    if found["worst"]:
+        lines.append(f"{'cosine':>8} {'pixels: mean':>13} {'max':>4}  the least alike (label, open_clip's; notes)")
+    for row in found["worst"][:10]:
+        lines.append(
+            f"{row['cosine']:8.6f} {row['pixel_mean']:13.3f} {row['pixel_max']:4}  {ascii(row['uri'])[1:-1]}{_of(row)}"
+        )
+    return "\n".join([*lines, "", found["verdict"]])
+
+
+def compared(found: dict[str, Any]) -> str:
+    """What was compared, in a sentence."""
+    weights = f" ({found['pretrained']})" if found["pretrained"] else ""
+    left = [
+        f"{count} {what}"
+        for what, count in (
+            ("bad for both", found["bad"]),
+            ("that only clipbatch decodes", found["only_clipbatch"]),
+            ("that only open_clip decodes", found["only_reference"]),
+        )
+        if count
+    ]
+    return (
+        f"{found['compared']} of {found['images']} images{', besides ' + ', '.join(left) if left else ''}: "
+        f"{found['model']}{weights}, {found['decoder']}, {found['precision']} on {found['device']}, "
+        f"batches of {found['batch_size']}, against open_clip's transform (Pillow) and model in fp32"
+    )
+
+
+def shown(part: dict[str, Any]) -> list[tuple[str, str]]:
+    """Totals as lines of name and value."""
+    lines = [
+        ("pixel difference", f"{part['pixel_mean']:.3f} in the mean, {part['pixel_max']} at most, of 255"),
+        ("cosine of embeddings", f"{part['cosine_mean']:.6f} in the mean, {part['cosine_worst']:.6f} at worst"),
+    ]
+    if "same_label" in part:
+        share = 100 * part["same_label"] / part["images"]
+        lines += [
+            ("score difference", f"{part['score_off_mean']:.5f} in the mean, {part['score_off_max']:.5f} at most"),
+            ("same best label", f"{part['same_label']} of {part['images']} ({share:.1f}%)"),
+        ]
+    return lines
+
+
+def _of(row: dict[str, Any]) -> str:
+    said = []
+    if row.get("label") != row.get("reference_label"):
+        said.append(f"{row['label']}, {row['reference_label']}")
+    said += row["notes"]
+    return f" ({'; '.join(said)})" if said else ""
