@@ -88,6 +88,8 @@ def load(settings: ModelSettings) -> Model:
         tokenizer = _locally_first(lambda: open_clip.get_tokenizer(name))
     except InputError:
         raise
+    except ModuleNotFoundError as error:
+        raise InputError(f"the model {name} needs the package {error.name}: pip install {error.name}") from error
     except Exception as error:  # whatever open_clip and the readers of weights make of wrong files
         raise InputError(
             f"the model {name} cannot be made with the weights {pretrained or '(its own)'}: {type(error).__name__}: "
