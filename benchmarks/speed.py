@@ -32,7 +32,7 @@ from typing import Any
 import torch
 
 import timing
-from clipbatch import catalog, hardware
+from clipbatch import catalog, hardware, speeds
 from clipbatch.plan import minute_of_work
 from contestants import DEMO_IMAGES, SHARED_PHOTOS, Ours, photographs, random_weights
 from peers import OpenClip, Subject
@@ -110,6 +110,8 @@ def main() -> None:
     on, threads, photos = timing.machine(), torch.get_num_threads(), photographs(args.folder)
     models = {args.model: args.pretrained} if args.model else {catalog.DEMO: None, "ViT-B-32": "random"}
     found = [measure({"model": m, "pretrained": p}, photos, args, threads) for m, p in models.items()]
+    for made in found:
+        speeds.note(made["model"], made["rates"]["run"].median, on["date"])
     starts = timing.spread(timing.interleave({"help, s": help_s}, 7)["help, s"])
     mean_kb = sum(path.stat().st_size for path in photos) / len(photos) / 1000
     intro = f"{len(photos)} photographs of {mean_kb:.0f} kB on average, {args.rounds} rounds."

@@ -21,7 +21,7 @@ PLANNING = (
     "--worker-timeout --workers --world-size"
 )
 SURFACE = {
-    "run": PLANNING + " --hash-contents --incremental --metrics --one-line --quiet --repair --retry-bad",
+    "run": PLANNING + " --hash-contents --incremental --log-format --metrics --one-line --quiet --repair --retry-bad",
     "plan": PLANNING,
     "submit slurm": PLANNING
     + " --array --cpus-per-task --dry-run --gres --mem --partition --requeues --sbatch-option --slurm-dir --time",
@@ -38,8 +38,10 @@ SURFACE = {
     "doctor": "--json --model --pretrained",
     "tune": "--batch-size --budget --decoder --device --image-column --json --limit --model --orientation --out "
     "--precision --pretrained --root --uri-column",
+    "init": "--images --labels --model --pretrained --yes",
     "parity": "--all-files --batch-size --config --decoder --device --image-column --json --labels --limit "
     "--max-pixels --model --orientation --out --precision --pretrained --root --template --uri-column",
+    "fetch": "--json --pretrained",
     "labels": "--json --template",
     "models": "--json",
     "demo": "--out --quiet",

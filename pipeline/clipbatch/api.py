@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from clipbatch import catalog, launch, ranks, report, source, summary
+from clipbatch import catalog, child, launch, ranks, report, source, summary
 from clipbatch import compact as compactor
 from clipbatch import labels as label_files
 from clipbatch import plan as planner
@@ -128,12 +128,14 @@ def run(
     repair: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
+    log_json: bool = False,
 ) -> dict[str, Any]:
     """Label the images of `settings` into the run directory `out`, doing only what is not done yet.
 
     settings: without inputs, to go on with the run in `out` as it is; their `launch` says where to work, and which part
     of the run is done here and answered for. retry_bad: also the rows without scores of finished parts. repair: first
-    verify the parts, and do damaged ones again. Returns the report, as in `report.json`.
+    verify the parts, and do damaged ones again. log_json: progress as JSON lines. Returns the report, as in
+    `report.json`.
     Raises: InputError, TooManyBadError, InterruptedRunError; whatever happens, no part is ever half-written.
     """
     begun = time.perf_counter()
@@ -176,7 +178,7 @@ def _label(
         bad = {}
     rows, open_rows = (sum(len(frozen.shard_rows(s)) for s in some) for some in (mine, set(mine) - finished))
     again = sum(len(a.rows) for a in assignments if a.rows is not None)
-    progress = Progress(total=rows, done=rows - open_rows - again, bad=sum(bad.values()), quiet=quiet)
+    progress = Progress(total=rows, done=rows - open_rows - again, bad=sum(bad.values()), quiet=quiet, as_json=log_json)
     allowed = settings.bad_allowed(rows)
     supervisor = launch.Supervisor(run_dir, frozen, settings.runtime(), workers, progress, allowed)
 
@@ -226,6 +228,19 @@ def compact(
     Raises: InputError where the run is not finished or `out` holds other files; DamagedError for damaged parts.
     """
     return compactor.compact(RunDir(source), place(out), rows_per_file)
+
+
+def fetch(model: str, pretrained: str | None = None) -> dict[str, Any]:
+    """Fetch a model's weights, configuration and tokenizer for machines without a network, unless they are here.
+
+    Returns where the weights lie (`weights`, with `bytes` and `sha256`), and the hub's `cache` that holds them, None
+    where they lie elsewhere. Raises: InputError where the model is not known or cannot be had.
+    """
+    model = catalog.canonical(model)
+    pretrained = pretrained or catalog.default_weights(model)
+    catalog.check_weights(pretrained)
+    (found,) = child.lines("clipbatch.fetch", model, pretrained or "", aloud=True)
+    return {"model": model, "pretrained": pretrained, **found}
 
 
 def _bad_rows(run_dir: RunDir, frozen: Plan, shard: int) -> Assignment:

@@ -52,7 +52,9 @@ class Found:
     known: int = 0
 
 
-def run(settings: Settings, out: str, *, hash_contents: bool = False, quiet: bool = False) -> dict[str, Any]:
+def run(
+    settings: Settings, out: str, *, hash_contents: bool = False, quiet: bool = False, log_json: bool = False
+) -> dict[str, Any]:
     """Label what is new or changed in the input of `settings` since the increments in `out`, as one more of them.
 
     hash_contents: compare what files hold, which reads them all, in place of their size and time. An increment that was
@@ -69,7 +71,7 @@ def run(settings: Settings, out: str, *, hash_contents: bool = False, quiet: boo
         done = increments(folder)
         again = Settings(launch=settings.launch, read=settings.read, max_bad=settings.max_bad)
         if done and not api.status(done[-1])["complete"]:
-            api.run(again, done[-1], quiet=quiet)
+            api.run(again, done[-1], quiet=quiet, log_json=log_json)
         known = _Known(done)
         target = folder / f"increment-{len(done) + 1:05d}"
         like = RunDir(done[-1]) if done else None
@@ -78,7 +80,7 @@ def run(settings: Settings, out: str, *, hash_contents: bool = False, quiet: boo
         except _NothingNewError:
             counts = {"folder": None, **_as_dict(known.found)}
             return {"increment": counts, "status": {}, "rows_done": 0}
-        made = api.run(again, target, quiet=quiet)
+        made = api.run(again, target, quiet=quiet, log_json=log_json)
         return made | {"increment": {"folder": str(target), **_as_dict(known.found)}}
 
 

@@ -1,25 +1,36 @@
-"""How far a run is, for whoever watches: a bar on a terminal, a line every 30 seconds elsewhere."""
+"""How far a run is, for whoever watches: a bar on a terminal, a line every 30 seconds elsewhere, or JSON lines."""
 
 from __future__ import annotations
 
 import contextlib
+import datetime
+import json
 import sys
 import time
+from typing import Any
 
 LINE_EVERY_S = 30.0
+
+
+def log_json(event: str, **values: Any) -> None:
+    """One line for a log collector on standard error: when, what, and `values`."""
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
+    with contextlib.suppress(OSError):  # a log on a full disk is no reason to stop
+        print(json.dumps({"time": now, "event": event, **values}), file=sys.stderr, flush=True)
 
 
 class Progress:
     """Shows how many rows are done, on standard error; `quiet` shows nothing."""
 
-    def __init__(self, *, total: int, done: int, bad: int, quiet: bool) -> None:
-        """total: rows to be done here and before; done, bad: of them, rows in parts that are there already."""
+    def __init__(self, *, total: int, done: int, bad: int, quiet: bool, as_json: bool = False) -> None:
+        """total: rows to be done here and before; done, bad: of them, rows in parts that are there already. as_json:
+        lines for a log collector, also on a terminal."""
         self.done, self.bad = done, bad
         self._total, self._first = total, done
         self._begun = self._said = time.monotonic()
         self._bar = None
-        self._silent = quiet
-        if not quiet and sys.stderr.isatty():
+        self._silent, self._as_json = quiet, as_json
+        if not quiet and not as_json and sys.stderr.isatty():
             from tqdm import tqdm
 
             self._bar = tqdm(total=total, initial=done, unit=" images", smoothing=0.1, dynamic_ncols=True)
@@ -28,6 +39,8 @@ class Progress:
         """A remark on the run, above the bar."""
         if self._bar is not None:
             self._bar.write(text, file=sys.stderr)
+        elif self._as_json and not self._silent:
+            log_json("message", message=text)
         elif not self._silent:
             with contextlib.suppress(OSError):  # a log on a full disk is no reason to stop
                 print(text, file=sys.stderr, flush=True)
@@ -44,6 +57,17 @@ class Progress:
             self._said = now
             rate = (done - self._first) / (now - self._begun)
             left_s = (self._total - done) / rate if rate > 0 else 0
+            if self._as_json:
+                log_json(
+                    "progress",
+                    done=done,
+                    total=self._total,
+                    bad=bad,
+                    images_per_s=round(rate, 1),
+                    left_s=round(left_s),
+                    bottleneck=bottleneck,
+                )
+                return
             self.say(
                 f"{done} of {self._total} images, {rate:.0f}/s, {left_s / 60:.0f} min left, {bad} bad, "
                 f"bound by {bottleneck}"

@@ -9,6 +9,7 @@ import typer
 
 from clipbatch import __version__, interrupts
 from clipbatch.cli import fit, label, look, lookup, serve, setup, submit
+from clipbatch.cli.shared import logs_json
 from clipbatch.errors import ClipbatchError
 
 EXIT_CODES = """\
@@ -50,5 +51,10 @@ def main() -> None:
     try:
         app()
     except ClipbatchError as error:
-        print(f"clipbatch: {error}", file=sys.stderr)
+        if logs_json():
+            from clipbatch.progress import log_json
+
+            log_json("error", exit_code=error.exit_code, message=str(error))
+        else:
+            print(f"clipbatch: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from clipbatch.cli.options import Json, Out, Overwrite, takes_settings, takes_some
-from clipbatch.cli.shared import Quiet, RunDirectory, print_facts, show
+from clipbatch.cli.shared import LogFormat, Quiet, RunDirectory, logs_json, print_facts, show
 from clipbatch.config import Settings
 from clipbatch.errors import InputError
 
@@ -36,13 +36,14 @@ def run_command(
     ] = None,
     one_line: Annotated[bool, typer.Option("--one-line", help="No progress; the summary in one line.")] = False,
     quiet: Quiet = False,
+    log_format: LogFormat = "text",
     as_json: Json = False,
 ) -> None:
     """Label images, or go on with a run (then --out alone is enough).
 
     Example: clipbatch run photos/ --labels cat,dog,bird --out scores/
     """
-    from clipbatch import api, summary
+    from clipbatch import api, progress, summary
 
     silent = quiet or one_line
     if incremental:
@@ -50,14 +51,24 @@ def run_command(
 
         if retry_bad or repair or overwrite:
             raise InputError("--incremental adds a run: give --retry-bad, --repair or --overwrite to one of its runs")
-        made = increment.run(settings, out, hash_contents=hash_contents, quiet=silent)
+        made = increment.run(settings, out, hash_contents=hash_contents, quiet=silent, log_json=logs_json())
     elif hash_contents:
         raise InputError("--hash-contents says how --incremental compares: add that, or leave it out")
     else:
-        made = api.run(settings, out, retry_bad=retry_bad, repair=repair, overwrite=overwrite, quiet=silent)
+        made = api.run(
+            settings,
+            out,
+            retry_bad=retry_bad,
+            repair=repair,
+            overwrite=overwrite,
+            quiet=silent,
+            log_json=logs_json(),
+        )
     if metrics:
         summary.write_metrics(metrics, made)
     folder = made.get("increment", {}).get("folder") or out
+    if logs_json() and not silent:
+        progress.log_json("done", out=folder, rows_done=made["rows_done"], status=made["status"])
     if one_line and not as_json:
         print(summary.line(folder, made))
     else:

@@ -44,17 +44,25 @@ def models_command(
     pattern: Annotated[str, typer.Argument(help="Show only names that hold this text.")] = "",
     as_json: Json = False,
 ) -> None:
-    """List the models with their cost: parameters and operations of the image tower, and its input size.
+    """List the models with their cost: input size, parameters and operations of the image tower, and images/s where
+    `make bench` has measured them on this machine.
 
     Example: clipbatch models ViT-B
     """
     from clipbatch.catalog import entries
+    from clipbatch.speeds import measured
 
+    rates = measured()
     found = [entry for entry in entries() if pattern.lower() in entry.name.lower()]
     if as_json:
-        rows = [{name: getattr(entry, name) for name in entry.__slots__} for entry in found]
+        rows = [
+            {name: getattr(entry, name) for name in entry.__slots__} | {"images_per_s": rates.get(entry.name)}
+            for entry in found
+        ]
         print(json.dumps(rows, indent=2))
         return
-    print(f"{'model':40} {'input':>6} {'image Mparam':>13} {'GFLOP an image':>15}")
+    here = f" {'images/s here':>14}" if any(entry.name in rates for entry in found) else ""
+    print(f"{'model':40} {'input':>6} {'image Mparam':>13} {'GFLOP an image':>15}{here}")
     for entry in found:
-        print(f"{entry.name:40} {entry.image_size:>6} {entry.image_mparams:>13.3g} {entry.image_gflop:>15.3g}")
+        rate = f" {rates[entry.name]:>14.3g}" if entry.name in rates else ""
+        print(f"{entry.name:40} {entry.image_size:>6} {entry.image_mparams:>13.3g} {entry.image_gflop:>15.3g}{rate}")

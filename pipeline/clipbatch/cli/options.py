@@ -17,6 +17,20 @@ def _option(panel: str, help_text: str, *names: str, **more: Any) -> Any:
     return typer.Option(*names, help=help_text, rich_help_panel=panel, **more)
 
 
+def complete_models(start: str) -> list[str]:
+    """Names of models for the shell."""
+    from clipbatch import catalog
+
+    return [name for name in catalog.names() if name.lower().startswith(start.lower())]
+
+
+def complete_labels(start: str) -> list[str]:
+    """Names of shipped label sets for the shell."""
+    from clipbatch.labels import shipped
+
+    return [name for name in shipped() if name.startswith(start)]
+
+
 Input = Annotated[
     Optional[list[str]],
     typer.Argument(
@@ -32,7 +46,14 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Throw away the run
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 SETTINGS: dict[str, Any] = {
     "labels": Annotated[
-        Optional[str], _option("Labels", "A text or TOML FILE, a shipped set's name, or a,b,c.", "--labels", "-l")
+        Optional[str],
+        _option(
+            "Labels",
+            "A text or TOML FILE, a shipped set's name, or a,b,c.",
+            "--labels",
+            "-l",
+            autocompletion=complete_labels,
+        ),
     ],
     "template": Annotated[
         Optional[list[str]],
@@ -40,7 +61,13 @@ SETTINGS: dict[str, Any] = {
     ],
     "model": Annotated[
         Optional[str],
-        _option("Model", "open_clip's name, clipbatch-demo, hf-hub:ORG/NAME, or FILE.json.", "--model", "-m"),
+        _option(
+            "Model",
+            "open_clip's name, clipbatch-demo, hf-hub:ORG/NAME, or FILE.json.",
+            "--model",
+            "-m",
+            autocompletion=complete_models,
+        ),
     ],
     "pretrained": Annotated[Optional[str], _option("Model", "Weights: one of open_clip's tags, or a FILE.")],
     "precision": Annotated[Optional[str], _option("Model", "auto, fp16, bf16 or fp32.")],

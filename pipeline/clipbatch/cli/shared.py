@@ -7,6 +7,30 @@ from typing import Annotated, Any
 
 import typer
 
+_log = {"format": "text"}
+
+
+def logs_json() -> bool:
+    """Whether this invocation was asked for --log-format json."""
+    return _log["format"] == "json"
+
+
+def _choose_log(chosen: str) -> str:
+    if chosen not in ("text", "json"):
+        raise typer.BadParameter(f"{chosen!r} is neither text nor json")
+    _log["format"] = chosen
+    return chosen
+
+
+LogFormat = Annotated[
+    str,
+    typer.Option(
+        "--log-format",
+        help="text, or json: progress, messages and the error as JSON lines on standard error, for log collectors.",
+        callback=_choose_log,
+        is_eager=True,  # so that wrong settings are told in the same way
+    ),
+]
 RunDirectory = Annotated[str, typer.Argument(help="A run directory.", metavar="RUN")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary; errors only.")]
 

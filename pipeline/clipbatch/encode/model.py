@@ -35,6 +35,8 @@ class Model:
     """open_clip's CLIP, CustomTextCLIP or CoCa."""
     tokenizer: Any
     name: str
+    weights: Path
+    """Their file."""
     weights_sha256: str
     height: int
     """Of the input, pixels."""
@@ -104,6 +106,7 @@ def load(settings: ModelSettings) -> Model:
         module=module,
         tokenizer=tokenizer,
         name=name,
+        weights=weights,
         weights_sha256=file_sha256(weights),
         height=height,
         width=width,
@@ -155,8 +158,8 @@ def _weights(name: str, pretrained: str | None) -> Path:
         tag = f" --pretrained {pretrained}" if pretrained else ""
         raise InputError(
             f"the weights {pretrained or ''} of {name} are neither cached here nor reachable "
-            f"({constants.ENDPOINT}: {type(error).__name__}): run once with a network (clipbatch run ... "
-            f"--model {name}{tag}), copy {constants.HF_HUB_CACHE} from a machine that has them, or give "
+            f"({constants.ENDPOINT}: {type(error).__name__}): fetch them once with a network (clipbatch fetch "
+            f"{name}{tag}), copy {constants.HF_HUB_CACHE} from a machine that has them, or give "
             f"--pretrained FILE; --model {catalog.DEMO} needs no download"
         ) from error
 

@@ -1,0 +1,100 @@
+"""A settings file and a label file to start from, written once and then the user's own. Overwrites nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from clipbatch import catalog, labels, source
+from clipbatch.atomic import publish
+from clipbatch.config import LabelSettings, SourceSettings
+from clipbatch.errors import InputError
+from clipbatch.uris import is_url
+
+CONFIG, LABELS = "clipbatch.toml", "labels.txt"
+EXAMPLE_LABELS = "person,animal,vehicle,building,food,document,landscape"
+_CONFIG = """\
+# Settings of clipbatch: clipbatch run --config {config} --out scores/
+# Every option of `clipbatch run` has its name here, with _ or - between words; options on the command line win.
+
+inputs = [{images}]       # folders, images, manifests, archives, urls, patterns
+labels = {labels}         # a text or TOML file, or a shipped set
+# template = ["a photo of a {{}}."]
+
+model = {model}           # `clipbatch models` lists what there is, and what it costs
+{pretrained}
+
+# embeddings = true       # also write image embeddings, for clipbatch rescore
+# top_k = 5               # the best labels instead of all scores
+# reference = true        # slow and exact: open_clip's own transform and fp32
+max_bad = "5%"            # stop as broken when more images are bad
+"""
+_LABELS = "# One label a line; blank lines and lines that start with # are skipped.\n"
+
+
+def check_images(text: str) -> str:
+    """`text` as it stands in a settings file that is used from any folder.
+
+    Raises: InputError where it is nothing that a run would take.
+    """
+    source.listers(SourceSettings(inputs=(text,)))
+    return text if is_url(text) else os.path.abspath(text)
+
+
+def check_labels(text: str) -> str:
+    """Raises: InputError where `text` is neither a list, nor a shipped set, nor a file with labels."""
+    labels.load(LabelSettings(labels=text))
+    return text
+
+
+def check_free(folder: Path) -> None:
+    """Raises: InputError where `folder` is none, or one of the files is there."""
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder: make it first")
+    for name in (CONFIG, LABELS):
+        if (folder / name).exists():
+            raise InputError(f"{folder / name} is there already: change it, remove it, or choose another folder")
+
+
+def write(folder: Path, *, images: str, label_spec: str, model: str, pretrained: str | None) -> list[Path]:
+    """Write the settings and, where labels are given as a list, the label file into `folder`; returns what was written.
+
+    Raises: InputError as the checks do, and where `folder` cannot be written.
+    """
+    check_free(folder)
+    images, model = check_images(images), catalog.canonical(model)
+    catalog.check_weights(pretrained)
+    found = labels.load(LabelSettings(labels=check_labels(label_spec)))
+    written, config = [], (folder / CONFIG).absolute()
+    spec = label_spec
+    if os.path.isfile(label_spec):
+        spec = os.path.abspath(label_spec)
+    elif label_spec not in labels.shipped():
+        spec = str((folder / LABELS).absolute())
+        _write(Path(spec), _LABELS + "".join(f"{name}\n" for name in found.names))
+        written.append(Path(spec))
+    weights = pretrained or catalog.default_weights(model)
+    text = _CONFIG.format(
+        config=config.name,
+        images=_toml(images),
+        labels=_toml(spec),
+        model=_toml(model),
+        pretrained=f"pretrained = {_toml(weights)}" if weights else '# pretrained = ""',
+    )
+    _write(config, text)
+    return [config, *written]
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        content = text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{error.object[error.start - 20 : error.end + 20]!r} is not valid text: rename it") from error
+    with publish(path) as file:
+        file.write(content)
+
+
+def _toml(text: str) -> str:
+    """A basic string of TOML 1.0."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
