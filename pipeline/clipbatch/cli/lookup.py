@@ -44,8 +44,8 @@ def models_command(
     pattern: Annotated[str, typer.Argument(help="Show only names that hold this text.")] = "",
     as_json: Json = False,
 ) -> None:
-    """List the models with their cost: input size, parameters and operations of the image tower, and images/s where
-    `make bench` has measured them on this machine.
+    """List the models with their cost: parameters and operations of the image tower, and its input size; and with
+    images/s where make bench has measured them on this machine.
 
     Example: clipbatch models ViT-B
     """

@@ -21,7 +21,7 @@ def complete_models(start: str) -> list[str]:
     """Names of models for the shell."""
     from clipbatch import catalog
 
-    return [name for name in catalog.names() if name.lower().startswith(start.lower())]
+    return [name for name in catalog.names() if name.startswith(start)]
 
 
 def complete_labels(start: str) -> list[str]:
