@@ -153,7 +153,9 @@ def run(
             for shard, _ in _problems(run_dir, frozen, mine):
                 run_dir.remove_part(shard, frozen)
         run_dir.make_parts()
-        return _label(settings, run_dir, frozen, workers, rank, mine, begun, retry_bad=retry_bad, quiet=quiet)
+        return _label(
+            settings, run_dir, frozen, workers, rank, mine, begun, retry_bad=retry_bad, quiet=quiet, log_json=log_json
+        )
 
 
 def _label(
@@ -167,6 +169,7 @@ def _label(
     *,
     retry_bad: bool,
     quiet: bool,
+    log_json: bool,
 ) -> dict[str, Any]:
     """Do what is not done of the shards `mine`; returns the report. begun: when the invocation began."""
     finished = run_dir.done(frozen)
