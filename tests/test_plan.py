@@ -38,6 +38,7 @@ RUNTIME: dict[str, Any] = {
     **{"template": ["a photo of a {}."], "labels": "zebra , ant", "decode_timeout": 9, "worker_timeout": 9},
     **{"decode_threads": 3, "profile": "trace.json"},
     **{"gpus": "0,1", "workers": 3, "rank": 1, "world_size": 2, "shards": "0-1"},
+    **{"engine": "ray", "cpus_per_worker": 2},
 }
 """Settings that may differ between two commands of one run; labels and template as spelled, not as meant."""
 
