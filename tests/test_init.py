@@ -83,7 +83,10 @@ def test_yes_asks_nothing_and_without_a_terminal_nothing_is_asked(cli: Cli, phot
         assert "--images" in cli("init", tmp_path / "empty", *given, code=3).stderr
     for wrong in (["--labels", "cat"], ["--labels", "a,b", "--model", "ViTB32"]):
         assert "clipbatch: " in cli("init", tmp_path / "empty", "--images", photos, *wrong, code=3).stderr
-    assert "not a folder" in cli("init", tmp_path / "none", "--images", photos, "--yes", code=3).stderr
+    (tmp_path / "file").touch()
+    assert "not a folder" in cli("init", tmp_path / "file", "--images", photos, "--yes", code=3).stderr
+    cli("init", tmp_path / "made" / "here", "--images", photos, "--yes")
+    assert (tmp_path / "made" / "here" / "clipbatch.toml").exists()
     assert os.listdir(tmp_path / "empty") == []
 
 

@@ -30,8 +30,10 @@ def test_lines_of_progress_say_how_far_the_run_is(
     monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
     shown = progress.Progress(total=10, done=2, bad=1, quiet=False, as_json=True)
     shown.say("a worker ended")
+    shown.show(4, 1, "decode")
     shown.show(6, 2, "decode")
-    message, line = (json.loads(text) for text in capsys.readouterr().err.splitlines())
+    message, first, line = (json.loads(text) for text in capsys.readouterr().err.splitlines())
+    assert (first["done"], first["images_per_s"]) == (4, 0)
     assert (message["event"], message["message"]) == ("message", "a worker ended")
     assert {name: line[name] for name in ("event", "done", "total", "bad", "bottleneck")} == {
         "event": "progress",

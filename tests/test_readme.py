@@ -23,8 +23,8 @@ ELSEWHERE = {
     "curl": "tests/test_serve_http.py asks the service",
 }
 """Commands that begin so are not run here, and why."""
-ADDED = {"clipbatch submit slurm": " --dry-run"}
-"""What is added to commands that begin so: tests/slurm submits them to a cluster."""
+ADDED = {"clipbatch submit slurm": " --dry-run", "clipbatch tune": " --budget 20"}
+"""What is added to commands that begin so: tests/slurm submits to a cluster, and what `tune` finds does not matter."""
 DEFAULT_WEIGHTS = "models--laion--CLIP-ViT-B-32-laion2B-s34B-b79K"
 
 
@@ -72,13 +72,7 @@ def folder(tmp_path: Path) -> Path:
 def test_the_commands_of_a_section_run_and_print_what_it_shows(
     commands: str, shown: str, folder: Path, hub: Path, bucket: str
 ) -> None:
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "HF_HOME": str(hub),
-        "HF_HUB_OFFLINE": "1",
-        "XDG_CACHE_HOME": str(folder / "cache"),
-    }
+    environment = _environment(folder, hub)
     printed = ""
     for command in re.sub(r"\\\n\s*", "", commands).splitlines():
         if command.startswith(tuple(ELSEWHERE)):
@@ -102,6 +96,27 @@ def test_the_commands_of_a_section_run_and_print_what_it_shows(
 def _with_what_is_added(command: str) -> str:
     bare = command.partition("#")[0].rstrip()
     return bare + next((more for begin, more in ADDED.items() if command.startswith(begin)), "")
+
+
+def test_the_python_block_runs(folder: Path, hub: Path) -> None:
+    (block,) = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    made = subprocess.run(
+        [sys.executable, "-c", block], cwd=folder, env=_environment(folder, hub), capture_output=True, text=True
+    )
+    assert made.returncode == 0, made.stderr
+    assert "None" in made.stdout  # the label of the broken image
+    assert (folder / "scores" / "report.json").exists()
+
+
+def _environment(folder: Path, hub: Path) -> dict[str, str]:
+    return {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "HF_HOME": str(hub),
+        "HF_HUB_OFFLINE": "1",
+        "XDG_CACHE_HOME": str(folder / "cache"),
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
 
 
 def _without_numbers(line: str) -> str:

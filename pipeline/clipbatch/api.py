@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.resources
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from clipbatch import catalog, child, launch, ranks, report, source, summary
+from clipbatch import catalog, child, launch, ranks, report, source
 from clipbatch import compact as compactor
 from clipbatch import labels as label_files
 from clipbatch import plan as planner
@@ -284,27 +282,3 @@ def _problems(run_dir: RunDir, frozen: Plan, shards: Iterable[int]) -> list[tupl
     if run_dir.done(frozen) and run_dir.model_facts() is None:
         raise InputError(f"{run_dir.model_file} is gone, without which no part can be checked: restore it")
     return list(verifier.problems(run_dir, frozen, shards))
-
-
-def demo(out: str | os.PathLike[str], *, quiet: bool = False) -> str:
-    """Label the sample images with the embedded model; returns what there is to see, as text."""
-    images = importlib.resources.files("clipbatch") / "demo" / "images"
-    settings = from_flat({"inputs": [str(images)], "labels": "cifar10", "model": catalog.DEMO})
-    try:
-        made = run(settings, out, quiet=quiet)
-    except InputError as error:
-        raise InputError(f"{error} (the demo writes to {out}: choose another folder with --out)") from error
-    return _table(RunDir(out)) + "\n\n" + summary.text(os.fspath(out), made)
-
-
-def _table(run_dir: RunDir) -> str:
-    """All rows of a small run: file, label, score, status."""
-    import pyarrow.parquet as pq
-
-    rows = pq.read_table(run_dir.parts, columns=["uri", "label", "score", "status", "error"]).to_pylist()
-    lines = [f"{'image':28} {'label':12} {'score':>5}  status"]
-    for row in rows:
-        label, score = (row["label"], f"{row['score']:.2f}") if row["status"] == "ok" else ("-", "-")
-        what = row["status"] if row["status"] == "ok" else f"{row['status']}: {row['error']}"
-        lines.append(f"{Path(row['uri']).name:28} {label:12} {score:>5}  {what}"[:118])
-    return "\n".join(lines)

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from clipbatch import catalog, labels, source
-from clipbatch.atomic import publish
+from clipbatch.atomic import publish, writing_failed
 from clipbatch.config import LabelSettings, SourceSettings
 from clipbatch.errors import InputError
 from clipbatch.uris import is_url
@@ -49,9 +49,9 @@ def check_labels(text: str) -> str:
 
 
 def check_free(folder: Path) -> None:
-    """Raises: InputError where `folder` is none, or one of the files is there."""
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder: make it first")
+    """Raises: InputError where `folder` is something else, or one of the files is there."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is not a folder: name one, or a place where one can be made")
     for name in (CONFIG, LABELS):
         if (folder / name).exists():
             raise InputError(f"{folder / name} is there already: change it, remove it, or choose another folder")
@@ -91,6 +91,10 @@ def _write(path: Path, text: str) -> None:
         content = text.encode()
     except UnicodeEncodeError as error:
         raise InputError(f"{error.object[error.start - 20 : error.end + 20]!r} is not valid text: rename it") from error
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise writing_failed(path.parent, error) from error
     with publish(path) as file:
         file.write(content)
 

@@ -162,7 +162,7 @@ class Supervisor:
         for process in self._processes:
             if not process.loaded and not process.explained and time.monotonic() - process.begun > EXPLAIN_AFTER_S:
                 process.explained = True
-                self._progress.say(f"still loading the model on {process.seat}; weights are fetched on first use")
+                self._progress.say(f"still loading the model on {process.seat}, or fetching its weights")
 
     def _end_the_silent(self) -> None:
         for process in self._processes:

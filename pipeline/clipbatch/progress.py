@@ -26,8 +26,9 @@ class Progress:
         """total: rows to be done here and before; done, bad: of them, rows in parts that are there already. as_json:
         lines for a log collector, also on a terminal."""
         self.done, self.bad = done, bad
-        self._total, self._first = total, done
-        self._begun = self._said = time.monotonic()
+        self._total = total
+        self._said = time.monotonic()
+        self._first: tuple[int, float] | None = None
         self._bar = None
         self._silent, self._as_json = quiet, as_json
         if not quiet and not as_json and sys.stderr.isatty():
@@ -53,9 +54,10 @@ class Progress:
             self._bar.update(more)
             return
         now = time.monotonic()
+        first_done, begun = self._first = self._first or (done, now)  # rates count from here, not while models load
         if not self._silent and now - self._said >= LINE_EVERY_S:
             self._said = now
-            rate = (done - self._first) / (now - self._begun)
+            rate = (done - first_done) / (now - begun) if now > begun else 0.0
             left_s = (self._total - done) / rate if rate > 0 else 0
             if self._as_json:
                 log_json(

@@ -13,7 +13,7 @@ def text(out: str, report: dict[str, Any]) -> str:
     """The end of a run in a few lines. out: the run directory."""
     if "this_run" not in report:
         return f"nothing is new or changed: {report['increment']['known']} images are known"
-    done, here = report["rows_done"], report["this_run"]
+    done, here, out = report["rows_done"], report["this_run"], out.rstrip("/") or "/"
     passed = sum(report["passed_over"].values())
     part = report["part"]
     lines = []

@@ -130,6 +130,6 @@ def demo_command(
 
     Example: clipbatch demo
     """
-    from clipbatch import api
+    from clipbatch.demo.label import label
 
-    print(api.demo(out, quiet=quiet))
+    print(label(out, quiet=quiet))
