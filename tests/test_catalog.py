@@ -138,3 +138,15 @@ def test_weights_that_are_a_file_name_must_be_there(
     Path(pretrained).parent.mkdir(exist_ok=True)
     Path(pretrained).touch()
     catalog.check_weights(pretrained)
+
+
+def test_transformers_is_wanted_for_text_towers_that_it_makes_and_where_nobody_can_tell(tmp_path: Path) -> None:
+    import open_clip
+
+    made_by_it = {name for name in catalog.names() if catalog.wants_transformers(name)}
+    assert made_by_it == {
+        name for name in open_clip.list_models() if "hf_model_name" in open_clip.get_model_config(name)["text_cfg"]
+    }
+    assert "roberta-ViT-B-32" in made_by_it
+    assert catalog.wants_transformers("hf-hub:org/name")
+    assert catalog.wants_transformers(f"local-dir:{tmp_path}")

@@ -13,9 +13,12 @@ def test_libraries_find_what_they_need_and_compiling_works_afterwards() -> None:
     run("""
 import gc, sys
 from clipbatch import startup
-with startup.quick_imports():
+with startup.quick_imports(transformers=False):
     import clipbatch.pipeline
 import clipbatch.decode.torchvision
+assert "transformers" not in sys.modules
+import transformers
+assert transformers.__version__
 assert gc.isenabled()
 assert "torch._dynamo" not in sys.modules
 assert "torch._dynamo.utils" not in sys.modules
@@ -39,12 +42,12 @@ assert double(torch.ones(2)).tolist() == [2, 2]
 def test_what_else_is_asked_of_the_compiler_meanwhile_is_its_own() -> None:
     run("""
 from clipbatch import startup
-with startup.quick_imports():
+with startup.quick_imports(transformers=False):
     from torch._dynamo.utils import counters, is_compile_supported
 import torch._dynamo.utils
 assert counters is torch._dynamo.utils.counters
 assert is_compile_supported("cpu") is torch._dynamo.utils.is_compile_supported("cpu")
-with startup.quick_imports():  # and where it is there already
+with startup.quick_imports(transformers=False):  # and where it is there already
     from torch._dynamo.utils import is_compile_supported
 assert is_compile_supported is torch._dynamo.utils.is_compile_supported
 """)

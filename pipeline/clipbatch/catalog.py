@@ -55,11 +55,23 @@ def gflop(model: str) -> float:
 
 def names() -> list[str]:
     """open_clip's model names, read from its folder of configurations, and the embedded one."""
+    return sorted([DEMO, *(path.stem for path in _open_clips_configs().glob("*.json"))])
+
+
+def _open_clips_configs() -> Path:
     package = importlib.util.find_spec("open_clip")
     assert package
     assert package.submodule_search_locations
-    configs = Path(package.submodule_search_locations[0], "model_configs")
-    return sorted([DEMO, *(path.stem for path in configs.glob("*.json"))])
+    return Path(package.submodule_search_locations[0], "model_configs")
+
+
+def wants_transformers(model: str) -> bool:
+    """Whether open_clip makes the model's text tower by the package transformers; also where nobody can tell yet."""
+    ours = model == DEMO or model.endswith(".json")
+    try:
+        return "hf_model_name" in (config_file(model) if ours else _open_clips_configs() / f"{model}.json").read_text()
+    except OSError:  # one that says it on a hub, or in a folder
+        return True
 
 
 def canonical(model: str) -> str:

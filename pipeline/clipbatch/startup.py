@@ -1,6 +1,7 @@
-"""Import large libraries in less time: without torch's compiler, which takes about as long as torch's own import.
+"""Import large libraries in less time: without torch's compiler, which takes about as long as torch's own import, and
+without transformers, which takes another third.
 
-Knows nothing of what is imported. Whoever compiles has the compiler imported then.
+Knows nothing of what is imported. Whoever compiles, or makes a tokenizer, has these imported then.
 """
 
 from __future__ import annotations
@@ -13,22 +14,28 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
-_COMPILER = "torch._dynamo.utils"
+_COMPILER, _TRANSFORMERS = "torch._dynamo.utils", "transformers"
 
 
 @contextlib.contextmanager
-def quick_imports() -> Iterator[None]:
+def quick_imports(*, transformers: bool) -> Iterator[None]:
     """While torchvision, timm and open_clip are imported in here, the compiler is not, and no garbage is looked for.
 
+    transformers: let open_clip import that too, if it is there; it has no text towers of that package otherwise.
     torchvision imports the compiler for a rare case of `roi_align`, which imports it then; timm to exempt functions of
     NaFlexViT from it, which no model of open_clip has, and which are then not exempt.
     """
     collects = gc.isenabled()
     gc.disable()
+    hidden = not transformers and _TRANSFORMERS not in sys.modules
+    if hidden:
+        sys.modules[_TRANSFORMERS] = None  # type: ignore[assignment]
     try:
         with contextlib.nullcontext() if _COMPILER in sys.modules else _without_compiler():
             yield
     finally:
+        if hidden:
+            del sys.modules[_TRANSFORMERS]
         if collects:
             gc.enable()
 

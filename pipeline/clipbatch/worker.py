@@ -89,18 +89,19 @@ def _stay_on(cores: set[int]) -> None:
 def _work(
     channel: _Channel, path: str, fingerprint: str, device: str, runtime: dict[str, Any], journal_fd: int
 ) -> None:
+    from clipbatch import catalog
     from clipbatch.flow import bottleneck
     from clipbatch.journal import Journal
-
-    with startup.quick_imports():
-        from clipbatch.pipeline import Task, Worker
-        from clipbatch.profiling import Profile
     from clipbatch.rundir import RunDir
     from clipbatch.types import Reject
 
-    worker = Worker(
-        RunDir(path), fingerprint, device, runtime, Journal(journal_fd), lambda text: channel.emit("say", text=text)
-    )
+    run = RunDir(path)
+    model = run.plan_of(fingerprint).settings["model"]
+    with startup.quick_imports(transformers=catalog.wants_transformers(model)):
+        from clipbatch.pipeline import Task, Worker
+        from clipbatch.profiling import Profile
+
+    worker = Worker(run, fingerprint, device, runtime, Journal(journal_fd), lambda text: channel.emit("say", text=text))
     channel.emit("loaded")
 
     def tasks() -> Iterator[Task]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from clipbatch import startup
+from clipbatch import catalog, startup
 from clipbatch.cli.label import PANEL
 from clipbatch.cli.options import takes_some
 from clipbatch.cli.shared import Quiet
@@ -47,7 +47,7 @@ def serve_command(
         given["columns"] = [name for names in given["columns"] for name in names.split(",") if name]
     settings = from_flat((read_toml(config) if config else {}) | given)
     try:
-        with startup.quick_imports():
+        with startup.quick_imports(transformers=catalog.wants_transformers(settings.model.model)):
             from clipbatch.serve import Limits, serve
     except ModuleNotFoundError as error:
         if error.name not in ("starlette", "uvicorn"):
