@@ -105,7 +105,7 @@ def test_images_are_prepared_and_encoded_as_open_clip_does(made: Made, tmp_path:
             images.append(transform(image))
     with torch.no_grad():
         theirs_BD = theirs.encode_image(torch.stack(images), normalize=True)
-    encode = Encode(ours, precision="fp32", device="cpu")
+    encode = Encode(ours, precision="fp32", device="cpu", batch_size=len(files))
     apart = float((theirs_BD[0] - theirs_BD[1]).abs().max())
     for decoder, tolerance in (("open_clip", 0.001), ("pil", 0.05)):  # a share of what two images differ by
         decode = Decode(DecodeSettings(decoder=decoder), target, batch_size=3, device="cpu")  # type: ignore[arg-type]
