@@ -16,6 +16,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 run: setup  ## label the sample images with the embedded model and show the result
+	rm -rf demo-scores  # an older version's run may have other settings
 	$(BIN)/clipbatch demo --out demo-scores
 
 test: setup  ## run all tests
