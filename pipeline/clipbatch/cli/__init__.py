@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -45,8 +47,10 @@ def _root(
     pass
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Run the command line; end the process with the exit code of what happened."""
+    code = [1]  # of an exception that is a bug, whose trace Python prints
+    atexit.register(_leave, code)  # the first to be registered is the last to be called
     interrupts.install()
     try:
         app()
@@ -57,4 +61,21 @@ def main() -> None:
             log_json("error", exit_code=error.exit_code, message=str(error))
         else:
             print(f"clipbatch: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        code[0] = error.exit_code
+    except SystemExit as asked:
+        code[0] = asked.code if isinstance(asked.code, int) else 0 if asked.code is None else 1
+    sys.exit(code[0])
+
+
+def _leave(code: list[int]) -> NoReturn:
+    """End the process at once: a thread of Arrow's that lets go of a Python object while the interpreter is taken down
+    aborts it (apache/arrow#34314), and a command that did its work would exit with 134."""
+    try:
+        if sys.stdout:  # None where the caller closed it
+            sys.stdout.flush()
+    except BrokenPipeError:
+        pass  # whoever read has read enough
+    except OSError as error:
+        print(f"clipbatch: cannot write to standard output: {error}", file=sys.stderr)
+        code[0] = 1
+    os._exit(code[0])
