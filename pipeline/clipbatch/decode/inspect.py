@@ -6,6 +6,7 @@ torchvision, that the parser of DALI's own decoder (nvImageCodec) refuses or tha
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,7 +45,7 @@ class Header:
 def inspect(data: bytearray) -> Header | None:
     """The header of `data`, or None where only Pillow should look at it: of another kind, odd, damaged or cut off."""
     kind = kind_of(data)
-    if kind == "jpeg" and data.count(b"\xff\xda") > 100:
+    if kind == "jpeg" and not _is_one_scan(data) and data.count(b"\xff\xda") > 100:
         return None
     if kind not in _CHANNELS or is_cut_off(data, kind) or data[12:16] == b"VP8X":
         return None
@@ -111,13 +112,31 @@ def _orientation(data: bytearray, kind: str) -> int:
 
 def _jpeg_exif(data: bytearray) -> bytes | None:
     """The Exif payload of the first APP1 segment that has one (Exif 2.3, 4.7.2)."""
-    at = 2
-    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
-        size = int.from_bytes(data[at + 2 : at + 4], "big")
-        if data[at + 1] == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
-            return bytes(data[at + 4 : at + 2 + size])
-        at += 2 + size
+    for marker, at, end in _jpeg_segments(data):
+        if marker == 0xE1 and data[at : at + 6] == b"Exif\0\0":
+            return bytes(data[at:end])
     return None
+
+
+def _is_one_scan(data: bytearray) -> bool:
+    """Whether libjpeg reads one scan of this JPEG and refuses more: it is not progressive, and the first scan has all
+    components (ITU-T T.81, B.2.2 and B.2.3). Asked because counting the scans takes six times as long as the rest."""
+    components = 0
+    for marker, at, end in _jpeg_segments(data):
+        if marker in (0xC0, 0xC1) and at + 5 < end:
+            components = data[at + 5]
+        if marker == 0xDA:
+            return at < end and 0 < components == data[at]
+    return False
+
+
+def _jpeg_segments(data: bytearray) -> Iterator[tuple[int, int, int]]:
+    """Marker, and beginning and end of the payload, of each segment up to the first scan's header."""
+    at, marker = 2, 0
+    while at + 4 <= len(data) and data[at] == 0xFF and marker != 0xDA:
+        marker, size = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+        yield marker, at + 4, min(at + 2 + size, len(data))
+        at += 2 + size
 
 
 def _png_exif(data: bytearray) -> bytes | None:

@@ -45,14 +45,15 @@ class TorchvisionDecoder:
     def _crop(self, image_CHW: Tensor, geometry: Geometry) -> Tensor:
         """Resize only up to the end of the crop, with the scale of the whole image, and cut what is before it."""
         y, x = geometry.y, geometry.x
-        needed_CHW = image_CHW[:, : _rows_needed(y), : _rows_needed(x)]
+        needed_HWC = image_CHW.permute(1, 2, 0)[: _needed(y), : _needed(x)].contiguous()
+        needed_BCHW = needed_HWC[None].permute(0, 3, 1, 2)  # channels last by its strides: twice as fast, same pixels
         size = [y.crop + y.kept, x.crop + x.kept]
-        resized_BCHW = self._resize(needed_CHW[None], size, False, y.resized / y.source, x.resized / x.source)
+        resized_BCHW = self._resize(needed_BCHW, size, False, y.resized / y.source, x.resized / x.source)
         stored_CHW: Tensor = resized_BCHW[0, :, y.crop :, x.crop :]
         return stored_CHW
 
 
-def _rows_needed(axis: Axis) -> int:
+def _needed(axis: Axis) -> int:
     """Source pixels up to the end of the crop and of the filter around it (a cubic reaches 2 pixels of the smaller)."""
     reach = 2 * max(axis.source / axis.resized, 1.0) + 1
     return min(axis.source, math.ceil(axis.region[1] + reach))
