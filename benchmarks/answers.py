@@ -16,6 +16,7 @@ import socket
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,8 +25,8 @@ import urllib3
 
 import timing
 from clipbatch import Classifier
-from serve import Client, Service, at_once, serving
-from speed import DEMO_IMAGES
+from contestants import DEMO_IMAGES
+from serve import Client, Service, as_names, serving
 
 CLOSE = 1e-3
 """Between scores of batches of other sizes, in bf16."""
@@ -40,6 +41,25 @@ def hang_up(url: str, body: bytes, send: int) -> None:
     )
     with socket.create_connection((where.hostname or "", where.port or 0)) as sock:
         sock.sendall(head.encode() + body[:send])
+
+
+def at_once(clients: int, work: Callable[[int], None]) -> None:
+    """Call `work` with the number of each client, in a thread each; raises what the first of them raised."""
+    failed = list[BaseException]()
+
+    def guarded(number: int) -> None:
+        try:
+            work(number)
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(number,)) for number in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failed:
+        raise failed[0]
 
 
 def answers(service: Service, images: list[Path], requests: int, clients: int) -> dict[str, int]:
@@ -66,7 +86,7 @@ def answers(service: Service, images: list[Path], requests: int, clients: int) -
                 result = "hung up"
             else:
                 try:
-                    rows = one.names(some)
+                    rows = one.rows(*as_names(some))
                     right = len(rows) == len(some) and all(map(is_right, rows, some))
                     result = "right" if right else "wrong"
                 except (RuntimeError, urllib3.exceptions.HTTPError):

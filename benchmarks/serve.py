@@ -1,19 +1,21 @@
 """What a model that stays loaded is worth: the time of a job of ten images, and throughput over HTTP.
 
-    python benchmarks/serve.py [FOLDER] [--rounds N] [--clients N] [--report PATH]
+    python benchmarks/serve.py [FOLDER] [--model M [--pretrained F]] [--rounds N] [--clients N] [--report PATH]
 
-The embedded model on the CPU; the service is a process of its own, and what asks it is this one, on the same cores.
+On the CPU, with the embedded model unless another is named; the service is a process of its own, and what asks it works
+on the same cores.
 
     latency      ten photographs, in turns: a `clipbatch run` for them; a manifest dropped into the service's spool,
                  until its answer is there; their names sent to POST /classify, until they are answered. Of the two
                  services a round's figure is the median of REPEATS
     throughput   in turns: the images/s that the report of a `clipbatch run` states, without loading the model, and
-                 those of `--clients` clients that send one request after the other, names or files; and the
-                 CPU milliseconds an image of the run or of the service, which feel other work on the machine less
+                 those over HTTP, where wrk keeps `--clients` connections busy with names or files; and the CPU
+                 milliseconds an image of the run or of the service, which feel other work on the machine less
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -24,9 +26,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -34,25 +35,27 @@ from typing import Any
 import urllib3
 
 import timing
-from speed import DEMO_IMAGES, SHARED_PHOTOS, photographs
+from clipbatch import catalog
+from contestants import DEMO_IMAGES, SHARED_PHOTOS, photographs, random_weights
+from load import load, prepare
 from supervision import cpu_s
 
 JOB = 10
 REPEATS = 20
 PER_REQUEST = (1, 10)
 """Images in a request of the throughput's contestants."""
-MODEL = ("--model", "clipbatch-demo", "--labels", "cifar10", "--device", "cpu")
+OPTIONS = ("--labels", "cifar10", "--device", "cpu", "--model", catalog.DEMO)
 EXPECTED = (
     "a job of ten images at least 50 times as fast as a process for it, as the start of Python, torch and the model "
-    "takes seconds; HTTP at least 0.8 of a run's images/s at 32 clients, though the clients take part of the cores."
+    "takes seconds; HTTP at least 0.8 of a run's images/s at 32 clients."
 )
 
 
 class Service:
     """`clipbatch serve` in a process of its own."""
 
-    def __init__(self, spool: Path, root: Path) -> None:
-        command = [sys.executable, "-m", "clipbatch", "serve", str(spool), *MODEL, "--http", "0", "--root", str(root)]
+    def __init__(self, spool: Path, root: Path, options: Sequence[str]) -> None:
+        command = [sys.executable, "-m", "clipbatch", "serve", str(spool), *options, "--http", "0", "--root", str(root)]
         self.spool = spool
         self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         assert self._process.stderr
@@ -84,25 +87,29 @@ class Service:
             raise SystemExit(f"the service ended with {self._process.returncode}")
 
 
+def as_names(names: list[str]) -> tuple[str, bytes]:
+    """Content type and body of a request for images below the root."""
+    return "application/json", json.dumps({"paths": names}).encode()
+
+
+def as_files(paths: list[Path]) -> tuple[str, bytes]:
+    """Content type and body of a request with images."""
+    if len(paths) == 1:
+        return "image/jpeg", paths[0].read_bytes()
+    body, kind = urllib3.encode_multipart_formdata(
+        [("image", (path.name, path.read_bytes(), "image/jpeg")) for path in paths]
+    )
+    return kind, body
+
+
 class Client:
     """One connection that is kept, as a client in a loop has it."""
 
     def __init__(self, url: str) -> None:
         self._pool, self._url = urllib3.PoolManager(), f"{url}/classify"
 
-    def names(self, names: list[str]) -> list[dict[str, Any]]:
-        """The rows of images below the root."""
-        return self._rows(json.dumps({"paths": names}).encode(), "application/json")
-
-    def files(self, paths: list[Path]) -> list[dict[str, Any]]:
-        """The rows of images that are sent."""
-        if len(paths) == 1:
-            return self._rows(paths[0].read_bytes(), "image/jpeg")
-        fields = [("image", (path.name, path.read_bytes(), "image/jpeg")) for path in paths]
-        body, kind = urllib3.encode_multipart_formdata(fields)
-        return self._rows(body, kind)
-
-    def _rows(self, body: bytes, kind: str) -> list[dict[str, Any]]:
+    def rows(self, kind: str, body: bytes) -> list[dict[str, Any]]:
+        """The answer to a request."""
         answer = self._pool.request("POST", self._url, body=body, headers={"content-type": kind}, retries=False)
         if answer.status != 200:
             raise RuntimeError(f"{answer.status}: {answer.data[:200]!r}")
@@ -110,34 +117,15 @@ class Client:
         return rows
 
 
-def at_once(clients: int, work: Callable[[int], None]) -> None:
-    """Call `work` with the number of each client, in a thread each; raises what the first of them raised."""
-    failed = list[BaseException]()
-
-    def guarded(number: int) -> None:
-        try:
-            work(number)
-        except BaseException as error:
-            failed.append(error)
-
-    threads = [threading.Thread(target=guarded, args=(number,)) for number in range(clients)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failed:
-        raise failed[0]
-
-
 class Contest:
     """All contestants over the same photographs."""
 
     def __init__(
-        self, photos: list[Path], scratch: Path, service: Service, root: Path, clients: int, images: int
+        self, photos: list[Path], scratch: Path, service: Service, options: Sequence[str], args: argparse.Namespace
     ) -> None:
-        """images: in a round of the throughput's contestants."""
-        self._photos, self._scratch, self._service, self._root = photos, scratch, service, root
-        self._clients, self._images = clients, images
+        """options: of the service, and of a run."""
+        self._photos, self._scratch, self._service, self._root = photos, scratch, service, args.folder.resolve()
+        self._options, self._clients, self._images, self._seconds = options, args.clients, args.images, args.seconds
         self._used_s = self._start_cpu_s = 0.0
         self.cpu_ms: dict[str, list[float]] = {}
         """CPU milliseconds an image, the clients' not counted, by contestant, the warm-up's first."""
@@ -147,7 +135,7 @@ class Contest:
         with tempfile.TemporaryDirectory(dir=self._scratch) as folder:
             listing = Path(folder, "list.txt")
             listing.write_text("".join(f"{path}\n" for path in paths))
-            command = [sys.executable, "-m", "clipbatch", "run", str(listing), *MODEL, "--json", "--quiet"]
+            command = [sys.executable, "-m", "clipbatch", "run", str(listing), *self._options, "--json", "--quiet"]
             begun, used = time.perf_counter(), _children_cpu_s()
             made = subprocess.run([*command, "--out", f"{folder}/out"], check=True, capture_output=True, text=True)
             self._used_s = _children_cpu_s() - used
@@ -166,11 +154,11 @@ class Contest:
     def http(self) -> float:
         """Seconds of a request with a job's names."""
         client = Client(self._service.url)
-        names = self._names(self._photos[:JOB])
+        request = as_names(self._names(self._photos[:JOB]))
 
         def once() -> float:
             begun = time.perf_counter()
-            client.names(names)
+            client.rows(*request)
             return time.perf_counter() - begun
 
         return statistics.median(once() for _ in range(REPEATS))
@@ -182,25 +170,21 @@ class Contest:
         self.cpu_ms.setdefault("a run", []).append(used_s / (self._images - JOB) * 1000)
         return float(report["this_run"]["images_per_s"])
 
-    def clients(self, name: str, *, per_request: int, send: bool) -> Callable[[], float]:
+    def load(self, name: str, *, per_request: int, send: bool) -> Callable[[], float]:
         """Images/s of all clients together. send: the files in place of their names."""
+        images = cycle(self._photos)
+        chunks = [list(islice(images, per_request)) for _ in self._photos]
+        requests = [as_files(chunk) if send else as_names(self._names(chunk)) for chunk in chunks]
+        listing = prepare(Path(tempfile.mkdtemp(dir=self._scratch), "requests"), requests)
 
         def run() -> float:
-            turns = self._images // (self._clients * per_request)
-            images = cycle(self._photos)
-            work = [[list(islice(images, per_request)) for _ in range(turns)] for _ in range(self._clients)]
-
-            def client(number: int) -> None:
-                one = Client(self._service.url)
-                for paths in work[number]:
-                    rows = one.files(paths) if send else one.names(self._names(paths))
-                    assert len(rows) == len(paths)
-
-            begun, used = time.perf_counter(), cpu_s(self._service.pid)
-            at_once(self._clients, client)
-            images_done = turns * self._clients * per_request
-            self.cpu_ms.setdefault(name, []).append((cpu_s(self._service.pid) - used) / images_done * 1000)
-            return images_done / (time.perf_counter() - begun)
+            used = cpu_s(self._service.pid)
+            done, elapsed_s = load(
+                f"{self._service.url}/classify", listing, clients=self._clients, seconds=self._seconds
+            )
+            used_s = cpu_s(self._service.pid) - used
+            self.cpu_ms.setdefault(name, []).append(used_s / (done * per_request) * 1000)
+            return done * per_request / elapsed_s
 
         return run
 
@@ -215,8 +199,8 @@ def _children_cpu_s() -> float:
 
 
 @contextlib.contextmanager
-def serving(scratch: Path, root: Path) -> Iterator[Service]:
-    service = Service(Path(tempfile.mkdtemp(dir=scratch)), root)
+def serving(scratch: Path, root: Path, options: Sequence[str] = OPTIONS) -> Iterator[Service]:
+    service = Service(Path(tempfile.mkdtemp(dir=scratch)), root, options)
     try:
         yield service
     finally:
@@ -228,16 +212,21 @@ def main() -> None:
     parser.add_argument(
         "folder", nargs="?", type=Path, default=SHARED_PHOTOS if SHARED_PHOTOS.is_dir() else DEMO_IMAGES
     )
+    parser.add_argument("--model", default=catalog.DEMO)
+    parser.add_argument("--pretrained", help="its weights, as for clipbatch run, or `random`")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--clients", type=int, default=32)
-    parser.add_argument("--images", type=int, default=4096, help="of a round over HTTP (default: %(default)s)")
+    parser.add_argument("--seconds", type=int, default=10, help="of a round over HTTP (default: %(default)s)")
+    parser.add_argument("--images", type=int, default=2048, help="of a run (default: %(default)s)")
     args = parser.parse_args()
-    on, root = timing.machine(), args.folder.resolve()
-    photos = photographs(root)
+    on, photos = timing.machine(), photographs(args.folder)
     with tempfile.TemporaryDirectory(prefix="clipbatch-serve-") as folder:
-        scratch = Path(folder)
-        with serving(scratch, root) as service:
-            contest = Contest(photos, scratch, service, root, args.clients, args.images)
+        scratch, options = Path(folder), [*OPTIONS, "--model", args.model]
+        weights = str(random_weights(args.model, scratch)) if args.pretrained == "random" else args.pretrained
+        if weights:
+            options += ["--pretrained", weights]
+        with serving(scratch, args.folder.resolve(), options) as service:
+            contest = Contest(photos, scratch, service, options, args)
             seconds = timing.interleave(
                 {"a process": contest.process, "spool": contest.spool, "HTTP": contest.http}, args.rounds
             )
@@ -245,7 +234,7 @@ def main() -> None:
             for count in PER_REQUEST:
                 for send, what in ((False, "name(s)"), (True, "file(s)")):
                     name = f"HTTP, {count} {what} a request"
-                    ways[name] = contest.clients(name, per_request=count, send=send)
+                    ways[name] = contest.load(name, per_request=count, send=send)
             rates = timing.interleave(ways, args.rounds)
     gains = {name: timing.ratios(seconds["a process"], seconds[name]) for name in ("spool", "HTTP")}
     shares = {name: timing.ratios(rates[name], rates["a run"]) for name in rates if name != "a run"}
@@ -259,9 +248,9 @@ def main() -> None:
         for name, values in rates.items()
     ]
     body = (
-        f"{len(photos)} photographs, {args.rounds} rounds; median (min-max).\n\n"
+        f"{args.model}, {len(photos)} photographs, {args.rounds} rounds; median (min-max).\n\n"
         f"{timing.table((f'a job of {JOB} images', 'ms', 'a process / this, wanted >= 50'), latency)}\n\n"
-        f"{args.images:,} images, {args.clients} clients:\n\n"
+        f"A run of {args.images:,} images; {args.clients} clients, {args.seconds} s a round:\n\n"
         f"{timing.table(('throughput', 'images/s', 'this / a run, wanted >= 0.8', 'CPU ms an image'), throughput)}"
     )
     result: dict[str, Any] = {"machine": on, "gains": gains, "shares": shares}

@@ -1,7 +1,9 @@
 """Many callers' images -> shared batches. Knows nothing of images, of models or of event loops.
 
-Threads take turns at collecting a batch: it is full, or the first of its images has waited long enough; then each
-works on its own, while the next one collects. Images wait in the order in which they came, so nobody is passed over.
+Threads take turns at collecting a batch, until enough images wait or no more come; then each works on its own, while
+the next one collects. What waits is shared with the threads that are idle too: with a full batch for one and none for
+the others, all callers would be answered, and ask again, at once, and the threads be idle in between. Images wait in
+the order in which they came, so nobody is passed over.
 """
 
 from __future__ import annotations
@@ -15,16 +17,21 @@ from typing import Any
 
 import pyarrow as pa
 
+ENOUGH = 4
+"""A batch of this part of the full one wastes little."""
+LINGER_S = 0.002
+"""How long a batch waits for the next image."""
+PATIENCE_S = 0.02
+"""How long it waits for all of them."""
+
 
 class Batcher:
     """Calls `work` with a list of entries, and gives each caller the rows of its own."""
 
-    def __init__(
-        self, work: Callable[[list[Any]], pa.Table], *, size: int, threads: int, linger_s: float = 0.002
-    ) -> None:
+    def __init__(self, work: Callable[[list[Any]], pa.Table], *, size: int, threads: int) -> None:
         """work: makes a row of each entry, in order; called by `threads` threads at a time with at most `size`
-        entries. linger_s: how long a lone entry waits for company."""
-        self._work, self._size, self._linger_s = work, size, linger_s
+        entries."""
+        self._work, self._size, self._idle = work, size, threads
         self._waiting: collections.deque[tuple[_Request, int, Any]] = collections.deque()
         self._changed, self._turn, self._closed = threading.Condition(), threading.Lock(), False
         self._threads = [
@@ -59,6 +66,9 @@ class Batcher:
                 for request in {id(request): request for request, _, _ in batch}.values():
                     request.fail(error)
                 continue
+            finally:
+                with self._changed:
+                    self._idle += 1
             at = 0
             while at < len(batch):  # a caller's entries stand together
                 request, number, _ = batch[at]
@@ -73,10 +83,15 @@ class Batcher:
         with self._turn, self._changed:
             while not self._waiting and not self._closed:
                 self._changed.wait()
-            until = time.monotonic() + self._linger_s
-            while len(self._waiting) < self._size and not self._closed and (left := until - time.monotonic()) > 0:
-                self._changed.wait(left)
-            return [self._waiting.popleft() for _ in range(min(self._size, len(self._waiting)))]
+            enough, until = self._size // ENOUGH, time.monotonic() + PATIENCE_S
+            while len(self._waiting) < enough and not self._closed and (left := until - time.monotonic()) > 0:
+                if not self._changed.wait(min(LINGER_S, left)):
+                    break
+            share = max(enough, -(-len(self._waiting) // self._idle))
+            count = min(self._size, share, len(self._waiting))
+            batch = [self._waiting.popleft() for _ in range(1 << (count.bit_length() - 1) if count else 0)]
+            self._idle -= bool(batch)
+            return batch
 
 
 class _Request:

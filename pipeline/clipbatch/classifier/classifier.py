@@ -19,7 +19,7 @@ import torch
 from clipbatch import api
 from clipbatch import labels as label_sets
 from clipbatch.classifier.batcher import Batcher
-from clipbatch.classifier.given import ROWS, AnyImage, in_batches, is_image
+from clipbatch.classifier.given import ROWS, AnyImage, in_batches, in_memory, is_image
 from clipbatch.classifier.labeller import Labeller
 from clipbatch.classifier.results import Results
 from clipbatch.config import Settings, from_flat
@@ -166,10 +166,15 @@ class Classifier:
         if not given:
             return self._no_rows()
         batcher, readers = self._shared()
-        loop = asyncio.get_running_loop()
-        read = await asyncio.gather(*(loop.run_in_executor(readers, self.labeller.read, batch) for batch in given))
+        read = await asyncio.gather(*(self._read_apart(batch, readers) for batch in given))
         entries = [entry for batch in read for entry in zip(batch.source.items, batch.slots, strict=True)]
         return Results(_whole([await asyncio.wrap_future(batcher.submit(entries))]))
+
+    async def _read_apart(self, batch: ItemBatch, readers: ThreadPoolExecutor) -> ReadBatch:
+        """`batch` as read, by another thread where there is something to read."""
+        if (read := in_memory(batch)) is not None:
+            return read
+        return await asyncio.get_running_loop().run_in_executor(readers, self.labeller.read, batch)
 
     async def astream(self, images: Iterable[AnyImage] | AsyncIterable[AnyImage]) -> AsyncIterator[Results]:
         """As `stream`, sharing batches as `aclassify` does; `images` may come from an async generator."""
@@ -239,6 +244,8 @@ class Classifier:
 
 
 def _whole(tables: list[pa.Table]) -> pa.Table:
+    if len(tables) == 1 and all(column.num_chunks == 1 for column in tables[0].columns):
+        return tables[0]
     return pa.concat_tables(tables).unify_dictionaries().combine_chunks()
 
 

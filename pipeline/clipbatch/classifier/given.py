@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from clipbatch.types import Encoded, Item, ItemBatch, Picture, Reject
+from clipbatch.types import Encoded, Item, ItemBatch, Picture, ReadBatch, Reject
 from clipbatch.uris import is_outside, path_of, uri_of
 
 AnyImage = Union[str, os.PathLike[str], bytes, bytearray, memoryview, Image.Image, NDArray[np.uint8], torch.Tensor]
@@ -43,6 +43,12 @@ def in_batches(
         rows = pa.table([range(start, start + len(items)), uris], schema=ROWS)
         yield ItemBatch(shard=0, start=start, items=items, rows=rows, last=False)
         start += len(items)
+
+
+def in_memory(batch: ItemBatch) -> ReadBatch | None:
+    """`batch` as read, where nothing of it has to be read."""
+    slots = tuple(item.reject or item.given if item else None for item in batch.items)
+    return ReadBatch(source=batch, slots=slots) if all(slots) else None
 
 
 def is_image(value: object) -> bool:

@@ -10,11 +10,14 @@ import math
 
 import torch
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
+from torchvision.io import ImageReadMode
 
 from clipbatch.decode.geometry import Axis, Geometry
 from clipbatch.decode.pixels import Job, place
 from clipbatch.types import DecoderName
+
+_decode_image = torch.ops.image.decode_image
+"""What `torchvision.io.decode_image` calls, after it has warned of an end that pyproject.toml's bound knows of."""
 
 
 class TorchvisionDecoder:
@@ -32,7 +35,7 @@ class TorchvisionDecoder:
         for job in jobs:
             try:
                 encoded = torch.frombuffer(job.data, dtype=torch.uint8)
-                image_CHW = decode_image(encoded, ImageReadMode.RGB, apply_exif_orientation=False)
+                image_CHW = _decode_image(encoded, ImageReadMode.RGB.value, False)
                 if image_CHW.shape[1:] != (job.geometry.y.source, job.geometry.x.source):
                     raise RuntimeError("the image is not of the size that its header states")
                 stored_CHW = self._crop(image_CHW, job.geometry)
