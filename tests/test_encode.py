@@ -42,12 +42,12 @@ def model_of(tower: nn.Module) -> Model:
     return Model(**fields | preprocess | {"module": tower})
 
 
-def batch_of(seed: int) -> PixelBatch:
+def batch_of(seed: int, images: int = BATCH) -> PixelBatch:
     pixels_BHWC = torch.randint(
         0, 256, (BATCH, SIZE, SIZE, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
     )
     source = ItemBatch(shard=0, start=0, items=(), rows=pa.table({}), last=True)
-    return PixelBatch(source=source, outcomes=(), pixels_BCHW=pixels_BHWC.permute(0, 3, 1, 2))
+    return PixelBatch(source=source, outcomes=(None,) * images, pixels_BCHW=pixels_BHWC.permute(0, 3, 1, 2))
 
 
 def reference(tower: Tower, batch: PixelBatch) -> Tensor:
@@ -65,6 +65,15 @@ def test_embeddings_are_those_of_the_separate_steps(precision: str, tolerance: f
     assert isinstance(made, Tensor)
     assert made.dtype == torch.float32
     torch.testing.assert_close(made.double(), reference(Tower(BATCH), batch_of(1)), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(("images", "slots"), [(1, 1), (3, 4), (8, 8)])
+def test_a_batch_that_is_not_full_costs_no_more_than_the_next_power_of_two_of_slots(images: int, slots: int) -> None:
+    tower = Tower(BATCH)
+    made = Encode(model_of(tower), precision="fp32", device="cpu", batch_size=BATCH)(batch_of(1, images)).image_BD
+    assert tower.seen == [slots]
+    whole = reference(Tower(BATCH), batch_of(1))
+    torch.testing.assert_close(torch.as_tensor(made).double(), whole[:slots], rtol=0, atol=1e-6)
 
 
 def test_batches_that_do_not_fit_are_encoded_in_halves_from_then_on_and_that_is_said() -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import importlib.util
 import os
 from dataclasses import dataclass
@@ -33,7 +34,8 @@ class Entry:
     """Millions of parameters of the image tower."""
 
 
-def entries() -> list[Entry]:
+@functools.cache
+def entries() -> tuple[Entry, ...]:
     """The table of models, the cheapest first."""
     with open(Path(__file__).parent / "models.csv", newline="") as file:
         found = [
@@ -45,7 +47,7 @@ def entries() -> list[Entry]:
             )
             for row in csv.DictReader(file)
         ]
-    return sorted(found, key=lambda entry: (entry.image_gflop, entry.name))
+    return tuple(sorted(found, key=lambda entry: (entry.image_gflop, entry.name)))
 
 
 def gflop(model: str) -> float:

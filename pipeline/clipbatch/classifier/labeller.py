@@ -1,20 +1,18 @@
 """The stages of a run without a run: batches of images -> tables. One of these serves many threads.
 
 A full batch takes the very way of a run's batch, so its scores are the same to the bit. One that is not full is
-encoded in the next power of two of slots, as a lone image should not cost a whole batch: its scores differ from
-those of a run within what the precision gives (README, "How right").
+trimmed: on a GPU its scores differ from those of a run within what the precision gives (README, "How right").
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Generator, Iterable
 
 import pyarrow as pa
 
 from clipbatch import plan
 from clipbatch.config import Settings
-from clipbatch.encode import check_device, text_features
+from clipbatch.encode import check_device, text_features, trimmed
 from clipbatch.flow import Flow, Stage
 from clipbatch.labels import LabelSet
 from clipbatch.pipeline import Loaded, scoring
@@ -82,8 +80,7 @@ class Labeller:
             gate.open()
 
     def _encode(self, batch: PixelBatch) -> EmbeddedBatch:
-        slots = min(self.batch_size, 1 << max(0, len(batch.outcomes) - 1).bit_length())
-        return self.engine.encode(dataclasses.replace(batch, pixels_BCHW=batch.pixels_BCHW[:slots]))
+        return self.engine.encode(trimmed(batch))
 
     def _table(self, batch: EmbeddedBatch) -> pa.Table:
         rows = RowGroup(self._labels, self._output, capacity=len(batch.outcomes), embedding=self._embedding)

@@ -106,7 +106,8 @@ def from_flat(values: Mapping[str, Any]) -> Settings:
     """
     hints = hints_of(Settings)
     stages: dict[str, Any] = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
-    known = [*Settings().flat(), "reference"]
+    own_names = [name for name in hints if name not in stages]
+    known = [*(f.name for kind in stages.values() for f in dataclasses.fields(kind)), *own_names, "reference"]
     for name in values:
         if name not in known:
             raise SettingError(f"there is no setting {name!r}.{nearest(name, known)}")
@@ -122,5 +123,5 @@ def from_flat(values: Mapping[str, Any]) -> Settings:
         stage: kind(**{f.name: values[f.name] for f in dataclasses.fields(kind) if f.name in values})
         for stage, kind in stages.items()
     }
-    own: dict[str, Any] = {name: values[name] for name in hints if name in values and name not in stages}
+    own: dict[str, Any] = {name: values[name] for name in own_names if name in values}
     return Settings(**made, **own)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import queue
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +25,9 @@ from clipbatch.types import Decoded, Encoded, Picture, PixelBatch, ReadBatch, Re
 
 if TYPE_CHECKING:
     from clipbatch.decode.reference import Reference
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 SMALLEST_SIDE = 8
 """Smaller images go to Pillow: DALI's edges differ from Pillow's, which shows where a pixel becomes a patch."""
@@ -51,6 +56,7 @@ class Decode:
         self._cores = Cores(target, threads=self._threads) if settings.decoder == "dali" else None
         self._torchvision, self._reduced = (make(target.interpolation) for make in (TorchvisionDecoder, ReducedDecoder))
         self._reference = self._open_clips()
+        self._helpers = ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,))
         self._lanes: queue.SimpleQueue[tuple[FastDecoder | None, torch.cuda.Stream | None]] = queue.SimpleQueue()
         for _ in range(self.threads):
             self._lanes.put((self._fast_decoder(), stream_on(device)))
@@ -116,15 +122,28 @@ class Decode:
             else:
                 outcomes[slot] = content
         finish = self._cores.start(others, self._device) if self._cores and others else None
-        failed = decoder.fill(pixels_BCHW, jobs) if decoder and jobs else []
+        if decoder is self._torchvision:
+            failed = self._shared_out(functools.partial(decoder.fill, pixels_BCHW), jobs)
+        else:
+            failed = decoder.fill(pixels_BCHW, jobs) if decoder and jobs else []
         if finish:
             failed += finish(pixels_BCHW)
         else:
             failed += [job for other, one in others for job in other.fill(pixels_BCHW, [one])]
         last_word += [job.slot for job in failed]
-        for slot in last_word:
-            outcomes[slot] = self._by_pillow(pixels_BCHW, slot, batch.slots[slot])
+
+        def by_pillow(slots: list[int]) -> list[tuple[int, Decoded | Reject]]:
+            return [(slot, self._by_pillow(pixels_BCHW, slot, batch.slots[slot])) for slot in slots]
+
+        for slot, outcome in self._shared_out(by_pillow, last_word):
+            outcomes[slot] = outcome
         return pixels_BCHW, outcomes
+
+    def _shared_out(self, work: Callable[[list[T]], list[R]], items: list[T]) -> list[R]:
+        """What `work` makes of all `items`, in any order, in shares with the lanes that have no batch at the moment."""
+        shares = min(1 + self._lanes.qsize(), len(items))
+        going = [self._helpers.submit(work, items[number::shares]) for number in range(1, shares)]
+        return work(items[0::shares] if shares else []) + [result for one in going for result in one.result()]
 
     def _job(
         self, slot: int, row_id: int, content: Encoded, decoder: FastDecoder | None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -21,12 +22,20 @@ _IN_FLIGHT = 3
 """Batches that a GPU has in hand: one that it encodes, and others that wait in its queue while Python wakes up."""
 
 
+def trimmed(batch: PixelBatch) -> PixelBatch:
+    """`batch` with the next power of two of slots: a lone image should not cost a whole batch, nor each number of them
+    shapes of its own."""
+    slots = 1 << max(0, len(batch.outcomes) - 1).bit_length()
+    return replace(batch, pixels_BCHW=batch.pixels_BCHW[:slots])
+
+
 class Encode:
     """Called with a `PixelBatch`, by up to `threads` threads at a time.
 
     On a CPU each core encodes a batch of its own with one thread: nothing waits at a barrier inside a layer, and
-    decoding threads take turns with encoding ones at the scheduler's grain. On a GPU all threads launch into one stream
-    and each waits for its own batch, so the stream always has the next one.
+    decoding threads take turns with encoding ones at the scheduler's grain; of a batch that is not full it encodes what
+    `trimmed` leaves. On a GPU all threads launch into one stream and each waits for its own batch, so the stream always
+    has the next one.
 
     Where the GPU's memory does not suffice, batches are encoded in pieces from then on, of half the size each time;
     that moves scores in the last digit.
@@ -87,6 +96,8 @@ class Encode:
 
     def __call__(self, batch: PixelBatch) -> EmbeddedBatch:
         """Waits until the embeddings are complete."""
+        if self._stream is None:
+            batch = trimmed(batch)
         with self._turn, torch.cuda.stream(self._stream):
             if self._stream and batch.ready:
                 self._stream.wait_event(batch.ready)

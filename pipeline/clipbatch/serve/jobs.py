@@ -29,7 +29,7 @@ from clipbatch.serve.spool import Spool
 
 MOST_DEATHS = 10
 """Ends of services over a job after which it is given up."""
-_POLL_S = 0.02
+_POLL_S = 0.005
 
 
 def work(spool: Spool, classifier: Classifier, metrics: Metrics, alive: Callable[[], None]) -> None:
