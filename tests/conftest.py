@@ -19,6 +19,7 @@ import pytest
 
 from clipbatch import hardware
 from corpus import photo
+from servers import Buckets
 
 SHARED_PHOTOS = Path(__file__).parents[2] / "shared" / "photos"
 DEMO = ("--labels", "cifar10", "--model", "clipbatch-demo")
@@ -129,3 +130,11 @@ def hostile_run(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = make_run(cli, tmp_path_factory.mktemp("hostile"))
     cli("report", out, "--examples", 50)
     return out
+
+
+@pytest.fixture
+def here(store: Buckets, monkeypatch: pytest.MonkeyPatch) -> Buckets:
+    """The module's store, with its environment in this process."""
+    for name, value in store.env.items():
+        monkeypatch.setenv(name, value)
+    return store

@@ -47,14 +47,6 @@ def store() -> Iterator[Buckets]:
         yield store
 
 
-@pytest.fixture
-def here(store: Buckets, monkeypatch: pytest.MonkeyPatch) -> Buckets:
-    """The store, with its environment in this process."""
-    for name, value in store.env.items():
-        monkeypatch.setenv(name, value)
-    return store
-
-
 def quoted(name: str) -> str:
     from urllib.parse import quote
 

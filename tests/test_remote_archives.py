@@ -27,14 +27,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Buckets]:
         yield store
 
 
-@pytest.fixture
-def here(store: Buckets, monkeypatch: pytest.MonkeyPatch) -> Buckets:
-    """The store, with its environment in this process."""
-    for name, value in store.env.items():
-        monkeypatch.setenv(name, value)
-    return store
-
-
 @pytest.mark.parametrize("name", ["s-0.tar", "s-1.zip"])
 def test_an_archive_in_a_store_is_listed_and_read_in_place(here: Buckets, name: str) -> None:
     url = f"s3://shards/{name}"

@@ -50,14 +50,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Buckets]:
         yield store
 
 
-@pytest.fixture
-def here(store: Buckets, monkeypatch: pytest.MonkeyPatch) -> Buckets:
-    """The store, with its environment in this process."""
-    for name, value in store.env.items():
-        monkeypatch.setenv(name, value)
-    return store
-
-
 def _ranges(data: bytes, asked: list[int] | None = None) -> Answer:
     """An answer that gives the parts of `data` that it is asked for, and notes their sizes."""
 

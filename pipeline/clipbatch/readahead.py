@@ -6,9 +6,9 @@ alone. Knows nothing of what is in the file.
 
 from __future__ import annotations
 
-import io
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from clipbatch.seekable import Seekable
 from clipbatch.stores import Ranges
 
 BLOCK_BYTES = 4 * 2**20
@@ -18,7 +18,7 @@ _KEPT = 4
 """Used blocks, since the columns of a struct are read by turns."""
 
 
-class ReadAhead(io.RawIOBase):
+class ReadAhead(Seekable):
     """For one thread at a time. At most `AHEAD` + `_KEPT` + 1 blocks are in memory."""
 
     def __init__(self, url: str) -> None:
@@ -27,7 +27,6 @@ class ReadAhead(io.RawIOBase):
         self.size = self._ranges.size
         self.lost: OSError | None = None
         """What `read` has raised: readers of formats hand on a text that says less."""
-        self._at = 0
         self._pool = ThreadPoolExecutor(AHEAD, thread_name_prefix="ahead")
         self._blocks: dict[int, Future[bytearray]] = {}
         """By number; those used last, and those that are used next, come last."""
@@ -38,27 +37,14 @@ class ReadAhead(io.RawIOBase):
         self._blocks.clear()
         super().close()
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.size}[whence]
-        return self._at
-
     def read(self, size: int = -1) -> bytes:
         """As many bytes as there are, up to `size`. Raises: OSError."""
-        end = self.size if size is None or size < 0 else min(self._at + size, self.size)
+        end = self.size if size is None or size < 0 else min(self.at + size, self.size)
         pieces = []
-        while self._at < end:
-            number, first = divmod(self._at, BLOCK_BYTES)
-            pieces.append(memoryview(self._block(number))[first : first + end - self._at])
-            self._at += len(pieces[-1])
+        while self.at < end:
+            number, first = divmod(self.at, BLOCK_BYTES)
+            pieces.append(memoryview(self._block(number))[first : first + end - self.at])
+            self.at += len(pieces[-1])
         return b"".join(pieces)
 
     def _block(self, number: int) -> bytearray:

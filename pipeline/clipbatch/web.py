@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import email.utils
 import functools
-import io
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
 from clipbatch import __version__
+from clipbatch.seekable import Seekable
 from clipbatch.types import Status
 
 if TYPE_CHECKING:
@@ -69,13 +69,12 @@ def get(url: str, *, max_bytes: int, timeout_s: float, allowed: Allowed = lambda
     return bytearray().join(chunks(url, max_bytes=max_bytes, timeout_s=timeout_s, allowed=allowed))
 
 
-class RangeFile(io.RawIOBase):
+class RangeFile(Seekable):
     """The resource at `url` as a file to seek in, read by ranges; for one thread at a time, but for `read_at`."""
 
     def __init__(self, url: str, *, timeout_s: float, allowed: Allowed = lambda url: True) -> None:
         """timeout_s: for each read. Raises: WebError where the server gives no ranges."""
         self._url, self._timeout_s, self._allowed = url, timeout_s, allowed
-        self._at = 0
         with self._ranged(0, 1) as (response, _):
             response.read()
             total = response.headers.get("Content-Range", "").rpartition("/")[2]
@@ -83,27 +82,14 @@ class RangeFile(io.RawIOBase):
             raise WebError("unreadable", "the server does not say how long it is")
         self.size = int(total)
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.size}[whence]
-        return self._at
-
     def read(self, size: int = -1) -> bytes:
         """As many bytes as there are, up to `size`, in one request."""
-        left = max(0, self.size - self._at)
+        left = max(0, self.size - self.at)
         wanted = left if size is None or size < 0 else min(size, left)
         if not wanted:
             return b""
-        data = self.read_at(self._at, wanted)
-        self._at += wanted
+        data = self.read_at(self.at, wanted)
+        self.at += wanted
         return bytes(data)
 
     def read_at(self, start: int, length: int) -> bytearray:
