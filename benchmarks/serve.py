@@ -41,7 +41,7 @@ from load import load, prepare
 from supervision import cpu_s
 
 JOB = 10
-REPEATS = 20
+REPEATS = 10
 PER_REQUEST = (1, 10)
 """Images in a request of the throughput's contestants."""
 OPTIONS = ("--labels", "cifar10", "--device", "cpu", "--model", catalog.DEMO)

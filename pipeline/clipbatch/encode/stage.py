@@ -23,9 +23,12 @@ _IN_FLIGHT = 3
 
 
 def trimmed(batch: PixelBatch) -> PixelBatch:
-    """`batch` with the next power of two of slots: a lone image should not cost a whole batch, nor each number of them
-    shapes of its own."""
-    slots = 1 << max(0, len(batch.outcomes) - 1).bit_length()
+    """`batch` with the next power of two of slots, or three quarters of it: a lone image should not cost a whole batch,
+    nor each number of them shapes of its own."""
+    images = len(batch.outcomes)
+    slots = 1 << max(0, images - 1).bit_length()
+    if 4 * images <= 3 * slots:
+        slots = 3 * slots // 4
     return replace(batch, pixels_BCHW=batch.pixels_BCHW[:slots])
 
 
