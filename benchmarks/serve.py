@@ -42,8 +42,6 @@ from supervision import cpu_s
 
 JOB = 10
 REPEATS = 10
-PER_REQUEST = (1, 10)
-"""Images in a request of the throughput's contestants."""
 OPTIONS = ("--labels", "cifar10", "--device", "cpu", "--model", catalog.DEMO)
 EXPECTED = (
     "a job of ten images at least 50 times as fast as a process for it, as the start of Python, torch and the model "
@@ -183,6 +181,7 @@ class Contest:
                 f"{self._service.url}/classify", listing, clients=self._clients, seconds=self._seconds
             )
             used_s = cpu_s(self._service.pid) - used
+            Client(self._service.url).rows(*requests[0])  # in its turn behind those that wrk has left behind
             self.cpu_ms.setdefault(name, []).append(used_s / (done * per_request) * 1000)
             return done * per_request / elapsed_s
 
@@ -217,6 +216,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--seconds", type=int, default=10, help="of a round over HTTP (default: %(default)s)")
+    parser.add_argument("--per-request", type=int, nargs="+", default=(1, 10), help="images (default: 1 and 10)")
     parser.add_argument("--images", type=int, default=2048, help="of a run (default: %(default)s)")
     args = parser.parse_args()
     on, photos = timing.machine(), photographs(args.folder)
@@ -231,7 +231,7 @@ def main() -> None:
                 {"a process": contest.process, "spool": contest.spool, "HTTP": contest.http}, args.rounds
             )
             ways: dict[str, Callable[[], float]] = {"a run": contest.batch}
-            for count in PER_REQUEST:
+            for count in args.per_request:
                 for send, what in ((False, "name(s)"), (True, "file(s)")):
                     name = f"HTTP, {count} {what} a request"
                     ways[name] = contest.load(name, per_request=count, send=send)
