@@ -140,8 +140,10 @@ class Decode:
         return pixels_BCHW, outcomes
 
     def _shared_out(self, work: Callable[[list[T]], list[R]], items: list[T]) -> list[R]:
-        """What `work` makes of all `items`, in any order, in shares with the lanes that have no batch at the moment."""
-        shares = min(1 + self._lanes.qsize(), len(items))
+        """What `work` makes of all `items`, in any order: on a CPU in shares with the lanes that have no batch at the
+        moment. On a GPU by this thread alone, as others would copy to it in a stream that nobody waits for."""
+        idle = self._lanes.qsize() if self._device == "cpu" else 0
+        shares = min(1 + idle, len(items))
         going = [self._helpers.submit(work, items[number::shares]) for number in range(1, shares)]
         return work(items[0::shares] if shares else []) + [result for one in going for result in one.result()]
 
