@@ -28,7 +28,7 @@ from clipbatch.recall import Recall
 from clipbatch.rundir import Plan, RunDir
 from clipbatch.schema import LISTING
 from clipbatch.score import Score
-from clipbatch.types import ItemBatch, PixelBatch, ReadBatch, Reject, ScoredBatch
+from clipbatch.types import Item, ItemBatch, PixelBatch, ReadBatch, Reject, ScoredBatch
 from clipbatch.write import Write, Written
 
 
@@ -215,27 +215,31 @@ def _leaving(journal: Journal | None, write: Write, check: Callable[[], object])
 def item_batches(plan: Plan, manifest: Manifest, task: Task) -> Iterator[ItemBatch]:
     """The batches of a task. A row keeps its slot also when only some rows are wanted, so its scores stay the same."""
     rows = manifest.rows(task.shard)
-    items = [
-        replace(item, reject=task.rejects[item.row_id]) if item.row_id in task.rejects else item
-        for item in manifest.items(rows)
-    ]
     carried = rows.drop_columns(LISTING)
-    size = plan.batch_size
-    starts = [
-        at
-        for at in range(0, len(items), size)
-        if task.rows is None or any(item.row_id in task.rows for item in items[at : at + size])
-    ]
-    for at in starts:
-        slots = items[at : at + size]
+    size, first = plan.batch_size, plan.shard_rows(task.shard).start
+    if task.rows is None:
+        starts = list(range(0, rows.num_rows, size))
+    else:
+        starts = sorted({(row_id - first) // size * size for row_id in task.rows})
+    for at in starts:  # items only as they are wanted: a shard's would take seconds, and what follows would run dry
+        items = manifest.items(rows.slice(at, size))
         yield ItemBatch(
             shard=task.shard,
-            start=slots[0].row_id,
-            items=tuple(item if task.rows is None or item.row_id in task.rows else None for item in slots),
+            start=first + at,
+            items=tuple(_wanted(item, task) for item in items),
             rows=carried.slice(at, size),
             last=at == starts[-1],
             whole=task.rows is None,
         )
+
+
+def _wanted(item: Item, task: Task) -> Item | None:
+    """What `task` says of an item: None where it is to be left alone."""
+    if task.rows is not None and item.row_id not in task.rows:
+        return None
+    if item.row_id in task.rejects:
+        return replace(item, reject=task.rejects[item.row_id])
+    return item
 
 
 def row_batches(plan: Plan, manifest: Manifest, task: Task) -> Iterator[ItemBatch]:

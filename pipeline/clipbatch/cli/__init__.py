@@ -51,8 +51,8 @@ def main() -> NoReturn:
     """Run the command line; end the process with the exit code of what happened."""
     code = [1]  # of an exception that is a bug, whose trace Python prints
     atexit.register(_leave, code)  # the first to be registered is the last to be called
-    interrupts.install()
     try:
+        interrupts.install()
         app()
     except ClipbatchError as error:
         if logs_json():

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from nvidia.dali import fn, pipeline_def, types
+from nvidia.dali import fn, pipeline_def, tensors, types
 from torch import Tensor
 
 from clipbatch.decode.pixels import Job, place, scatter
@@ -110,12 +110,13 @@ class DaliDecoder:
         return [job for part in (jobs[:half], jobs[half:]) for job in self._fill_group(pixels_BCHW, part)]
 
     def _run(self, pixels_BCHW: Tensor, jobs: list[Job]) -> None:
-        regions = [(job.geometry.y.region, job.geometry.x.region) for job in jobs]
-        feed = self._pipeline.feed_input
-        feed("encoded", [np.frombuffer(job.data, np.uint8) for job in jobs])
-        feed("start", [np.array([y[0], x[0]], np.float32) for y, x in regions])
-        feed("end", [np.array([y[1], x[1]], np.float32) for y, x in regions])
-        feed("size", [np.array([job.geometry.y.kept, job.geometry.x.kept], np.float32) for job in jobs])
+        axes = [(job.geometry.y, job.geometry.x) for job in jobs]
+        regions = np.array([(y.region, x.region) for y, x in axes], np.float32)  # image, axis, start or end
+        feed = self._pipeline.feed_input  # loops in Python over our lists, but not over arrays and lists of DALI's own
+        feed("encoded", _listed([job.data for job in jobs]))
+        feed("start", np.ascontiguousarray(regions[:, :, 0]))
+        feed("end", np.ascontiguousarray(regions[:, :, 1]))
+        feed("size", np.array([(y.kept, x.kept) for y, x in axes], np.float32))
         stream = _stream_of(pixels_BCHW)
         (crops,) = self._pipeline.run(stream)  # in the stream's order, without waiting for the GPU
         if stream is not None:
@@ -127,6 +128,12 @@ class DaliDecoder:
             for number, job in enumerate(jobs):
                 crop_HWC = torch.utils.dlpack.from_dlpack(crops[number])
                 place(pixels_BCHW, job.slot, crop_HWC.permute(2, 0, 1), job.geometry)
+
+
+def _listed(encoded: list[bytearray]) -> Any:
+    """The bytes of each image where they are, not copied."""
+    images = [tensors.TensorCPU(np.frombuffer(data, np.uint8)) for data in encoded]
+    return tensors.TensorListCPU(images, contiguous=False)  # type: ignore[call-overload]  # not in DALI's stubs
 
 
 def _stream_of(pixels_BCHW: Tensor) -> torch.cuda.Stream | None:

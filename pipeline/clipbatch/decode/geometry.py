@@ -6,6 +6,7 @@ Follows open_clip's transforms (`open_clip/transform.py`, 3.3.0): `shortest` is 
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -77,6 +78,7 @@ class Geometry:
         return self.orientation >= 5
 
 
+@functools.lru_cache(maxsize=4096)  # many images are of the same few sizes, and Python's lock is what a GPU waits for
 def geometry_of(height: int, width: int, orientation: int, target: Target) -> Geometry:
     """Geometry for a stored image of `height` x `width` pixels.
 

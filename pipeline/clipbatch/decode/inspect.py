@@ -6,7 +6,6 @@ torchvision, that the parser of DALI's own decoder (nvImageCodec) refuses or tha
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,7 +44,8 @@ class Header:
 def inspect(data: bytearray) -> Header | None:
     """The header of `data`, or None where only Pillow should look at it: of another kind, odd, damaged or cut off."""
     kind = kind_of(data)
-    if kind == "jpeg" and not _is_one_scan(data) and data.count(b"\xff\xda") > 100:
+    one_scan, exif = _jpeg_facts(data) if kind == "jpeg" else (True, _png_exif(data) if kind == "png" else None)
+    if not one_scan and data.count(b"\xff\xda") > 100:
         return None
     if kind not in _CHANNELS or is_cut_off(data, kind) or data[12:16] == b"VP8X":
         return None
@@ -57,16 +57,19 @@ def inspect(data: bytearray) -> Header | None:
         return None
     if height < 1 or width < 1 or not plain or channels not in _CHANNELS[kind]:
         return None
-    return Header(kind=kind, height=height, width=width, orientation=_orientation(data, kind))
+    return Header(kind=kind, height=height, width=width, orientation=_orientation(exif))
 
 
 def kind_of(data: bytearray) -> str | None:
     """The kind of image that `data` begins like, or None."""
+    for kind, start in _STARTS.items():
+        if data.startswith(start):
+            return kind
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "webp"
     if data[4:8] == b"ftyp" and bytes(data[8:11]) in _HEIF_BRANDS:
         return "heif"
-    return next((kind for kind, start in _STARTS.items() if data.startswith(start)), None)
+    return None
 
 
 def is_cut_off(data: bytearray, kind: str) -> bool:
@@ -97,9 +100,8 @@ def _boxes_end(data: bytearray) -> int:
     return at
 
 
-def _orientation(data: bytearray, kind: str) -> int:
-    """The EXIF orientation of a JPEG or PNG; 1 where there is none or it is nonsense."""
-    exif = _jpeg_exif(data) if kind == "jpeg" else _png_exif(data) if kind == "png" else None
+def _orientation(exif: bytes | None) -> int:
+    """What an Exif payload says; 1 where there is none or it is nonsense."""
     if exif is None:
         return 1
     tags = Image.Exif()
@@ -110,33 +112,23 @@ def _orientation(data: bytearray, kind: str) -> int:
         return 1
 
 
-def _jpeg_exif(data: bytearray) -> bytes | None:
-    """The Exif payload of the first APP1 segment that has one (Exif 2.3, 4.7.2)."""
-    for marker, at, end in _jpeg_segments(data):
-        if marker == 0xE1 and data[at : at + 6] == b"Exif\0\0":
-            return bytes(data[at:end])
-    return None
+def _jpeg_facts(data: bytearray) -> tuple[bool, bytes | None]:
+    """Whether libjpeg reads one scan of this JPEG and refuses more, and the Exif payload (Exif 2.3, 4.7.2) if any.
 
-
-def _is_one_scan(data: bytearray) -> bool:
-    """Whether libjpeg reads one scan of this JPEG and refuses more: it is not progressive, and the first scan has all
-    components (ITU-T T.81, B.2.2 and B.2.3). Asked because counting the scans takes six times as long as the rest."""
-    components = 0
-    for marker, at, end in _jpeg_segments(data):
-        if marker in (0xC0, 0xC1) and at + 5 < end:
-            components = data[at + 5]
+    It reads one where the image is not progressive and the first scan has all components (ITU-T T.81, B.2.2 and
+    B.2.3): asked because counting the scans takes six times as long as the rest.
+    """
+    at, components, exif = 2, 0, None
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        marker, payload, end = data[at + 1], at + 4, at + 2 + (data[at + 2] << 8 | data[at + 3])
         if marker == 0xDA:
-            return at < end and 0 < components == data[at]
-    return False
-
-
-def _jpeg_segments(data: bytearray) -> Iterator[tuple[int, int, int]]:
-    """Marker, and beginning and end of the payload, of each segment up to the first scan's header."""
-    at, marker = 2, 0
-    while at + 4 <= len(data) and data[at] == 0xFF and marker != 0xDA:
-        marker, size = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
-        yield marker, at + 4, min(at + 2 + size, len(data))
-        at += 2 + size
+            return payload < min(end, len(data)) and 0 < components == data[payload], exif
+        if marker in (0xC0, 0xC1) and payload + 5 < min(end, len(data)):
+            components = data[payload + 5]
+        elif marker == 0xE1 and exif is None and data[payload : payload + 6] == b"Exif\0\0":
+            exif = bytes(data[payload:end])
+        at = end
+    return False, exif
 
 
 def _png_exif(data: bytearray) -> bytes | None:

@@ -6,17 +6,15 @@ filters and fixed-point arithmetic (`aten/src/ATen/native/cpu/UpSampleKernelAVXA
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from torchvision.io import ImageReadMode
 
-from clipbatch.decode.geometry import Axis, Geometry
+from clipbatch.decode.geometry import Geometry
 from clipbatch.decode.pixels import Job, place
 from clipbatch.types import DecoderName
 
-_decode_image = torch.ops.image.decode_image
+_decode_image = torch.ops.image.decode_image.default
 """What `torchvision.io.decode_image` calls, after it has warned of an end that pyproject.toml's bound knows of."""
 
 
@@ -27,7 +25,7 @@ class TorchvisionDecoder:
     kinds = frozenset({"jpeg", "webp"})  # not PNG: torchvision 0.29 ends the process with SIGSEGV on damaged PNG data
 
     def __init__(self, interpolation: str) -> None:
-        self._resize = getattr(torch.ops.aten, f"_upsample_{interpolation}2d_aa")
+        self._resize = getattr(torch.ops.aten, f"_upsample_{interpolation}2d_aa").default
 
     def fill(self, pixels_BCHW: Tensor, jobs: list[Job]) -> list[Job]:
         """Decode, resize and place each job's image; returns the jobs that failed."""
@@ -48,15 +46,8 @@ class TorchvisionDecoder:
     def _crop(self, image_CHW: Tensor, geometry: Geometry) -> Tensor:
         """Resize only up to the end of the crop, with the scale of the whole image, and cut what is before it."""
         y, x = geometry.y, geometry.x
-        needed_HWC = image_CHW.permute(1, 2, 0)[: _needed(y), : _needed(x)].contiguous()
-        needed_BCHW = needed_HWC[None].permute(0, 3, 1, 2)  # channels last by its strides: twice as fast, same pixels
-        size = [y.crop + y.kept, x.crop + x.kept]
-        resized_BCHW = self._resize(needed_BCHW, size, False, y.resized / y.source, x.resized / x.source)
+        image_BCHW = image_CHW.permute(1, 2, 0)[None].permute(0, 3, 1, 2)  # channels last also by the batch's stride:
+        size = [y.crop + y.kept, x.crop + x.kept]  # torch then resizes twice as fast, to the same pixels
+        resized_BCHW = self._resize(image_BCHW, size, False, y.resized / y.source, x.resized / x.source)
         stored_CHW: Tensor = resized_BCHW[0, :, y.crop :, x.crop :]
         return stored_CHW
-
-
-def _needed(axis: Axis) -> int:
-    """Source pixels up to the end of the crop and of the filter around it (a cubic reaches 2 pixels of the smaller)."""
-    reach = 2 * max(axis.source / axis.resized, 1.0) + 1
-    return min(axis.source, math.ceil(axis.region[1] + reach))
