@@ -65,3 +65,10 @@ def test_the_gpu_check_runs_every_section_on_the_cpu(photos: Path, tmp_path: Pat
     assert "| tests/gpu" in text
     assert "not measured" in text
     assert "error" not in facts["tests/gpu"]
+
+
+def test_the_lock_is_seen_held_in_the_stages_of_a_run(photos: Path, tmp_path: Path) -> None:
+    held = bench("lock.py", photos, "--images", 512, "--report", tmp_path / "lock.md")["held_us"]
+    assert held["decode"] > 0
+    assert held["encode"] > 0
+    assert "images/s at most" in (tmp_path / "lock.md").read_text()

@@ -24,6 +24,7 @@ import zlib
 from typing import Protocol
 
 from clipbatch import stores
+from clipbatch.buffers import unwritten
 from clipbatch.types import Encoded, Reject, Span
 from clipbatch.uris import is_url
 
@@ -59,7 +60,7 @@ class LocalFile:
         self.size = os.fstat(self._fd).st_size
 
     def read_at(self, start: int, length: int) -> bytearray:
-        data = bytearray(max(0, min(length, self.size - start)))
+        data = unwritten(max(0, min(length, self.size - start)))
         got = os.preadv(self._fd, [data], start) if data else 0
         while got < len(data):
             rest = bytearray(len(data) - got)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 
+from clipbatch.buffers import unwritten
 from clipbatch.types import Encoded, Reject
 
 
@@ -20,7 +21,7 @@ def read_file(path: str, max_bytes: int) -> Encoded | Reject:
             return Reject(status="empty", error="0 bytes")
         if size > max_bytes:
             return Reject(status="too_large", error=f"{size} bytes, over the limit of {max_bytes}")
-        data = bytearray(size)
+        data = unwritten(size)
         view, got = memoryview(data), 0
         while got < size and (count := os.readv(fd, [view[got:]])):
             got += count

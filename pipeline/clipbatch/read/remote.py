@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from clipbatch import stores, web
+from clipbatch.buffers import unwritten
 from clipbatch.errors import InputError
 from clipbatch.types import Encoded, Item, Reject
 from clipbatch.uris import is_outside
@@ -50,7 +51,7 @@ def _read_object(url: str, max_bytes: int) -> Encoded | Reject:
             return Reject(status="empty", error="0 bytes")
         if size > max_bytes:
             return Reject(status="too_large", error=f"{size} bytes, over the limit of {max_bytes}")
-        data = bytearray(size)
+        data = unwritten(size)
         view, got = memoryview(data), 0
         while got < size and (count := file.readinto(view[got:])):
             got += count
