@@ -3,7 +3,7 @@
     python benchmarks/billion.py [--report FILE.md]
 
 Measured: planning (time and bytes a row of the manifest), parts (bytes a row), and listing a folder of parts. Computed,
-and named so: the number of parts, and GPU-hours from the ceiling of an H200 at 989 dense TFLOP/s of FP16 (DESIGN.md),
+and named so: the number of parts, and GPU-hours from the ceiling of an H200 at 989 dense TFLOP/s of FP16,
 which no run reaches; where decoding or reading is slower than that, it decides.
 """
 
@@ -30,7 +30,7 @@ TFLOPS = 989
 GPU_BATCH = 256
 MODELS = ("ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-H-14")
 FILE_KB = 110
-"""Of a photograph, for the bytes that are read (DESIGN.md)."""
+"""Of a photograph, for the bytes that are read."""
 
 
 def clipbatch(*args: object) -> float:

@@ -7,6 +7,7 @@ encoding) and together, on a CPU or a GPU.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import time
 from collections.abc import Callable
@@ -52,6 +53,14 @@ def random_weights(model: str, folder: Path) -> Path:
     path = folder / f"{model}.safetensors"
     save_file({name: value.contiguous() for name, value in module.state_dict().items()}, path)
     return path
+
+
+def random_model(model: str, folder: Path) -> dict[str, str]:
+    """The settings for an open_clip model with weights drawn at random. By a configuration of another name, since
+    clipbatch refuses a file of weights for a model whose published weights want images prepared in different ways."""
+    config = folder / f"random-{model}.json"
+    config.write_text(json.dumps(open_clip.get_model_config(model)))
+    return {"model": str(config), "pretrained": str(random_weights(model, folder))}
 
 
 def rate(work: Callable[[], int], device: str) -> float:

@@ -28,7 +28,7 @@ from clipbatch.decode.pixels import Job, blank
 from clipbatch.flow import Flow, Stage
 from clipbatch.read import Read
 from clipbatch.types import Decoded, Encoded, Item, ItemBatch, ReadBatch, Reject
-from contestants import Ours, random_weights, rate, settle
+from contestants import Ours, random_model, random_weights, rate, settle
 from peers import PEERS, Subject
 
 Tell = Callable[[str, Any], None]
@@ -91,8 +91,8 @@ def _median_s(work: Callable[[], object], device: str) -> float:
 def model(scale: Scale, tell: Tell, name: str) -> None:
     """Reading, reading and decoding, encoding, and the whole run, in turns."""
     with tempfile.TemporaryDirectory(prefix="clipbatch-gpu-") as scratch:
-        weights = None if name == catalog.DEMO else str(random_weights(name, Path(scratch)))
-        given = {"model": name, "pretrained": weights, "batch_size": scale.batch}
+        drawn = {"model": name} if name == catalog.DEMO else random_model(name, Path(scratch))
+        given = {**drawn, "batch_size": scale.batch}
         enough = max(scale.batch, int(min(1, 60 / catalog.gflop(name)) * scale.images) // scale.batch * scale.batch)
         images = {"decode": scale.images, "encode": enough, "run": enough}
         ours = Ours(given, list(scale.photos), images, Path(scratch), scale.device)
@@ -110,7 +110,7 @@ def _item_batches(scale: Scale) -> Iterator[ItemBatch]:
         yield ItemBatch(shard=0, start=at, items=tuple(items[at : at + scale.batch]), rows=pa.table({}), last=False)
 
 
-def _decode_rate(scale: Scale, settings: DecodeSettings) -> float:
+def _decode_rate(scale: Scale, settings: DecodeSettings, rounds: int) -> float:
     """Images/s of reading and decoding to 224 pixels."""
     decode = Decode(settings, _TARGET, batch_size=scale.batch, device=scale.device)
     read = Read(ReadSettings(), batches=4 * decode.threads)
@@ -123,7 +123,7 @@ def _decode_rate(scale: Scale, settings: DecodeSettings) -> float:
         return sum(len(batch.outcomes) for batch in Flow(_item_batches(scale), stages))
 
     work()
-    return float(np.median([rate(work, scale.device) for _ in range(scale.rounds)]))
+    return float(np.median([rate(work, scale.device) for _ in range(rounds)]))
 
 
 def decoders(scale: Scale, tell: Tell) -> None:
@@ -132,7 +132,7 @@ def decoders(scale: Scale, tell: Tell) -> None:
     from torchvision.io import ImageReadMode, decode_jpeg, read_file
     from torchvision.transforms.v2 import functional as tv
 
-    tell("ours images/s", _decode_rate(scale, DecodeSettings(decoder="dali")))
+    tell("ours images/s", _decode_rate(scale, DecodeSettings(decoder="dali"), scale.rounds))
     gpu, paths = scale.device != "cpu", [str(path) for path in islice(cycle(scale.photos), scale.images)]
 
     @pipeline_def(batch_size=scale.batch, num_threads=hardware.cores(), device_id=0 if gpu else None)
@@ -165,7 +165,7 @@ def decoders(scale: Scale, tell: Tell) -> None:
 def sweep(scale: Scale, tell: Tell) -> None:
     """Decoding alone with each share for the JPEG engines."""
     for load in scale.loads:
-        tell(f"{load} images/s", _decode_rate(scale, DecodeSettings(decoder="dali", hw_decoder_load=load)))
+        tell(f"{load} images/s", _decode_rate(scale, DecodeSettings(decoder="dali", hw_decoder_load=load), rounds=1))
 
 
 def crash(scale: Scale, tell: Tell, batch: int, checked: bool) -> None:

@@ -28,7 +28,7 @@ from timing import arguments, finish, machine, spread, table
 SHARDS = 10_000
 WORKERS = (1, 8, 64, 512)
 MEDIAN_S = 60.0
-"""DESIGN.md: a shard is about a minute of work."""
+"""A shard is about a minute of work."""
 SIGMA = 0.25
 STRAGGLERS, SLOWER = 0.01, 10.0
 DEATHS = 0.001

@@ -1,6 +1,7 @@
 """What the end-to-end tests share: the command line as users start it, and the parts as one table."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -30,6 +31,13 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or each process that is start
 for _signum in (signal.SIGINT, signal.SIGHUP):  # ignored in the background and under nohup, which children inherit
     if signal.getsignal(_signum) is signal.SIG_IGN:
         signal.signal(_signum, signal.SIG_DFL)
+
+
+def needs(*programs: str, path: str | None = None) -> None:
+    """Skip a test where `programs` are missing, which pip does not bring; under `.ci/run`, which does, it fails."""
+    missing = [program for program in programs if not shutil.which(program, path=path)]
+    if missing:
+        (pytest.fail if "CLIPBATCH_SKIP_NOTHING" in os.environ else pytest.skip)(f"needs {', '.join(missing)}")
 
 
 def start(*args: object, **more: Any) -> "subprocess.Popen[str]":

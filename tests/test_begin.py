@@ -168,7 +168,7 @@ def test_a_run_that_is_overwritten_by_another_stops_and_puts_nothing_among_its_p
     while not list((out / "parts").glob("*.parquet")):
         assert process.poll() is None
     cli("run", folder, "--labels", "cat,dog", *DEMO[2:], "--shard-size", 64, "--out", out, "--overwrite")
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 3
     assert "taken by another run" in err
     assert "200 rows" in cli("verify", out).stdout

@@ -67,8 +67,21 @@ def test_the_gpu_check_runs_every_section_on_the_cpu(photos: Path, tmp_path: Pat
     assert "error" not in facts["tests/gpu"]
 
 
+def test_the_gpu_check_has_sections_for_every_model_at_full_scale(photos: Path) -> None:
+    code = """
+import argparse, pathlib, sys
+import gpu_check
+given = argparse.Namespace(folder=pathlib.Path(sys.argv[1]), device="cuda:0", small=False)
+print(*(section.name for section in gpu_check.plan(gpu_check.scale_of(given))), sep="\\n")
+"""
+    made = subprocess.run(
+        [sys.executable, "-c", code, photos], cwd=BENCHMARKS, capture_output=True, text=True, check=True
+    )
+    assert {"ceilings", "ViT-B-32", "ViT-B-16", "ViT-L-14", "hw_decoder_load"} < set(made.stdout.splitlines())
+
+
 def test_the_lock_is_seen_held_in_the_stages_of_a_run(photos: Path, tmp_path: Path) -> None:
-    held = bench("lock.py", photos, "--images", 512, "--report", tmp_path / "lock.md")["held_us"]
+    held = bench("lock.py", photos, "--images", 4096, "--report", tmp_path / "lock.md")["held_us"]
     assert held["decode"] > 0
     assert held["encode"] > 0
     assert "images/s at most" in (tmp_path / "lock.md").read_text()

@@ -107,6 +107,7 @@ finally:
         (["--labels", "cat"], "comma-separated list"),
         (["--labels", "a,b", "--template", "no braces"], "no braces"),
         (["--labels", "a,b", "--model", "ViT-B32"], "Did you mean ViT-B-32"),
+        (["--labels", "a,b", "--model", "local-dir:gone"], "there is no folder "),
         (["--labels", "a,b", "--pretrained", "gone.safetensors"], "gone.safetensors: there is no such file"),
         (["--labels", "a,b", "--precision", "fp61"], "fp16"),
         (["--labels", "a,b", "--decoder", "opencv"], "'opencv'"),
@@ -166,11 +167,21 @@ def test_an_output_folder_with_other_files_or_without_room_is_refused(cli: Cli, 
     assert "cannot write" in cli("run", folder, *DEMO, "--out", "/proc/nowhere", code=3).stderr
 
 
+def test_a_folder_of_the_user_s_stays_where_the_input_is_refused(cli: Cli, tmp_path: Path) -> None:
+    for name in ("empty", "mine"):
+        (tmp_path / name).mkdir()
+    for out in ("mine", "new"):
+        assert "--all-files" in cli("plan", "empty", *DEMO, "--out", out, code=3, cwd=tmp_path).stderr
+    assert sorted(os.listdir(tmp_path)) == ["empty", "mine"]
+
+
 def test_weights_that_are_neither_cached_nor_reachable_are_one_clear_error(
     cli: Cli, folder: Path, tmp_path: Path
 ) -> None:
     made = cli(
-        "run", folder, "--labels", "a,b", "--out", tmp_path / "out", code=3, env={"HF_HOME": str(tmp_path / "hf")}
+        *("run", folder, "--labels", "a,b", "--quiet", "--out", tmp_path / "out"),
+        code=3,
+        env={"HF_HOME": str(tmp_path / "hf")},
     )
     assert "laion2b_s34b_b79k" in made.stderr
     assert "--pretrained FILE" in made.stderr

@@ -123,6 +123,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"cpu_share": 0.1, "decoder": "pil"}, "cpu_share 0.1 is for decoder dali, and the decoder is pil: leave it out"),
     ({"hw_decoder_load": 0, "decoder": "torchvision"}, "hw_decoder_load 0 is for decoder dali"),
     ({"jpeg_scale": "reduced", "decoder": "pil"}, "jpeg_scale reduced is for decoders dali and torchvision"),
+    ({"jpeg_scale": "reduced", "reference": True}, "and the decoder is open_clip: use auto"),
+    ({"cpu_share": 0.1, "reference": True}, "cpu_share 0.1 is for decoder dali, and the decoder is open_clip"),
     ({"decode_threads": 0}, "decode_threads 0 is out of range"),
     ({"max_bytes": 0}, "max_bytes 0 is out of range"),
     ({"max_pixels": 0}, "max_pixels 0 is out of range"),
@@ -136,6 +138,12 @@ def test_a_bad_value_is_refused_with_its_name_and_the_remedy(values: dict[str, A
         from_flat(values)
     assert isinstance(caught.value, ValueError)
     assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize("columns", ["a,b", ["a", "b"], ("a", "b")])
+def test_columns_are_a_list_or_one_text_with_commas(columns: object) -> None:
+    assert from_flat({"columns": columns}).source.columns == ("a", "b")
+    assert from_flat({"columns": ""}).source.columns == ()
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:0", "cuda:12"])

@@ -43,7 +43,7 @@ class _Cramped(DaliDecoder):
 
     def _run(self, pixels_BCHW: Tensor, jobs: list[Job]) -> None:
         if len(jobs) > 3:
-            raise RuntimeError("Critical error in pipeline: CUDA allocation failed, requested 3221225472 bytes")
+            raise RuntimeError("Critical error in pipeline:\nCan't allocate 3221225472 bytes on device 0.")
         super()._run(pixels_BCHW, jobs)
 
 

@@ -33,6 +33,21 @@ def machine(root: Path, nodes: dict[int, str], gpus: dict[str, tuple[int, int]],
     return root
 
 
+@pytest.mark.parametrize(
+    ("visible", "device", "seen"),
+    [(None, "cuda:3", "3"), ("", "cuda:1", "1"), ("5,2", "cuda:1", "2"), ("GPU-a,GPU-b", "cuda", "GPU-a")],
+)
+def test_a_worker_sees_only_its_own_gpu(
+    visible: str | None, device: str, seen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert hardware.alone(device) == "cuda:0"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == seen
+    assert hardware.alone("cpu") == "cpu"
+
+
 def write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)

@@ -13,7 +13,18 @@ from clipbatch.errors import InputError
 from conftest import DEMO, Cli
 
 H200 = {"name": "NVIDIA H200", "capability": [9, 0], "memory_gib": 140, "fp8": True}
-NAMES = ["driver", "torch", "DALI", "JPEG engines", "precision", "cores", "shared memory", "disk", "weights"]
+NAMES = [
+    "driver",
+    "torch",
+    "DALI",
+    "JPEG engines",
+    "precision",
+    "cores",
+    "compiler",
+    "shared memory",
+    "disk",
+    "weights",
+]
 
 
 def test_this_machine_is_fit_for_the_embedded_model(cli: Cli, photos: Path) -> None:

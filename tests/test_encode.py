@@ -8,6 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import torch
+from open_clip.modified_resnet import ModifiedResNet
+from timm.models.eva import EvaAttention
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
@@ -139,6 +141,16 @@ def test_fp8_layers_are_near_those_they_stand_for(vit: nn.Module) -> None:
         if loss.wanted:
             loss.compare(images, vit(images))
     assert not loss.wanted
+
+
+@torch.inference_mode()
+def test_fp8_leaves_layers_alone_whose_weights_others_read() -> None:
+    resnet = ModifiedResNet(layers=[1, 1, 1, 1], output_dim=32, heads=4, image_size=64, width=16)
+    eva = nn.Sequential(EvaAttention(64, num_heads=4, qkv_fused=True, scale_norm=False))
+    for tower, given in ((resnet, torch.rand(2, 3, 64, 64)), (eva, torch.rand(2, 5, 64))):
+        wanted = tower.eval()(given)
+        fp8.to_fp8(tower)
+        assert torch.equal(tower(given), wanted)
 
 
 def test_fp8_does_not_mix_images(vit: nn.Module) -> None:

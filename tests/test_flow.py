@@ -183,7 +183,7 @@ def test_an_empty_source_has_no_results(stages: int) -> None:
 
 @pytest.mark.parametrize("slow", ["first", "second", "third"])
 def test_the_times_add_up_and_name_the_slow_stage(slow: str) -> None:
-    items, slow_s = 40, 0.004
+    items, slow_s = 12, 0.05
 
     def work(name: str) -> Stage:
         threads = 2 if name == "second" else 1

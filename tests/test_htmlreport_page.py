@@ -10,7 +10,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from conftest import Cli
+from conftest import Cli, needs
 from hostile import LABELS, PWN
 
 Open = Callable[..., Page]
@@ -18,8 +18,9 @@ Open = Callable[..., Page]
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    assert chromium, "needs a browser: apt-get install chromium"
+    chromium = shutil.which("google-chrome") or shutil.which("chromium")
+    if not chromium:
+        needs("chromium")
     with sync_playwright() as playwright:
         sandbox = [] if os.geteuid() else ["--no-sandbox"]  # Chromium's refuses to work for root
         browser = playwright.chromium.launch(executable_path=chromium, args=sandbox)
@@ -36,7 +37,7 @@ def open_page(browser: Browser) -> Iterator[Open]:
         context = browser.new_context(**settings)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(60_000)
         page.on("console", lambda message: noise.append(f"{message.type}: {message.text}"))
         page.on("pageerror", lambda error: noise.append(str(error)))
         page.on("dialog", lambda dialog: noise.append(dialog.message))
@@ -150,7 +151,7 @@ def test_the_keyboard_reaches_everything_and_shows_where_it_is(demo: Path, open_
     wanted = page.locator("a[href]:visible, summary:visible, select:visible, input:visible").count()
     assert len(stops) == wanted - 1
     page.get_by_role("combobox", name="Label", exact=True).focus()
-    page.keyboard.type("ship")
+    page.keyboard.type("s")
     expect(page.locator("[data-filters=sheet] output")).to_have_text("5 of 34 shown")
     page.locator("summary").first.focus()
     page.keyboard.press("Enter")

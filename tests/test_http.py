@@ -167,10 +167,10 @@ def test_a_server_that_stalls_costs_its_own_time_limit_and_no_more(server: Web, 
     server.answers |= {"/x": answer, "/good": body(DATA)}
     names = ["good", *("x" for _ in range(40)), "good"]  # more than are read at once
     begun = time.monotonic()
-    first, *stalled, last = map(told, slots(*(f"{server.root}/{name}" for name in names), read_timeout=0.5))
+    first, *stalled, last = map(told, slots(*(f"{server.root}/{name}" for name in names), read_timeout=3))
     assert first == last == DATA
     assert {outcome for outcome, _ in stalled} == {"timeout"}
-    assert time.monotonic() - begun < 40 * 0.5
+    assert time.monotonic() - begun < 40 * 3
 
 
 @pytest.mark.parametrize("answer", [body(DATA), _chunked, _no_length, _endless, _gzipped(bytes(10**8))])

@@ -10,7 +10,7 @@ import pytest
 
 from clipbatch import stores
 from clipbatch.types import Encoded
-from conftest import DEMO, Cli, rows
+from conftest import DEMO, Cli, needs, rows
 from reading import slots, told
 from servers import Handler, Web, body, in_turn, status, web
 
@@ -71,6 +71,7 @@ def test_a_proxy_is_taken_from_the_environment(server: Web, monkeypatch: pytest.
 
 
 def test_a_certificate_that_nobody_signed_is_refused(server: Web, tmp_path: Path) -> None:
+    needs("openssl")
     command = "openssl req -x509 -newkey rsa:2048 -nodes -keyout key -out cert -days 2 -subj /CN=localhost"
     subprocess.run(command.split(), cwd=tmp_path, check=True, capture_output=True)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -128,7 +129,7 @@ def test_a_run_over_the_web_gives_what_local_files_give(cli: Cli, server: Web, p
     cli("run", tmp_path / "local.txt", "--root", photos, *DEMO, "--out", tmp_path / "local")
     cli(
         *("run", f"{server.root}/in/list.txt", "--root", f"{server.root}/in", *DEMO),
-        *("--read-timeout", "5", "--out", tmp_path / "out"),
+        *("--read-timeout", "15", "--out", tmp_path / "out"),
     )
     found, local = rows(tmp_path / "out").to_pylist(), rows(tmp_path / "local").to_pylist()
     bad = {3: "unreadable", 5: "timeout", 9: "unreadable", 24: "missing", 25: "unreadable"}

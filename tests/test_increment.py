@@ -85,13 +85,27 @@ def test_an_increment_that_was_interrupted_is_finished_first(cli: Cli, folder: P
     command = ("run", folder, *DEMO, "--shard-size", 4, "--batch-size", 4, "--incremental", "--out", out)
     process = start(*command)
     while not list(out.glob("*/parts/*.parquet")):
-        time.sleep(0.02)
         assert process.poll() is None
+        time.sleep(0.02)
     process.kill()
     process.communicate()
     draw(folder / "new.jpg", 1)
     assert "1 new images, 0 changed, 40 known" in cli(*command).stdout
     assert [rows(path).num_rows for path in runs(out)] == [40, 1]
+
+
+def test_what_each_invocation_may_choose_is_heeded_and_what_cannot_be_a_dataset_is_refused(
+    cli: Cli, folder: Path, tmp_path: Path
+) -> None:
+    command = ("run", folder, *DEMO, "--incremental", "--out")
+    cli(*command, tmp_path / "dataset", "--decode-threads", 3)
+    (made,) = runs(tmp_path / "dataset")
+    report = json.loads((made / "report.json").read_text())
+    assert report["this_run"]["stages"]["decode"]["threads"] == 3
+    assert f"so name a run in it: {made}" in cli("status", tmp_path / "dataset", code=3).stderr
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "dataset"):
+        assert "a file is in the way: choose another --out" in cli(*command, out, code=3).stderr
 
 
 def test_two_nights_do_not_overlap(cli: Cli, folder: Path, tmp_path: Path) -> None:

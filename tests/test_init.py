@@ -1,5 +1,6 @@
 """`clipbatch init`: files that work at once, by flags and by answers on a real terminal."""
 
+import codecs
 import os
 import pty
 import select
@@ -25,7 +26,8 @@ def _answer(command: list[str], answers: list[tuple[str, str]], **more: object) 
     run = [sys.executable, "-m", "clipbatch", *command]
     with subprocess.Popen(run, stdin=follower, stdout=follower, stderr=follower, **more) as process:  # type: ignore[call-overload]
         os.close(follower)
-        said, deadline, waiting = "", time.monotonic() + 120, list(answers)
+        said, deadline, waiting = "", time.monotonic() + 300, list(answers)
+        decoder = codecs.getincrementaldecoder("utf-8")()
         while time.monotonic() < deadline:
             if waiting and waiting[0][0] in said[said.rfind("\0") + 1 :]:
                 os.write(leader, f"{waiting.pop(0)[1]}\n".encode())
@@ -38,7 +40,7 @@ def _answer(command: list[str], answers: list[tuple[str, str]], **more: object) 
                 break
             if not piece:
                 break
-            said += piece.decode()
+            said += decoder.decode(piece)
         process.kill()
     os.close(leader)
     return process.returncode, said

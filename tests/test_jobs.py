@@ -13,7 +13,7 @@ import yaml
 
 from clipbatch import labels
 from clipbatch.config import from_flat, read_toml
-from conftest import Cli, rows
+from conftest import Cli, needs, rows
 from serving import Service, answer, drop
 
 ROOT = Path(__file__).parents[1]
@@ -57,6 +57,7 @@ def test_the_nightly_cron_line_labels_what_is_new_and_prints_one_line(photos: Pa
 
 
 def test_the_systemd_units_are_valid_and_start_a_command_that_runs(photos: Path, tmp_path: Path) -> None:
+    needs("systemd-analyze")
     text = (ROOT / "jobs" / "clipbatch.service").read_text()
     (tmp_path / "clipbatch.service").write_text(text.replace("/usr/local/bin/clipbatch", "/bin/true"))
     (tmp_path / "clipbatch.timer").write_text((ROOT / "jobs" / "clipbatch.timer").read_text())
@@ -72,6 +73,7 @@ def test_the_systemd_units_are_valid_and_start_a_command_that_runs(photos: Path,
 
 
 def test_the_unit_of_the_service_is_valid_and_starts_one_that_answers(photos: Path, tmp_path: Path) -> None:
+    needs("systemd-analyze")
     text = (ROOT / "jobs" / "clipbatch-serve.service").read_text()
     unit = tmp_path / "clipbatch-serve.service"
     unit.write_text(text.replace("/usr/local/bin/clipbatch", "/bin/true"))

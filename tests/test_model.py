@@ -38,7 +38,7 @@ def test_a_file_that_holds_no_weights_is_refused_in_one_line(
     for name in ("weights.safetensors", "weights.pt"):
         (tmp_path / name).write_bytes(content)
         settings = ("--labels", "a,b", "--model", "clipbatch-demo", "--pretrained", tmp_path / name)
-        error = cli("run", photos, *settings, "--out", tmp_path / "out", code=3).stderr
+        error = cli("run", photos, *settings, "--quiet", "--out", tmp_path / "out", code=3).stderr
         assert str(tmp_path / name) in error
         assert error.count("\n") == 1
 

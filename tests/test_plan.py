@@ -189,7 +189,7 @@ for n in range(20): print(RunDir({str(tmp_path)!r}).freeze(f"f{{n}}", sys.argv[1
     for worker in workers:
         worker.stdin.write("x")
         worker.stdin.flush()
-    found = {worker.communicate(timeout=60)[0] for worker in workers}
+    found = {worker.communicate(timeout=300)[0] for worker in workers}
     assert found == {"".join((tmp_path / f"f{n}").read_text()[-9:] + "\n" for n in range(20))}
     assert len(_tree(tmp_path)) == 20
 

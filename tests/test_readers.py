@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipbatch.part import PartFile
-from conftest import DEMO, Cli, rows
+from conftest import DEMO, Cli, needs, rows
 from corpus import make_folder
 
 FILES, SHARD = 128, 16
@@ -50,6 +50,7 @@ def runs(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def spark() -> Iterator[Any]:
     """One Spark for all tests: starting it takes longer than they do."""
+    needs("java")
     from pyspark.sql import SparkSession
 
     address = {"spark.driver.bindAddress": "127.0.0.1", "spark.driver.host": "127.0.0.1"}

@@ -23,7 +23,7 @@ ELSEWHERE = {
     "curl": "tests/test_serve_http.py asks the service",
 }
 """Commands that begin so are not run here, and why."""
-ADDED = {"clipbatch submit slurm": " --dry-run", "clipbatch tune": " --budget 20"}
+ADDED = {"clipbatch submit slurm": " --dry-run", "clipbatch tune": " --budget 60"}
 """What is added to commands that begin so: tests/slurm submits to a cluster, and what `tune` finds does not matter."""
 DEFAULT_WEIGHTS = "models--laion--CLIP-ViT-B-32-laion2B-s34B-b79K"
 

@@ -9,7 +9,7 @@ import pytest
 
 from clipbatch.serve.jobs import MOST_DEATHS
 from clipbatch.serve.spool import Spool
-from conftest import DEMO, Cli, rows
+from conftest import DEMO, Cli, needs, rows
 from corpus import make_folder, photo
 from serving import PATIENCE_S, answer, drop, serving, wait_for
 
@@ -27,6 +27,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    needs("cc")
     library = tmp_path_factory.mktemp("library") / "deadly.so"
     source = Path(__file__).parent / "faults" / "deadly.c"
     subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True)

@@ -115,7 +115,7 @@ def test_the_process_that_tries_answers_each_time_and_is_started_again(photos: P
 
 def test_tune_tries_settings_on_real_images_and_run_takes_what_it_wrote(cli: Cli, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "tuned.toml"
-    made = json.loads(cli("tune", photos, *DEMO[2:], "--budget", 40, "--out", out, "--limit", 64, "--json").stdout)
+    made = json.loads(cli("tune", photos, *DEMO[2:], "--budget", 90, "--out", out, "--limit", 64, "--json").stdout)
     assert made["trials"][0]["changes"] == {}
     assert made["trials"][0]["images_per_s"] > 0
     assert made["rows"] == 64

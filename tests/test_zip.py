@@ -1,7 +1,6 @@
 """Zip archives, whole and broken: which members are found, and that their bytes are the right ones."""
 
 import os
-import shutil
 import stat
 import struct
 import subprocess
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from conftest import needs
 from packing import Pipe, files, listed, names, read, zipped
 
 METHODS = {"stored": zipfile.ZIP_STORED, "deflated": zipfile.ZIP_DEFLATED}
@@ -29,8 +29,7 @@ def test_every_member_is_found_with_its_name_and_its_bytes(tmp_path: Path, metho
 
 @pytest.mark.parametrize("options", [["-0"], ["-9"], ["-y"], ["-fz"]], ids=" ".join)
 def test_what_the_zip_command_packs_is_found(tmp_path: Path, options: list[str]) -> None:
-    if not shutil.which("zip"):
-        pytest.skip("needs zip")
+    needs("zip")
     folder = tmp_path / "in"
     (folder / "b").mkdir(parents=True)
     for name in ("a.jpg", "b/é.png", "notes.txt"):

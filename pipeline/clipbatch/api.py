@@ -1,4 +1,4 @@
-"""What the commands do, as functions of Python: plan, run, status, verify, demo."""
+"""What the commands do, as functions of Python: plan, run, rescore, compact, fetch, status, verify."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import io
 import json
 import os
@@ -18,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from clipbatch.errors import InputError
+from clipbatch.errors import BusyError, InputError
 from clipbatch.places import Place, StorePath
 
 _TEMP = re.compile(r"\..+\.(?P<host>[^.]*)-(?P<pid>\d+)\.tmp")
@@ -105,6 +106,27 @@ def _alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+@contextlib.contextmanager
+def locked(folder: Path, busy: str) -> Iterator[None]:
+    """Keep other processes out of `folder`, which is made; the lock goes with the process, however that ends.
+
+    Raises: BusyError with the message `busy` where another process is in it; InputError where it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise writing_failed(folder, error) from error
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BusyError(busy) from error
+        yield
+    finally:
+        os.close(file)
 
 
 def writing_failed(target: Place, error: OSError) -> InputError:

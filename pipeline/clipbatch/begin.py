@@ -33,10 +33,13 @@ _PATIENCE_S = 3.0
 """A planner that has renamed its manifest in makes `run.json` within milliseconds; after this long it has died."""
 
 
-def check_place(run: RunDir) -> None:
-    """Make the directory. Raises: InputError where it cannot be made, or holds what no run wrote."""
+def check_place(run: RunDir) -> bool:
+    """Make the directory; whether it was not there. Raises: InputError where it cannot be made, or holds what no run
+    wrote."""
+    made = False
     try:
         if isinstance(run.path, Path):
+            made = not run.path.exists()
             run.path.mkdir(parents=True, exist_ok=True)
         stranger = None if run.exists() else _stranger(run)
     except OSError as error:
@@ -49,6 +52,7 @@ def check_place(run: RunDir) -> None:
     with publish(probe):
         pass
     probe.unlink()
+    return made
 
 
 def begin(run: RunDir, plan: Plan, staged: Path, *, replace: bool) -> Plan:

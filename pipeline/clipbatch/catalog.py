@@ -86,7 +86,10 @@ def canonical(model: str) -> str:
             raise InputError(f"--model {model}: there is no such model config file")
         return os.path.abspath(model)
     if model.startswith("local-dir:"):
-        return "local-dir:" + os.path.abspath(model.removeprefix("local-dir:"))
+        folder = os.path.abspath(model.removeprefix("local-dir:"))
+        if not os.path.isdir(folder):
+            raise InputError(f"--model {model}: there is no folder {folder}")
+        return f"local-dir:{folder}"
     if model.startswith("hf-hub:"):
         return model
     known = names()

@@ -6,7 +6,7 @@
     ├── TooManyBadError            4  more bad images than --max-bad allows
     ├── DamagedError               5  verify found parts missing or damaged
     ├── UnfitError                 5  doctor found something that keeps runs from working here
-    ├── BusyError                  6  another process is at the same dataset
+    ├── BusyError                  6  another process is at the same dataset, or serves the same spool
     └── InterruptedRunError       75  stopped by a signal; the same command goes on where it stopped
 
 An image that cannot be read or decoded is none of these: it is data, a `types.Reject`.
@@ -63,7 +63,7 @@ class UnfitError(ClipbatchError):
 
 
 class BusyError(ClipbatchError):
-    """Another process is making an increment of the same dataset."""
+    """Another process is making an increment of the same dataset, or serves the same spool."""
 
     exit_code = 6
 

@@ -11,7 +11,6 @@ increments, and the last one counts. One increment is made at a time.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import re
@@ -27,8 +26,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from clipbatch import api, interrupts, source
-from clipbatch.config import Settings
-from clipbatch.errors import BusyError, ClipbatchError, InputError
+from clipbatch.atomic import locked
+from clipbatch.config import ANEW, Settings, from_flat
+from clipbatch.errors import ClipbatchError, InputError
 from clipbatch.places import StorePath, place
 from clipbatch.rundir import RunDir
 from clipbatch.schema import STAMPS
@@ -67,9 +67,10 @@ def run(
         raise InputError(f"--incremental keeps its dataset on a disk: {out} is in a store; give a local --out")
     if not settings.source.inputs:
         raise InputError("--incremental compares an INPUT with what is known: name one")
-    with _locked(folder):
+    busy = f"another process is making an increment in {folder}: let it finish, and run the same command later"
+    with locked(folder, busy):
         done = increments(folder)
-        again = Settings(launch=settings.launch, read=settings.read, max_bad=settings.max_bad)
+        again = from_flat({name: value for name, value in settings.flat().items() if name in ANEW})
         if done and not api.status(done[-1])["complete"]:
             api.run(again, done[-1], quiet=quiet, log_json=log_json)
         known = _Known(done)
@@ -178,20 +179,6 @@ def _hash_file(path: str) -> tuple[int | None, int | None, str | None]:
                 digest.update(chunk)
             return None, None, digest.hexdigest()
     return None, None, None
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep others from making an increment meanwhile. The lock goes with the process, however that ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BusyError(
-                f"another process is making an increment in {folder}: let it finish, and run the same command later"
-            ) from error
-        yield
 
 
 def _as_dict(found: Found) -> dict[str, int]:

@@ -16,7 +16,7 @@ CONFIG, LABELS = "clipbatch.toml", "labels.txt"
 EXAMPLE_LABELS = "person,animal,vehicle,building,food,document,landscape"
 _CONFIG = """\
 # Settings of clipbatch: clipbatch run --config {config} --out scores/
-# Every option of `clipbatch run` has its name here, with _ or - between words; options on the command line win.
+# Settings are named as the options of `clipbatch run`, with _ or - between words; options on the command line win.
 
 inputs = [{images}]       # folders, images, manifests, archives, urls, patterns
 labels = {labels}         # a text or TOML file, or a shipped set

@@ -36,7 +36,8 @@ def run(
     """
     given = dict(settings)
     for name in given.keys() & {"template", "columns"}:
-        given[name] = (given[name],) if isinstance(given[name], str) else tuple(given[name])
+        alone = name == "template" and isinstance(given[name], str)
+        given[name] = (given[name],) if alone else given[name] if isinstance(given[name], str) else tuple(given[name])
     for name in given.keys() & {"pretrained", "root"}:
         given[name] = os.fspath(given[name])
     several = [inputs] if isinstance(inputs, (str, os.PathLike)) else inputs

@@ -108,7 +108,7 @@ def worth_compiling(settings: Settings, rows: int, gflop: float) -> bool:
     Guesses, as nothing has been measured on a GPU: 90 seconds for a worker to compile, a tenth of the encoder's time
     saved, at 200 TFLOP/s. In fp8 always on a GPU, where scaling the activations is not worth it otherwise.
     """
-    if not device_of(settings).startswith("cuda"):
+    if not device_of(settings).startswith("cuda") or not hardware.has_compiler():
         return False
     return settings.model.precision == "fp8" or COMPILE_GAIN * rows * gflop / 200_000 > COMPILE_S
 
@@ -151,7 +151,7 @@ def freeze(
     assert settings.batch_size
     if settings.shard_size % settings.batch_size:
         raise SettingError(f"shard_size {settings.shard_size} is not a multiple of batch_size {settings.batch_size}")
-    begin.check_place(run)
+    made = begin.check_place(run)
     per_file = settings.shard_size * max(1, MANIFEST_ROWS // settings.shard_size)
     row_group = settings.shard_size * max(1, ROW_GROUP_ROWS // settings.shard_size)
     staged = Path(tempfile.mkdtemp()) if isinstance(run.manifest, StorePath) else temp_name(run.manifest)
@@ -183,7 +183,7 @@ def freeze(
         raise writing_failed(run.path, error) from error
     finally:
         shutil.rmtree(staged, ignore_errors=True)
-        if isinstance(run.path, Path):
+        if made and isinstance(run.path, Path):
             with contextlib.suppress(OSError):  # where nothing was written, as the listing was refused
                 run.path.rmdir()
     run.check_same(standing, plan.identity)

@@ -58,7 +58,7 @@ class Progress:
         if not self._silent and now - self._said >= LINE_EVERY_S:
             self._said = now
             rate = (done - first_done) / (now - begun) if now > begun else 0.0
-            left_s = (self._total - done) / rate if rate > 0 else 0
+            left_s = (self._total - done) / rate if rate > 0 else None
             if self._as_json:
                 log_json(
                     "progress",
@@ -66,14 +66,12 @@ class Progress:
                     total=self._total,
                     bad=bad,
                     images_per_s=round(rate, 1),
-                    left_s=round(left_s),
+                    left_s=None if left_s is None else round(left_s),
                     bottleneck=bottleneck,
                 )
                 return
-            self.say(
-                f"{done} of {self._total} images, {rate:.0f}/s, {left_s / 60:.0f} min left, {bad} bad, "
-                f"bound by {bottleneck}"
-            )
+            speed = "" if left_s is None else f"{rate:.0f}/s, {left_s / 60:.0f} min left, "
+            self.say(f"{done} of {self._total} images, {speed}{bad} bad, bound by {bottleneck}")
 
     def close(self) -> None:
         if self._bar is not None:

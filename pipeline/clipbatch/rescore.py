@@ -1,7 +1,7 @@
 """Plan a run that scores the saved embeddings of another run with new labels, in a run directory of its own.
 
 Its manifest is the other run's, its parts correspond to the other's one to one, and its identity says which run that
-was, by fingerprint. From then on it is a run like any other: `run.Worker` reads embeddings in place of images.
+was, by fingerprint. From then on it is a run like any other: `pipeline.Worker` reads embeddings in place of images.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def _check_columns(source: RunDir, manifest: Path, taken: set[str]) -> None:
 
 def _freeze(source: RunDir, run: RunDir, plan: Plan, taken: set[str], overwrite: bool) -> Plan:
     """taken: names of the columns that the scores need, in lower case."""
-    begin.check_place(run)
+    made = begin.check_place(run)
     staged = Path(tempfile.mkdtemp()) if isinstance(run.manifest, StorePath) else temp_name(run.manifest)
     try:
         staged.mkdir(exist_ok=True)
@@ -113,7 +113,7 @@ def _freeze(source: RunDir, run: RunDir, plan: Plan, taken: set[str], overwrite:
         raise writing_failed(run.path, error) from error
     finally:
         shutil.rmtree(staged, ignore_errors=True)
-        if isinstance(run.path, Path):
+        if made and isinstance(run.path, Path):
             with contextlib.suppress(OSError):  # where nothing was written
                 run.path.rmdir()
     run.check_same(standing, plan.identity)

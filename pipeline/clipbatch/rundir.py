@@ -95,7 +95,9 @@ class RunDir:
         """Raises: InputError where there is no plan, or one of another version."""
         found = self._read_json(self.plan_file)
         if found is None:
-            raise InputError(f"{self.path} is not a run directory: it has no run.json; start one with clipbatch run")
+            inside = sorted(self.path.glob("increment-*")) if not isinstance(self.path, StorePath) else []
+            remedy = f"it is a dataset, so name a run in it: {inside[-1]}" if inside else "start one with clipbatch run"
+            raise InputError(f"{self.path} is not a run directory: it has no run.json; {remedy}")
         if found.pop("format", None) != FORMAT:
             raise InputError(f"{self.plan_file} is of another clipbatch version: finish it with that one")
         return Plan(**found)

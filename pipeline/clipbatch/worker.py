@@ -89,19 +89,19 @@ def _stay_on(cores: set[int]) -> None:
 def _work(
     channel: _Channel, path: str, fingerprint: str, device: str, runtime: dict[str, Any], journal_fd: int
 ) -> None:
-    from clipbatch import catalog
+    from clipbatch import catalog, hardware
     from clipbatch.flow import bottleneck
     from clipbatch.journal import Journal
     from clipbatch.rundir import RunDir
     from clipbatch.types import Reject
 
-    run = RunDir(path)
+    run, here = RunDir(path), hardware.alone(device)
     model = run.plan_of(fingerprint).settings["model"]
     with startup.quick_imports(transformers=catalog.wants_transformers(model)):
         from clipbatch.pipeline import Task, Worker
         from clipbatch.profiling import Profile
 
-    worker = Worker(run, fingerprint, device, runtime, Journal(journal_fd), lambda text: channel.emit("say", text=text))
+    worker = Worker(run, fingerprint, here, runtime, Journal(journal_fd), lambda text: channel.emit("say", text=text))
     channel.emit("loaded")
 
     def tasks() -> Iterator[Task]:
@@ -111,11 +111,12 @@ def _work(
             yield Task(shard=message["shard"], rows=None if rows is None else frozenset(rows), rejects=rejects)
 
     threading.Thread(target=_show_life, args=(channel, worker), daemon=True).start()
-    profile = Profile(runtime["profile"], device)
+    profile = Profile(runtime["profile"], here)
     flow = worker.label(tasks())
 
     def report() -> None:
-        channel.emit("stages", times=flow.times(), peak_mib=_peak_mib(), **worker.device_facts())
+        facts = worker.device_facts() | {"device": device}
+        channel.emit("stages", times=flow.times(), peak_mib=_peak_mib(), **facts)
 
     channel.last_words = report
     rows = bad = 0

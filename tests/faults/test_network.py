@@ -1,13 +1,12 @@
 """Where all is local, nobody is asked on the network."""
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from conftest import Cli
+from conftest import Cli, needs
 
 HERE = Path(__file__).parent
 
@@ -15,8 +14,7 @@ HERE = Path(__file__).parent
 @pytest.fixture
 def library(tmp_path: Path) -> Path:
     library = tmp_path / "nosocket.so"
-    if not shutil.which("cc"):
-        pytest.skip("needs a C compiler")
+    needs("cc")
     subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, HERE / "nosocket.c", "-ldl"], check=True)
     return library
 

@@ -19,8 +19,10 @@ from pathlib import Path
 
 import pytest
 
+from conftest import needs
+
 NODES = ("n1", "n2")
-PATIENCE_S = 180.0
+PATIENCE_S = 600.0
 """For whatever is waited for; it takes seconds on an idle machine."""
 REQUEUED_AFTER_S = 5
 MOST_TASKS = 12
@@ -73,9 +75,7 @@ class Cluster:
     """Starts when it is made; `stop` ends every process of it, jobs included, and removes its folder."""
 
     def __init__(self) -> None:
-        missing = [name for name in ("munged", "slurmctld", "slurmd", "sbatch") if not shutil.which(name, path=_PATH)]
-        if missing:
-            raise RuntimeError(f"no {', '.join(missing)} here: apt-get install slurm-wlm munge")
+        needs("munged", "slurmctld", "slurmd", "sbatch", path=_PATH)
         self.folder = Path(tempfile.mkdtemp(prefix="clipbatch-slurm-"))
         self.folder.chmod(0o711)  # munged demands that all users can reach its socket
         self.environment = {

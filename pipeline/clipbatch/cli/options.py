@@ -63,20 +63,22 @@ SETTINGS: dict[str, Any] = {
         Optional[str],
         _option(
             "Model",
-            "open_clip's name, clipbatch-demo, hf-hub:ORG/NAME, or FILE.json.",
+            "open_clip's name, clipbatch-demo, hf-hub:ORG/NAME, local-dir:FOLDER, or FILE.json.",
             "--model",
             "-m",
             autocompletion=complete_models,
         ),
     ],
-    "pretrained": Annotated[Optional[str], _option("Model", "Weights: one of open_clip's tags, or a FILE.")],
-    "precision": Annotated[Optional[str], _option("Model", "auto, fp16, bf16 or fp32.")],
+    "pretrained": Annotated[
+        Optional[str], _option("Model", "Weights: one of open_clip's tags, a FILE, or hf-hub:ORG/NAME.")
+    ],
+    "precision": Annotated[Optional[str], _option("Model", "auto, fp16, bf16, fp32, or fp8 on GPUs that have it.")],
     "compile": Annotated[Optional[str], _option("Model", "torch.compile: auto (on a GPU, for long runs), on or off.")],
     "reference": Annotated[
         Optional[bool],
         _option("Model", "Slow and exact: open_clip's own transform and fp32; EXIF ignored, as there.", "--reference"),
     ],
-    "device": Annotated[Optional[str], _option("Model", "auto, cpu or cuda:N.")],
+    "device": Annotated[Optional[str], _option("Model", "auto, cpu, cuda, or cuda:N for one GPU.")],
     "batch_size": Annotated[Optional[int], _option("Model", "Images in a batch.")],
     "root": Annotated[
         Optional[str], _option("Input", "Folder or url that a manifest's paths are relative to and may not leave.")

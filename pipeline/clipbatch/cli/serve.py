@@ -12,7 +12,7 @@ from clipbatch import catalog, startup
 from clipbatch.cli.label import PANEL
 from clipbatch.cli.options import takes_some
 from clipbatch.cli.shared import Quiet
-from clipbatch.config import from_flat, read_toml
+from clipbatch.config import from_flat
 from clipbatch.errors import InputError
 
 app = typer.Typer()
@@ -42,10 +42,7 @@ def serve_command(
 
     Example: clipbatch serve /var/spool/clipbatch --labels labels.txt --http 127.0.0.1:8000 --root /data/photos
     """
-    config = given.pop("config", None)
-    if "columns" in given:
-        given["columns"] = [name for names in given["columns"] for name in names.split(",") if name]
-    settings = from_flat((read_toml(config) if config else {}) | given)
+    settings = from_flat(given)
     try:
         with startup.quick_imports(transformers=catalog.wants_transformers(settings.model.model)):
             from clipbatch.serve import Limits, serve

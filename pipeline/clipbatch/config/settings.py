@@ -100,7 +100,8 @@ class Settings(Checked):
 
 
 def from_flat(values: Mapping[str, Any]) -> Settings:
-    """Settings from field names and values; lists become tuples. Unknown names are refused with the nearest known.
+    """Settings from field names and values; lists become tuples, and `columns` in one string are parted at its commas.
+    Unknown names are refused with the nearest known.
 
     `reference` stands for `REFERENCE`; only its orientation may be given otherwise.
     """
@@ -119,6 +120,8 @@ def from_flat(values: Mapping[str, Any]) -> Settings:
                 raise SettingError(f"reference means {name} {REFERENCE[name]}: leave out {name} {values[name]!r}")
         values = {**REFERENCE, **{name: value for name, value in values.items() if value != "auto"}}
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    if isinstance(columns := values.get("columns"), str):
+        values["columns"] = tuple(name for name in columns.split(",") if name)
     made: dict[str, Any] = {
         stage: kind(**{f.name: values[f.name] for f in dataclasses.fields(kind) if f.name in values})
         for stage, kind in stages.items()

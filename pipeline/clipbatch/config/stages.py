@@ -59,7 +59,7 @@ class ModelSettings(Checked):
     """Which encoder, and how it runs."""
 
     model: str = "ViT-B-32"
-    """One of open_clip's names, `clipbatch-demo`, `hf-hub:ORG/NAME`, or a model config FILE.json."""
+    """One of open_clip's names, `clipbatch-demo`, `hf-hub:ORG/NAME`, `local-dir:FOLDER`, or a config FILE.json."""
     pretrained: str | None = None
     """open_clip's tag for the weights, or a file; default: laion2b_s34b_b79k for ViT-B-32."""
     precision: Precision = "auto"
@@ -130,12 +130,12 @@ class DecodeSettings(Checked):
         at_least("decode_threads", self.decode_threads, 1)
         at_least("decode_timeout", self.decode_timeout, 0.1)
         at_least("worker_timeout", self.worker_timeout, 1)
-        if self.jpeg_scale == "reduced" and self.decoder == "pil":
+        if self.jpeg_scale == "reduced" and self.decoder in ("pil", "open_clip"):
             raise SettingError(
-                "jpeg_scale reduced is for decoders dali and torchvision, and the decoder is pil: use auto"
+                f"jpeg_scale reduced is for decoders dali and torchvision, and the decoder is {self.decoder}: use auto"
             )
         for name, value in (("hw_decoder_load", self.hw_decoder_load), ("cpu_share", self.cpu_share or None)):
-            if value is not None and self.decoder in ("torchvision", "pil"):
+            if value is not None and self.decoder not in ("auto", "dali"):
                 raise SettingError(
                     f"{name} {value} is for decoder dali, and the decoder is {self.decoder}: leave it out"
                 )

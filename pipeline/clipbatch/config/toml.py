@@ -37,7 +37,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     for name, value in values.items():
         if isinstance(value, dict):
             raise InputError(f"{path}: [{name}] is a table; settings stand at the top level, one a line")
-        if name in ("template", "inputs", "columns") and isinstance(value, str):
+        if name in ("template", "inputs") and isinstance(value, str):
             values[name] = [value]
         if name == "max_bad" and isinstance(value, int):
             values[name] = str(value)

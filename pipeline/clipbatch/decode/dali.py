@@ -23,7 +23,9 @@ from clipbatch.types import DecoderName
 
 _INTERPOLATION = {"bicubic": types.INTERP_CUBIC, "bilinear": types.INTERP_LINEAR}
 _FAILED_SAMPLE = re.compile(r"Failed to decode sample #(\d+)")
-_OUT_OF_MEMORY = re.compile(r"out of memory|bad_alloc|memory allocation|allocation failed", re.IGNORECASE)
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|bad_alloc|memory allocation|allocation failed|can't allocate|ALLOCATOR_FAILURE", re.IGNORECASE
+)
 _TRIES = 4
 _PIXELS_AT_ONCE = 2**28
 """268 megapixels: 0.8 GB of uint8 RGB."""
@@ -121,13 +123,15 @@ class DaliDecoder:
         (crops,) = self._pipeline.run(stream)  # in the stream's order, without waiting for the GPU
         if stream is not None:
             self._in_use.append((crops, jobs))
-        if crops.is_dense_tensor() and all(job.geometry.plain for job in jobs):
-            crops_BHWC = torch.utils.dlpack.from_dlpack(crops.as_tensor())
-            scatter(pixels_BCHW, [job.slot for job in jobs], crops_BHWC.permute(0, 3, 1, 2))
-        else:
-            for number, job in enumerate(jobs):
-                crop_HWC = torch.utils.dlpack.from_dlpack(crops[number])
-                place(pixels_BCHW, job.slot, crop_HWC.permute(2, 0, 1), job.geometry)
+        one_by_one = list(range(len(jobs)))
+        if crops.is_dense_tensor():
+            crops_BCHW = torch.utils.dlpack.from_dlpack(crops.as_tensor()).permute(0, 3, 1, 2)
+            if crops_BCHW.shape[1:] == pixels_BCHW.shape[1:]:  # all at once, and what is to be turned again
+                scatter(pixels_BCHW, [job.slot for job in jobs], crops_BCHW)
+                one_by_one = [number for number in one_by_one if not jobs[number].geometry.plain]
+        for number in one_by_one:
+            crop_HWC = torch.utils.dlpack.from_dlpack(crops[number])
+            place(pixels_BCHW, jobs[number].slot, crop_HWC.permute(2, 0, 1), jobs[number].geometry)
 
 
 def _listed(encoded: list[bytearray]) -> Any:

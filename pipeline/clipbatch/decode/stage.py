@@ -6,7 +6,7 @@ import functools
 import queue
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from clipbatch import hardware
 from clipbatch.config import DecodeSettings
 from clipbatch.decode import pil
 from clipbatch.decode.cores import Cores, for_cores
-from clipbatch.decode.geometry import Target, geometry_of, upright_size
+from clipbatch.decode.geometry import Geometry, Target, geometry_of, upright_size
 from clipbatch.decode.inspect import inspect
 from clipbatch.decode.pixels import FastDecoder, Job, blank, place
 from clipbatch.decode.reduced import ReducedDecoder, reduction
@@ -56,7 +56,7 @@ class Decode:
         self._cores = Cores(target, threads=self._threads) if settings.decoder == "dali" else None
         self._torchvision, self._reduced = (make(target.interpolation) for make in (TorchvisionDecoder, ReducedDecoder))
         self._reference = self._open_clips()
-        self._helpers = ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,))
+        self._helpers = ThreadPoolExecutor(self._threads, initializer=torch.set_num_threads, initargs=(1,))
         self._lanes: queue.SimpleQueue[tuple[FastDecoder | None, torch.cuda.Stream | None]] = queue.SimpleQueue()
         for _ in range(self.threads):
             self._lanes.put((self._fast_decoder(), stream_on(device)))
@@ -122,7 +122,7 @@ class Decode:
             else:
                 outcomes[slot] = content
         finish = self._cores.start(others, self._device) if self._cores and others else None
-        if decoder is self._torchvision:
+        if decoder is self._torchvision and self._device == "cpu":
             failed = self._shared_out(functools.partial(decoder.fill, pixels_BCHW), jobs)
         else:
             failed = decoder.fill(pixels_BCHW, jobs) if decoder and jobs else []
@@ -132,17 +132,20 @@ class Decode:
             failed += [job for other, one in others for job in other.fill(pixels_BCHW, [one])]
         last_word += [job.slot for job in failed]
 
-        def by_pillow(slots: list[int]) -> list[tuple[int, Decoded | Reject]]:
-            return [(slot, self._by_pillow(pixels_BCHW, slot, batch.slots[slot])) for slot in slots]
+        def by_pillow(slots: list[int]) -> list[tuple[int, _Opened | Reject]]:
+            return [(slot, self._by_pillow(batch.slots[slot])) for slot in slots]
 
-        for slot, outcome in self._shared_out(by_pillow, last_word):
-            outcomes[slot] = outcome
+        for slot, opened in self._shared_out(by_pillow, last_word):
+            outcomes[slot] = opened if isinstance(opened, Reject) else opened.facts
+            if isinstance(opened, _Opened):
+                opened.put(pixels_BCHW, slot)
         return pixels_BCHW, outcomes
 
     def _shared_out(self, work: Callable[[list[T]], list[R]], items: list[T]) -> list[R]:
         """What `work` makes of all `items`, in any order: on a CPU in shares with the lanes that have no batch at the
-        moment. On a GPU by this thread alone, as others would copy to it in a stream that nobody waits for."""
-        idle = self._lanes.qsize() if self._device == "cpu" else 0
+        moment, beside a GPU with as many threads as decode. It must not touch the GPU, as other threads would copy in a
+        stream that nobody waits for."""
+        idle = self._lanes.qsize() if self._device == "cpu" else self._threads - 1
         shares = min(1 + idle, len(items))
         going = [self._helpers.submit(work, items[number::shares]) for number in range(1, shares)]
         return work(items[0::shares] if shares else []) + [result for one in going for result in one.result()]
@@ -171,20 +174,26 @@ class Decode:
         decoded = Decoded(width=width, height=height, decoder=decoder.name)
         return decoder, Job(slot=slot, data=content.data, geometry=geometry), decoded
 
-    def _by_pillow(
-        self, pixels_BCHW: Tensor, slot: int, content: Encoded | Picture | Reject | None
-    ) -> Decoded | Reject:
+    def _by_pillow(self, content: Encoded | Picture | Reject | None) -> _Opened | Reject:
         assert isinstance(content, (Encoded, Picture))
         upright, max_pixels = self._settings.orientation == "upright", self._settings.max_pixels
         if self._reference:
             exact = self._reference.decode(content, upright=upright, max_pixels=max_pixels)
-            if isinstance(exact, Reject):
-                return exact
-            pixels_BCHW[slot].copy_(exact[0])
-            return exact[1]
+            return exact if isinstance(exact, Reject) else _Opened(exact[0], None, exact[1])
         made = pil.decode(content, self._target, upright=upright, max_pixels=max_pixels)
-        if isinstance(made, Reject):
-            return made
-        stored_CHW, geometry, decoded = made
-        place(pixels_BCHW, slot, stored_CHW, geometry)
-        return decoded
+        return made if isinstance(made, Reject) else _Opened(*made)
+
+
+class _Opened(NamedTuple):
+    """What Pillow made of an image, on the CPU."""
+
+    stored_CHW: Tensor
+    geometry: Geometry | None
+    """How it is to be turned; None: it is as the model takes it."""
+    facts: Decoded
+
+    def put(self, pixels_BCHW: Tensor, slot: int) -> None:
+        if self.geometry is None:
+            pixels_BCHW[slot].copy_(self.stored_CHW)
+        else:
+            place(pixels_BCHW, slot, self.stored_CHW, self.geometry)

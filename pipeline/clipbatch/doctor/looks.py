@@ -42,6 +42,7 @@ def examine(place: str, model: str, pretrained: str | None) -> Iterator[Finding]
     )
     yield _precision(gpus)
     yield machine.cores()
+    yield machine.compiler()
     yield machine.shared_memory()
     yield machine.disk(place)
     yield _weights(_ask("weights_are", model, pretrained or ""), model, pretrained)

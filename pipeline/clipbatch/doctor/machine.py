@@ -70,6 +70,20 @@ def cores() -> Finding:
     return Finding(name="cores", level="ok", text=text)
 
 
+def compiler() -> Finding:
+    """Whether torch.compile would find what it builds its launchers with."""
+    if hardware.has_compiler():
+        return Finding(name="compiler", level="ok", text="a C compiler and Python's headers, as --compile needs them")
+    if not devices.gpu_count():
+        return Finding(name="compiler", level="ok", text="none; only runs on a GPU use one")
+    return Finding(
+        name="compiler",
+        level="warning",
+        text="no C compiler, or no headers of Python: runs do without --compile",
+        remedy="install gcc and python3-dev, so that long runs compile the encoder",
+    )
+
+
 def shared_memory(folder: Path = Path("/dev/shm")) -> Finding:
     """Room in /dev/shm. clipbatch's processes share anonymous memory, which that limit does not hold."""
     try:

@@ -12,7 +12,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from clipbatch import hardware
 from clipbatch.encode.text import cache_folder
+from clipbatch.errors import InputError
 
 Work = Callable[[Tensor], Tensor]
 _WARM_UP = 3
@@ -23,7 +25,13 @@ def compiled(work: Work, like: Tensor) -> Work:
     """`work` compiled for batches like `like`, now; what was compiled before is read from clipbatch's cache.
 
     Nothing is chosen by timing, which might choose otherwise in the next worker.
+    Raises: InputError where there is no C compiler.
     """
+    if not hardware.has_compiler():
+        raise InputError(
+            "--compile on needs a C compiler and Python's headers on this machine, as in the packages gcc and "
+            "python3-dev: install them, or use --compile off"
+        )
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder("inductor")))
     import torch._inductor.config as inductor
 

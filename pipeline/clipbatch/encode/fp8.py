@@ -11,6 +11,7 @@ import copy
 from typing import Any
 
 import torch
+from open_clip.modified_resnet import AttentionPool2d
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 from torch.nn import functional
@@ -87,6 +88,8 @@ def to_fp8(tower: nn.Module) -> None:
     for name, layer in list(tower.named_children()):
         if isinstance(layer, nn.Linear) and _fits(layer.weight):
             setattr(tower, name, Linear(layer.weight, layer.bias))
+        elif isinstance(layer, AttentionPool2d) or getattr(layer, "q_bias", None) is not None:
+            continue  # these read their layers' weights, and do not call them (ResNets of CLIP; EVA in timm)
         elif isinstance(layer, nn.MultiheadAttention):  # whose own layers are not called, only read
             if isinstance(tower, ResidualAttentionBlock) and layer.batch_first and _fits(layer.in_proj_weight):
                 setattr(tower, name, Attention(layer))

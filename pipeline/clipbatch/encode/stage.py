@@ -20,6 +20,8 @@ from clipbatch.types import Decoded, EmbeddedBatch, PixelBatch
 
 _IN_FLIGHT = 3
 """Batches that a GPU has in hand: one that it encodes, and others that wait in its queue while Python wakes up."""
+_COMPARED_AT_ONCE = 32
+"""Images in fp32, beside a model in fp8 that leaves little memory."""
 
 
 def trimmed(batch: PixelBatch) -> PixelBatch:
@@ -91,11 +93,11 @@ class Encode:
         try:
             return Graph(whole, like_BCHW, self._stream)
         except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            return whole  # which has its own way with that
+            pass  # `_encode` has its own way with that
         except RuntimeError as error:  # the result is the same, later
             self._say(f"this model runs without a CUDA graph, as it cannot be recorded: {str(error).splitlines()[0]}")
-            return whole
+        torch.cuda.empty_cache()  # only now that nothing holds what was begun
+        return whole
 
     def __call__(self, batch: PixelBatch) -> EmbeddedBatch:
         """Waits until the embeddings are complete."""
@@ -122,7 +124,11 @@ class Encode:
         slots = [slot for slot, outcome in enumerate(batch.outcomes) if isinstance(outcome, Decoded)]
         if not slots:
             return
-        loss.compare(self._normal(batch.pixels_BCHW[slots], torch.float32), image_BD[slots])
+        for at in range(0, len(slots), _COMPARED_AT_ONCE):
+            some = slots[at : at + _COMPARED_AT_ONCE]
+            loss.compare(self._normal(batch.pixels_BCHW[some], torch.float32), image_BD[some])
+            if not loss.wanted:
+                break
         if not loss.wanted:
             found = loss.facts()
             self._say(

@@ -10,17 +10,23 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator
 
+from clipbatch import hardware
 from clipbatch.types import Encoded, ItemBatch, ReadBatch
 
-LIMIT_BYTES = 2**30
 _FIRST_GUESS_BYTES = 2**20
+
+
+def limit_bytes() -> int:
+    """1 GiB, and up to 4 on large machines: camera files of 4 MB, 256 a batch, are to be read while others decode."""
+    return min(2**32, max(2**30, hardware.memory_bytes() // 32))
 
 
 class Gate:
     """Between the listing and the read stage; told by whoever reads a batch, and by whoever has no more use for it."""
 
-    def __init__(self, limit_bytes: int = LIMIT_BYTES) -> None:
-        self._limit_bytes, self._guess_bytes = limit_bytes, float(_FIRST_GUESS_BYTES)
+    def __init__(self, most_bytes: int | None = None) -> None:
+        """most_bytes: None for `limit_bytes`."""
+        self._limit_bytes, self._guess_bytes = most_bytes or limit_bytes(), float(_FIRST_GUESS_BYTES)
         self._under_way: dict[int, float] = {}
         self._changed = threading.Condition()
 

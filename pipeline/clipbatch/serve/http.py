@@ -57,7 +57,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
-            at_least(f"limit {name}", getattr(self, name), 1)
+            at_least(f"max_{name}", getattr(self, name), 1)
 
 
 class Api:

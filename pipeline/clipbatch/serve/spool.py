@@ -15,14 +15,12 @@ nothing is ever written over.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from clipbatch.atomic import remove_leftovers, write_json, writing_failed
-from clipbatch.errors import BusyError
+from clipbatch.atomic import locked, remove_leftovers, write_json, writing_failed
 
 _UNFINISHED = (".tmp", ".part")
 
@@ -47,11 +45,7 @@ class Spool:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other services away. The lock goes with the process. Raises: BusyError where another one is there."""
-        with open(self.path / ".lock", "a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise BusyError(f"another process serves {self.path}: stop it, or use another folder") from error
+        with locked(self.path, f"another process serves {self.path}: stop it, or use another folder"):
             yield
 
     def waiting(self) -> list[str]:
