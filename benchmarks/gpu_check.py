@@ -147,12 +147,14 @@ def main() -> None:
     first.start()
     first.join()
     facts: Facts = {}
+    result = {"machine": on, "device": args.device, "facts": facts}
+    if args.report:
+        args.report.parent.mkdir(parents=True, exist_ok=True)
     for section in plan(scale):
         facts[section.name] = measure(section, scale, begun + ALL_S * scale.patience, context)
         print(f"  {section.name}: {facts[section.name]}", file=sys.stderr, flush=True)
         if args.report:  # kept, should all of it be ended
-            args.report.parent.mkdir(parents=True, exist_ok=True)
-            args.report.with_suffix(".json").write_text(json.dumps({"machine": on, "facts": facts}, indent=1))
+            args.report.with_suffix(".json").write_text(json.dumps(result, indent=1))
     facts["tests/gpu"] = run_tests(args.device, begun + ALL_S - time.monotonic())
     body = tables(facts, scale.models)
     if args.report:
@@ -163,7 +165,6 @@ def main() -> None:
         f"{len(scale.photos)} photographs, batches of {scale.batch}, {time.monotonic() - begun:.0f} s in all.\n\n"
         + body
     )
-    result = {"machine": on, "device": args.device, "facts": facts}
     if args.report:
         args.report.with_suffix(".json").write_text(json.dumps(result, indent=1))
     timing.finish(f"GPU check on {args.device}", body, EXPECTED, result, args.report)

@@ -18,7 +18,7 @@ Open = Callable[..., Page]
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    chromium = shutil.which("google-chrome") or shutil.which("chromium")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if not chromium:
         needs("chromium")
     with sync_playwright() as playwright:

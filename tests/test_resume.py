@@ -73,7 +73,7 @@ def test_a_signal_ends_the_run_with_75_and_the_same_command_resumes(
         time.sleep(0.01)
         assert process.poll() is None
     process.send_signal(signum)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=10)
     assert process.returncode == 75, err
     assert signum.name in err
     assert "same command" in err

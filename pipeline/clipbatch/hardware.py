@@ -40,7 +40,7 @@ def alone(device: str) -> str:
     if not device.startswith("cuda"):
         return device
     number, visible = int(device.partition(":")[2] or 0), os.environ.get("CUDA_VISIBLE_DEVICES")
-    os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[number] if visible else str(number)
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[number].strip() if visible else str(number)
     return "cuda:0"
 
 

@@ -35,9 +35,10 @@ def run(
     Raises: InputError, TooManyBadError, ... of `clipbatch.errors`, as the command's exit codes say.
     """
     given = dict(settings)
+    if isinstance(given.get("template"), str):
+        given["template"] = (given["template"],)
     for name in given.keys() & {"template", "columns"}:
-        alone = name == "template" and isinstance(given[name], str)
-        given[name] = (given[name],) if alone else given[name] if isinstance(given[name], str) else tuple(given[name])
+        given[name] = given[name] if isinstance(given[name], str) else tuple(given[name])
     for name in given.keys() & {"pretrained", "root"}:
         given[name] = os.fspath(given[name])
     several = [inputs] if isinstance(inputs, (str, os.PathLike)) else inputs

@@ -186,7 +186,7 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
     values = {name: value for name, value in options.items() if value not in (None, [])}
     config = values.pop("config", None)
     if "columns" in values:
-        values["columns"] = [name for names in values["columns"] for name in names.split(",") if name]
+        values["columns"] = ",".join(values["columns"])
     return read_toml(config) | values if config else values
 
 

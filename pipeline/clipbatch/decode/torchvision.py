@@ -46,8 +46,9 @@ class TorchvisionDecoder:
     def _crop(self, image_CHW: Tensor, geometry: Geometry) -> Tensor:
         """Resize only up to the end of the crop, with the scale of the whole image, and cut what is before it."""
         y, x = geometry.y, geometry.x
-        image_BCHW = image_CHW.permute(1, 2, 0)[None].permute(0, 3, 1, 2)  # channels last also by the batch's stride:
-        size = [y.crop + y.kept, x.crop + x.kept]  # torch then resizes twice as fast, to the same pixels
+        # Channels last by the batch's stride, too: torch then resizes twice as fast, to the same pixels.
+        image_BCHW = image_CHW.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
+        size = [y.crop + y.kept, x.crop + x.kept]
         resized_BCHW = self._resize(image_BCHW, size, False, y.resized / y.source, x.resized / x.source)
         stored_CHW: Tensor = resized_BCHW[0, :, y.crop :, x.crop :]
         return stored_CHW

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +42,9 @@ class Spool:
         for folder in (self.done, self.failed):
             remove_leftovers(folder)
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> contextlib.AbstractContextManager[None]:
         """Keep other services away. The lock goes with the process. Raises: BusyError where another one is there."""
-        with locked(self.path, f"another process serves {self.path}: stop it, or use another folder"):
-            yield
+        return locked(self.path, f"another process serves {self.path}: stop it, or use another folder")
 
     def waiting(self) -> list[str]:
         """Names of the jobs in `in/`, the oldest first."""
