@@ -122,3 +122,25 @@ def darker(rng: np.random.Generator, colour: Colour, part: float = 0.65) -> Colo
 
 def pick(rng: np.random.Generator, *colours: Colour) -> Colour:
     return vary(rng, colours[int(rng.integers(len(colours)))])
+
+
+def sky(c: Canvas) -> None:
+    top = pick(c.rng, (90, 140, 205), (120, 165, 215), (150, 180, 210))
+    c.backdrop((-999, top, vary(c.rng, (195, 215, 235), 0.05)), rough=0.05)
+
+
+def meadow(c: Canvas, horizon: float = -15) -> None:
+    far = pick(c.rng, (60, 85, 50), (80, 105, 65), (150, 180, 205))
+    near = horizon, vary(c.rng, (120, 150, 75)), vary(c.rng, (85, 115, 50))
+    c.backdrop((-999, far, vary(c.rng, far)), near, rough=0.14)
+
+
+def street(c: Canvas) -> None:
+    wall = pick(c.rng, (150, 150, 150), (110, 125, 100), (175, 165, 150), (190, 205, 220))
+    road = 5, vary(c.rng, (150, 150, 150)), vary(c.rng, (105, 105, 108))
+    c.backdrop((-999, vary(c.rng, wall), wall), road, rough=0.07)
+
+
+def backcloth(c: Canvas, *colours: Colour, rough: float = 0.15) -> None:
+    colour = pick(c.rng, *colours)
+    c.backdrop((-999, colour, vary(c.rng, colour)), rough=rough)

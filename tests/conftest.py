@@ -70,6 +70,14 @@ def cli(tmp_path_factory: pytest.TempPathFactory) -> Cli:
     return run
 
 
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Cli:
+    """As `cli`, in this process, where models stay loaded."""
+    from warm import Warm
+
+    return Warm({"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("warm")), "HF_HUB_OFFLINE": "1"})
+
+
 def rows(out: Path) -> pa.Table:
     """All rows of a run, in the order of its parts."""
     return pa.concat_tables([pq.read_table(part) for part in sorted((out / "parts").glob("part-*.parquet"))])

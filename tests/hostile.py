@@ -33,7 +33,7 @@ NAMES = [
 ]
 
 
-def make_run(cli: Cli, place: Path) -> Path:
+def make_run(warm: Cli, place: Path) -> Path:
     """Label a folder of hostile names and of the corpus's good and broken images; returns the run directory."""
     folder, other = place / "pictures", place / "pictures\udcff"  # bytes that are not UTF-8
     make_folder(other, 4, seed=6, bad_fraction=0)
@@ -47,5 +47,5 @@ def make_run(cli: Cli, place: Path) -> Path:
     labels = place / "labels.txt"
     labels.write_text("\n".join(LABELS), encoding="utf-8")
     out = place / f"<img src=x onerror={PWN}>"
-    cli("run", folder, other, "--labels", labels, "--model", "clipbatch-demo", "--shard-size", 16, "--out", out)
+    warm("run", folder, other, "--labels", labels, "--model", "clipbatch-demo", "--shard-size", 16, "--out", out)
     return out

@@ -40,28 +40,28 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def expected(cli: Cli, folder: Path) -> pa.Table:
+def expected(warm: Cli, folder: Path) -> pa.Table:
     """The rows of the folder."""
-    cli("run", folder / "in", *DEMO, "--shard-size", 64, "--out", folder / "expected")
+    warm("run", folder / "in", *DEMO, "--shard-size", 64, "--out", folder / "expected")
     return rows(folder / "expected")
 
 
 @pytest.mark.parametrize("name", ["in.tar", "stored.zip", "deflated.zip", "shards/{0000..0002}.tar"])
 def test_the_images_of_an_archive_have_the_scores_that_they_have_as_files(
-    cli: Cli, folder: Path, expected: pa.Table, tmp_path: Path, name: str
+    warm: Cli, folder: Path, expected: pa.Table, tmp_path: Path, name: str
 ) -> None:
-    cli("run", name, *DEMO, "--shard-size", 64, "--out", tmp_path / "out", cwd=folder)
+    warm("run", name, *DEMO, "--shard-size", 64, "--out", tmp_path / "out", cwd=folder)
     found = rows(tmp_path / "out")
     assert found.drop_columns("uri").equals(expected.drop_columns("uri"))
     assert names(found.to_pylist()) == [Path(uri).relative_to(folder).as_posix() for uri in expected["uri"].to_pylist()]
     containers = {uri.partition("#")[0] for uri in found["uri"].to_pylist()}
     assert containers == ({name} if "shards" not in name else {f"shards/{number:04}.tar" for number in range(3)})
-    assert "300 rows" in cli("verify", tmp_path / "out").stdout
+    assert "300 rows" in warm("verify", tmp_path / "out").stdout
 
 
-def test_after_kills_the_parts_are_those_of_an_undisturbed_run(cli: Cli, folder: Path, tmp_path: Path) -> None:
+def test_after_kills_the_parts_are_those_of_an_undisturbed_run(warm: Cli, folder: Path, tmp_path: Path) -> None:
     command = ("run", folder / "shards", *DEMO, "--shard-size", 32)
-    cli(*command, "--out", tmp_path / "whole")
+    warm(*command, "--out", tmp_path / "whole")
     dice = random.Random(3)
     for _ in range(3):
         process = start(*command, "--out", tmp_path / "killed")
@@ -72,7 +72,7 @@ def test_after_kills_the_parts_are_those_of_an_undisturbed_run(cli: Cli, folder:
         process.communicate()
         for part in list((tmp_path / "killed").glob("parts/part-*.parquet"))[::2]:
             part.unlink()
-    cli(*command, "--out", tmp_path / "killed")
+    warm(*command, "--out", tmp_path / "killed")
     whole, killed = (
         {path.name: path.read_bytes() for path in (tmp_path / name / "parts").iterdir()} for name in ("whole", "killed")
     )
@@ -80,7 +80,7 @@ def test_after_kills_the_parts_are_those_of_an_undisturbed_run(cli: Cli, folder:
 
 
 def test_a_tar_that_is_cut_off_keeps_its_rows_and_the_plan_and_the_report_say_so(
-    cli: Cli, folder: Path, expected: pa.Table, tmp_path: Path
+    warm: Cli, folder: Path, expected: pa.Table, tmp_path: Path
 ) -> None:
     whole = (folder / "in.tar").read_bytes()
     all_rows, _ = listed(folder / "in.tar")
@@ -88,8 +88,8 @@ def test_a_tar_that_is_cut_off_keeps_its_rows_and_the_plan_and_the_report_say_so
     (tmp_path / "cut.tar").write_bytes(whole[:cut])
     command = (tmp_path / "cut.tar", *DEMO, "--shard-size", 64, "--out", tmp_path / "out")
     note = {f"({tmp_path}/cut.tar ends early)": 1}
-    assert json.loads(cli("plan", *command, "--json").stdout)["passed_over"] == note
-    said = cli("run", *command).stdout
+    assert json.loads(warm("plan", *command, "--json").stdout)["passed_over"] == note
+    said = warm("run", *command).stdout
     assert "passed over, or noted: 1 (" in said
     assert "cut.tar ends early)" in said
     assert json.loads((tmp_path / "out" / "report.json").read_text())["passed_over"] == note
@@ -102,14 +102,14 @@ def test_a_tar_that_is_cut_off_keeps_its_rows_and_the_plan_and_the_report_say_so
     assert last["error"].startswith("the archive ends here, after 1000 of ")
 
 
-def test_sidecars_and_archives_of_several_kinds_are_one_table(cli: Cli, tmp_path: Path) -> None:
+def test_sidecars_and_archives_of_several_kinds_are_one_table(warm: Cli, tmp_path: Path) -> None:
     picture = tmp_path / "picture.png"
     photo(np.random.default_rng(1), 80, 60).save(picture)
     image = picture.read_bytes()
     tar(tmp_path / "a.tar", [("k/1.png", image), ("k/1.json", b'{"caption": "one"}'), ("k/1.score", b"0.5")])
     zipped(tmp_path / "b.zip", [("2.score", b"0.25"), ("2.png", image), ("3.png", image)])
     inputs = (tmp_path / "a.tar", tmp_path / "b.zip", picture)
-    cli("run", *inputs, *DEMO, "--columns", "json,score", "--out", tmp_path / "out")
+    warm("run", *inputs, *DEMO, "--columns", "json,score", "--out", tmp_path / "out")
     found = rows(tmp_path / "out").to_pylist()
     assert [(row["json"], row["input_score"]) for row in found] == [
         ('{"caption": "one"}', "0.5"),
@@ -122,14 +122,14 @@ def test_sidecars_and_archives_of_several_kinds_are_one_table(cli: Cli, tmp_path
 
 
 def test_an_archive_that_is_replaced_between_plan_and_run_gives_no_scores(
-    cli: Cli, folder: Path, tmp_path: Path
+    warm: Cli, folder: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "x.tar"
     path.write_bytes((folder / "shards" / "0000.tar").read_bytes())
     command = (path, *DEMO, "--shard-size", 64, "--out", tmp_path / "out")
-    cli("plan", *command)
+    warm("plan", *command)
     path.write_bytes((folder / "shards" / "0001.tar").read_bytes())
-    cli("run", "--out", tmp_path / "out")  # as it was planned; with an input, it would be planned anew
+    warm("run", "--out", tmp_path / "out")  # as it was planned; with an input, it would be planned anew
     found = rows(tmp_path / "out").to_pylist()
     assert {row["status"] for row in found} <= {"corrupt", "truncated", "empty"}
     assert all("changed after it was listed" in row["error"] for row in found if row["status"] == "corrupt")
@@ -147,11 +147,11 @@ def test_an_archive_that_is_replaced_between_plan_and_run_gives_no_scores(
     ],
 )
 def test_what_is_refused_ends_with_exit_code_3_and_leaves_nothing(
-    cli: Cli, tmp_path: Path, name: str, content: bytes, said: str
+    warm: Cli, tmp_path: Path, name: str, content: bytes, said: str
 ) -> None:
     if "." in name and not set(name) & set("{*"):
         (tmp_path / name).write_bytes(content)
-    refused = cli("run", name, *DEMO, "--out", "out", code=3, cwd=tmp_path)
+    refused = warm("run", name, *DEMO, "--out", "out", code=3, cwd=tmp_path)
     assert (refused.stdout, refused.stderr.count("\n")) == ("", 1)
     assert said in refused.stderr
     assert not (tmp_path / "out").exists()
@@ -211,20 +211,20 @@ def test_a_damaged_archive_is_refused_or_every_row_of_it_has_an_answer(tmp_path:
     assert "truncated" in statuses or kind.endswith("zip")
 
 
-def test_a_run_over_damaged_archives_ends_well_with_every_row(cli: Cli, tmp_path: Path) -> None:
+def test_a_run_over_damaged_archives_ends_well_with_every_row(warm: Cli, tmp_path: Path) -> None:
     paths = [path for kind in ("gnu.tar", "deflated.zip") for path in _mutations(tmp_path, kind, 24)[0]]
     found = [(path, _listing(path)) for path in paths]
     for path, listing in found:
         if listing is None:
             path.unlink()
-    cli("run", tmp_path, *DEMO, "--shard-size", 64, "--out", tmp_path.with_name("out"))
+    warm("run", tmp_path, *DEMO, "--shard-size", 64, "--out", tmp_path.with_name("out"))
     expected = [row["uri"] for _, listing in sorted(found, key=lambda one: one[0].name) for row in listing or ()]
     assert rows(tmp_path.with_name("out"))["uri"].to_pylist() == expected
-    cli("verify", tmp_path.with_name("out"))
+    warm("verify", tmp_path.with_name("out"))
 
 
-def test_a_run_s_manifest_leads_back_to_every_member(cli: Cli, folder: Path, tmp_path: Path) -> None:
-    cli("plan", folder / "in.tar", *DEMO, "--out", tmp_path / "out")
+def test_a_run_s_manifest_leads_back_to_every_member(warm: Cli, folder: Path, tmp_path: Path) -> None:
+    warm("plan", folder / "in.tar", *DEMO, "--out", tmp_path / "out")
     (part,) = (tmp_path / "out" / "manifest").iterdir()
     for row in pq.read_table(part).to_pylist()[::50]:
         where = item(row)

@@ -130,46 +130,46 @@ def test_clearing_stops_when_somebody_has_begun_meanwhile(tmp_path: Path, monkey
     assert (run.parts / "part-00000.parquet").exists()
 
 
-def test_ten_runs_begun_in_pairs_at_the_same_moment_leave_the_parts_of_one(
-    cli: Cli, folder: Path, tmp_path: Path
+def test_six_runs_begun_in_pairs_at_the_same_moment_leave_the_parts_of_one(
+    warm: Cli, folder: Path, tmp_path: Path
 ) -> None:
     command = ("run", folder, *DEMO, "--shard-size", 32)
-    cli(*command, "--out", tmp_path / "one")
+    warm(*command, "--out", tmp_path / "one")
     expected = {path.name: path.read_bytes() for path in (tmp_path / "one" / "parts").iterdir()}
-    for number in range(5):
+    for number in range(3):
         out = tmp_path / str(number)
         pair = [start(*command, "--out", out) for _ in range(2)]
         said = [process.communicate(timeout=300)[1] for process in pair]
         assert [process.returncode for process in pair] == [0, 0], said
         assert {path.name: path.read_bytes() for path in (out / "parts").iterdir()} == expected
-        cli("verify", out)
+        warm("verify", out)
 
 
 def test_of_two_runs_with_other_settings_begun_at_the_same_moment_one_is_refused(
-    cli: Cli, folder: Path, tmp_path: Path
+    warm: Cli, folder: Path, tmp_path: Path
 ) -> None:
-    for number in range(3):
+    for number in range(2):
         out = tmp_path / str(number)
         pair = [start("run", folder, *DEMO, "--score", score, "--out", out) for score in ("softmax", "cosine")]
         said = [process.communicate(timeout=300)[1] for process in pair]
         codes = [process.returncode for process in pair]
         assert sorted(codes) == [0, 3], said
         assert "with other settings" in said[codes.index(3)] or "taken by another run" in said[codes.index(3)]
-        assert "200 rows" in cli("verify", out).stdout
+        assert "200 rows" in warm("verify", out).stdout
         assert RunDir(out).plan().identity["score"] == ("softmax", "cosine")[codes.index(0)]
 
 
 def test_a_run_that_is_overwritten_by_another_stops_and_puts_nothing_among_its_parts(
-    cli: Cli, folder: Path, tmp_path: Path
+    warm: Cli, folder: Path, tmp_path: Path
 ) -> None:
     listed, out = tmp_path / "list.txt", tmp_path / "out"
     listed.write_text("\n".join(str(path) for path in sorted(folder.rglob("*.jpg"))[:100] * 200))
     process = start("run", listed, *DEMO, "--shard-size", 64, "--out", out)
     while not list((out / "parts").glob("*.parquet")):
         assert process.poll() is None
-    cli("run", folder, "--labels", "cat,dog", *DEMO[2:], "--shard-size", 64, "--out", out, "--overwrite")
+    warm("run", folder, "--labels", "cat,dog", *DEMO[2:], "--shard-size", 64, "--out", out, "--overwrite")
     _, err = process.communicate(timeout=300)
     assert process.returncode == 3
     assert "taken by another run" in err
-    assert "200 rows" in cli("verify", out).stdout
+    assert "200 rows" in warm("verify", out).stdout
     assert rows(out).num_rows == 200

@@ -55,6 +55,16 @@ def test_the_cost_of_a_model_is_what_torch_counts_for_one_image(name: str) -> No
     assert ENTRIES[name].image_mparams == pytest.approx(sum(p.numel() for p in visual.parameters()) / 1e6, rel=0.01)
 
 
+def test_a_configuration_file_costs_what_the_model_with_its_image_tower_does(tmp_path: Path) -> None:
+    config = _config("ViT-L-14")
+    (tmp_path / "ours.json").write_text(json.dumps({**config, "text_cfg": {**config["text_cfg"], "layers": 3}}))
+    assert catalog.gflop(str(tmp_path / "ours.json")) == catalog.gflop("ViT-L-14")
+    config["vision_cfg"]["layers"] = 7
+    (tmp_path / "new.json").write_text(json.dumps(config))
+    (tmp_path / "broken.json").write_text("[")
+    assert {catalog.gflop(str(tmp_path / name)) for name in ("new.json", "broken.json")} == {catalog.gflop("unknown")}
+
+
 def test_quarter_as_large_patches_cost_four_times_as_much() -> None:
     assert catalog.gflop("ViT-B-16") / catalog.gflop("ViT-B-32") == pytest.approx(4, rel=0.05)
     assert (

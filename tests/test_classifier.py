@@ -45,11 +45,11 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Classifier]
 
 
 @pytest.fixture(scope="module")
-def of_a_run(cli: Cli, files: list[Path], tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
+def of_a_run(warm: Cli, files: list[Path], tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
     """What `clipbatch run` says about `files`."""
     folder = tmp_path_factory.mktemp("run")
     listing = "\n".join(map(str, files))
-    cli("run", "-", *DEMO, "--device", "cpu", "--batch-size", 32, "--out", folder / "out", stdin=listing)
+    warm("run", "-", *DEMO, "--device", "cpu", "--batch-size", 32, "--out", folder / "out", stdin=listing)
     return rows(folder / "out")
 
 

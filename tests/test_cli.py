@@ -55,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_surface_is_frozen(cli: Cli) -> None:
+def test_the_surface_is_frozen(warm: Cli) -> None:
     from typer.main import get_command
 
     from clipbatch.cli import app
@@ -68,7 +68,7 @@ def test_the_surface_is_frozen(cli: Cli) -> None:
     }
     assert shown == {name: sorted(options.split()) for name, options in SURFACE.items()}
     for name in SURFACE:
-        assert f"Example: clipbatch {name}" in cli(*name.split(), "--help").stdout
+        assert f"Example: clipbatch {name}" in warm(*name.split(), "--help").stdout
 
 
 def test_help_plan_status_and_verify_start_without_torch_or_dali(cli: Cli, folder: Path, tmp_path: Path) -> None:
@@ -119,12 +119,12 @@ finally:
     ],
 )
 def test_wrong_settings_are_refused_in_one_line_before_anything_is_written(
-    cli: Cli, folder: Path, tmp_path: Path, arguments: list[str], said: str
+    warm: Cli, folder: Path, tmp_path: Path, arguments: list[str], said: str
 ) -> None:
     Image.new("RGB", (9, 9)).save(tmp_path / "picture.png")
     (tmp_path / "empty.txt").touch()
     places = {"picture": tmp_path / "picture.png", "empty": tmp_path / "empty.txt"}
-    error = cli("run", folder, *(a.format(**places) for a in arguments), "--out", tmp_path / "out", code=3).stderr
+    error = warm("run", folder, *(a.format(**places) for a in arguments), "--out", tmp_path / "out", code=3).stderr
     assert said in error
     assert error.startswith("clipbatch: ")
     assert error.count("\n") == 1
@@ -132,12 +132,12 @@ def test_wrong_settings_are_refused_in_one_line_before_anything_is_written(
 
 
 @pytest.mark.parametrize("what", ["nothing", "no images", "missing", "wrong kind"])
-def test_wrong_inputs_are_refused(cli: Cli, tmp_path: Path, what: str) -> None:
+def test_wrong_inputs_are_refused(warm: Cli, tmp_path: Path, what: str) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.md").touch()
     (tmp_path / "table.xyz").touch()
     given = {"nothing": [], "no images": ["empty"], "missing": ["nowhere"], "wrong kind": ["table.xyz"]}[what]
-    error = cli("run", *given, *DEMO, "--out", "out", code=3, cwd=tmp_path).stderr
+    error = warm("run", *given, *DEMO, "--out", "out", code=3, cwd=tmp_path).stderr
     assert {"nothing": "no INPUT", "no images": "--all-files", "missing": "'nowhere'", "wrong kind": "'table.xyz'"}[
         what
     ] in error
@@ -145,33 +145,33 @@ def test_wrong_inputs_are_refused(cli: Cli, tmp_path: Path, what: str) -> None:
     assert not (tmp_path / "out" / "manifest").exists()
 
 
-def test_the_output_of_another_run_is_refused_with_the_field_named(cli: Cli, folder: Path, tmp_path: Path) -> None:
+def test_the_output_of_another_run_is_refused_with_the_field_named(warm: Cli, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    cli("run", folder, *DEMO, "--out", out)
+    warm("run", folder, *DEMO, "--out", out)
     before = rows(out)
-    error = cli("run", folder, "--labels", "cat,dog", "--model", "clipbatch-demo", "--out", out, code=3).stderr
+    error = warm("run", folder, "--labels", "cat,dog", "--model", "clipbatch-demo", "--out", out, code=3).stderr
     assert "labels is" in error
     assert "--overwrite" in error
-    assert "top_k is" in cli("run", folder, *DEMO, "--top-k", 2, "--out", out, code=3).stderr
+    assert "top_k is" in warm("run", folder, *DEMO, "--top-k", 2, "--out", out, code=3).stderr
     assert rows(out).equals(before)
-    cli("run", folder, "--labels", "cat,dog", "--model", "clipbatch-demo", "--out", out, "--overwrite")
+    warm("run", folder, "--labels", "cat,dog", "--model", "clipbatch-demo", "--out", out, "--overwrite")
     assert set(rows(out)["label"].to_pylist()) <= {"cat", "dog", None}
 
 
-def test_an_output_folder_with_other_files_or_without_room_is_refused(cli: Cli, folder: Path, tmp_path: Path) -> None:
+def test_an_output_folder_with_other_files_or_without_room_is_refused(warm: Cli, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "thesis.tex").touch()
-    assert "holds other files" in cli("run", folder, *DEMO, "--out", tmp_path / "used", code=3).stderr
+    assert "holds other files" in warm("run", folder, *DEMO, "--out", tmp_path / "used", code=3).stderr
     assert os.listdir(tmp_path / "used") == ["thesis.tex"]
-    assert "cannot write" in cli("run", folder, *DEMO, "--out", tmp_path / "used" / "thesis.tex", code=3).stderr
-    assert "cannot write" in cli("run", folder, *DEMO, "--out", "/proc/nowhere", code=3).stderr
+    assert "cannot write" in warm("run", folder, *DEMO, "--out", tmp_path / "used" / "thesis.tex", code=3).stderr
+    assert "cannot write" in warm("run", folder, *DEMO, "--out", "/proc/nowhere", code=3).stderr
 
 
-def test_a_folder_of_the_user_s_stays_where_the_input_is_refused(cli: Cli, tmp_path: Path) -> None:
+def test_a_folder_of_the_user_s_stays_where_the_input_is_refused(warm: Cli, tmp_path: Path) -> None:
     for name in ("empty", "mine"):
         (tmp_path / name).mkdir()
     for out in ("mine", "new"):
-        assert "--all-files" in cli("plan", "empty", *DEMO, "--out", out, code=3, cwd=tmp_path).stderr
+        assert "--all-files" in warm("plan", "empty", *DEMO, "--out", out, code=3, cwd=tmp_path).stderr
     assert sorted(os.listdir(tmp_path)) == ["empty", "mine"]
 
 
@@ -189,19 +189,19 @@ def test_weights_that_are_neither_cached_nor_reachable_are_one_clear_error(
     cli("run", folder, *DEMO, "--out", tmp_path / "out")  # nothing was scored, so other settings may take the folder
 
 
-def test_flags_win_over_the_settings_file(cli: Cli, folder: Path, tmp_path: Path) -> None:
+def test_flags_win_over_the_settings_file(warm: Cli, folder: Path, tmp_path: Path) -> None:
     config = tmp_path / "settings.toml"
     config.write_text('labels = "cat,dog"\nmodel = "clipbatch-demo"\ntop-k = 2\nlimit = 5\n')
-    cli("run", folder, "--config", config, "--limit", 7, "--out", tmp_path / "out")
+    warm("run", folder, "--config", config, "--limit", 7, "--out", tmp_path / "out")
     table = rows(tmp_path / "out")
     assert table.num_rows == 7
     assert "top" in table.column_names
 
 
-def test_too_many_bad_images_end_with_4_and_the_right_number_does_not(cli: Cli, folder: Path, tmp_path: Path) -> None:
-    error = cli("run", folder, *DEMO, "--max-bad", "5%", "--out", tmp_path / "few", code=4).stderr
+def test_too_many_bad_images_end_with_4_and_the_right_number_does_not(warm: Cli, folder: Path, tmp_path: Path) -> None:
+    error = warm("run", folder, *DEMO, "--max-bad", "5%", "--out", tmp_path / "few", code=4).stderr
     assert "--max-bad" in error
-    cli("run", folder, *DEMO, "--max-bad", "40", "--out", tmp_path / "many")
+    warm("run", folder, *DEMO, "--max-bad", "40", "--out", tmp_path / "many")
 
 
 def test_a_manifest_on_standard_input_and_quiet_and_json(cli: Cli, folder: Path, tmp_path: Path) -> None:
@@ -226,15 +226,15 @@ def test_the_demo_shows_labels_and_bad_files(cli: Cli, tmp_path: Path) -> None:
     assert "truncated" in shown
 
 
-def test_labels_and_models_show_what_the_model_will_see(cli: Cli, tmp_path: Path) -> None:
-    assert "    a photo of a cat." in cli("labels", "cat,dog").stdout.splitlines()
+def test_labels_and_models_show_what_the_model_will_see(warm: Cli, tmp_path: Path) -> None:
+    assert "    a photo of a cat." in warm("labels", "cat,dog").stdout.splitlines()
     (tmp_path / "g.toml").write_text(
         "[groups.a]\nlabels = ['x', 'y']\nthreshold = 0.5\n[groups.b]\nlabels = ['x', 'z']"
     )
-    shown = cli("labels", tmp_path / "g.toml").stdout
+    shown = warm("labels", tmp_path / "g.toml").stdout
     assert shown.startswith("# group a, no label below 0.5\nx\n    a photo of a x.\n")
     assert "\n# group b\nx\n" in shown
-    assert json.loads(cli("labels", tmp_path / "g.toml", "--json").stdout)["b"]["z"] == ["a photo of a z."]
-    listed = json.loads(cli("models", "ViT-B-", "--json").stdout)
+    assert json.loads(warm("labels", tmp_path / "g.toml", "--json").stdout)["b"]["z"] == ["a photo of a z."]
+    listed = json.loads(warm("models", "ViT-B-", "--json").stdout)
     cost = {entry["name"]: entry["image_gflop"] for entry in listed}
     assert cost["ViT-B-16"] > 3.5 * cost["ViT-B-32"]

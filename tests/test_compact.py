@@ -21,13 +21,13 @@ GROUPS = '[groups.a]\nlabels = ["cat", "dog"]\nthreshold = 0.8\n[groups.b]\nlabe
 
 
 @pytest.fixture(scope="module")
-def run(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(warm: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of ten parts with two groups and embeddings."""
     folder = tmp_path_factory.mktemp("compact")
     make_folder(folder / "in", FILES, seed=31, bad_fraction=0.2)
     (folder / "g.toml").write_text(GROUPS)
     command = ("run", folder / "in", "--labels", folder / "g.toml", "--model", "clipbatch-demo")
-    cli(*command, "--shard-size", SHARD, "--embeddings", "--out", folder / "run")
+    warm(*command, "--shard-size", SHARD, "--embeddings", "--out", folder / "run")
     return folder / "run"
 
 
@@ -118,7 +118,7 @@ def test_a_folder_with_other_files_is_refused_and_left_alone(run: Path, tmp_path
 
 
 @pytest.mark.parametrize("damage", ["flipped", "gone", "no run"])
-def test_a_run_that_is_not_whole_is_refused(cli: Cli, run: Path, tmp_path: Path, damage: str) -> None:
+def test_a_run_that_is_not_whole_is_refused(warm: Cli, run: Path, tmp_path: Path, damage: str) -> None:
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     part = copy / "parts" / "part-00005.parquet"
@@ -127,16 +127,16 @@ def test_a_run_that_is_not_whole_is_refused(cli: Cli, run: Path, tmp_path: Path,
         data = bytearray(part.read_bytes())
         data[200] ^= 8
         part.write_bytes(data)
-        error = cli(*command, code=5).stderr
+        error = warm(*command, code=5).stderr
         assert str(part) in error
         assert f"clipbatch run --out {copy} --repair" in error
         assert [path.name for path in (tmp_path / "out").iterdir()] == ["part-00000-of-00003.parquet"]
     elif damage == "gone":
         part.unlink()
-        assert f"is not finished ({PARTS - 1} of {PARTS} parts)" in cli(*command, code=3).stderr
+        assert f"is not finished ({PARTS - 1} of {PARTS} parts)" in warm(*command, code=3).stderr
         assert not (tmp_path / "out").exists()
     else:
-        assert "is not a run directory" in cli("compact", tmp_path, "--out", tmp_path / "out", code=3).stderr
+        assert "is not a run directory" in warm("compact", tmp_path, "--out", tmp_path / "out", code=3).stderr
 
 
 def test_a_file_that_does_not_hold_the_parts_rows_is_never_published(
@@ -154,10 +154,10 @@ def test_a_file_that_does_not_hold_the_parts_rows_is_never_published(
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_files_go_into_a_store_and_are_verified_there(cli: Cli, run: Path, s3: pafs.S3FileSystem, bucket: str) -> None:
+def test_files_go_into_a_store_and_are_verified_there(warm: Cli, run: Path, s3: pafs.S3FileSystem, bucket: str) -> None:
     out = f"{bucket}/compact"
     for _ in range(2):
-        assert json.loads(cli("compact", run, "--out", out, "--rows-per-file", 64, "--json").stdout)["files"] == 3
+        assert json.loads(warm("compact", run, "--out", out, "--rows-per-file", 64, "--json").stdout)["files"] == 3
     paths = sorted(info.path for info in s3.get_file_info(pafs.FileSelector(out.removeprefix("s3://"))))
     assert len(paths) == 3
     found = [s3.open_input_file(path).read() for path in paths]
@@ -166,15 +166,15 @@ def test_files_go_into_a_store_and_are_verified_there(cli: Cli, run: Path, s3: p
     assert _plain(together) == _plain(rows(run))
 
 
-def test_rows_that_were_done_again_are_copied_again(cli: Cli, tmp_path: Path) -> None:
+def test_rows_that_were_done_again_are_copied_again(warm: Cli, tmp_path: Path) -> None:
     make_folder(tmp_path / "in", 12, seed=1, bad_fraction=0)
     name = sorted((tmp_path / "in").rglob("*.jpg"))[0]
     data = name.read_bytes()
     name.write_bytes(b"")
-    cli("run", tmp_path / "in", "--labels", "cat,dog", "--model", "clipbatch-demo", "--out", tmp_path / "run")
+    warm("run", tmp_path / "in", "--labels", "cat,dog", "--model", "clipbatch-demo", "--out", tmp_path / "run")
     api.compact(tmp_path / "run", tmp_path / "out")
     name.write_bytes(data)
-    cli("run", "--out", tmp_path / "run", "--retry-bad")
+    warm("run", "--out", tmp_path / "run", "--retry-bad")
     api.compact(tmp_path / "run", tmp_path / "out")
     (path,) = (tmp_path / "out").iterdir()
     assert set(pq.read_table(path)["status"].to_pylist()) == {"ok"}

@@ -28,10 +28,10 @@ from corpus import make_folder, photo
 
 
 @pytest.fixture(scope="module")
-def run(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(warm: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("report")
     make_folder(place / "images", 150, seed=31, bad_fraction=0.2)
-    cli("run", place / "images", *DEMO, "--shard-size", 32, "--out", place / "out")
+    warm("run", place / "images", *DEMO, "--shard-size", 32, "--out", place / "out")
     return place / "out"
 
 
@@ -69,8 +69,8 @@ def test_the_numbers_are_those_of_the_parts(run: Path) -> None:
     assert labels.scores.total == labels.margins.total == len(good)
 
 
-def test_the_best_labels_alone_give_the_same_margins(cli: Cli, run: Path, tmp_path: Path) -> None:
-    cli("run", run.parent / "images", *DEMO, "--shard-size", 32, "--top-k", 3, "--out", tmp_path / "top")
+def test_the_best_labels_alone_give_the_same_margins(warm: Cli, run: Path, tmp_path: Path) -> None:
+    warm("run", run.parent / "images", *DEMO, "--shard-size", 32, "--top-k", 3, "--out", tmp_path / "top")
     (full,), (top,) = gathered(run).sets.values(), gathered(tmp_path / "top").sets.values()
     assert top.margins.bars() == full.margins.bars()
     for ours, theirs in zip(top.labels, full.labels, strict=True):
@@ -89,11 +89,11 @@ threshold = 0.6
 
 
 def test_each_label_group_is_reported_for_itself_and_images_below_a_threshold_have_no_label(
-    cli: Cli, run: Path, tmp_path: Path
+    warm: Cli, run: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "groups.toml").write_text(GROUPS)
     made = ("--labels", tmp_path / "groups.toml", "--model", "clipbatch-demo", "--layout", "wide")
-    cli("run", run.parent / "images", *made, "--out", tmp_path / "out")
+    warm("run", run.parent / "images", *made, "--out", tmp_path / "out")
     found, table = gathered(tmp_path / "out"), rows(tmp_path / "out")
     good = table.filter(pc.equal(table["status"].cast("string"), "ok"))
     assert list(found.sets) == ["animal", "vehicle"]
@@ -105,7 +105,7 @@ def test_each_label_group_is_reported_for_itself_and_images_below_a_threshold_ha
         assert facts.margins.quantile(0.5) == pytest.approx(np.median(scores[-1] - scores[-2]), abs=0.02)
         assert facts.scores.total == facts.margins.total == len(good)
     assert found.sets["vehicle"].unlabelled > 0
-    cli("report", tmp_path / "out")
+    warm("report", tmp_path / "out")
     page = (tmp_path / "out" / "report.html").read_text()
     assert f"{found.sets['vehicle'].unlabelled} images have no label" in page
     assert '<bdi class="muted">animal:</bdi>' in page
@@ -115,7 +115,7 @@ WORDS = pa.dictionary(pa.int32(), pa.string())
 
 
 @pytest.fixture(scope="module")
-def snaps(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def snaps(warm: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A planned run over a few images of one's own, in the order of their names; nothing is labelled."""
     place = tmp_path_factory.mktemp("snaps")
     folder, exif = place / "images", Image.Exif()
@@ -128,7 +128,7 @@ def snaps(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "4-gone.jpg").symlink_to("nowhere")
     Image.new("RGB", (8, 3000), "red").save(folder / "5-thin.png")
     Image.new("I;16", (40, 40), 40_000).save(folder / "6-deep.png")
-    cli("plan", folder, *DEMO, "--out", place / "out")
+    warm("plan", folder, *DEMO, "--out", place / "out")
     return place / "out"
 
 
@@ -198,10 +198,10 @@ def test_what_is_no_picture_never_gets_into_a_page(answer: bytes) -> None:
     assert thumbnails._thumbnail(answer).base64 == ""
 
 
-def test_a_report_is_small_and_self_contained_and_reports_what_there_is(cli: Cli, run: Path, tmp_path: Path) -> None:
+def test_a_report_is_small_and_self_contained_and_reports_what_there_is(warm: Cli, run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(run, out)
-    assert cli("report", out).stdout == f"{out / 'report.html'}\n"
+    assert warm("report", out).stdout == f"{out / 'report.html'}\n"
     page = (out / "report.html").read_text()
     assert len(page) < 1_000_000
     assert "Finished" in page
@@ -211,32 +211,32 @@ def test_a_report_is_small_and_self_contained_and_reports_what_there_is(cli: Cli
     }
     (out / "report.json").unlink()
     (out / "parts" / "part-00001.parquet").unlink()
-    cli("report", out, "--out", tmp_path / "page.html", "--examples", 0)
+    warm("report", out, "--out", tmp_path / "page.html", "--examples", 0)
     part = (tmp_path / "page.html").read_text()
     assert "Not finished: 118 of 150 images" in part
     assert "data:image" not in part.replace("img-src data:", "")
     assert "no examples were asked for" in part
-    cli("verify", run)
+    warm("verify", run)
 
 
-def test_what_cannot_be_reported_is_refused_and_leaves_nothing(cli: Cli, run: Path, tmp_path: Path) -> None:
-    assert "is not a run directory" in cli("report", tmp_path, code=3).stderr
+def test_what_cannot_be_reported_is_refused_and_leaves_nothing(warm: Cli, run: Path, tmp_path: Path) -> None:
+    assert "is not a run directory" in warm("report", tmp_path, code=3).stderr
     out = tmp_path / "out"
     shutil.copytree(run, out)
-    assert "is a folder" in cli("report", out, "--out", tmp_path, code=3).stderr
-    assert "cannot write" in cli("report", out, "--out", tmp_path / "no" / "page.html", code=3).stderr
-    cli("report", out, "--examples", -1, code=2)
+    assert "is a folder" in warm("report", out, "--out", tmp_path, code=3).stderr
+    assert "cannot write" in warm("report", out, "--out", tmp_path / "no" / "page.html", code=3).stderr
+    warm("report", out, "--examples", -1, code=2)
     part = out / "parts" / "part-00002.parquet"
     part.write_bytes(part.read_bytes()[:2000])
-    error = cli("report", out, code=3).stderr
+    error = warm("report", out, code=3).stderr
     assert "part-00002.parquet is damaged" in error
     assert "--repair" in error
     shutil.rmtree(out / "parts")
-    assert "has no finished part yet" in cli("report", out, code=3).stderr
+    assert "has no finished part yet" in warm("report", out, code=3).stderr
     assert not list(out.glob("*report.html*"))
 
 
-def test_the_page_stays_under_five_megabytes_whatever_the_run_holds(cli: Cli, tmp_path: Path) -> None:
+def test_the_page_stays_under_five_megabytes_whatever_the_run_holds(warm: Cli, tmp_path: Path) -> None:
     """Every status, names and errors of thousands of letters that swell when they are escaped, pictures of noise."""
     noise = np.random.default_rng(0).integers(84, 172, (160, 160, 3), np.uint8)  # a thumbnail of the largest size
     Image.fromarray(noise).save(tmp_path / "noise.png")
@@ -246,7 +246,7 @@ def test_the_page_stays_under_five_megabytes_whatever_the_run_holds(cli: Cli, tm
     (tmp_path / "labels.txt").write_text(labels.replace(",", "\n"))
     made = ("--labels", tmp_path / "labels.txt", "--model", "clipbatch-demo")
     sizes = ("--shard-size", count, "--batch-size", 10, "--top-k", 1)
-    cli("plan", tmp_path / "list.txt", *made, *sizes, "--out", tmp_path / "out")
+    warm("plan", tmp_path / "list.txt", *made, *sizes, "--out", tmp_path / "out")
     names, statuses = labels.split(","), ["ok", "missing", "empty", "corrupt", "truncated", "timeout", "crashed"]
     status = [statuses[row % 7] for row in range(count)]
     ok = np.array([entry == "ok" for entry in status])
@@ -263,16 +263,16 @@ def test_the_page_stays_under_five_megabytes_whatever_the_run_holds(cli: Cli, tm
         }
     )
     pq.write_table(table, tmp_path / "out" / "parts" / "part-00000.parquet")
-    cli("report", tmp_path / "out", "--examples", 50)
+    warm("report", tmp_path / "out", "--examples", 50)
     page = (tmp_path / "out" / "report.html").read_bytes()
     assert 3_000_000 < len(page) <= 5_000_000
     assert page.count(b"<tr data-item") < 1000
     assert b"left out, to keep this file small" in page
 
 
-def test_a_run_in_a_store_gets_its_page_there(cli: Cli, run: Path, s3: pafs.S3FileSystem, bucket: str) -> None:
+def test_a_run_in_a_store_gets_its_page_there(warm: Cli, run: Path, s3: pafs.S3FileSystem, bucket: str) -> None:
     pafs.copy_files(str(run), "bucket/reported", destination_filesystem=s3)
-    assert cli("report", f"{bucket}/reported").stdout == f"{bucket}/reported/report.html\n"
+    assert warm("report", f"{bucket}/reported").stdout == f"{bucket}/reported/report.html\n"
     with s3.open_input_file("bucket/reported/report.html") as file:
         page = file.read().decode()
     assert "<bdi>reported</bdi></h1>" in page

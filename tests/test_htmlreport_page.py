@@ -56,10 +56,10 @@ def _is_fetched(url: str, page: Path) -> bool:
 
 
 @pytest.fixture(scope="module")
-def demo(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo(warm: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("demo") / "scores"
-    cli("demo", "--out", out, "--quiet")
-    return Path(cli("report", out).stdout.strip())
+    warm("demo", "--out", out, "--quiet")
+    return Path(warm("report", out).stdout.strip())
 
 
 def test_pictures_figures_and_numbers_are_there(demo: Path, open_page: Open) -> None:

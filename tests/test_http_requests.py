@@ -148,10 +148,10 @@ def test_a_run_over_the_web_gives_what_local_files_give(cli: Cli, server: Web, p
     ],
 )
 def test_an_input_that_cannot_be_had_is_refused_in_one_line(
-    cli: Cli, server: Web, tmp_path: Path, arg: str, error: str
+    warm: Cli, server: Web, tmp_path: Path, arg: str, error: str
 ) -> None:
     url = arg if arg.startswith("http") else server.root + arg
-    refused = cli("run", url, *DEMO, "--out", tmp_path / "out", code=3).stderr
+    refused = warm("run", url, *DEMO, "--out", tmp_path / "out", code=3).stderr
     assert error in refused
     assert len(refused.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()

@@ -39,26 +39,26 @@ def runs(out: Path) -> list[Path]:
 
 
 def test_each_night_labels_what_is_new_or_changed_and_keeps_the_old_rows(
-    cli: Cli, folder: Path, tmp_path: Path
+    warm: Cli, folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "dataset"
     command = ("run", folder, *DEMO, "--incremental", "--out", out)
-    assert "40 new images, 0 changed, 0 known" in cli(*command).stdout
+    assert "40 new images, 0 changed, 0 known" in warm(*command).stdout
     (first,) = runs(out)
     before = rows(first)
-    assert "nothing is new or changed: 40 images are known" in cli(*command).stdout
+    assert "nothing is new or changed: 40 images are known" in warm(*command).stdout
     assert runs(out) == [first]
     draw(folder / "new.jpg", 1)
     changed = sorted(folder.rglob("*.jpg"))[0]
     draw(changed, 2)
-    said = json.loads(cli(*command, "--json").stdout)
+    said = json.loads(warm(*command, "--json").stdout)
     _, second = runs(out)
     assert said["increment"] == {"folder": str(second), "new": 1, "changed": 1, "known": 39}
     assert sorted(rows(second)["uri"].to_pylist()) == sorted([str(folder / "new.jpg"), str(changed)])
     assert rows(first).equals(before)
     for made in (first, second):
-        cli("verify", made)
-    cli("run", folder, *DEMO, "--out", tmp_path / "anew")
+        warm("verify", made)
+    warm("run", folder, *DEMO, "--out", tmp_path / "anew")
     now = duckdb.sql(NOW.format(out=out)).fetchall()
     found = rows(tmp_path / "anew").sort_by("uri")
     assert now == list(zip(found["uri"].to_pylist(), found["label"].to_pylist(), strict=True))
@@ -67,9 +67,9 @@ def test_each_night_labels_what_is_new_or_changed_and_keeps_the_old_rows(
     assert stamps["file_modified"].timestamp() == pytest.approx(os.stat(stamps["uri"]).st_mtime, abs=1e-3)
 
 
-def test_contents_may_be_compared_instead_of_size_and_time(cli: Cli, folder: Path, tmp_path: Path) -> None:
+def test_contents_may_be_compared_instead_of_size_and_time(warm: Cli, folder: Path, tmp_path: Path) -> None:
     command = ("run", folder, *DEMO, "--incremental", "--hash-contents", "--out", tmp_path / "dataset")
-    cli(*command)
+    warm(*command)
     touched, rewritten = sorted(folder.rglob("*.jpg"))[:2]
     os.utime(touched)
     size, times = rewritten.stat().st_size, rewritten.stat()
@@ -77,10 +77,10 @@ def test_contents_may_be_compared_instead_of_size_and_time(cli: Cli, folder: Pat
     data[size // 2] ^= 1
     rewritten.write_bytes(data)
     os.utime(rewritten, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert "0 new images, 1 changed, 39 known" in cli(*command).stdout
+    assert "0 new images, 1 changed, 39 known" in warm(*command).stdout
 
 
-def test_an_increment_that_was_interrupted_is_finished_first(cli: Cli, folder: Path, tmp_path: Path) -> None:
+def test_an_increment_that_was_interrupted_is_finished_first(warm: Cli, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "dataset"
     command = ("run", folder, *DEMO, "--shard-size", 4, "--batch-size", 4, "--incremental", "--out", out)
     process = start(*command)
@@ -90,50 +90,50 @@ def test_an_increment_that_was_interrupted_is_finished_first(cli: Cli, folder: P
     process.kill()
     process.communicate()
     draw(folder / "new.jpg", 1)
-    assert "1 new images, 0 changed, 40 known" in cli(*command).stdout
+    assert "1 new images, 0 changed, 40 known" in warm(*command).stdout
     assert [rows(path).num_rows for path in runs(out)] == [40, 1]
 
 
 def test_what_each_invocation_may_choose_is_heeded_and_what_cannot_be_a_dataset_is_refused(
-    cli: Cli, folder: Path, tmp_path: Path
+    warm: Cli, folder: Path, tmp_path: Path
 ) -> None:
     command = ("run", folder, *DEMO, "--incremental", "--out")
-    cli(*command, tmp_path / "dataset", "--decode-threads", 3)
+    warm(*command, tmp_path / "dataset", "--decode-threads", 3)
     (made,) = runs(tmp_path / "dataset")
     report = json.loads((made / "report.json").read_text())
     assert report["this_run"]["stages"]["decode"]["threads"] == 3
-    assert f"so name a run in it: {made}" in cli("status", tmp_path / "dataset", code=3).stderr
+    assert f"so name a run in it: {made}" in warm("status", tmp_path / "dataset", code=3).stderr
     (tmp_path / "file").touch()
     for out in (tmp_path / "file", tmp_path / "file" / "dataset"):
-        assert "a file is in the way: choose another --out" in cli(*command, out, code=3).stderr
+        assert "a file is in the way: choose another --out" in warm(*command, out, code=3).stderr
 
 
-def test_two_nights_do_not_overlap(cli: Cli, folder: Path, tmp_path: Path) -> None:
+def test_two_nights_do_not_overlap(warm: Cli, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "dataset"
     out.mkdir()
     with open(out / ".lock", "a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        said = cli("run", folder, *DEMO, "--incremental", "--out", out, code=6).stderr
+        said = warm("run", folder, *DEMO, "--incremental", "--out", out, code=6).stderr
     assert f"another process is making an increment in {out}" in said
     assert runs(out) == []
 
 
-def test_a_dataset_keeps_to_its_settings(cli: Cli, folder: Path, tmp_path: Path) -> None:
+def test_a_dataset_keeps_to_its_settings(warm: Cli, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "dataset"
-    cli("run", folder, *DEMO, "--incremental", "--out", out)
+    warm("run", folder, *DEMO, "--incremental", "--out", out)
     draw(folder / "new.jpg", 1)
     other = ("run", folder, "--model", "clipbatch-demo", "--labels", "cat,dog", "--incremental", "--out", out)
-    assert "labels is" in cli(*other, code=3).stderr
+    assert "labels is" in warm(*other, code=3).stderr
     assert len(runs(out)) == 1
-    cli("run", folder, *DEMO, "--out", tmp_path / "plain")
-    said = cli("run", folder, *DEMO, "--incremental", "--out", tmp_path / "plain", code=3).stderr
+    warm("run", folder, *DEMO, "--out", tmp_path / "plain")
+    said = warm("run", folder, *DEMO, "--incremental", "--out", tmp_path / "plain", code=3).stderr
     assert "is no dataset of increments" in said
 
 
-def test_a_line_for_the_mail_and_numbers_for_prometheus(cli: Cli, folder: Path, tmp_path: Path) -> None:
+def test_a_line_for_the_mail_and_numbers_for_prometheus(warm: Cli, folder: Path, tmp_path: Path) -> None:
     out, metrics = tmp_path / "dataset", tmp_path / "clipbatch.prom"
     command = ("run", folder, *DEMO, "--incremental", "--one-line", "--metrics", metrics, "--out", out)
-    made = cli(*command)
+    made = warm(*command)
     assert made.stderr == ""
     (line,) = made.stdout.splitlines()
     statuses = rows(runs(out)[0])["status"].to_pylist()
@@ -144,29 +144,29 @@ def test_a_line_for_the_mail_and_numbers_for_prometheus(cli: Cli, folder: Path, 
     counted = {sample.labels["status"]: sample.value for sample in families["clipbatch_rows"].samples}
     assert counted == {status: statuses.count(status) for status in set(statuses)}
     assert abs(families["clipbatch_last_success_timestamp_seconds"].samples[0].value - time.time()) < 300
-    (line,) = cli(*command).stdout.splitlines()
+    (line,) = warm(*command).stdout.splitlines()
     assert line == f"{out}: nothing new, 40 images known"
-    said = cli(*command[:-4], "--metrics", tmp_path / "gone" / "x.prom", "--out", out, code=3).stderr
+    said = warm(*command[:-4], "--metrics", tmp_path / "gone" / "x.prom", "--out", out, code=3).stderr
     assert "cannot write" in said
 
 
-def test_a_dataset_is_scored_again_and_compacted_increment_by_increment(cli: Cli, tmp_path: Path) -> None:
+def test_a_dataset_is_scored_again_and_compacted_increment_by_increment(warm: Cli, tmp_path: Path) -> None:
     out, again, few = tmp_path / "dataset", tmp_path / "again", tmp_path / "few"
     make_folder(tmp_path / "in", 6, seed=9, bad_fraction=0.2)
     for night in (1, 2):
         draw(tmp_path / "in" / f"new-{night}.jpg", night)
-        cli("run", tmp_path / "in", *DEMO, "--embeddings", "--incremental", "--out", out)
+        warm("run", tmp_path / "in", *DEMO, "--embeddings", "--incremental", "--out", out)
     command = ("rescore", out, "--labels", "cat,dog", "--out", again)
-    assert cli(*command).stdout.count("clipbatch report") == 2
+    assert warm(*command).stdout.count("clipbatch report") == 2
     assert [path.name for path in runs(again)] == ["increment-00001", "increment-00002"]
-    cli("compact", again, "--out", few)
+    warm("compact", again, "--out", few)
     for old, new in zip(runs(out), runs(again), strict=True):
         before, after = rows(old), rows(new)
         assert after.select(["row_id", "uri", "status"]).equals(before.select(["row_id", "uri", "status"]))
         assert set(after["label"].drop_null().to_pylist()) <= {"cat", "dog"}
-        cli("verify", new)
+        warm("verify", new)
         (file,) = (few / new.name).glob("*.parquet")
         assert pq.read_table(file).equals(after)
     before = [path.stat().st_mtime_ns for path in again.rglob("part-*.parquet")]
-    assert cli(*command).stdout.count("nothing was left to do") == 2
+    assert warm(*command).stdout.count("nothing was left to do") == 2
     assert [path.stat().st_mtime_ns for path in again.rglob("part-*.parquet")] == before

@@ -20,9 +20,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(cli: Cli, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def whole(warm: Cli, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     out = tmp_path_factory.mktemp("whole") / "out"
-    cli("run", folder, *DEMO, "--shard-size", 32, "--out", out)
+    warm("run", folder, *DEMO, "--shard-size", 32, "--out", out)
     return parts(out)
 
 
@@ -35,42 +35,42 @@ def numbers(out: Path) -> list[int]:
 
 
 def test_ranks_do_their_parts_and_another_number_of_them_does_the_rest(
-    cli: Cli, folder: Path, whole: dict[str, bytes], tmp_path: Path
+    warm: Cli, folder: Path, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
     out, command = tmp_path / "out", ("run", folder, *DEMO, "--shard-size", 32, "--out", tmp_path / "out")
     array = {"SLURM_ARRAY_TASK_MIN": "0", "SLURM_ARRAY_TASK_MAX": "2", "SLURM_ARRAY_TASK_COUNT": "3"}
-    said = cli(*command, env={**array, "SLURM_ARRAY_TASK_ID": "1"}).stdout
+    said = warm(*command, env={**array, "SLURM_ARRAY_TASK_ID": "1"}).stdout
     assert "rank 1 of 3: 3 of its 3 shards are done; of the whole run, 3 of 10" in said
     assert numbers(out) == [1, 4, 7]
     assert not (out / "report.json").exists()
-    first = json.loads(cli("run", "--out", out, "--rank", 1, "--world-size", 2, "--json").stdout)
+    first = json.loads(warm("run", "--out", out, "--rank", 1, "--world-size", 2, "--json").stdout)
     assert first["part"] == {"rank": 1, "world_size": 2, "done": 5, "planned": 5}
     assert (first["rows_done"], first["this_run"]["rows"]) == (5 * 32, 3 * 32)
     assert numbers(out) == [1, 3, 4, 5, 7, 9]
-    assert json.loads(cli("status", out, "--json").stdout)["parts_done"] == 6
+    assert json.loads(warm("status", out, "--json").stdout)["parts_done"] == 6
     assert not (out / "report.json").exists()
-    cli("run", "--out", out, "--rank", 0, "--world-size", 2)
+    warm("run", "--out", out, "--rank", 0, "--world-size", 2)
     assert parts(out) == whole
     report = json.loads((out / "report.json").read_text())
     assert (report["rows_done"], sum(report["status"].values())) == (SHARDS * 32, SHARDS * 32)
-    cli("verify", out)
+    warm("verify", out)
 
 
 def test_shards_that_are_named_are_divided_among_the_ranks(
-    cli: Cli, folder: Path, whole: dict[str, bytes], tmp_path: Path
+    warm: Cli, folder: Path, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
     out, listed = tmp_path / "out", tmp_path / "open.txt"
-    cli("run", folder, *DEMO, "--shard-size", 32, "--out", out, "--shards", "3,5-6")
+    warm("run", folder, *DEMO, "--shard-size", 32, "--out", out, "--shards", "3,5-6")
     assert numbers(out) == [3, 5, 6]
     listed.write_text("0\n1\n2\n4\n")
-    cli("run", "--out", out, "--shards", listed, "--rank", 1, "--world-size", 2)
+    warm("run", "--out", out, "--shards", listed, "--rank", 1, "--world-size", 2)
     assert numbers(out) == [1, 3, 4, 5, 6]
-    assert "there is no shard 10" in cli("run", "--out", out, "--shards", "10", code=3).stderr
+    assert "there is no shard 10" in warm("run", "--out", out, "--shards", "10", code=3).stderr
     assert all(whole[name] == content for name, content in parts(out).items())
 
 
 def test_ranks_that_start_at_the_same_moment_on_a_new_folder_do_everything_once(
-    cli: Cli, folder: Path, whole: dict[str, bytes], tmp_path: Path
+    warm: Cli, folder: Path, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     torchrun = [{"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)} for rank in range(2)]
@@ -83,7 +83,28 @@ def test_ranks_that_start_at_the_same_moment_on_a_new_folder_do_everything_once(
     assert json.loads((out / "report.json").read_text())["rows_done"] == SHARDS * 32
 
 
-def test_a_rank_holds_its_own_rows_against_max_bad(cli: Cli, folder: Path, tmp_path: Path) -> None:
+def test_a_rank_holds_its_own_rows_against_max_bad(warm: Cli, folder: Path, tmp_path: Path) -> None:
     command = ("run", folder, *DEMO, "--shard-size", 32, "--out", tmp_path / "out", "--rank", 0, "--world-size", 5)
-    assert "--max-bad allows (1)" in cli(*command, "--max-bad", "2%", code=4).stderr
-    cli(*command, "--max-bad", "50%")
+    assert "--max-bad allows (1)" in warm(*command, "--max-bad", "2%", code=4).stderr
+    warm(*command, "--max-bad", "50%")
+
+
+def test_a_worker_that_fails_once_is_started_again_and_what_failed_is_shown(
+    cli: Cli, folder: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    code = f"""
+import pathlib, sys
+failed = pathlib.Path({str(tmp_path / "failed")!r})
+if "clipbatch.worker" in sys.orig_argv and not failed.exists():
+    from clipbatch.score import Score
+    def fail(self, batch):
+        failed.touch()
+        raise ArithmeticError("the second number is gone")
+    Score.__call__ = fail
+"""
+    (tmp_path / "sitecustomize.py").write_text(code)
+    path = {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    made = cli("run", folder, *DEMO, "--shard-size", 32, "--out", tmp_path / "out", env=path)
+    said = "ended with exit code 1: ArithmeticError: the second number is gone: it is started again"
+    assert said in made.stderr
+    assert parts(tmp_path / "out") == whole

@@ -11,14 +11,14 @@ import pytest
 from conftest import DEMO, Cli
 
 
-def test_progress_and_the_end_of_a_run_are_json_lines(cli: Cli, photos: Path, tmp_path: Path) -> None:
-    made = cli("run", photos, *DEMO, "--limit", 5, "--log-format", "json", "--out", tmp_path / "out")
+def test_progress_and_the_end_of_a_run_are_json_lines(warm: Cli, photos: Path, tmp_path: Path) -> None:
+    made = warm("run", photos, *DEMO, "--limit", 5, "--log-format", "json", "--out", tmp_path / "out")
     lines = [json.loads(line) for line in made.stderr.splitlines()]
     assert {line["event"] for line in lines} <= {"message", "progress", "done"}  # the first two where it takes long
     assert lines[-1]["event"] == "done"
     assert (lines[-1]["rows_done"], lines[-1]["status"], lines[-1]["out"]) == (5, {"ok": 5}, str(tmp_path / "out"))
     assert "5 images: 5 ok" in made.stdout
-    quiet = cli("run", "--log-format", "json", "--quiet", "--out", tmp_path / "out")
+    quiet = warm("run", "--log-format", "json", "--quiet", "--out", tmp_path / "out")
     assert (quiet.stdout, quiet.stderr) == ("", "")
 
 
@@ -54,9 +54,9 @@ def test_the_error_is_a_json_line_too_whatever_is_refused(cli: Cli, tmp_path: Pa
     assert "neither text nor json" in cli("run", "a", "--log-format", "xml", "--out", "b", code=2).stderr
 
 
-def test_a_mistyped_option_or_command_is_answered_with_the_nearest(cli: Cli) -> None:
-    assert "--labels" in cli("run", "a", "--label", "b", "--out", "c", code=2).stderr
-    assert "verify" in cli("verfy", "scores", code=2).stderr
+def test_a_mistyped_option_or_command_is_answered_with_the_nearest(warm: Cli) -> None:
+    assert "--labels" in warm("run", "a", "--label", "b", "--out", "c", code=2).stderr
+    assert "verify" in warm("verfy", "scores", code=2).stderr
 
 
 def test_the_shell_completes_models_and_label_sets() -> None:

@@ -33,17 +33,17 @@ def test_a_file_for_a_model_whose_published_weights_differ_is_refused() -> None:
 
 @pytest.mark.parametrize("content", [b"", b"these are no weights", b"\x80\x04N."])
 def test_a_file_that_holds_no_weights_is_refused_in_one_line(
-    cli: Cli, photos: Path, tmp_path: Path, content: bytes
+    warm: Cli, photos: Path, tmp_path: Path, content: bytes
 ) -> None:
     for name in ("weights.safetensors", "weights.pt"):
         (tmp_path / name).write_bytes(content)
         settings = ("--labels", "a,b", "--model", "clipbatch-demo", "--pretrained", tmp_path / name)
-        error = cli("run", photos, *settings, "--quiet", "--out", tmp_path / "out", code=3).stderr
+        error = warm("run", photos, *settings, "--quiet", "--out", tmp_path / "out", code=3).stderr
         assert str(tmp_path / name) in error
         assert error.count("\n") == 1
 
 
-def test_scores_that_are_no_numbers_end_the_run(cli: Cli, photos: Path, tmp_path: Path) -> None:
+def test_scores_that_are_no_numbers_end_the_run(warm: Cli, photos: Path, tmp_path: Path) -> None:
     vision = {"image_size": 32, "patch_size": 16, "width": 32, "head_width": 16, "layers": 1}
     text = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
     config = tmp_path / "broken.json"
@@ -53,6 +53,6 @@ def test_scores_that_are_no_numbers_end_the_run(cli: Cli, photos: Path, tmp_path
     state = {**model.state_dict(), "visual.ln_post.weight": torch.full((32,), float("nan"))}
     save_file(state, tmp_path / "broken.safetensors")
     settings = ("--labels", "a,b", "--model", config, "--pretrained", tmp_path / "broken.safetensors")
-    error = cli("run", photos, *settings, "--out", tmp_path / "out", code=3).stderr
+    error = warm("run", photos, *settings, "--out", tmp_path / "out", code=3).stderr
     assert "NaN" in error
     assert list((tmp_path / "out" / "parts").iterdir()) == []

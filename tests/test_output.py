@@ -27,9 +27,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def out(cli: Cli, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def out(warm: Cli, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("scores") / "run"
-    cli("run", folder, *DEMO, "--shard-size", 32, "--embeddings", "--out", out)
+    warm("run", folder, *DEMO, "--shard-size", 32, "--embeddings", "--out", out)
     return out
 
 
@@ -85,8 +85,8 @@ def test_duckdb_pandas_and_polars_read_it(out: Path) -> None:
     assert len(by_polars) == (by_pandas["status"] == "ok").sum()
 
 
-def test_top_k_replaces_the_scores_by_the_best_labels(cli: Cli, folder: Path, out: Path, tmp_path: Path) -> None:
-    cli("run", folder, *DEMO, "--shard-size", 32, "--top-k", 3, "--out", tmp_path / "top")
+def test_top_k_replaces_the_scores_by_the_best_labels(warm: Cli, folder: Path, out: Path, tmp_path: Path) -> None:
+    warm("run", folder, *DEMO, "--shard-size", 32, "--top-k", 3, "--out", tmp_path / "top")
     table = rows(tmp_path / "top")
     assert "scores" not in table.column_names
     labels = json.loads(table.schema.metadata[b"clipbatch.labels"])
@@ -109,14 +109,14 @@ labels = {yes = ["a photo of a bird.", "a photo of a dog."], "no!" = ["a photo o
 
 
 @pytest.fixture(scope="module")
-def grouped(cli: Cli, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def grouped(warm: Cli, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A run with two label groups, in each layout."""
     made = tmp_path_factory.mktemp("groups")
     (made / "groups.toml").write_text(GROUPS)
     command = ("run", folder, "--labels", made / "groups.toml", "--model", "clipbatch-demo", "--shard-size", 64)
     for layout in ("list", "wide", "top-k"):
-        cli(*command, "--layout", layout, "--out", made / layout)
-        cli("verify", made / layout)
+        warm(*command, "--layout", layout, "--out", made / layout)
+        warm("verify", made / layout)
     return {layout: made / layout for layout in ("list", "wide", "top-k")}
 
 
@@ -136,10 +136,10 @@ def test_each_group_is_scored_for_itself_in_one_pass(grouped: dict[str, Path]) -
 
 
 def test_a_groups_scores_are_those_of_a_run_of_its_own(
-    cli: Cli, folder: Path, grouped: dict[str, Path], tmp_path: Path
+    warm: Cli, folder: Path, grouped: dict[str, Path], tmp_path: Path
 ) -> None:
     alone = ("--labels", "airplane,bird,cat,dog,ship", "--model", "clipbatch-demo", "--shard-size", 64)
-    cli("run", folder, *alone, "--out", tmp_path / "alone")
+    warm("run", folder, *alone, "--out", tmp_path / "alone")
     theirs = [row or [] for row in rows(tmp_path / "alone")["scores"].to_pylist()]
     for ours, other in zip(rows(grouped["list"])["thing_scores"].to_pylist(), theirs, strict=True):
         assert (ours or []) == pytest.approx(other, abs=1e-6)
@@ -158,18 +158,20 @@ def test_wide_and_top_k_hold_what_the_list_holds(grouped: dict[str, Path]) -> No
             assert entries.items() <= dict(zip(columns[group], scores, strict=True)).items()
 
 
-def test_a_carried_column_gives_way_to_a_groups_and_to_a_wide_one(cli: Cli, folder: Path, tmp_path: Path) -> None:
+def test_a_carried_column_gives_way_to_a_groups_and_to_a_wide_one(warm: Cli, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "g.toml").write_text(GROUPS)
     names = sorted(str(path) for path in folder.rglob("*.jpg"))[:4]
     lines = [json.dumps({"uri": name, "Alive_Label": "x", "alive_score_no_": 1, "score": 2}) for name in names]
     (tmp_path / "m.jsonl").write_text("\n".join(lines))
     command = ("run", tmp_path / "m.jsonl", "--labels", tmp_path / "g.toml", "--model", "clipbatch-demo")
-    cli(*command, "--layout", "wide", "--out", tmp_path / "out")
+    warm(*command, "--layout", "wide", "--out", tmp_path / "out")
     assert rows(tmp_path / "out").column_names[-3:] == ["input_Alive_Label", "input_alive_score_no_", "score"]
     assert rows(tmp_path / "out")["score"].to_pylist() == [2] * 4
 
 
-def test_verify_finds_a_label_that_its_score_does_not_allow(cli: Cli, grouped: dict[str, Path], tmp_path: Path) -> None:
+def test_verify_finds_a_label_that_its_score_does_not_allow(
+    warm: Cli, grouped: dict[str, Path], tmp_path: Path
+) -> None:
     """As a part of another clipbatch would have it: sealed and of this run, and yet wrong."""
     out = tmp_path / "out"
     shutil.copytree(grouped["list"], out)
@@ -182,14 +184,14 @@ def test_verify_finds_a_label_that_its_score_does_not_allow(cli: Cli, grouped: d
         with PartFile(part, wrong.schema, "zstd") as file:
             file.write(wrong)
             file.close({"clipbatch.counts": counts})
-        assert f"its {name} does not agree with its status" in cli("verify", out, code=5).stderr
+        assert f"its {name} does not agree with its status" in warm("verify", out, code=5).stderr
 
 
 @pytest.mark.parametrize(
     ("kind", "check"), [("cosine", lambda s: (np.abs(s) <= 1).all()), ("sigmoid", lambda s: s.sum(axis=1).max() > 2)]
 )
-def test_other_kinds_of_score_on_request(cli: Cli, folder: Path, tmp_path: Path, kind: str, check) -> None:  # type: ignore[no-untyped-def]
-    cli("run", folder, *DEMO, "--score", kind, "--limit", 20, "--out", tmp_path / "out")
+def test_other_kinds_of_score_on_request(warm: Cli, folder: Path, tmp_path: Path, kind: str, check) -> None:  # type: ignore[no-untyped-def]
+    warm("run", folder, *DEMO, "--score", kind, "--limit", 20, "--out", tmp_path / "out")
     assert check(np.array([scores for scores in rows(tmp_path / "out")["scores"].to_pylist() if scores]))
 
 
@@ -204,9 +206,9 @@ def test_the_report_counts_every_row_and_names_the_bottleneck(out: Path) -> None
 
 
 @pytest.mark.parametrize("damage", ["missing", "flipped", "cut", "swapped"])
-def test_verify_finds_damage_and_running_again_mends_it(cli: Cli, folder: Path, tmp_path: Path, damage: str) -> None:
+def test_verify_finds_damage_and_running_again_mends_it(warm: Cli, folder: Path, tmp_path: Path, damage: str) -> None:
     out = tmp_path / "out"
-    cli("run", folder, *DEMO, "--shard-size", 32, "--out", out)
+    warm("run", folder, *DEMO, "--shard-size", 32, "--out", out)
     first, second = sorted((out / "parts").iterdir())[:2]
     whole = second.read_bytes()
     if damage == "missing":
@@ -217,9 +219,9 @@ def test_verify_finds_damage_and_running_again_mends_it(cli: Cli, folder: Path, 
         data = bytearray(whole[: len(whole) // 2] if damage == "cut" else whole)
         data[len(data) // 2] ^= 64
         second.write_bytes(data)
-    error = cli("verify", out, code=5).stderr
+    error = warm("verify", out, code=5).stderr
     assert str(second) in error
     assert str(first) not in error
-    cli("run", "--out", out, "--repair")
+    warm("run", "--out", out, "--repair")
     assert second.read_bytes() == whole
-    cli("verify", out)
+    warm("verify", out)

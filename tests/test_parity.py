@@ -93,13 +93,13 @@ def test_heic_is_decoded_where_pillow_heif_is_installed() -> None:
 
 @pytest.mark.parametrize(("precision", "least_cosine"), [("fp32", 0.999), ("bf16", 0.998)])
 def test_embeddings_and_labels_are_open_clips(
-    cli: Cli, files: dict[str, bytes], tmp_path: Path, precision: str, least_cosine: float
+    warm: Cli, files: dict[str, bytes], tmp_path: Path, precision: str, least_cosine: float
 ) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     for number, data in enumerate(files.values()):
         (folder / f"{number:04d}.jpg").write_bytes(data)
-    cli("run", folder, *DEMO, "--precision", precision, "--embeddings", "--out", tmp_path / "out")
+    warm("run", folder, *DEMO, "--precision", precision, "--embeddings", "--out", tmp_path / "out")
     table = rows(tmp_path / "out")
     open_clip.add_model_config(catalog.config_file(catalog.DEMO))
     weights = catalog.weights_file("embedded")
@@ -138,7 +138,7 @@ def _save_model(folder: Path, config: dict[str, object], preprocess: dict[str, o
 
 
 def test_a_vision_transformer_of_the_siglip_kind_gets_sigmoid_scores_and_squashed_images(
-    cli: Cli, photos: Path, tmp_path: Path
+    warm: Cli, photos: Path, tmp_path: Path
 ) -> None:
     text = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
     vision = {"image_size": 64, "patch_size": 16, "width": 64, "head_width": 32, "layers": 2}
@@ -152,7 +152,7 @@ def test_a_vision_transformer_of_the_siglip_kind_gets_sigmoid_scores_and_squashe
     preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
     folder, model = _save_model(tmp_path / "tiny-siglip", config, preprocess)
     settings = ("--model", f"local-dir:{folder}", "--precision", "fp32", "--labels", "cat,dog,bird", "--limit", 40)
-    cli("run", photos, *settings, "--out", tmp_path / "out")
+    warm("run", photos, *settings, "--out", tmp_path / "out")
     table = rows(tmp_path / "out")
     transform = open_clip.image_transform(64, is_train=False, mean=(0.5,) * 3, std=(0.5,) * 3, resize_mode="squash")
     images = [transform(Image.open(uri)) for uri in table["uri"].to_pylist()]

@@ -21,10 +21,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(cli: Cli, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
+def whole(warm: Cli, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
     """The rows of the same run in a local folder."""
     out = tmp_path_factory.mktemp("local") / "out"
-    cli("run", folder, *DEMO, "--shard-size", 64, "--out", out)
+    warm("run", folder, *DEMO, "--shard-size", 64, "--out", out)
     return rows(out)
 
 
@@ -38,22 +38,22 @@ def names(s3: pafs.S3FileSystem, out: str) -> list[str]:
 
 
 def test_a_run_in_a_store_has_the_rows_of_one_on_a_disk(
-    cli: Cli, folder: Path, whole: pa.Table, s3: pafs.S3FileSystem, bucket: str
+    warm: Cli, folder: Path, whole: pa.Table, s3: pafs.S3FileSystem, bucket: str
 ) -> None:
     out = f"{bucket}/first"
     command = ("run", folder, *DEMO, "--shard-size", 64, "--out", out)
-    made = cli(*command)
+    made = warm(*command)
     assert f"scores: {out}/parts/*.parquet" in made.stdout
     assert stored(s3, out).equals(whole)
-    assert "200 rows in 4 parts" in cli("verify", out).stdout
-    assert json.loads(cli("status", out, "--json").stdout)["complete"]
+    assert "200 rows in 4 parts" in warm("verify", out).stdout
+    assert json.loads(warm("status", out, "--json").stdout)["complete"]
     before = {name: s3.get_file_info(name).mtime for name in names(s3, out) if name.endswith(".parquet")}
-    assert "nothing was left to do" in cli(*command).stdout
+    assert "nothing was left to do" in warm(*command).stdout
     assert {name: s3.get_file_info(name).mtime for name in before} == before
 
 
 def test_it_is_resumed_after_a_kill_and_shards_are_shared_by_ranks(
-    cli: Cli, folder: Path, whole: pa.Table, s3: pafs.S3FileSystem, bucket: str
+    warm: Cli, folder: Path, whole: pa.Table, s3: pafs.S3FileSystem, bucket: str
 ) -> None:
     out = f"{bucket}/killed"
     command = ("run", folder, *DEMO, "--shard-size", 32, "--out", out)
@@ -64,28 +64,28 @@ def test_it_is_resumed_after_a_kill_and_shards_are_shared_by_ranks(
     process.kill()
     process.communicate()
     for rank in (1, 0):
-        cli(*command, "--rank", rank, "--world-size", 2)
+        warm(*command, "--rank", rank, "--world-size", 2)
     assert stored(s3, out).equals(whole)
-    assert "200 rows in 7 parts" in cli("verify", out).stdout
+    assert "200 rows in 7 parts" in warm("verify", out).stdout
 
 
 def test_damage_is_found_and_repaired_and_other_settings_are_refused(
-    cli: Cli, folder: Path, whole: pa.Table, s3: pafs.S3FileSystem, bucket: str
+    warm: Cli, folder: Path, whole: pa.Table, s3: pafs.S3FileSystem, bucket: str
 ) -> None:
     out = f"{bucket}/damaged"
     command = ("run", folder, *DEMO, "--shard-size", 64, "--out", out)
-    cli(*command)
+    warm(*command)
     name = f"{out.removeprefix('s3://')}/parts/part-00002.parquet"
     with s3.open_input_file(name) as file:
         data = bytearray(file.read())
     data[len(data) // 2] ^= 1
     with s3.open_output_stream(name) as stream:
         stream.write(bytes(data))
-    assert f"{out}/parts/part-00002.parquet: damaged" in cli("verify", out, code=5).stderr
-    cli(*command, "--repair")
+    assert f"{out}/parts/part-00002.parquet: damaged" in warm("verify", out, code=5).stderr
+    warm(*command, "--repair")
     assert stored(s3, out).equals(whole)
-    assert "shard_size" in cli(*command[:-4], "--shard-size", 32, "--out", out, code=3).stderr
-    cli(*command[:-4], "--shard-size", 128, "--out", out, "--overwrite")
+    assert "shard_size" in warm(*command[:-4], "--shard-size", 32, "--out", out, code=3).stderr
+    warm(*command[:-4], "--shard-size", 128, "--out", out, "--overwrite")
     assert stored(s3, out).equals(whole)
     assert len([name for name in names(s3, out) if "/parts/part-" in name]) == 2
 

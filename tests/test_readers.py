@@ -33,17 +33,17 @@ Row = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def runs(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def runs(warm: Cli, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The same images in every layout: list with embeddings, wide in two groups, top-k, list in float16."""
     folder = tmp_path_factory.mktemp("readers")
     make_folder(folder / "in", FILES - SHARD, seed=41, bad_fraction=0)
     for number in range(SHARD):
         (folder / "in" / f"z{number:02d}.jpg").touch()  # the last in the listing: a part of bad rows alone
     (folder / "g.toml").write_text(GROUPS)
-    cli("run", folder / "in", *DEMO, "--shard-size", SHARD, "--embeddings", "--out", folder / "list")
-    cli("rescore", folder / "list", "--labels", folder / "g.toml", "--layout", "wide", "--out", folder / "wide")
-    cli("rescore", folder / "list", "--top-k", 3, "--out", folder / "top")
-    cli("rescore", folder / "list", "--scores-dtype", "float16", "--out", folder / "half")
+    warm("run", folder / "in", *DEMO, "--shard-size", SHARD, "--embeddings", "--out", folder / "list")
+    warm("rescore", folder / "list", "--labels", folder / "g.toml", "--layout", "wide", "--out", folder / "wide")
+    warm("rescore", folder / "list", "--top-k", 3, "--out", folder / "top")
+    warm("rescore", folder / "list", "--scores-dtype", "float16", "--out", folder / "half")
     return {layout: folder / layout for layout in LAYOUTS}
 
 

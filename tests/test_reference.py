@@ -47,10 +47,10 @@ def test_pixels_are_exactly_open_clips(folder: Path, mode: str) -> None:
 
 
 def test_a_reference_run_gives_open_clips_scores_and_is_a_run_of_its_own(
-    cli: Cli, folder: Path, tmp_path: Path
+    warm: Cli, folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    cli("run", folder, *DEMO, "--reference", "--out", out)
+    warm("run", folder, *DEMO, "--reference", "--out", out)
     table = rows(out)
     assert set(table["decoder"].to_pylist()) == {"open_clip"}
     open_clip.add_model_config(catalog.config_file(catalog.DEMO))
@@ -69,7 +69,7 @@ def test_a_reference_run_gives_open_clips_scores_and_is_a_run_of_its_own(
         image_BD = model.encode_image(torch.stack(images), normalize=True)
         scores_BL = (model.logit_scale.exp() * image_BD @ text_DL).softmax(dim=-1)
     np.testing.assert_allclose(np.array(table["scores"].to_pylist()), scores_BL.numpy(), atol=1e-4)
-    assert 'orientation is "upright" now' in cli("run", folder, *DEMO, "--out", out, code=3).stderr
+    assert 'orientation is "upright" now' in warm("run", folder, *DEMO, "--out", out, code=3).stderr
 
 
 def test_reference_stands_for_three_settings_of_which_orientation_may_be_given() -> None:

@@ -35,10 +35,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def source(cli: Cli, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def source(warm: Cli, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with embeddings whose images are gone."""
     out = tmp_path_factory.mktemp("source") / "run"
-    cli("run", folder, *DEMO, "--shard-size", SHARD, "--embeddings", "--out", out)
+    warm("run", folder, *DEMO, "--shard-size", SHARD, "--embeddings", "--out", out)
     return out
 
 
@@ -50,12 +50,12 @@ def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def grouped(cli: Cli, source: Path, labels: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def grouped(warm: Cli, source: Path, labels: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run scored again in two groups, while its images are out of reach."""
     out = tmp_path_factory.mktemp("grouped") / "run"
     folder.rename(folder.with_name("away"))
     try:
-        cli("rescore", source, "--labels", labels, "--embeddings", "--out", out)
+        warm("rescore", source, "--labels", labels, "--embeddings", "--out", out)
     finally:
         folder.with_name("away").rename(folder)
     return out
@@ -66,10 +66,10 @@ def _parts(out: Path) -> dict[str, bytes]:
 
 
 def test_the_scores_are_those_of_a_run_with_the_new_labels(
-    cli: Cli, folder: Path, labels: Path, grouped: Path, tmp_path: Path
+    warm: Cli, folder: Path, labels: Path, grouped: Path, tmp_path: Path
 ) -> None:
     fresh = ("run", folder, "--labels", labels, "--model", "clipbatch-demo", "--shard-size", SHARD, "--embeddings")
-    cli(*fresh, "--out", tmp_path / "fresh")
+    warm(*fresh, "--out", tmp_path / "fresh")
     expected, found = rows(tmp_path / "fresh"), rows(grouped)
     assert found.schema.equals(expected.schema, check_metadata=False)
     for name in ("row_id", "uri", "status", "error", "width", "height", "decoder", "embedding"):
@@ -84,9 +84,9 @@ def test_the_scores_are_those_of_a_run_with_the_new_labels(
     assert None in found["thing_label"].to_pylist()
 
 
-def test_it_is_a_run_directory_like_any_other(cli: Cli, source: Path, grouped: Path) -> None:
-    assert f"{FILES} rows in {-(-FILES // SHARD)} parts" in cli("verify", grouped).stdout
-    assert json.loads(cli("status", grouped, "--json").stdout)["complete"] is True
+def test_it_is_a_run_directory_like_any_other(warm: Cli, source: Path, grouped: Path) -> None:
+    assert f"{FILES} rows in {-(-FILES // SHARD)} parts" in warm("verify", grouped).stdout
+    assert json.loads(warm("status", grouped, "--json").stdout)["complete"] is True
     report = json.loads((grouped / "report.json").read_text())
     assert report["status"] == json.loads((source / "report.json").read_text())["status"]
     assert set(report["this_run"]["stages"]) == {"recall", "score", "write"}
@@ -97,32 +97,32 @@ def test_it_is_a_run_directory_like_any_other(cli: Cli, source: Path, grouped: P
 
 
 def test_what_is_missing_is_done_again_to_the_same_bytes(
-    cli: Cli, source: Path, labels: Path, grouped: Path, tmp_path: Path
+    warm: Cli, source: Path, labels: Path, grouped: Path, tmp_path: Path
 ) -> None:
     out, whole = tmp_path / "out", _parts(grouped)
     shutil.copytree(grouped, out)
     (out / "parts" / "part-00001.parquet").unlink()
-    cli("rescore", source, "--labels", labels, "--embeddings", "--out", out)
+    warm("rescore", source, "--labels", labels, "--embeddings", "--out", out)
     assert _parts(out) == whole
     (out / "parts" / "part-00003.parquet").write_bytes(b"PAR1")
-    cli("run", "--out", out, "--repair")
+    warm("run", "--out", out, "--repair")
     assert _parts(out) == whole
 
 
 def test_either_run_may_lie_in_a_store(
-    cli: Cli, source: Path, labels: Path, grouped: Path, bucket: str, tmp_path: Path
+    warm: Cli, source: Path, labels: Path, grouped: Path, bucket: str, tmp_path: Path
 ) -> None:
-    cli("rescore", source, "--labels", "cat,dog", "--embeddings", "--out", f"{bucket}/there")
-    cli("verify", f"{bucket}/there")
-    cli("rescore", f"{bucket}/there", "--labels", labels, "--embeddings", "--out", tmp_path / "back")
-    cli("verify", tmp_path / "back")
+    warm("rescore", source, "--labels", "cat,dog", "--embeddings", "--out", f"{bucket}/there")
+    warm("verify", f"{bucket}/there")
+    warm("rescore", f"{bucket}/there", "--labels", labels, "--embeddings", "--out", tmp_path / "back")
+    warm("verify", tmp_path / "back")
     assert rows(tmp_path / "back").equals(rows(grouped))  # embeddings were copied to the bit
 
 
-def test_the_same_labels_give_the_same_scores_in_another_layout(cli: Cli, source: Path, tmp_path: Path) -> None:
-    cli("rescore", source, "--layout", "wide", "--scores-dtype", "float16", "--out", tmp_path / "wide")
-    cli("rescore", tmp_path / "wide", "--out", tmp_path / "again", code=3)  # it has no embeddings itself
-    cli("rescore", source, "--top-k", 2, "--score", "cosine", "--out", tmp_path / "top")
+def test_the_same_labels_give_the_same_scores_in_another_layout(warm: Cli, source: Path, tmp_path: Path) -> None:
+    warm("rescore", source, "--layout", "wide", "--scores-dtype", "float16", "--out", tmp_path / "wide")
+    warm("rescore", tmp_path / "wide", "--out", tmp_path / "again", code=3)  # it has no embeddings itself
+    warm("rescore", source, "--top-k", 2, "--score", "cosine", "--out", tmp_path / "top")
     names = json.loads(rows(source).schema.metadata[b"clipbatch.labels"])
     runs = [rows(run).to_pylist() for run in (source, tmp_path / "wide", tmp_path / "top")]
     for row, wide, top in zip(*runs, strict=True):
@@ -134,7 +134,7 @@ def test_the_same_labels_give_the_same_scores_in_another_layout(cli: Cli, source
 
 
 def test_rows_that_the_source_has_mended_since_are_taken_over_on_request(
-    cli: Cli, folder: Path, labels: Path, tmp_path: Path
+    warm: Cli, folder: Path, labels: Path, tmp_path: Path
 ) -> None:
     some = sorted(path for path in folder.rglob("*.jpg"))[:20]
     for number, path in enumerate(some):
@@ -144,15 +144,15 @@ def test_rows_that_the_source_has_mended_since_are_taken_over_on_request(
     shutil.copy(Path(rescore.__file__).parent / "demo" / "images" / "cat-1.jpg", good)
     good.rename(tmp_path / "aside")
     good.touch()
-    cli("run", tmp_path / "in", *DEMO, "--embeddings", "--out", tmp_path / "run")
-    cli("rescore", tmp_path / "run", "--labels", labels, "--out", tmp_path / "new")
+    warm("run", tmp_path / "in", *DEMO, "--embeddings", "--out", tmp_path / "run")
+    warm("rescore", tmp_path / "run", "--labels", labels, "--out", tmp_path / "new")
     (tmp_path / "aside").replace(good)
-    cli("run", "--out", tmp_path / "run", "--retry-bad")
-    cli("run", "--out", tmp_path / "new", "--retry-bad")
+    warm("run", "--out", tmp_path / "run", "--retry-bad")
+    warm("run", "--out", tmp_path / "new", "--retry-bad")
     status = {Path(row["uri"]).name: row["status"] for row in rows(tmp_path / "new").to_pylist()}
     assert status["3.jpg"] == "ok"
     assert rows(tmp_path / "new")["status"].to_pylist() == rows(tmp_path / "run")["status"].to_pylist()
-    cli("verify", tmp_path / "new")
+    warm("verify", tmp_path / "new")
 
 
 def _plan(source: Path, out: Path, **given: object) -> None:
@@ -220,7 +220,7 @@ def test_a_carried_column_that_the_new_scores_would_hide_is_refused(source: Path
 
 
 @pytest.mark.parametrize("damage", ["flipped", "gone", "another model"])
-def test_a_damaged_source_is_refused_with_the_remedy(cli: Cli, source: Path, tmp_path: Path, damage: str) -> None:
+def test_a_damaged_source_is_refused_with_the_remedy(warm: Cli, source: Path, tmp_path: Path, damage: str) -> None:
     run = tmp_path / "run"
     shutil.copytree(source, run)
     if damage == "another model":
@@ -238,7 +238,7 @@ def test_a_damaged_source_is_refused_with_the_remedy(cli: Cli, source: Path, tmp
         _plan(run, tmp_path / "out", labels="cat,ship")
         (run / "parts" / "part-00002.parquet").unlink()
         command = ("run", "--out", tmp_path / "out")
-    error = cli(*command, code=3).stderr
+    error = warm(*command, code=3).stderr
     assert said in error
     assert damage == "another model" or f"clipbatch run --out {run} --repair" in error
     assert not (tmp_path / "out" / "parts" / "part-00002.parquet").exists()

@@ -19,7 +19,7 @@ KILLS = 20
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("resume")
-    make_folder(folder, 1_500, seed=11, bad_fraction=0.1)
+    make_folder(folder, 800, seed=11, bad_fraction=0.1)
     return folder
 
 
@@ -27,7 +27,9 @@ def parts(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (out / "parts").glob("*.parquet")}
 
 
-def test_after_twenty_kills_the_parts_are_those_of_an_undisturbed_run(cli: Cli, folder: Path, tmp_path: Path) -> None:
+def test_after_twenty_kills_the_parts_are_those_of_an_undisturbed_run(
+    cli: Cli, warm: Cli, folder: Path, tmp_path: Path
+) -> None:
     command = ("run", folder, *DEMO, "--shard-size", 64)
     begun = time.monotonic()
     cli(*command, "--out", tmp_path / "whole")
@@ -45,9 +47,9 @@ def test_after_twenty_kills_the_parts_are_those_of_an_undisturbed_run(cli: Cli, 
             for number, part in enumerate(sorted((tmp_path / "killed" / "parts").glob("*.parquet"))):
                 if number % 2:  # begin again from half of the parts, so that every kill meets a run in progress
                     part.unlink()
-    cli(*command, "--out", tmp_path / "killed")
+    warm(*command, "--out", tmp_path / "killed")
     assert parts(tmp_path / "killed") == parts(tmp_path / "whole")
-    assert cli("verify", tmp_path / "killed")
+    assert warm("verify", tmp_path / "killed")
     assert [path.name for path in (tmp_path / "killed" / "parts").iterdir() if path.suffix != ".parquet"] == []
 
 
@@ -61,10 +63,10 @@ def listens(process: "subprocess.Popen[str]") -> bool:
     ("signum", "at_work"), [(signal.SIGTERM, False), (signal.SIGTERM, True), (signal.SIGINT, True)]
 )
 def test_a_signal_ends_the_run_with_75_and_the_same_command_resumes(
-    cli: Cli, folder: Path, tmp_path: Path, signum: signal.Signals, at_work: bool
+    warm: Cli, folder: Path, tmp_path: Path, signum: signal.Signals, at_work: bool
 ) -> None:
     many = tmp_path / "many.txt"
-    many.write_text("\n".join(str(path) for path in sorted(folder.rglob("*.jpg"))[:100] * 100))
+    many.write_text("\n".join(str(path) for path in sorted(folder.rglob("*.jpg"))[:100] * 40))
     command = ("run", many, *DEMO, "--shard-size", 256, "--out", tmp_path / "out")
     process = start(*command)
     while not listens(process):
@@ -78,11 +80,11 @@ def test_a_signal_ends_the_run_with_75_and_the_same_command_resumes(
     assert signum.name in err
     assert "same command" in err
     assert list(tmp_path.glob("out/parts/*.tmp")) == []
-    cli(*command)
-    assert "10000 rows" in cli("verify", tmp_path / "out").stdout
+    warm(*command)
+    assert "4000 rows" in warm("verify", tmp_path / "out").stdout
 
 
-def test_bad_images_are_tried_again_on_request_and_the_others_keep_their_scores(cli: Cli, tmp_path: Path) -> None:
+def test_bad_images_are_tried_again_on_request_and_the_others_keep_their_scores(warm: Cli, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     listed = make_folder(folder, 200, seed=2, bad_fraction=0)
     hidden = [folder / one.name for one in listed[40:60]]
@@ -90,28 +92,28 @@ def test_bad_images_are_tried_again_on_request_and_the_others_keep_their_scores(
         path.rename(path.with_name(path.name + ".hidden"))
         path.touch()
     command = ("run", folder, *DEMO, "--shard-size", 64, "--out", tmp_path / "out")
-    cli(*command)
+    warm(*command)
     before = rows(tmp_path / "out")
     assert before["status"].to_pylist().count("empty") == 20
     for path in hidden:
         path.with_name(path.name + ".hidden").rename(path)
-    cli(*command)
+    warm(*command)
     assert rows(tmp_path / "out").equals(before)
-    cli(*command, "--retry-bad")
+    warm(*command, "--retry-bad")
     after = rows(tmp_path / "out")
     assert set(after["status"].to_pylist()) == {"ok"}
     untouched = np.array([status == "ok" for status in before["status"].to_pylist()])
     assert after.filter(untouched).equals(before.filter(untouched))
-    cli(*command[:-1], tmp_path / "fresh")
+    warm(*command[:-1], tmp_path / "fresh")
     assert parts(tmp_path / "fresh") == parts(tmp_path / "out")
 
 
-def test_a_manifest_that_was_edited_after_the_plan_is_refused(cli: Cli, folder: Path, tmp_path: Path) -> None:
+def test_a_manifest_that_was_edited_after_the_plan_is_refused(warm: Cli, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    cli("plan", folder, *DEMO, "--out", out)
+    warm("plan", folder, *DEMO, "--out", out)
     (manifest,) = (out / "manifest").iterdir()
     data = bytearray(manifest.read_bytes())
     data[100] ^= 1
     manifest.write_bytes(data)
-    assert f"the manifest {manifest} was changed" in cli("run", "--out", out, code=3).stderr
+    assert f"the manifest {manifest} was changed" in warm("run", "--out", out, code=3).stderr
     assert list((out / "parts").iterdir()) == []

@@ -62,7 +62,7 @@ def test_jobs_become_the_runs_that_the_command_makes(cli: Cli, files: list[Path]
     listing = "\n".join(map(str, files))
     cli("run", "-", *DEMO, "--device", "cpu", "--out", tmp_path / "run", stdin=listing)
     assert rows(spool / "runs" / "a.txt").equals(rows(tmp_path / "run"))
-    assert "60 rows in 1 parts" in cli("verify", spool / "runs" / "a.txt").stdout
+    assert "60 rows in 1 part," in cli("verify", spool / "runs" / "a.txt").stdout
     assert "nothing was left to do" in cli("run", "--out", spool / "runs" / "a.txt").stdout
 
 

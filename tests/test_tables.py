@@ -104,14 +104,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(cli: Cli, folder: Path) -> Path:
+def whole(warm: Cli, folder: Path) -> Path:
     """A run over the tables, undisturbed."""
-    cli("run", *sorted((folder / "tables").iterdir()), *DEMO, "--shard-size", 64, "--out", folder / "whole")
+    warm("run", *sorted((folder / "tables").iterdir()), *DEMO, "--shard-size", 64, "--out", folder / "whole")
     return folder / "whole"
 
 
-def test_images_in_tables_get_the_answers_of_the_same_images_as_files(cli: Cli, folder: Path, whole: Path) -> None:
-    cli("run", folder / "files", *DEMO, "--shard-size", 64, "--out", folder / "files-out")
+def test_images_in_tables_get_the_answers_of_the_same_images_as_files(warm: Cli, folder: Path, whole: Path) -> None:
+    warm("run", folder / "files", *DEMO, "--shard-size", 64, "--out", folder / "files-out")
     expected, found = rows(folder / "files-out"), rows(whole)
     assert found.num_rows == 4 * expected.num_rows
     for number in range(4):
@@ -121,10 +121,10 @@ def test_images_in_tables_get_the_answers_of_the_same_images_as_files(cli: Cli, 
             assert table[name].to_pylist() == expected[name].to_pylist()
         scores = [np.array([row for row in t["scores"].to_pylist() if row]) for t in (table, expected)]
         np.testing.assert_allclose(scores[0], scores[1], atol=2e-2)  # another batch moves a score in its last digits
-    cli("verify", whole)
+    warm("verify", whole)
 
 
-def test_a_killed_run_over_tables_resumes_to_the_same_bytes(folder: Path, whole: Path, cli: Cli) -> None:
+def test_a_killed_run_over_tables_resumes_to_the_same_bytes(folder: Path, whole: Path, warm: Cli) -> None:
     out = folder / "killed"
     command = ("run", *sorted((folder / "tables").iterdir()), *DEMO, "--shard-size", 64, "--out", out)
     process = start(*command)
@@ -135,24 +135,24 @@ def test_a_killed_run_over_tables_resumes_to_the_same_bytes(folder: Path, whole:
     process.communicate()
     for part in sorted((out / "parts").glob("*.parquet"))[1::2]:
         part.unlink()
-    cli(*command)
+    warm(*command)
     found, expected = ({p.name: p.read_bytes() for p in (run / "parts").glob("*.parquet")} for run in (out, whole))
     assert found == expected
 
 
 def test_tables_that_are_cut_or_changed_or_gone_after_the_plan_become_rows_that_say_so(
-    cli: Cli, folder: Path, tmp_path: Path
+    warm: Cli, folder: Path, tmp_path: Path
 ) -> None:
     names = ["cut.parquet", "fine.parquet", "gone.parquet", "grown.parquet"]
     good = pq.read_table(folder / "tables" / "small.parquet").slice(0, 20)
     for name in names:
         pq.write_table(good, tmp_path / name)
     command = ("plan", *(tmp_path / name for name in names), *DEMO, "--shard-size", 32, "--out", tmp_path / "out")
-    cli(*command)
+    warm(*command)
     (tmp_path / "cut.parquet").write_bytes((tmp_path / "cut.parquet").read_bytes()[:-1000])
     (tmp_path / "gone.parquet").unlink()
     pq.write_table(pa.concat_tables([good, good]), tmp_path / "grown.parquet")
-    cli("run", "--out", tmp_path / "out")
+    warm("run", "--out", tmp_path / "out")
     found = rows(tmp_path / "out")["status"].to_pylist()
     assert [set(found[at : at + 20]) for at in (0, 40, 60)] == [{"truncated"}, {"missing"}, {"unreadable"}]
     assert "ok" in found[20:40]

@@ -234,7 +234,7 @@ def test_the_identity_is_the_place_and_every_byte(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def out(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def out(warm: Cli, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A run over a CSV manifest of some files, with columns of its own, and the manifest."""
     folder = tmp_path_factory.mktemp("manifest")
     listed = make_folder(folder / "in", 60, seed=3, bad_fraction=0.2)
@@ -243,11 +243,11 @@ def out(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]
         folder / "in" / "list.csv",
         "path,number,label,share,day\n" + "\n".join([*lines, *lines[:5], ",65,nothing,1,2026-01-02"]) + "\n",
     )
-    cli("run", manifest, *DEMO, "--shard-size", 32, "--out", folder / "out")
+    warm("run", manifest, *DEMO, "--shard-size", 32, "--out", folder / "out")
     return folder / "out", manifest
 
 
-def test_the_carried_columns_are_in_the_parts_and_join_back(cli: Cli, out: tuple[Path, Path]) -> None:
+def test_the_carried_columns_are_in_the_parts_and_join_back(warm: Cli, out: tuple[Path, Path]) -> None:
     run, manifest = out
     table = rows(run)
     assert table.num_rows == 66
@@ -265,33 +265,33 @@ def test_the_carried_columns_are_in_the_parts_and_join_back(cli: Cli, out: tuple
     assert wrong == [(0,)]
     joined = duckdb.sql(f"select count(*) from '{run}/parts/*.parquet' p join {read} m on p.uri = m.path").fetchall()
     assert joined == [(60 - 5 + 5 * 4,)]
-    cli("verify", run)
+    warm("verify", run)
 
 
-def test_duplicates_are_counted_and_said(cli: Cli, out: tuple[Path, Path]) -> None:
+def test_duplicates_are_counted_and_said(warm: Cli, out: tuple[Path, Path]) -> None:
     run, _ = out
     assert json.loads((run / "report.json").read_text())["duplicates"] == 5
     assert json.loads((run / "run.json").read_text())["duplicates"] == 5
-    assert "5 rows name an image that an earlier row names" in cli("run", "--out", run).stdout
+    assert "5 rows name an image that an earlier row names" in warm("run", "--out", run).stdout
 
 
-def test_a_manifest_edited_after_the_plan_is_refused_on_resuming(cli: Cli, out: tuple[Path, Path]) -> None:
+def test_a_manifest_edited_after_the_plan_is_refused_on_resuming(warm: Cli, out: tuple[Path, Path]) -> None:
     run, manifest = out
     text = manifest.read_text()
     command = ("run", manifest, *DEMO, "--shard-size", 32, "--out", run)
-    assert "nothing was left to do" in cli(*command).stdout
+    assert "nothing was left to do" in warm(*command).stdout
     try:
         manifest.write_text(text.replace("nothing", "something"))
-        assert "belongs to a run with other settings: inputs is" in cli(*command, code=3).stderr
+        assert "belongs to a run with other settings: inputs is" in warm(*command, code=3).stderr
     finally:
         manifest.write_text(text)
 
 
-def test_refusals_end_the_command_with_3_and_one_line(cli: Cli, tmp_path: Path) -> None:
+def test_refusals_end_the_command_with_3_and_one_line(warm: Cli, tmp_path: Path) -> None:
     path = write(tmp_path / "m.csv", "path,n\na.jpg\n")
-    error = cli("plan", path, *DEMO, "--out", tmp_path / "out", code=3).stderr
+    error = warm("plan", path, *DEMO, "--out", tmp_path / "out", code=3).stderr
     assert error.startswith(f"clipbatch: line 2 of {path} has 1 columns, its header 2: mend the line")
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
-    error = cli("plan", path, *DEMO, "--uri-column", "pth", "--out", tmp_path / "out", code=3).stderr
+    error = warm("plan", path, *DEMO, "--uri-column", "pth", "--out", tmp_path / "out", code=3).stderr
     assert error.count("\n") == 1

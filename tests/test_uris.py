@@ -54,12 +54,12 @@ def test_two_dots_after_a_link_are_followed_to_where_they_lead(tmp_path: Path) -
     assert not is_outside(f"{tmp_path}/root/link/a.jpg", f"{tmp_path}/root")
 
 
-def test_a_row_that_leads_out_of_the_root_is_not_read(cli: Cli, photos: Path, tmp_path: Path) -> None:
+def test_a_row_that_leads_out_of_the_root_is_not_read(warm: Cli, photos: Path, tmp_path: Path) -> None:
     first, second = sorted(photos.glob("*.jpg"))[:2]
     (tmp_path / "list.txt").write_text(
         f"{first.name}\n../{photos.name}/{second.name}\n../../../etc/passwd\n/etc/passwd\n"
     )
-    cli("run", tmp_path / "list.txt", "--root", photos, *DEMO, "--out", tmp_path / "out")
+    warm("run", tmp_path / "list.txt", "--root", photos, *DEMO, "--out", tmp_path / "out")
     found = rows(tmp_path / "out")
     assert found["status"].to_pylist() == ["ok", "ok", "unreadable", "unreadable"]
     assert found["error"].to_pylist()[2:] == [f"outside of --root {photos.absolute()}"] * 2

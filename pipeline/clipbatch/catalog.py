@@ -8,9 +8,11 @@ from __future__ import annotations
 import csv
 import functools
 import importlib.util
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from clipbatch.errors import InputError, nearest
 
@@ -18,7 +20,7 @@ DEMO = "clipbatch-demo"
 _DEMO_FOLDER = Path(__file__).parent / "demo"
 _DEFAULT_WEIGHTS = {"ViT-B-32": "laion2b_s34b_b79k", DEMO: "embedded"}
 _UNKNOWN_GFLOP = 35.0
-"""Assumed for a model that is not in the table: a ViT-B/16."""
+"""Assumed where no model is known to have that tower: a ViT-B/16."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +53,22 @@ def entries() -> tuple[Entry, ...]:
 
 
 def gflop(model: str) -> float:
-    """Cost of one image in the image tower, 10**9 multiplications and additions."""
-    return next((entry.image_gflop for entry in entries() if entry.name == model), _UNKNOWN_GFLOP)
+    """Cost of one image in the image tower, 10**9 multiplications and additions; of a configuration file, that of
+    open_clip's model with the same image tower."""
+    names = _with_the_tower_of(model) if model.endswith(".json") else {model}
+    return next((entry.image_gflop for entry in entries() if entry.name in names), _UNKNOWN_GFLOP)
+
+
+def _with_the_tower_of(config: str) -> set[str]:
+    try:
+        tower = _tower(Path(config))
+        return {path.stem for path in _open_clips_configs().glob("*.json") if _tower(path) == tower}
+    except (OSError, ValueError, AttributeError):  # whoever loads it will say so
+        return set()
+
+
+def _tower(config: Path) -> Any:
+    return json.loads(config.read_bytes()).get("vision_cfg")
 
 
 def names() -> list[str]:

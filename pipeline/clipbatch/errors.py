@@ -82,6 +82,11 @@ def from_message(exit_code: int, message: str) -> ClipbatchError:
     return ClipbatchError(message)
 
 
+def reading_failed(what: str, error: OSError) -> InputError:
+    """The refusal for a file of the user's that cannot be read."""
+    return InputError(f"cannot read {what}: {error.strerror or error}; check its name and who may read it")
+
+
 def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
     """' Did you mean X?' for the entries of `known` nearest to `word`, or '' where none is near."""
     import difflib

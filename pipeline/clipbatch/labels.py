@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from clipbatch.config import LabelSettings, parse_toml
-from clipbatch.errors import InputError, nearest
+from clipbatch.errors import InputError, nearest, reading_failed
 
 DEFAULT_TEMPLATE = "a photo of a {}."
 SETS = Path(__file__).parent / "label_sets"
@@ -176,7 +176,7 @@ def _read(path: Path) -> str:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise InputError(f"cannot read the labels {path}: {error.strerror}") from error
+        raise reading_failed(f"the labels {path}", error) from error
     except UnicodeDecodeError:
         text = "\0"
     if "\0" in text:
@@ -256,9 +256,11 @@ def _group(name: str, found: dict[str, Any], place: str, given: list[str]) -> La
 
 
 def _templates(given: tuple[str, ...]) -> list[str]:
-    if len(given) == 1 and given[0] in TEMPLATE_SETS:
-        return _openclip_templates(TEMPLATE_SETS[given[0]])
-    return _checked(list(given))
+    """The templates given, sets of them by their names."""
+    found: list[str] = []
+    for template in given:
+        found += _openclip_templates(TEMPLATE_SETS[template]) if template in TEMPLATE_SETS else _checked([template])
+    return found
 
 
 def _checked(templates: list[str]) -> list[str]:

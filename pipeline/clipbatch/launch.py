@@ -11,7 +11,7 @@ import collections
 import queue
 import signal
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,7 +68,7 @@ class _Death:
     """Rows (row_ids) that it had between decode and done."""
     lost: list[Assignment]
     """What nobody does now."""
-    log: list[str]
+    log: str
     """Its last lines."""
 
 
@@ -118,8 +118,7 @@ class Supervisor:
                 except queue.Empty:
                     continue
                 process.heard = time.monotonic()
-                handler: Callable[[Worker, dict[str, Any]], None] = getattr(self, f"_on_{message['event']}")
-                handler(process, message)
+                getattr(self, f"_on_{message['event']}")(process, message)
         finally:
             for process in self._processes:
                 process.kill()
@@ -225,6 +224,7 @@ class Supervisor:
         if message["message"] == self._last_error:
             raise ClipbatchError(message["message"])
         self._last_error = message["message"]  # once it may be a passing one, such as of a GPU
+        process.failure = message["what"]
 
     def _on_ended(self, process: Worker, message: dict[str, Any]) -> None:
         self._processes.remove(process)
@@ -234,6 +234,7 @@ class Supervisor:
         if process.finished:
             return
         cause = "as it did not answer" if process.hung else message.get("cause") or ending(message["code"])
+        cause += f": {process.failure}" if process.failure else ""
         self._deaths.update(shards)
         self._deaths_in_a_row[process.seat] += 1
         self.done.restarts += 1
@@ -245,7 +246,7 @@ class Supervisor:
             times=max((self._deaths[shard] for shard in shards), default=0),
             suspects=suspects,
             lost=lost,
-            log=message["log"],
+            log="\n".join(message["log"]),
         )
         if suspects and (death.times >= 2 or not death.from_outside):
             self._search(process, death)
@@ -278,7 +279,6 @@ class Supervisor:
 
     def _restart(self, process: Worker, death: _Death) -> None:
         self._handout.put_back(death.lost)
-        log = "\n".join(death.log)
         if self._deaths_in_a_row[process.seat] <= MOST_DEATHS:
             if again := self._engine.again(process):
                 self._processes.append(again)
@@ -288,8 +288,8 @@ class Supervisor:
         self._engine.give_up(process)
         text = f"{MOST_DEATHS} workers in a row have ended on {process.seat}, the last one {death.cause}"
         if not (self._processes or self._searches or self._engine.expecting):
-            raise ClipbatchError(f"{text}:\n{log}")
-        self._progress.say(f"{text}: it is given up, and the others go on\n{log}")
+            raise ClipbatchError(f"{text}:\n{death.log}")
+        self._progress.say(f"{text}: it is given up, and the others go on\n{death.log}")
 
 
 def too_many_bad(bad: int, allowed: int, run: RunDir) -> str:

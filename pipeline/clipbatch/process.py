@@ -41,6 +41,8 @@ class Worker(abc.ABC):
         """asks: it waits to be told what is next. finished: it has been told to end."""
         self.rows = self.bad = 0
         """That it has reported since its last part; all of them of the first shard that it has in hand."""
+        self.failure = ""
+        """What it has reported: type and text of an exception."""
 
     @abc.abstractmethod
     def send(self, message: dict[str, Any], rejects: Mapping[int, Reject] | None = None) -> None:

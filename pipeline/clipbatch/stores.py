@@ -203,5 +203,8 @@ def _by_fsspec(scheme: str, url: str) -> pafs.FileSystem:
             f"{url!r} needs a package that is not installed ({error}): pip install {_BY_FSSPEC[scheme]}"
         ) from error
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot reach the store of {url!r}: {str(error).partition(chr(10))[0]}") from error
+        cause = str(error).partition("\n")[0]
+        raise InputError(
+            f"cannot reach the store of {url!r}: {cause}; check the url, the network and the credentials"
+        ) from error
     return pafs.PyFileSystem(pafs.FSSpecHandler(found))

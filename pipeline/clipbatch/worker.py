@@ -22,7 +22,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from clipbatch import startup
+from clipbatch import heap, startup
 from clipbatch.errors import ClipbatchError, InterruptedRunError
 
 _EMIT_EVERY_S = 0.2
@@ -66,16 +66,20 @@ def main() -> None:
     """Work until told to finish; every failure becomes an `error` line and the exit code of its kind."""
     for signum in (signal.SIGINT, signal.SIGUSR1):  # the supervisor gets Ctrl-C too, and what srun sends, and decides
         signal.signal(signum, signal.SIG_IGN)
+    path, plan, device, cores, runtime, journal = sys.argv[1:]
+    if device == "cpu":
+        heap.keep_freed()
     channel = _Channel()
     code = 0
     try:
-        path, plan, device, cores, runtime, journal = sys.argv[1:]
         _stay_on({int(core) for core in cores.split(",")})
         _work(channel, path, plan, device, json.loads(runtime), int(journal))
     except BaseException as error:
         code = error.exit_code if isinstance(error, ClipbatchError) else 1
         text = str(error) if isinstance(error, ClipbatchError) else "".join(traceback.format_exception(error))
-        channel.emit("error", exit_code=code, message=text)
+        if code == ClipbatchError.exit_code:
+            print(text, file=sys.stderr)
+        channel.emit("error", exit_code=code, message=text, what=f"{type(error).__name__}: {error}")
     sys.stderr.flush()
     os._exit(code)  # reading threads may hang in a file that never answers
 

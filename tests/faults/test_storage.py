@@ -42,10 +42,10 @@ def listed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(cli: Cli, listed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(warm: Cli, listed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of `listed` that nothing disturbed."""
     out = tmp_path_factory.mktemp("whole") / "out"
-    cli("run", listed, *DEMO, "--shard-size", SHARD, "--out", out)
+    warm("run", listed, *DEMO, "--shard-size", SHARD, "--out", out)
     return out
 
 
@@ -103,7 +103,7 @@ def interrupt(out: Path, listed: Path, disturb: Callable[[], None]) -> str:
 
 
 def test_a_disk_that_fills_up_again_and_again_is_named_and_once_there_is_room_the_run_completes(
-    cli: Cli, listed: Path, whole: Path, tmp_path: Path, tmpfs: Mount
+    warm: Cli, listed: Path, whole: Path, tmp_path: Path, tmpfs: Mount
 ) -> None:
     out = tmp_path / "out"
     command = ("run", listed, *DEMO, "--shard-size", SHARD, "--out", out)
@@ -118,14 +118,14 @@ def test_a_disk_that_fills_up_again_and_again_is_named_and_once_there_is_room_th
         (done - PAGE, last.stem, len(parts(whole)) - 1),
     ]:
         tmpfs(out, f"size={size}")
-        said = refused(cli, *command)
+        said = refused(warm, *command)
         assert re.search(f"{out}.*{at}.*: No space left on device; free some space there", said), said
         assert parts(out) == dict(sorted(parts(whole).items())[:published])
         assert {path.name for path in out.rglob(".*")} <= {CACHE}
     tmpfs(out, f"size={2 * done}")
-    cli(*command)
+    warm(*command)
     assert parts(out) == parts(whole)
-    cli("verify", out)
+    warm("verify", out)
 
 
 def test_a_file_size_limit_is_named(cli: Cli, whole: Path, tmp_path: Path) -> None:
@@ -138,18 +138,18 @@ def test_a_file_size_limit_is_named(cli: Cli, whole: Path, tmp_path: Path) -> No
 
 
 def test_a_read_only_output_is_refused_before_anything_is_read(
-    cli: Cli, listed: Path, tmp_path: Path, tmpfs: Mount
+    warm: Cli, listed: Path, tmp_path: Path, tmpfs: Mount
 ) -> None:
     out = tmp_path / "out"
     tmpfs(out, "size=1m,ro")
     for command in ("plan", "run"):
-        said = cli(command, listed, *DEMO, "--out", out, code=3).stderr
+        said = warm(command, listed, *DEMO, "--out", out, code=3).stderr
         assert f"{out}" in said
         assert "it is mounted read-only: choose another --out" in said
 
 
 def test_an_output_that_turns_read_only_is_named_and_power_lost_before_the_folder_is_synced_costs_one_part(
-    cli: Cli, listed: Path, whole: Path, tmp_path: Path, tmpfs: Mount
+    warm: Cli, listed: Path, whole: Path, tmp_path: Path, tmpfs: Mount
 ) -> None:
     out = tmp_path / "out"
     tmpfs(out, "size=4m")
@@ -165,7 +165,7 @@ def test_an_output_that_turns_read_only_is_named_and_power_lost_before_the_folde
     assert 0 < len(published) < len(parts(whole))
     assert published.items() <= parts(whole).items()
     (out / "parts" / max(published)).unlink()  # the rename that a power cut takes back
-    cli("run", listed, *DEMO, "--shard-size", SHARD, "--out", out)
+    warm("run", listed, *DEMO, "--shard-size", SHARD, "--out", out)
     assert parts(out) == parts(whole)
 
 
@@ -183,11 +183,11 @@ def test_an_output_that_vanishes_is_named(listed: Path, tmp_path: Path, what: st
 
 
 def test_files_that_change_after_the_plan_get_their_status_and_their_neighbours_their_scores(
-    cli: Cli, listed: Path, whole: Path, tmp_path: Path
+    warm: Cli, listed: Path, whole: Path, tmp_path: Path
 ) -> None:
     folder, out = tmp_path / "in", tmp_path / "out"
     shutil.copytree(listed.parent, folder)
-    cli("plan", folder / "list.txt", *DEMO, "--shard-size", SHARD, "--limit", FILES, "--out", out)
+    warm("plan", folder / "list.txt", *DEMO, "--shard-size", SHARD, "--limit", FILES, "--out", out)
     expected = {10: "truncated", 20: "ok", 30: "missing", 40: "empty", 50: "unreadable", 60: "missing", 70: "ok"}
     paths = {number: folder / f"{number:03}.jpg" for number in expected}
     os.truncate(paths[10], paths[10].stat().st_size // 2)
@@ -198,23 +198,23 @@ def test_files_that_change_after_the_plan_get_their_status_and_their_neighbours_
     paths[50].mkdir()
     paths[60].symlink_to("nowhere.jpg")
     photo(np.random.default_rng(1), 50, 90).save(paths[70], "PNG")
-    cli("run", "--out", out)
-    cli("verify", out)
+    warm("run", "--out", out)
+    warm("verify", out)
     table, before = rows(out), rows(whole).slice(0, FILES)
     assert {number: table["status"][number].as_py() for number in expected} == expected
     untouched = pa.array([number not in expected or number == 20 for number in range(FILES)])
     assert table.filter(untouched).equals(before.filter(untouched))
 
 
-def test_every_kind_of_damage_to_parts_is_found_and_mended(cli: Cli, whole: Path, tmp_path: Path) -> None:
+def test_every_kind_of_damage_to_parts_is_found_and_mended(warm: Cli, whole: Path, tmp_path: Path) -> None:
     out = copied(whole, tmp_path / "out", without=slice(3, 4))
     names = sorted(parts(whole))
     whole_5, whole_9, whole_11 = (parts(whole)[names[number]] for number in (5, 9, 11))
     for number, data in {5: whole_5[:-1], 7: b"", 9: whole_11, 11: bytes(len(whole_11)), 13: whole_9[::-1]}.items():
         (out / "parts" / names[number]).write_bytes(data)
-    said = cli("verify", out, code=5).stderr
+    said = warm("verify", out, code=5).stderr
     assert [name for name in names if name in said] == [names[number] for number in (3, 5, 7, 9, 11, 13)]
-    cli("run", "--out", out, "--repair")
+    warm("run", "--out", out, "--repair")
     assert parts(out) == parts(whole)
 
 
@@ -261,9 +261,9 @@ def harmless(run: RunDir, part: Path, original: object) -> bool:
         return False
 
 
-def test_a_flipped_bit_is_found_or_harmless(cli: Cli, listed: Path, tmp_path: Path) -> None:
+def test_a_flipped_bit_is_found_or_harmless(warm: Cli, listed: Path, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "out")
-    cli("run", listed, *DEMO, "--limit", SHARD, "--shard-size", SHARD, "--out", run.path)
+    warm("run", listed, *DEMO, "--limit", SHARD, "--shard-size", SHARD, "--out", run.path)
     (part,) = run.parts.iterdir()
     whole, original, silent = part.read_bytes(), read(part), []
     for bit in random.Random(0).sample(range(8 * len(whole)), 200):

@@ -28,6 +28,39 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def deadly_folder(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`folder` and an image that kills where the library is preloaded."""
+    copy = tmp_path_factory.mktemp("deadly") / "in"
+    shutil.copytree(folder, copy)
+    photo(np.random.default_rng(1), *DEADLY).save(copy / "a" / "00100-deadly.jpg")
+    return copy
+
+
+@pytest.fixture(scope="module")
+def spared(warm: Cli, deadly_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run over `deadly_folder` where nothing kills."""
+    out = tmp_path_factory.mktemp("spared") / "out"
+    warm("run", deadly_folder, *DEMO, "--decoder", "torchvision", "--shard-size", 128, "--out", out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def long_list(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A manifest of 2,000 rows."""
+    listed = tmp_path_factory.mktemp("long") / "list.txt"
+    listed.write_text("\n".join(str(path) for path in sorted(folder.rglob("*.jpg"))[:200] * 10))
+    return listed
+
+
+@pytest.fixture(scope="module")
+def whole(warm: Cli, long_list: Path) -> dict[str, bytes]:
+    """The parts of an undisturbed run over `long_list`."""
+    out = long_list.with_name("out")
+    warm("run", long_list, *DEMO, "--shard-size", 256, "--out", out)
+    return parts(out)
+
+
+@pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     library = tmp_path_factory.mktemp("library") / "deadly.so"
     source = Path(__file__).with_name("deadly.c")
@@ -67,13 +100,17 @@ def parts(out: Path) -> dict[str, bytes]:
     ],
 )
 def test_the_image_that_kills_gets_a_status_and_all_others_their_scores(
-    cli: Cli, folder: Path, library: Path, tmp_path: Path, signum: int, status: str, said: str
+    cli: Cli,
+    warm: Cli,
+    deadly_folder: Path,
+    spared: Path,
+    library: Path,
+    tmp_path: Path,
+    signum: int,
+    status: str,
+    said: str,
 ) -> None:
-    copy = tmp_path / "in"
-    shutil.copytree(folder, copy)
-    photo(np.random.default_rng(1), *DEADLY).save(copy / "a" / "00100-deadly.jpg")
-    command = ("run", copy, *DEMO, "--decoder", "torchvision", "--shard-size", 128)
-    cli(*command, "--out", tmp_path / "spared")
+    command = ("run", deadly_folder, *DEMO, "--decoder", "torchvision", "--shard-size", 128)
     environment = {
         "LD_PRELOAD": str(library),
         "DEADLY_BYTES": str(3 * DEADLY[0] * DEADLY[1]),
@@ -87,18 +124,15 @@ def test_the_image_that_kills_gets_a_status_and_all_others_their_scores(
     report = json.loads(made.stdout)["this_run"]
     assert [entry["row_id"] for entry in report["quarantined"]] == [killed["row_id"]]
     assert report["restarts"] >= 1
-    spared = rows(tmp_path / "spared")
-    others = np.array(spared["row_id"]) != killed["row_id"]
-    assert rows(tmp_path / "out").filter(others).equals(spared.filter(others))
-    cli(*command, "--out", tmp_path / "out", "--retry-bad")  # without the library
-    assert parts(tmp_path / "out") == parts(tmp_path / "spared")
+    expected = rows(spared)
+    others = np.array(expected["row_id"]) != killed["row_id"]
+    assert rows(tmp_path / "out").filter(others).equals(expected.filter(others))
+    warm(*command, "--out", tmp_path / "out", "--retry-bad")  # without the library
+    assert parts(tmp_path / "out") == parts(spared)
 
 
-def test_a_worker_that_is_stopped_is_replaced(cli: Cli, folder: Path, tmp_path: Path) -> None:
-    listed = tmp_path / "list.txt"
-    listed.write_text("\n".join(str(path) for path in sorted(folder.rglob("*.jpg"))[:200] * 20))
-    command = ("run", listed, *DEMO, "--shard-size", 256)
-    cli(*command, "--out", tmp_path / "whole")
+def test_a_worker_that_is_stopped_is_replaced(long_list: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
+    command = ("run", long_list, *DEMO, "--shard-size", 256)
     process = start(*command, "--worker-timeout", 3, "--out", tmp_path / "out")
     while not parts(tmp_path / "out"):
         time.sleep(0.05)
@@ -108,15 +142,14 @@ def test_a_worker_that_is_stopped_is_replaced(cli: Cli, folder: Path, tmp_path: 
     _, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     assert "did not answer" in err
-    assert parts(tmp_path / "out") == parts(tmp_path / "whole")
+    assert parts(tmp_path / "out") == whole
 
 
-def test_the_others_take_over_from_a_worker_that_is_stopped(cli: Cli, folder: Path, tmp_path: Path) -> None:
+def test_the_others_take_over_from_a_worker_that_is_stopped(
+    long_list: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
     """Without waiting for --worker-timeout: a shard that takes too long is given to a worker that is idle."""
-    listed = tmp_path / "list.txt"
-    listed.write_text("\n".join(str(path) for path in sorted(folder.rglob("*.jpg"))[:200] * 20))
-    command = ("run", listed, *DEMO, "--shard-size", 256)
-    cli(*command, "--out", tmp_path / "whole")
+    command = ("run", long_list, *DEMO, "--shard-size", 256)
     process = start(*command, "--workers", 2, "--out", tmp_path / "out", "--json")
     while not parts(tmp_path / "out"):
         time.sleep(0.05)
@@ -126,10 +159,10 @@ def test_the_others_take_over_from_a_worker_that_is_stopped(cli: Cli, folder: Pa
     out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     report = json.loads(out)
-    assert report["rows_done"] == 4_000
+    assert report["rows_done"] == 2_000
     assert report["this_run"]["restarts"] == 0
-    assert {entry.name for entry in (tmp_path / "out" / "parts").iterdir()} == parts(tmp_path / "whole").keys()
-    assert parts(tmp_path / "out") == parts(tmp_path / "whole")
+    assert {entry.name for entry in (tmp_path / "out" / "parts").iterdir()} == whole.keys()
+    assert parts(tmp_path / "out") == whole
     assert not alive(first)
     assert not alive(second)
 
@@ -156,13 +189,13 @@ def test_two_workers_on_their_own_cores_leave_the_parts_of_one(cli: Cli, folder:
 
 @pytest.mark.parametrize("workers_a_run", [1, 2])
 def test_random_kills_of_supervisor_and_workers_leave_no_trace(
-    cli: Cli, folder: Path, tmp_path: Path, workers_a_run: int
+    cli: Cli, warm: Cli, folder: Path, tmp_path: Path, workers_a_run: int
 ) -> None:
     kills = int(os.environ.get("CLIPBATCH_KILLS", "20")) // 2
     command = ("run", folder, *DEMO, "--shard-size", 32, "--workers", workers_a_run)
-    cli(*command, "--out", tmp_path / "whole")
+    warm(*command, "--out", tmp_path / "whole")
     dice, out, done = random.Random(kills), tmp_path / "out", 0
-    cli("plan", *command[1:], "--out", out)
+    warm("plan", *command[1:], "--out", out)
     while done < kills:
         process = start(*command, "--out", out)
         while process.poll() is None and done < kills:

@@ -13,6 +13,7 @@ from clipbatch.errors import DamagedError
 
 app = typer.Typer()
 PANEL = "Look at a run"
+_SHOWN = 20
 
 
 @app.command("status", rich_help_panel=PANEL)
@@ -38,12 +39,15 @@ def verify_command(run: RunDirectory, as_json: Json = False) -> None:
     if as_json:
         print(json.dumps({"rows": plan.rows, "parts": plan.shards, "problems": [text for _, text in found]}, indent=2))
     elif not found:
-        print(f"{run}: {plan.rows} rows in {plan.shards} parts, every one there once, in order and whole")
+        parts = "1 part" if plan.shards == 1 else f"{plan.shards} parts"
+        print(f"{run}: {plan.rows} rows in {parts}, every one there once, in order and whole")
     if found:
-        lines = "\n".join(text for _, text in found[:20])
+        lines = [text for _, text in found[:_SHOWN]]
+        if len(found) > _SHOWN:
+            lines.append(f"and {len(found) - _SHOWN} more, which --json names")
         raise DamagedError(
-            f"{len(found)} of {plan.shards} parts are not as they should be:\n{lines}\n"
-            f"remedy: clipbatch run --out {run} --repair"
+            "\n".join([f"{len(found)} of {plan.shards} parts are not as they should be:", *lines, ""])
+            + f"remedy: clipbatch run --out {run} --repair"
         )
 
 

@@ -57,7 +57,7 @@ SETTINGS: dict[str, Any] = {
     ],
     "template": Annotated[
         Optional[list[str]],
-        _option("Labels", "Prompt template with {} for the label (repeatable), or a set: simple, openai."),
+        _option("Labels", "Prompt template with {} for the label, or a set: simple, openai; repeatable."),
     ],
     "model": Annotated[
         Optional[str],

@@ -8,7 +8,7 @@ from typing import Any
 
 from clipbatch.checks import SettingError
 from clipbatch.config.settings import from_flat
-from clipbatch.errors import InputError
+from clipbatch.errors import InputError, reading_failed
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -30,7 +30,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         found = parse_toml(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise InputError(f"cannot read the settings file {path}: {error.strerror}") from error
+        raise reading_failed(f"the settings file {path}", error) from error
     except ValueError as error:
         raise InputError(f"{path} is not a TOML file of settings: {error}") from error
     values = {name.replace("-", "_"): value for name, value in found.items()}

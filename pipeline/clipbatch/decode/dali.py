@@ -7,7 +7,6 @@ skip a sample. Only images that `inspect` vouches for may come here: others can 
 
 from __future__ import annotations
 
-import ctypes
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from nvidia.dali import fn, pipeline_def, tensors, types
 from torch import Tensor
 
+from clipbatch import heap
 from clipbatch.decode.pixels import Job, place, scatter
 from clipbatch.streams import mark
 from clipbatch.types import DecoderName
@@ -29,8 +29,6 @@ _OUT_OF_MEMORY = re.compile(
 _TRIES = 4
 _PIXELS_AT_ONCE = 2**28
 """268 megapixels: 0.8 GB of uint8 RGB."""
-_M_MMAP_THRESHOLD = -3  # malloc.h of glibc
-_OWN_MAPPING_BYTES = 2**18
 
 
 class DaliDecoder:
@@ -56,7 +54,7 @@ class DaliDecoder:
         self._in_use: list[Any] = []
         """What the GPU reads until `_copied`: encoded bytes, and crops in DALI's memory."""
         if device_id is None:
-            _return_what_is_freed()
+            heap.return_freed()
         self._pipeline = _graph(
             interpolation=_INTERPOLATION[interpolation],
             hw_decoder_load=hw_decoder_load,
@@ -143,17 +141,6 @@ def _listed(encoded: list[bytearray]) -> Any:
 def _stream_of(pixels_BCHW: Tensor) -> torch.cuda.Stream | None:
     """torch's current stream, where the pixels are on a GPU."""
     return torch.cuda.current_stream(pixels_BCHW.device) if pixels_BCHW.is_cuda else None
-
-
-def _return_what_is_freed() -> None:
-    """Have glibc map each large block on its own and unmap it when it is freed.
-
-    DALI's CPU back end allocates each whole image anew, in many threads; glibc would keep what they free in an arena
-    for each, in pieces, and the process would grow for tens of thousands of images. For the whole process.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _OWN_MAPPING_BYTES)
 
 
 def _groups(jobs: list[Job]) -> Iterator[list[Job]]:

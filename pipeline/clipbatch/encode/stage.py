@@ -15,6 +15,7 @@ from clipbatch import hardware
 from clipbatch.encode import fp8
 from clipbatch.encode.fixed import Graph, Work, compiled
 from clipbatch.encode.model import DTYPES, Model
+from clipbatch.encode.normalise import Normalise
 from clipbatch.streams import mark, stream_on
 from clipbatch.types import Decoded, EmbeddedBatch, PixelBatch
 
@@ -71,9 +72,7 @@ class Encode:
         if precision == "fp8":
             fp8.to_fp8(model.module.visual)
         self._module, self._dtype, self._say = model.module, DTYPES[precision], say
-        mean_C11 = torch.tensor(model.mean, device=device).view(3, 1, 1)
-        std_C11 = torch.tensor(model.std, device=device).view(3, 1, 1)
-        self._scale_C11, self._bias_C11 = 1 / (255 * std_C11), -mean_C11 / std_C11
+        self._normal = Normalise(model.mean, model.std, model.width, device)
         torch.set_num_threads(1)
         self._stream = stream_on(device)
         self._turn = threading.Lock() if self._stream else contextlib.nullcontext()
@@ -166,8 +165,3 @@ class Encode:
     def _embed(self, pixels_BCHW: Tensor) -> Tensor:
         image_BD: Tensor = self._module.encode_image(self._normal(pixels_BCHW, self._dtype))
         return functional.normalize(image_BD.float(), dim=-1)
-
-    def _normal(self, pixels_BCHW: Tensor, dtype: torch.dtype) -> Tensor:
-        """Normalised and cast in one pass, in fp32 inside; channels last in memory, as the pixels are."""
-        normal_BCHW = torch.empty_like(pixels_BCHW, dtype=dtype)
-        return torch.addcmul(self._bias_C11, pixels_BCHW, self._scale_C11, out=normal_BCHW)

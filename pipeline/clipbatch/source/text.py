@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipbatch.config import SourceSettings
-from clipbatch.errors import InputError
+from clipbatch.errors import InputError, reading_failed
 from clipbatch.source.opening import decompressed, suffix_of, unreadable
 from clipbatch.source.remote import copied
 from clipbatch.source.rows import BATCH_ROWS, batch, listed
@@ -79,7 +79,7 @@ class TextManifest:
         try:
             return open(self.text, "rb")
         except OSError as error:
-            raise InputError(f"cannot read the manifest {self.text}: {error.strerror}") from error
+            raise reading_failed(f"the manifest {self.text}", error) from error
 
     def _rows(self, lines: bytes) -> Iterator[pa.RecordBatch]:
         """The names in `lines`; slowly where they or the root are not UTF-8."""
