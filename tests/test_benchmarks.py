@@ -80,6 +80,13 @@ print(*(section.name for section in gpu_check.plan(gpu_check.scale_of(given))), 
     assert {"ceilings", "ViT-B-32", "ViT-B-16", "ViT-L-14", "hw_decoder_load"} < set(made.stdout.splitlines())
 
 
+def test_what_keeping_freed_memory_is_worth_is_measured_both_ways(photos: Path, tmp_path: Path) -> None:
+    few = ("--models", "clipbatch-demo", "--images", 64, "--rounds", 1, "--report", tmp_path / "heap.md")
+    ways = bench("heap.py", photos, *few)["models"]["clipbatch-demo"]
+    assert [len(figures) for figures in ways.values()] == [1, 1]
+    assert all(figure > 0 for (figures,) in ways.values() for figure in figures.values())
+
+
 def test_the_lock_is_seen_held_in_the_stages_of_a_run(photos: Path, tmp_path: Path) -> None:
     held = bench("lock.py", photos, "--images", 2048, "--report", tmp_path / "lock.md")["held_us"]
     assert held["decode"] > 0

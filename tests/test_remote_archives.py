@@ -85,7 +85,7 @@ def test_an_archive_on_the_web_is_listed_and_read_in_pieces(tmp_path: Path) -> N
 
 
 def test_a_run_over_a_shard_in_a_store_has_the_scores_of_the_local_one(
-    cli: Cli, store: Buckets, tmp_path: Path
+    warm: Cli, store: Buckets, tmp_path: Path
 ) -> None:
     rng, images = np.random.default_rng(4), []
     for number in range(20):
@@ -93,7 +93,7 @@ def test_a_run_over_a_shard_in_a_store_has_the_scores_of_the_local_one(
         images.append((f"{number}.png", (tmp_path / "x.png").read_bytes()))
     store.put("shards/run.tar", tar(tmp_path / "run.tar", images).read_bytes())
     for text, out in ((tmp_path / "run.tar", "local"), ("s3://shards/run.tar", "remote")):
-        made: subprocess.CompletedProcess[str] = cli("run", text, *DEMO, "--out", tmp_path / out, env=store.env)
+        made: subprocess.CompletedProcess[str] = warm("run", text, *DEMO, "--out", tmp_path / out, env=store.env)
         assert "20 images: 20 ok" in made.stdout
     local, remote = (rows(tmp_path / out).drop_columns("uri") for out in ("local", "remote"))
     assert local.equals(remote)

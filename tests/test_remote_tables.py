@@ -255,7 +255,7 @@ def test_a_server_that_gives_no_parts_is_refused(table: bytes) -> None:
             listed(f"{server.root}/t.parquet", image_column="image")
 
 
-def test_a_run_over_tables_in_a_store_gives_what_local_ones_give(cli: Cli, store: Buckets, tmp_path: Path) -> None:
+def test_a_run_over_tables_in_a_store_gives_what_local_ones_give(warm: Cli, store: Buckets, tmp_path: Path) -> None:
     rng, images = np.random.default_rng(5), []
     for _ in range(24):
         photo(rng, 90, 70).save(tmp_path / "x.png")
@@ -266,8 +266,8 @@ def test_a_run_over_tables_in_a_store_gives_what_local_ones_give(cli: Cli, store
         pq.write_table(image_table([*images[number::2], None, b"broken"]), path, row_group_size=5)
         store.put(f"tables/run/{number}.parquet", path.read_bytes())
     for text, out in ((tmp_path / "in", "local"), ("s3://tables/run/*.parquet", "remote")):
-        made = cli("run", text, *DEMO, "--out", tmp_path / out, env=store.env)
+        made = warm("run", text, *DEMO, "--out", tmp_path / out, env=store.env)
         assert "28 images: 24 ok" in made.stdout
     local, remote = (rows(tmp_path / out).drop_columns("uri") for out in ("local", "remote"))
     assert local.equals(remote)
-    cli("plan", "s3://tables/run/*.parquet", *DEMO, "--out", tmp_path / "remote", env=store.env)  # the same run again
+    warm("plan", "s3://tables/run/*.parquet", *DEMO, "--out", tmp_path / "remote", env=store.env)  # the same run again

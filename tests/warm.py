@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from unittest import mock
 
-from clipbatch import process
+from clipbatch import process, stores
 from clipbatch.cli import app
 from clipbatch.cli.shared import _log
 from clipbatch.config import DecodeSettings, ModelSettings, ReadSettings, Settings
@@ -134,6 +134,7 @@ class Warm:
         ):
             warnings.simplefilter("ignore")
             _log["format"] = "text"
+            stores._opened.clear()  # the environment says where a store is, and it may be another one
             found = _exit_code(texts)
         assert found == code, f"exit code {found}, expected {code}\n{out.getvalue()}\n{err.getvalue()}"
         return subprocess.CompletedProcess(texts, found, out.getvalue(), err.getvalue())
