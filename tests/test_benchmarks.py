@@ -88,7 +88,7 @@ def test_what_keeping_freed_memory_is_worth_is_measured_both_ways(photos: Path, 
 
 
 def test_the_lock_is_seen_held_in_the_stages_of_a_run(photos: Path, tmp_path: Path) -> None:
-    held = bench("lock.py", photos, "--images", 2048, "--report", tmp_path / "lock.md")["held_us"]
+    held = bench("lock.py", photos, "--images", 1024, "--report", tmp_path / "lock.md")["held_us"]
     assert held["decode"] > 0
     assert held["encode"] > 0
     assert "images/s at most" in (tmp_path / "lock.md").read_text()

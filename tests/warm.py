@@ -40,9 +40,10 @@ def _loaded(model: ModelSettings, decode: DecodeSettings, read: ReadSettings, ba
 
 
 class WarmWorker(process.Worker):
-    """A worker on one seat of this process."""
+    """The worker of this process: one at a time, since files under way are named by the process that writes them."""
 
     seat: Seat
+    _only = threading.Lock()
 
     def __init__(
         self, run: RunDir, plan: Plan, seat: Seat, runtime: dict[str, Any], events: "queue.SimpleQueue[process.Event]"
@@ -51,6 +52,7 @@ class WarmWorker(process.Worker):
         self._run, self._plan, self._runtime, self._events = run, plan, runtime, events
         self._answers: queue.SimpleQueue[tuple[dict[str, Any], dict[int, Reject]]] = queue.SimpleQueue()
         self._killed = False
+        assert self._only.acquire(blocking=False), "several workers are several processes"
         self._thread = threading.Thread(target=self._live)
         self._thread.start()
 
@@ -73,6 +75,7 @@ class WarmWorker(process.Worker):
             code = error.exit_code if isinstance(error, ClipbatchError) else 1
             text = str(error) if isinstance(error, ClipbatchError) else "".join(traceback.format_exception(error))
             self._emit("error", exit_code=code, message=text, what=f"{type(error).__name__}: {error}")
+        self._only.release()
         self._emit("ended", code=code, in_flight=[], log=[])
 
     def _tasks(self) -> Iterator[Task]:
