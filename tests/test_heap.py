@@ -1,13 +1,13 @@
 """What malloc does with freed blocks, told apart by the pages that the kernel has to hand out anew."""
 
-import os
 import subprocess
 import sys
 
 SCRIPT = """
-import resource, sys, threading
+import ctypes, resource, sys, threading
 import numpy as np
 from clipbatch import heap
+ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: pages of 4 KiB, wherever it runs
 getattr(heap, sys.argv[1])()
 faults = []
 def batches():
@@ -24,8 +24,7 @@ print(*faults)
 
 def faults(setting: str, size: int) -> list[int]:
     """Pages that each of five blocks of `size` bytes took, made and freed one after the other by a thread."""
-    environment = {**os.environ, "NUMPY_MADVISE_HUGEPAGE": "0"}
-    said = subprocess.check_output([sys.executable, "-c", SCRIPT, setting, str(size)], text=True, env=environment)
+    said = subprocess.check_output([sys.executable, "-c", SCRIPT, setting, str(size)], text=True)
     return [int(number) for number in said.split()]
 
 
