@@ -33,7 +33,7 @@ def measured(way: str, given: dict[str, Any], photos: list[Path], images: int) -
     if way == "kept":
         heap.keep_freed()
     with tempfile.TemporaryDirectory(prefix="clipbatch-heap-") as scratch:
-        ours = Ours(given, photos, {"run": images, "decode": images, "encode": images}, Path(scratch))
+        ours = Ours(given, photos, {"run": images}, Path(scratch))
         ours.run()
         before = resource.getrusage(resource.RUSAGE_SELF)
         rate = ours.run()

@@ -46,7 +46,6 @@ BATCH = 50
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 TARGET = Target(height=224, width=224, resize_mode="shortest", interpolation="bicubic", fill=0)
 GPU_ONLY = "torchvision, GPU"
-_work: Callable[[], float]
 EXPECTED = (
     "On a CPU, decoding is most of it for photographs, and the rate does not depend on how many there are; "
     "CLIPProcessor is the slowest. For pictures of 32 x 32, enlarging and normalising are most of it."
@@ -108,6 +107,10 @@ def _apart(files: list[bytes]) -> Callable[[], float]:
     """DALI's CPU back end in a process of its own, since it has glibc map each larger block anew, for everybody."""
     pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(files,))
     return lambda: pool.submit(_round).result()
+
+
+_work: Callable[[], float]
+"""What a process of its own does in each round."""
 
 
 def _begin(files: list[bytes]) -> None:

@@ -139,12 +139,12 @@ def bucket(s3: pafs.S3FileSystem) -> str:
 
 
 @pytest.fixture(scope="session")
-def hostile_run(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def hostile_run(warm: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run directory full of hostile names, with its `report.html`; not to be changed."""
     from hostile import make_run
 
-    out = make_run(cli, tmp_path_factory.mktemp("hostile"))
-    cli("report", out, "--examples", 50)
+    out = make_run(warm, tmp_path_factory.mktemp("hostile"))
+    warm("report", out, "--examples", 50)
     return out
 
 

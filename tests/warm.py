@@ -20,12 +20,12 @@ from typing import Any
 from unittest import mock
 
 from clipbatch import process, stores
-from clipbatch.cli import app
+from clipbatch.cli import app, exit_code
 from clipbatch.cli.shared import _log
 from clipbatch.config import DecodeSettings, ModelSettings, ReadSettings, Settings
 from clipbatch.devices import Seat
 from clipbatch.engine import local
-from clipbatch.errors import ClipbatchError
+from clipbatch.errors import ClipbatchError, brief
 from clipbatch.flow import bottleneck
 from clipbatch.journal import Journal
 from clipbatch.pipeline import Loaded, Task
@@ -70,11 +70,12 @@ class WarmWorker(process.Worker):
     def _live(self) -> None:
         code = 0
         try:
-            self._work()
+            with contextlib.closing(Journal()) as journal:
+                self._work(journal)
         except Exception as error:
             code = error.exit_code if isinstance(error, ClipbatchError) else 1
             text = str(error) if isinstance(error, ClipbatchError) else "".join(traceback.format_exception(error))
-            self._emit("error", exit_code=code, message=text, what=f"{type(error).__name__}: {error}")
+            self._emit("error", exit_code=code, message=text, what=brief(error))
         self._only.release()
         self._emit("ended", code=code, in_flight=[], log=[])
 
@@ -87,13 +88,12 @@ class WarmWorker(process.Worker):
             rows = message.get("rows")
             yield Task(shard=message["shard"], rows=None if rows is None else frozenset(rows), rejects=rejects)
 
-    def _work(self) -> None:
+    def _work(self, journal: Journal) -> None:
         run, plan, device = self._run, self._plan, self.seat.device
         settings = plan.run_settings().replace(**self._runtime)
         engine = None
         if plan.rescored is None:
             engine = _loaded(settings.model, settings.decode, settings.read, plan.batch_size, device)
-        journal = Journal()
         stages = Stages(run, plan.fingerprint, device, self._runtime, journal, engine=engine)
         self._emit("loaded")
         flow = stages.label(self._tasks())
@@ -106,7 +106,6 @@ class WarmWorker(process.Worker):
                     self._emit("part", shard=written.part.shard, rows=written.part.rows, counts=written.part.counts)
         peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
         self._emit("stages", times=flow.times(), peak_mib=peak_mib, **stages.device_facts())
-        journal.close()
 
 
 class Warm:
@@ -138,17 +137,6 @@ class Warm:
             warnings.simplefilter("ignore")
             _log["format"] = "text"
             stores._opened.clear()  # the environment says where a store is, and it may be another one
-            found = _exit_code(texts)
+            found = exit_code(lambda: app(texts, prog_name="clipbatch"))
         assert found == code, f"exit code {found}, expected {code}\n{out.getvalue()}\n{err.getvalue()}"
         return subprocess.CompletedProcess(texts, found, out.getvalue(), err.getvalue())
-
-
-def _exit_code(args: list[str]) -> int:
-    try:
-        app(args, prog_name="clipbatch")
-    except ClipbatchError as error:
-        print(f"clipbatch: {error}", file=sys.stderr)
-        return error.exit_code
-    except SystemExit as asked:
-        return asked.code if isinstance(asked.code, int) else int(asked.code is not None)
-    return 0

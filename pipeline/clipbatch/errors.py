@@ -82,6 +82,11 @@ def from_message(exit_code: int, message: str) -> ClipbatchError:
     return ClipbatchError(message)
 
 
+def brief(error: BaseException) -> str:
+    """Type and first line of an exception that is not ours; some libraries write whole pages."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
 def reading_failed(what: str, error: OSError) -> InputError:
     """The refusal for a file of the user's that cannot be read."""
     return InputError(f"cannot read {what}: {error.strerror or error}; check its name and who may read it")

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from clipbatch import heap, startup
-from clipbatch.errors import ClipbatchError, InterruptedRunError
+from clipbatch.errors import ClipbatchError, InterruptedRunError, brief
 
 _EMIT_EVERY_S = 0.2
 
@@ -79,7 +79,7 @@ def main() -> None:
         text = str(error) if isinstance(error, ClipbatchError) else "".join(traceback.format_exception(error))
         if code == ClipbatchError.exit_code:
             print(text, file=sys.stderr)
-        channel.emit("error", exit_code=code, message=text, what=f"{type(error).__name__}: {error}")
+        channel.emit("error", exit_code=code, message=text, what=brief(error))
     sys.stderr.flush()
     os._exit(code)  # reading threads may hang in a file that never answers
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+from collections.abc import Callable
 from typing import Annotated, NoReturn
 
 import typer
@@ -51,9 +52,19 @@ def main() -> NoReturn:
     """Run the command line; end the process with the exit code of what happened."""
     code = [1]  # of an exception that is a bug, whose trace Python prints
     atexit.register(_leave, code)  # the first to be registered is the last to be called
+    code[0] = exit_code(_run)
+    sys.exit(code[0])
+
+
+def _run() -> None:
+    interrupts.install()
+    app()
+
+
+def exit_code(work: Callable[[], object]) -> int:
+    """Do `work`, say what went wrong, and return the exit code that stands for it."""
     try:
-        interrupts.install()
-        app()
+        work()
     except ClipbatchError as error:
         if logs_json():
             from clipbatch.progress import log_json
@@ -61,10 +72,10 @@ def main() -> NoReturn:
             log_json("error", exit_code=error.exit_code, message=str(error))
         else:
             print(f"clipbatch: {error}", file=sys.stderr)
-        code[0] = error.exit_code
+        return error.exit_code
     except SystemExit as asked:
-        code[0] = asked.code if isinstance(asked.code, int) else 0 if asked.code is None else 1
-    sys.exit(code[0])
+        return asked.code if isinstance(asked.code, int) else 0 if asked.code is None else 1
+    return 0
 
 
 def _leave(code: list[int]) -> NoReturn:

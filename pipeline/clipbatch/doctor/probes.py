@@ -13,7 +13,7 @@ import os
 import sys
 from typing import Any
 
-from clipbatch.errors import InputError
+from clipbatch.errors import InputError, brief
 
 
 def torch_sees() -> dict[str, Any]:
@@ -111,7 +111,7 @@ def main() -> None:
     except InputError as error:
         found = {"error": str(error)}
     except Exception as error:  # whatever a broken installation makes of it
-        found = {"error": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"}
+        found = {"error": brief(error)}
     print(json.dumps(found), file=answers, flush=True)
     os._exit(0)
 

@@ -18,7 +18,7 @@ from open_clip.pretrained import download_pretrained, download_pretrained_from_h
 
 from clipbatch import catalog
 from clipbatch.config import ModelSettings
-from clipbatch.errors import InputError, nearest
+from clipbatch.errors import InputError, brief, nearest
 from clipbatch.rundir import file_sha256
 
 _REACH_S = 10.0
@@ -94,8 +94,8 @@ def load(settings: ModelSettings) -> Model:
         raise InputError(f"the model {name} needs the package {error.name}: pip install {error.name}") from error
     except Exception as error:  # whatever open_clip and the readers of weights make of wrong files
         raise InputError(
-            f"the model {name} cannot be made with the weights {pretrained or '(its own)'}: {type(error).__name__}: "
-            f"{(str(error).splitlines() or [''])[0]}; check --model and --pretrained"
+            f"the model {name} cannot be made with the weights {pretrained or '(its own)'}: {brief(error)}; "
+            "check --model and --pretrained"
         ) from error
     module.eval().requires_grad_(False)
     preprocess = module.visual.preprocess_cfg

@@ -21,7 +21,7 @@ import torch
 from clipbatch.decode import Decode
 from clipbatch.decode.geometry import Target
 from clipbatch.encode import Encode, check_device, load
-from clipbatch.errors import ClipbatchError
+from clipbatch.errors import ClipbatchError, brief
 from clipbatch.flow import Flow, Stage, bottleneck
 from clipbatch.manifest import Manifest
 from clipbatch.read import Read
@@ -109,7 +109,7 @@ def main() -> None:
         try:
             answer(trials.rate(asked["settings"], asked["seconds"]))
         except Exception as error:  # out of memory, or a setting that this decoder does not take
-            answer({"error": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"})
+            answer({"error": brief(error)})
     os._exit(0)
 
 
