@@ -34,13 +34,14 @@ import numpy as np
 from PIL import Image
 
 import timing
-from clipbatch import api, catalog, source
-from clipbatch.config import SourceSettings, from_flat
-from clipbatch.flow import Flow, Stage
-from clipbatch.journal import Journal
-from clipbatch.manifest import Manifest
-from clipbatch.pipeline import Task, Worker, item_batches
-from clipbatch.rundir import RunDir
+from clipbatch.config import SourceSettings, from_flat, models
+from clipbatch.inputs import listing as listings
+from clipbatch.rundir.layout import RunDir
+from clipbatch.rundir.manifest import Manifest
+from clipbatch.runs import plan as planner
+from clipbatch.stages.flow import Flow, Stage
+from clipbatch.stages.journal import Journal
+from clipbatch.stages.pipeline import Task, Worker, item_batches
 from contestants import SHARED_PHOTOS, photographs
 
 FORMS = ("folder", "tar", "zip")
@@ -50,7 +51,7 @@ EXPECTED = (
 )
 LIST_FOLDER = """
 import re, sys, time
-from clipbatch import source
+from clipbatch.inputs import listing as source
 from clipbatch.config import SourceSettings
 def peak_mib():
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) / 1024
@@ -90,8 +91,8 @@ class Planned:
     """A planned run over one input, and the product's worker with its model loaded."""
 
     def __init__(self, given: Path, folder: Path) -> None:
-        settings = {"inputs": [str(given)], "labels": "cifar10", "model": catalog.DEMO, "device": "cpu"}
-        plan, run = api.plan(from_flat({**settings, "batch_size": 32}), folder), RunDir(folder)
+        settings = {"inputs": [str(given)], "labels": "cifar10", "model": models.DEMO, "device": "cpu"}
+        plan, run = planner.plan(from_flat({**settings, "batch_size": 32}), folder), RunDir(folder)
         self._worker = Worker(run, plan.fingerprint, "cpu", {}, Journal())
         self._tasks = [Task(shard=shard) for shard in range(plan.shards)]
         manifest = Manifest(run, plan)
@@ -109,8 +110,8 @@ class Planned:
 
 def listing(given: Path) -> int:
     """Rows of a listing."""
-    listers = source.listers(SourceSettings(inputs=(str(given),)))
-    return sum(len(batch) for batch in source.Listing(listers, None, ()).batches())
+    listers = listings.listers(SourceSettings(inputs=(str(given),)))
+    return sum(len(batch) for batch in listings.Listing(listers, None, ()).batches())
 
 
 def by_tarfile(path: Path) -> int:

@@ -27,11 +27,11 @@ from PIL import Image
 from torch import Tensor
 
 import timing
-from clipbatch import catalog
 from clipbatch.config import DecodeSettings, ModelSettings
-from clipbatch.decode import Decode
-from clipbatch.decode.geometry import Target
-from clipbatch.encode import load
+from clipbatch.config import models as catalog
+from clipbatch.stages.decode import Decode
+from clipbatch.stages.decode.geometry import Target
+from clipbatch.stages.encode import load
 from clipbatch.types import Encoded, ItemBatch, ReadBatch
 
 SHARED_PHOTOS = Path(__file__).resolve().parents[2] / "shared" / "photos"

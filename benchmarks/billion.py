@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from clipbatch import catalog
-from clipbatch.plan import minute_of_work
-from clipbatch.rundir import RunDir, part_name
+from clipbatch.config import models
+from clipbatch.config.auto import minute_of_work
+from clipbatch.rundir.layout import RunDir, part_name
 from timing import arguments, finish, machine, spread, table
 
 IMAGES = 10**9
@@ -112,7 +112,7 @@ def main() -> None:
     ]
     computed = []
     for model in MODELS:
-        gflop = catalog.gflop(model)
+        gflop = models.gflop(model)
         size = minute_of_work(True, gflop, "fp16", GPU_BATCH)
         parts, rate = -(-IMAGES // size), TFLOPS * 1e3 / gflop
         computed.append(

@@ -31,7 +31,7 @@ from PIL import Image
 
 import timing
 from cifar10 import CLASSES
-from clipbatch import catalog
+from clipbatch.config import models
 
 TEMPLATE = "a photo of a {}"
 BATCH = 200
@@ -54,7 +54,7 @@ Labels = NDArray[np.str_]
 def ours(pictures: Path, precision: str, out: Path) -> tuple[list[Path], Labels, NDArray[np.float32]]:
     """`clipbatch run` in a process of its own: each picture's path, best label and embedding."""
     command = [sys.executable, "-m", "clipbatch", "run", str(pictures), "--out", str(out), "--embeddings", "--quiet"]
-    command += ["--model", catalog.DEMO, "--labels", "cifar10", "--template", TEMPLATE]
+    command += ["--model", models.DEMO, "--labels", "cifar10", "--template", TEMPLATE]
     command += ["--precision", precision, "--device", "cpu"]
     subprocess.run(command, check=True, env={**os.environ, "XDG_CACHE_HOME": str(out.parent / "cache")})
     parts = sorted(out.glob("parts/part-*.parquet"))
@@ -70,11 +70,11 @@ def ours(pictures: Path, precision: str, out: Path) -> tuple[list[Path], Labels,
 @torch.inference_mode()
 def reference(paths: list[Path]) -> tuple[Labels, NDArray[np.float32]]:
     """open_clip alone, in fp32: best label and embedding of each of `paths`."""
-    open_clip.add_model_config(catalog.config_file(catalog.DEMO))
-    weights = catalog.weights_file(catalog.default_weights(catalog.DEMO))
-    model, _, transform = open_clip.create_model_and_transforms(catalog.DEMO, pretrained=weights)
+    open_clip.add_model_config(models.config_file(models.DEMO))
+    weights = models.weights_file(models.default_weights(models.DEMO))
+    model, _, transform = open_clip.create_model_and_transforms(models.DEMO, pretrained=weights)
     model.eval()
-    text_DL = open_clip.build_zero_shot_classifier(model, open_clip.get_tokenizer(catalog.DEMO), CLASSES, [TEMPLATE])
+    text_DL = open_clip.build_zero_shot_classifier(model, open_clip.get_tokenizer(models.DEMO), CLASSES, [TEMPLATE])
     found = []
     for at in range(0, len(paths), BATCH):
         pixels_BCHW = torch.stack([transform(Image.open(path)) for path in paths[at : at + BATCH]])
@@ -110,7 +110,7 @@ def main() -> None:
         [name, *(format(figures[key], COLUMNS[key][1]) if key in figures else "-" for key in COLUMNS)]
         for name, figures in found.items()
     ]
-    body = f"{len(paths)} pictures of CIFAR-10's test split, {catalog.DEMO}, '{TEMPLATE}'.\n\n"
+    body = f"{len(paths)} pictures of CIFAR-10's test split, {models.DEMO}, '{TEMPLATE}'.\n\n"
     body += timing.table(["", *(title for title, _ in COLUMNS.values())], rows)
     result = {"machine": on, "pictures": len(paths), "runs": found}
     timing.finish("CIFAR-10 accuracy", body, EXPECTED, result, args.report)

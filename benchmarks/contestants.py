@@ -21,13 +21,13 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import clipbatch
-from clipbatch import api
 from clipbatch.config import from_flat
-from clipbatch.flow import Flow
-from clipbatch.journal import Journal
-from clipbatch.manifest import Manifest
-from clipbatch.pipeline import Task, Worker, item_batches
-from clipbatch.rundir import Plan, RunDir
+from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.rundir.manifest import Manifest
+from clipbatch.runs import plan
+from clipbatch.stages.flow import Flow
+from clipbatch.stages.journal import Journal
+from clipbatch.stages.pipeline import Task, Worker, item_batches
 
 DEMO_IMAGES = Path(clipbatch.__file__).parent / "demo" / "images"
 SHARED_PHOTOS = Path(__file__).resolve().parents[2] / "shared" / "photos"
@@ -99,7 +99,7 @@ class Ours:
         listing = folder / "photos.txt"
         listing.write_text("".join(f"{path}\n" for path in islice(cycle(photos), images["run"])))
         own = {"inputs": [str(listing)], "labels": "cifar10", "device": device}
-        self.plan: Plan = api.plan(from_flat({**own, **given}), folder / "run")
+        self.plan: Plan = plan.plan(from_flat({**own, **given}), folder / "run")
         run = RunDir(folder / "run")
         self._device = device
         self._worker = Worker(run, run.plan().fingerprint, device, {}, NoJournal())

@@ -29,7 +29,7 @@ from typing import Any
 
 import gpu_sections as sections
 import timing
-from clipbatch import catalog
+from clipbatch.config import models
 from contestants import DEMO_IMAGES, SHARED_PHOTOS, photographs
 from gpu_facts import EXPECTED, Facts, tables
 from peers import PEERS
@@ -159,7 +159,7 @@ def main() -> None:
     body = tables(facts, scale.models)
     if args.report:
         picture = args.report.with_suffix(".png")
-        draw(facts, {model: catalog.gflop(model) for model in scale.models}, picture)
+        draw(facts, {model: models.gflop(model) for model in scale.models}, picture)
         body += f"\n\n![roofline]({picture.name})"
     body = (
         f"{len(scale.photos)} photographs, batches of {scale.batch}, {time.monotonic() - begun:.0f} s in all.\n\n"
@@ -178,7 +178,7 @@ def scale_of(args: argparse.Namespace) -> sections.Scale:
         return sections.Scale(
             device=args.device,
             photos=jpegs[:16],
-            models=(catalog.DEMO,),
+            models=(models.DEMO,),
             images=16,
             batch=8,
             rounds=1,

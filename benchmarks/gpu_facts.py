@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from clipbatch import catalog
+from clipbatch.config import models as catalog
 from timing import table
 
 Facts = dict[str, dict[str, Any]]

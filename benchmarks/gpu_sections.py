@@ -19,14 +19,15 @@ import torch
 from PIL import Image
 
 import timing
-from clipbatch import api, catalog, hardware
-from clipbatch.config import DecodeSettings, ReadSettings, from_flat
-from clipbatch.decode import Decode
-from clipbatch.decode.geometry import Target, geometry_of
-from clipbatch.decode.inspect import inspect
-from clipbatch.decode.pixels import Job, blank
-from clipbatch.flow import Flow, Stage
-from clipbatch.read import Read
+from clipbatch.config import DecodeSettings, ReadSettings, from_flat, hardware
+from clipbatch.config import models as catalog
+from clipbatch.runs import plan, run
+from clipbatch.stages.decode import Decode
+from clipbatch.stages.decode.geometry import Target, geometry_of
+from clipbatch.stages.decode.header import inspect
+from clipbatch.stages.decode.pixels import Job, blank
+from clipbatch.stages.flow import Flow, Stage
+from clipbatch.stages.read import Read
 from clipbatch.types import Decoded, Encoded, Item, ItemBatch, ReadBatch, Reject
 from contestants import Ours, random_model, random_weights, rate, settle
 from peers import PEERS, Subject
@@ -179,7 +180,7 @@ def crash(scale: Scale, tell: Tell, batch: int, checked: bool) -> None:
         decoded, rejected = (sum(isinstance(one, kind) for one in outcomes) for kind in (Decoded, Reject))
         tell("outcome", f"{decoded} decoded, {rejected} rejected of {batch}")
         return
-    from clipbatch.decode.dali import DaliDecoder
+    from clipbatch.stages.decode.dali import DaliDecoder
 
     device_id = None if scale.device == "cpu" else 0
     decoder = DaliDecoder(batch_size=batch, interpolation="bicubic", device_id=device_id, threads=hardware.cores())
@@ -203,7 +204,7 @@ def parity(scale: Scale, tell: Tell) -> None:
             own = {"inputs": [str(listing)], "labels": "cifar10", "orientation": "stored", "embeddings": True}
             settings = from_flat({**own, "model": name, "pretrained": weights, "device": scale.device})
             out = Path(scratch, name)
-            api.run(settings, out, quiet=True)
+            run.run(settings, out, quiet=True)
             table = pq.read_table(out / "parts", columns=["label", "embedding"])
             image_BD, best = _reference(name, weights or catalog.weights_file("embedded"), scale.photos, out)
             cosine_B = torch.cosine_similarity(
@@ -220,7 +221,7 @@ def _reference(name: str, weights: str | None, photos: tuple[Path, ...], out: Pa
     if name == catalog.DEMO:
         open_clip.add_model_config(catalog.config_file(name))
     module, _, transform = open_clip.create_model_and_transforms(name, pretrained=weights)
-    (labels,) = api.plan(from_flat({}), out).labels.groups
+    (labels,) = plan.plan(from_flat({}), out).labels.groups
     text_DL = open_clip.build_zero_shot_classifier(
         module.eval(), open_clip.get_tokenizer(name), labels.names, [text.format for text in labels.templates]
     )

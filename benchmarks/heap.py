@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import timing
-from clipbatch import catalog, heap
+from clipbatch.config import models as catalog
+from clipbatch.stages import memory
 from contestants import DEMO_IMAGES, SHARED_PHOTOS, Ours, photographs, random_model
 
 WAYS = {"malloc as it is": "asis", "as a worker has it": "kept"}
@@ -31,7 +32,7 @@ EXPECTED = (
 def measured(way: str, given: dict[str, Any], photos: list[Path], images: int) -> dict[str, float]:
     """Images/s, milliseconds of processor time an image, and peak memory of a run of `images` rows, in here."""
     if way == "kept":
-        heap.keep_freed()
+        memory.keep_freed()
     with tempfile.TemporaryDirectory(prefix="clipbatch-heap-") as scratch:
         ours = Ours(given, photos, {"run": images}, Path(scratch))
         ours.run()

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from clipbatch import catalog
+from clipbatch.config import models
 
 _TEXT = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8, "num_hidden_layers": 12}
 _BASE = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 12}
@@ -24,7 +24,7 @@ _SHAPES: dict[str, dict[str, Any]] = {
         "text": {**_TEXT, "hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12},
         "projection": 768,
     },
-    catalog.DEMO: {  # as small as the embedded model, to try the code out; not the same model
+    models.DEMO: {  # as small as the embedded model, to try the code out; not the same model
         "vision": {**_BASE, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2, "image_size": 64,
                    "num_hidden_layers": 2, "patch_size": 16},
         "text": {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2, "num_hidden_layers": 2},

@@ -52,7 +52,7 @@ def held_us(photos: list[Path], images: int) -> dict[str, float]:
 def stage_of(stack: str) -> str:
     """Which stage the frames of a sample are of: `not counted` for the supervisor, and for loading."""
     thread = _THREAD.search(stack)
-    if "clipbatch.worker" not in stack or "_find_and_load" in stack:
+    if "clipbatch.workers.worker_main" not in stack or "_find_and_load" in stack:
         return "not counted"
     if "item_batches (" in stack:
         return "list"

@@ -36,7 +36,7 @@ import numpy as np
 from PIL import Image
 
 import timing
-from clipbatch import hardware
+from clipbatch.config import hardware
 
 EVERY_S = 0.5
 SETTLE_S = 2.0

@@ -33,8 +33,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from torchvision.transforms.v2 import functional as tv
 
-from clipbatch import catalog, hardware
-from clipbatch.encode.model import DTYPES
+from clipbatch.config import hardware, models
+from clipbatch.stages.encode.model import DTYPES
 from contestants import rate, settle
 from huggingface import clip_model, clip_processor, clip_tokenizer
 
@@ -79,8 +79,8 @@ class Scorer:
     """open_clip's model with the label features ready."""
 
     def __init__(self, subject: Subject) -> None:
-        if subject.model == catalog.DEMO:
-            open_clip.add_model_config(catalog.config_file(subject.model))
+        if subject.model == models.DEMO:
+            open_clip.add_model_config(models.config_file(subject.model))
         self.subject, self._dtype = subject, DTYPES[subject.precision]
         model, _, self.transform = open_clip.create_model_and_transforms(
             subject.model, pretrained=subject.weights, precision=subject.precision, device=subject.device

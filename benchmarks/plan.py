@@ -32,7 +32,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 import timing
-from clipbatch.rundir import RunDir
+from clipbatch.rundir.layout import RunDir
 
 CHUNK = 1_000_000
 LABELS = ("--labels", "cat,dog", "--model", "clipbatch-demo", "--device", "cpu")

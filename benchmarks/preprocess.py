@@ -32,12 +32,11 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional as tv
 
 import timing
-from clipbatch import hardware
-from clipbatch.config import DecodeSettings
-from clipbatch.decode import Decode
-from clipbatch.decode.geometry import Target
-from clipbatch.encode import Normalise
-from clipbatch.flow import Flow, Stage
+from clipbatch.config import DecodeSettings, hardware
+from clipbatch.stages.decode import Decode
+from clipbatch.stages.decode.geometry import Target
+from clipbatch.stages.encode import Normalise
+from clipbatch.stages.flow import Flow, Stage
 from clipbatch.types import Encoded, ItemBatch, PixelBatch, ReadBatch
 from contestants import DEMO_IMAGES, SHARED_PHOTOS, photographs, settle
 from huggingface import clip_processor

@@ -30,14 +30,14 @@ from typing import Any
 
 import clipbatch
 import timing
-from clipbatch import api, catalog
-from clipbatch.config import from_flat
-from clipbatch.flow import Flow
-from clipbatch.journal import Journal
-from clipbatch.manifest import Manifest
-from clipbatch.pipeline import Task, Worker, item_batches
-from clipbatch.read.stage import REMOTE_READS
-from clipbatch.rundir import RunDir
+from clipbatch.config import from_flat, models
+from clipbatch.rundir.layout import RunDir
+from clipbatch.rundir.manifest import Manifest
+from clipbatch.runs import plan as planner
+from clipbatch.stages.flow import Flow
+from clipbatch.stages.journal import Journal
+from clipbatch.stages.pipeline import Task, Worker, item_batches
+from clipbatch.stages.read.stage import REMOTE_READS
 from clipbatch.types import Encoded
 
 DEMO_IMAGES = Path(clipbatch.__file__).parent / "demo" / "images"
@@ -99,8 +99,8 @@ class Contestant:
         """folder: to be made."""
         folder.mkdir()
         (folder / "list.txt").write_text("\n".join(names))
-        given = {"inputs": [str(folder / "list.txt")], "labels": "cifar10", "model": catalog.DEMO, "device": "cpu"}
-        plan = api.plan(from_flat(given), folder / "run")
+        given = {"inputs": [str(folder / "list.txt")], "labels": "cifar10", "model": models.DEMO, "device": "cpu"}
+        plan = planner.plan(from_flat(given), folder / "run")
         run, journal = RunDir(folder / "run"), Journal()
         self._worker = Worker(run, plan.fingerprint, "cpu", {}, journal)
         self._tasks = [Task(shard=shard) for shard in range(plan.shards)]

@@ -26,14 +26,15 @@ from typing import Any
 import numpy as np
 
 import timing
-from clipbatch import api, report
 from clipbatch.config import from_flat
-from clipbatch.launch import WorkDone
-from clipbatch.manifest import Manifest
-from clipbatch.ranks import Rank
-from clipbatch.rundir import Plan, RunDir
+from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.rundir.manifest import Manifest
+from clipbatch.runs import plan as planner
+from clipbatch.runs import report
+from clipbatch.stages.write import Write
 from clipbatch.types import Decoded, ItemBatch, Reject, ScoredBatch
-from clipbatch.write import Write
+from clipbatch.workers.ranks import Rank
+from clipbatch.workers.supervisor import WorkDone
 from memory import children, make_pool, resident_mib
 
 EVERY_S = 0.1
@@ -56,7 +57,7 @@ def make_run(images: Path, rows: int, labels: str, out: Path) -> None:
     listing = out.with_suffix(".txt")
     listing.write_text("".join(f"{pool[number % len(pool)]}\n" for number in range(rows)))
     settings = from_flat({"inputs": [str(listing)], "labels": labels, "model": "clipbatch-demo"})
-    plan = api.plan(settings.replace(shard_size=SHARD, batch_size=BATCH), out)
+    plan = planner.plan(settings.replace(shard_size=SHARD, batch_size=BATCH), out)
     run = RunDir(out)
     fingerprint = run.freeze_model({"name": "clipbatch-demo", "score": "softmax", "width": 64, "height": 64})
     write, manifest, rng = (

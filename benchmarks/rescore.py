@@ -23,14 +23,15 @@ from typing import Any
 
 import numpy as np
 
-from clipbatch import api
 from clipbatch.config import from_flat
-from clipbatch.rundir import Plan, RunDir
+from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.runs import plan as planner
+from clipbatch.runs import run as runner
+from clipbatch.stages.write import Write
 from clipbatch.types import Decoded, ItemBatch, ScoredBatch
-from clipbatch.write import Write
 from timing import arguments, finish, machine, ratios, spread, table
 
-DEMO_IMAGES = Path(api.__file__).parent / "demo" / "images"
+DEMO_IMAGES = Path(runner.__file__).parent / "demo" / "images"
 BATCH = 1024
 EXPECTED = "100 times the rate of a run over the images, or more"
 
@@ -65,7 +66,7 @@ def make_source(like: Path, out: Path, listed: Path) -> None:
     """A finished run over `listed` in `out`, of the model of the run `like`, with random embeddings."""
     given = RunDir(like).plan().run_settings()
     fields = {"inputs": [str(listed)], "batch_size": BATCH, "shard_size": 64 * BATCH}
-    plan: Plan = api.plan(from_flat(given.flat() | fields), out)
+    plan: Plan = planner.plan(from_flat(given.flat() | fields), out)
     run = RunDir(out)
     facts = RunDir(like).model_facts()
     assert facts
@@ -78,8 +79,8 @@ def make_source(like: Path, out: Path, listed: Path) -> None:
     image_BD /= np.linalg.norm(image_BD, axis=1, keepdims=True)
     scores_BL = np.full((BATCH, len(plan.labels.names)), 1 / len(plan.labels.names), np.float32)
     outcome = Decoded(width=640, height=480, decoder="torchvision")
-    from clipbatch.manifest import Manifest
-    from clipbatch.schema import LISTING
+    from clipbatch.rundir.manifest import Manifest
+    from clipbatch.rundir.schema import LISTING
 
     rows_of = Manifest(run, plan)
     for shard in range(plan.shards):

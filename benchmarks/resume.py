@@ -20,8 +20,8 @@ from typing import Any
 
 from PIL import Image
 
-from clipbatch.rundir import RunDir
-from clipbatch.tally import CACHE
+from clipbatch.rundir.counts import CACHE
+from clipbatch.rundir.layout import RunDir
 from timing import arguments, finish, interleave, machine, spread, table
 
 TARGETS = {"status": 2.0, "run, nothing to do": 5.0, "run, one shard open": 0.0, "run, all footers to be read": 0.0}

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipbatch.handout import Assignment, Handout
-from clipbatch.ranks import Rank
+from clipbatch.workers.ranks import Rank
+from clipbatch.workers.scheduler import Assignment, Handout
 from timing import arguments, finish, machine, spread, table
 
 SHARDS = 10_000

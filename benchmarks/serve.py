@@ -35,14 +35,14 @@ from typing import Any
 import urllib3
 
 import timing
-from clipbatch import catalog
+from clipbatch.config import models
 from contestants import DEMO_IMAGES, SHARED_PHOTOS, photographs, random_weights
 from load import load, prepare
 from supervision import cpu_s
 
 JOB = 10
 REPEATS = 10
-OPTIONS = ("--labels", "cifar10", "--device", "cpu", "--model", catalog.DEMO)
+OPTIONS = ("--labels", "cifar10", "--device", "cpu", "--model", models.DEMO)
 EXPECTED = (
     "a job of ten images at least 50 times as fast as a process for it, as the start of Python, torch and the model "
     "takes seconds; HTTP at least 0.8 of a run's images/s at 32 clients."
@@ -211,7 +211,7 @@ def main() -> None:
     parser.add_argument(
         "folder", nargs="?", type=Path, default=SHARED_PHOTOS if SHARED_PHOTOS.is_dir() else DEMO_IMAGES
     )
-    parser.add_argument("--model", default=catalog.DEMO)
+    parser.add_argument("--model", default=models.DEMO)
     parser.add_argument("--pretrained", help="its weights, as for clipbatch run, or `random`")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--clients", type=int, default=32)

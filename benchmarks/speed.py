@@ -32,8 +32,11 @@ from typing import Any
 import torch
 
 import timing
-from clipbatch import catalog, hardware, heap, speeds
-from clipbatch.plan import minute_of_work
+from clipbatch.config import hardware
+from clipbatch.config import models as catalog
+from clipbatch.config.auto import minute_of_work
+from clipbatch.stages import memory
+from clipbatch.tools import models as speeds
 from contestants import DEMO_IMAGES, SHARED_PHOTOS, Ours, photographs, random_weights
 from peers import OpenClip, Subject
 
@@ -107,7 +110,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, help="in a round of each contestant (default: some seconds of work)")
     args = parser.parse_args()
-    heap.keep_freed()  # as a worker has it, and the peer gets it too
+    memory.keep_freed()  # as a worker has it, and the peer gets it too
     on, threads, photos = timing.machine(), torch.get_num_threads(), photographs(args.folder)
     models = {args.model: args.pretrained} if args.model else {catalog.DEMO: None, "ViT-B-32": "random"}
     found = [measure({"model": m, "pretrained": p}, photos, args, threads) for m, p in models.items()]

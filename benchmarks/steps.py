@@ -32,10 +32,9 @@ from PIL import Image
 from torch import Tensor
 
 import timing
-from clipbatch import catalog, hardware
-from clipbatch.config import LabelSettings
-from clipbatch.encode.model import DTYPES
-from clipbatch.labels import load
+from clipbatch.config import LabelSettings, hardware, models
+from clipbatch.config.labels import load
+from clipbatch.stages.encode.model import DTYPES
 from contestants import DEMO_IMAGES, SHARED_PHOTOS, Ours, photographs, random_weights, settle
 from peers import TEMPLATE
 
@@ -90,8 +89,8 @@ def steps(model: str, photos: list[Path], args: Any, scratch: Path) -> dict[str,
     many, few = (names(f"documents-{count}") for count in (27, 10))
     gpu, device = args.device != "cpu", args.device
     half = "fp16" if gpu else "bf16" if hardware.has_fast_bf16() else "fp32"
-    weights = catalog.weights_file("embedded") if model == catalog.DEMO else str(random_weights(model, scratch))
-    config = str(catalog.config_file(model)) if model == catalog.DEMO else ""
+    weights = models.weights_file("embedded") if model == models.DEMO else str(random_weights(model, scratch))
+    config = str(models.config_file(model)) if model == models.DEMO else ""
     if config:
         open_clip.add_model_config(config)
     full, halved = Script(model, weights, device, "fp32"), Script(model, weights, device, half)

@@ -30,11 +30,11 @@ from pathlib import Path
 from typing import Any
 
 import timing
-from clipbatch import api
 from clipbatch.config import from_flat
-from clipbatch.journal import Journal
-from clipbatch.pipeline import Task, Worker
-from clipbatch.rundir import RunDir
+from clipbatch.rundir.layout import RunDir
+from clipbatch.runs import plan as planner
+from clipbatch.stages.journal import Journal
+from clipbatch.stages.pipeline import Task, Worker
 from contestants import NoJournal
 from memory import children
 from soak import small_pool, write_manifest
@@ -110,7 +110,7 @@ class Contest:
 
         def run() -> float:
             with tempfile.TemporaryDirectory(dir=self._scratch) as out:
-                plan = api.plan(from_flat(self._given), out)
+                plan = planner.plan(from_flat(self._given), out)
                 moments = watch([sys.executable, *command, out], Path(out))
                 if len(list(Path(out, "parts").iterdir())) != plan.shards:
                     raise SystemExit(f"{name} left shards undone")

@@ -34,12 +34,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import timing
-from clipbatch import source
 from clipbatch.config import ReadSettings, SourceSettings
-from clipbatch.flow import Flow, Stage
-from clipbatch.read import Read
+from clipbatch.inputs import listing as listings
+from clipbatch.stages.flow import Flow, Stage
+from clipbatch.stages.read import Read
+from clipbatch.storage.uris import path_of
 from clipbatch.types import Encoded, Item, ItemBatch, Span
-from clipbatch.uris import path_of
 
 BATCH = 32
 THREADS = 8
@@ -108,7 +108,7 @@ def make(folder: Path, rows: int, size: int) -> None:
 
 def batches(*inputs: str) -> list[ItemBatch]:
     """The inputs as a run would cut them."""
-    listing = source.Listing(source.listers(SourceSettings(inputs=inputs)), None, ())
+    listing = listings.Listing(listings.listers(SourceSettings(inputs=inputs)), None, ())
     rows = pa.Table.from_batches(listing.batches()).to_pylist()
     items = [
         Item(row_id=at, uri=row["uri"], path=path_of(row["uri"], row["root"]))

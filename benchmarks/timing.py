@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipbatch import hardware
-from clipbatch.plan import versions
+from clipbatch.config import hardware
+from clipbatch.runs.plan import versions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,13 +21,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipbatch.config import from_flat
-from clipbatch.labels import LabelGroup, LabelSet
-from clipbatch.part import options
-from clipbatch.rowgroup import RowGroup
-from clipbatch.rundir import Plan, RunDir
-from clipbatch.seal import digest
+from clipbatch.config.labels import LabelGroup, LabelSet
+from clipbatch.rundir.checksum import digest
+from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.rundir.part_file import options
+from clipbatch.rundir.row_group import RowGroup
+from clipbatch.stages.write import Write
 from clipbatch.types import Decoded, ItemBatch, Reject, ScoredBatch
-from clipbatch.write import Write
 from timing import arguments, finish, interleave, machine, ratios, spread, table
 
 EXPECTED = "50,000 rows/s or more at 1,000 labels, and 0.9 or more of pyarrow's rate with the same options"

@@ -18,9 +18,9 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
-from clipbatch import hardware
-from corpus import photo
-from servers import Buckets
+from clipbatch.config import hardware
+from tests.support.corpus import photo
+from tests.support.servers import Buckets
 
 SHARED_PHOTOS = Path(__file__).parents[2] / "shared" / "photos"
 DEMO = ("--labels", "cifar10", "--model", "clipbatch-demo")
@@ -73,7 +73,7 @@ def cli(tmp_path_factory: pytest.TempPathFactory) -> Cli:
 @pytest.fixture(scope="session")
 def warm(tmp_path_factory: pytest.TempPathFactory) -> Cli:
     """As `cli`, in this process, where models stay loaded."""
-    from warm import Warm
+    from tests.support.warm import Warm
 
     return Warm({"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("warm")), "HF_HUB_OFFLINE": "1"})
 
@@ -141,7 +141,7 @@ def bucket(s3: pafs.S3FileSystem) -> str:
 @pytest.fixture(scope="session")
 def hostile_run(warm: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run directory full of hostile names, with its `report.html`; not to be changed."""
-    from hostile import make_run
+    from tests.support.hostile import make_run
 
     out = make_run(warm, tmp_path_factory.mktemp("hostile"))
     warm("report", out, "--examples", 50)

@@ -15,13 +15,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from clipbatch.classifier import Classifier, Results
-    from clipbatch.keywords import run
+    from clipbatch.runs.keywords import run
+    from clipbatch.serving import Classifier, Results
+
 
 __all__ = ["Classifier", "Results", "__version__", "run"]
 __version__ = "0.1.0"
 
-_HOMES = {"Classifier": "clipbatch.classifier", "Results": "clipbatch.classifier", "run": "clipbatch.keywords"}
+_HOMES = {"Classifier": "clipbatch.serving", "Results": "clipbatch.serving", "run": "clipbatch.runs.keywords"}
 
 
 def __getattr__(name: str) -> Any:

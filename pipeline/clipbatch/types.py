@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.cuda import Event
 
+
 Status = Literal[
     "ok", "missing", "unreadable", "timeout", "empty", "corrupt", "truncated", "unsupported", "too_large", "crashed"
 ]

@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from mutations import fuzzed, seeds
+
+from tests.faults.mutations import fuzzed, seeds
 
 FOLDER = 5_000
 WITNESS_EVERY = 10

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from corpus import GOOD
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests.support.corpus import GOOD
 
 Mutation = Callable[[random.Random, bytes], bytes]
 WEIRD = (0, 1, 2, 3, 4, 7, 8, 15, 16, 255, 256, 5000, 2**15 - 1, 2**15, 2**16 - 1, 2**16, 2**31 - 1, 2**31, 2**32 - 1)

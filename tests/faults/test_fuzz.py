@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
-from fuzz import fuzz, lines
-from mutations import fuzzed, seeds
+
+from tests.faults.fuzz import fuzz, lines
+from tests.faults.mutations import fuzzed, seeds
 
 IMAGES = 600
 

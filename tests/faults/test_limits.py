@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import DEMO, Cli, rows
-from corpus import photo
+from tests.conftest import DEMO, Cli, rows
+from tests.support.corpus import photo
 
 WIDTH, HEIGHT = 100, 80
 KINDS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP", "gif": "GIF", "bmp": "BMP", "tif": "TIFF", "avif": "AVIF"}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Cli, needs
+from tests.conftest import Cli, needs
 
 HERE = Path(__file__).parent
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import DEMO, Cli, needs, rows
-from corpus import photo
+from tests.conftest import DEMO, Cli, needs, rows
+from tests.support.corpus import photo
 
 BAD = {
     "eio-1-": "ok",  # a bad moment: the next try finds the file well

@@ -19,11 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clipbatch import verify
-from clipbatch.rundir import RunDir
-from clipbatch.tally import CACHE
-from conftest import DEMO, Cli, needs, rows, start
-from corpus import photo
+from clipbatch.rundir import verify
+from clipbatch.rundir.counts import CACHE
+from clipbatch.rundir.layout import RunDir
+from tests.conftest import DEMO, Cli, needs, rows, start
+from tests.support.corpus import photo
 
 FILES, TIMES, SHARD = 100, 16, 64
 PAGE = resource.getpagesize()

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import DEMO, Cli, needs, rows, start
-from corpus import make_folder, photo
+from tests.conftest import DEMO, Cli, needs, rows, start
+from tests.support.corpus import make_folder, photo
 
 FILES = 600
 DEADLY = (233, 179)  # width and height of the image that the preloaded library knows by its bytes
@@ -70,12 +70,12 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def workers(supervisor: int) -> list[int]:
-    """Processes that run `clipbatch.worker` under `supervisor`."""
+    """Processes that run `clipbatch.workers.worker_main` under `supervisor`."""
     found = []
     for entry in Path("/proc").iterdir():
         try:
             parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            if parent == supervisor and b"clipbatch.worker" in (entry / "cmdline").read_bytes():
+            if parent == supervisor and b"clipbatch.workers.worker_main" in (entry / "cmdline").read_bytes():
                 found.append(int(entry.name))
         except (OSError, ValueError, IndexError):
             continue

@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from clipbatch.config import ModelSettings
-from clipbatch.encode import Encode, Model, fp8, load
-from clipbatch.encode.fixed import Graph
 from clipbatch.errors import InputError
-from clipbatch.streams import mark, stream_on
+from clipbatch.stages.cuda import mark, stream_on
+from clipbatch.stages.encode import Encode, Model, fp8, load
+from clipbatch.stages.encode.compile import Graph
 from clipbatch.types import Decoded, ItemBatch, PixelBatch
 
 BATCH = 64
@@ -82,7 +82,7 @@ def test_attention_is_fused(model: Model) -> None:
 
 
 def test_many_batches_at_once_are_what_they_are_one_by_one(model: Model) -> None:
-    from clipbatch.flow import Flow, Stage
+    from clipbatch.stages.flow import Flow, Stage
 
     encode = encoder(model, "fp16")
     batches = [batch_of(seed) for seed in range(40)]

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from clipbatch.config import DecodeSettings
-from clipbatch.decode import Decode
-from clipbatch.decode.geometry import Target
+from clipbatch.stages.decode import Decode
+from clipbatch.stages.decode.geometry import Target
 from clipbatch.types import Decoded, Encoded, ItemBatch, ReadBatch
-from conftest import DEMO, Cli, rows
-from corpus import make_folder
-from test_parity import reference
+from tests.conftest import DEMO, Cli, rows
+from tests.support.corpus import make_folder
+from tests.tools.test_parity import reference
 
 GPU = ("--device", "cuda:0", "--batch-size", 64, "--shard-size", 256)
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from conftest import DEMO, Cli, start
-from corpus import make_folder
+from tests.conftest import DEMO, Cli, start
+from tests.support.corpus import make_folder
 
 ROWS, SHARD = 1_200, 32
 PATIENCE_S = 240.0
@@ -162,7 +162,7 @@ def test_nodes_are_killed_and_one_joins_in_the_middle_and_the_run_is_that_of_one
     cluster.add("127.0.0.3")
     cluster.add("127.0.0.4")
     with Run(cluster, listed, *DEMO, "--shard-size", SHARD, "--out", out, "--json") as run:
-        run.wait_for("work", lambda: parts(out) and len(cluster.processes("clipbatch.worker")) == 2)
+        run.wait_for("work", lambda: parts(out) and len(cluster.processes("clipbatch.workers.worker_main")) == 2)
         cluster.kill("127.0.0.4")
         cluster.add("127.0.0.5")
         cluster.kill("127.0.0.3")  # so that it is the new one which does the rest
@@ -189,7 +189,7 @@ def test_a_worker_dies_and_a_signal_comes_and_a_submitted_job_completes_the_run(
     asked = ("--workers", 2)  # one of which the node has room for
     with Run(cluster, listed, *DEMO, *asked, "--shard-size", SHARD, "--out", out) as run:
         run.wait_for("a part", lambda: parts(out))
-        (worker,) = cluster.processes("clipbatch.worker")
+        (worker,) = cluster.processes("clipbatch.workers.worker_main")
         os.kill(worker, signal.SIGSEGV)
         run.wait_for_line("one by one")
         run.process.send_signal(signal.SIGTERM)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import needs
+from tests.conftest import needs
 
 NODES = ("n1", "n2")
 PATIENCE_S = 600.0

@@ -8,12 +8,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import cluster as slurm
 import numpy as np
 import pytest
 
-from conftest import DEMO, Cli
-from corpus import photo
+from tests.conftest import DEMO, Cli
+from tests.slurm import cluster as slurm
+from tests.support.corpus import photo
 
 JOBS = Path(__file__).parents[2] / "jobs"
 SHARD = 64

@@ -10,10 +10,11 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from clipbatch import __version__, interrupts
-from clipbatch.cli import fit, label, look, lookup, serve, setup, submit
-from clipbatch.cli.shared import logs_json
+from clipbatch import __version__
+from clipbatch.cli import lists, machine, results, run, serve, submit
+from clipbatch.cli.output import logs_json
 from clipbatch.errors import ClipbatchError
+from clipbatch.workers import signals
 
 EXIT_CODES = """\
 Exit codes: 0 done (bad images included), 2 usage, 3 input or settings refused, 4 more bad images than --max-bad,
@@ -28,9 +29,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _commands in (label, serve, look, setup, fit, lookup):
+for _commands in (run, serve, results, machine, machine, lists):
     app.add_typer(_commands.app)
-app.add_typer(submit.app, name="submit", rich_help_panel=label.PANEL)
+app.add_typer(submit.app, name="submit", rich_help_panel=run.PANEL)
 
 
 def _version(wanted: bool) -> None:
@@ -57,7 +58,7 @@ def main() -> NoReturn:
 
 
 def _run() -> None:
-    interrupts.install()
+    signals.install()
     app()
 
 
@@ -67,7 +68,7 @@ def exit_code(work: Callable[[], object]) -> int:
         work()
     except ClipbatchError as error:
         if logs_json():
-            from clipbatch.progress import log_json
+            from clipbatch.workers.progress import log_json
 
             log_json("error", exit_code=error.exit_code, message=str(error))
         else:

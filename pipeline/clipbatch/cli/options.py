@@ -19,14 +19,14 @@ def _option(panel: str, help_text: str, *names: str, **more: Any) -> Any:
 
 def complete_models(start: str) -> list[str]:
     """Names of models for the shell."""
-    from clipbatch import catalog
+    from clipbatch.config import models
 
-    return [name for name in catalog.names() if name.startswith(start)]
+    return [name for name in models.names() if name.startswith(start)]
 
 
 def complete_labels(start: str) -> list[str]:
     """Names of shipped label sets for the shell."""
-    from clipbatch.labels import shipped
+    from clipbatch.config.labels import shipped
 
     return [name for name in shipped() if name.startswith(start)]
 

@@ -8,12 +8,12 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from clipbatch import catalog, startup
-from clipbatch.cli.label import PANEL
 from clipbatch.cli.options import takes_some
-from clipbatch.cli.shared import Quiet
-from clipbatch.config import from_flat
+from clipbatch.cli.output import Quiet
+from clipbatch.cli.run import PANEL
+from clipbatch.config import from_flat, models
 from clipbatch.errors import InputError
+from clipbatch.stages import fast_import
 
 app = typer.Typer()
 _MODEL = ("labels", "template", "model", "pretrained", "precision", "device", "batch_size", "config")
@@ -44,8 +44,9 @@ def serve_command(
     """
     settings = from_flat(given)
     try:
-        with startup.quick_imports(transformers=catalog.wants_transformers(settings.model.model)):
-            from clipbatch.serve import Limits, serve
+        with fast_import.quick_imports(transformers=models.wants_transformers(settings.model.model)):
+            from clipbatch.serving.http import Limits
+            from clipbatch.serving.service import serve
     except ModuleNotFoundError as error:
         if error.name not in ("starlette", "uvicorn"):
             raise

@@ -14,7 +14,8 @@ from clipbatch.cli.options import Json, Out, Overwrite, takes_settings
 from clipbatch.config import Settings
 
 if TYPE_CHECKING:
-    from clipbatch import slurm
+    from clipbatch.runs import slurm
+
 
 app = typer.Typer(help="Hand a run to a cluster.", no_args_is_help=True)
 
@@ -52,8 +53,8 @@ def slurm_command(
 
     Example: clipbatch submit slurm photos/ --labels labels.txt --out scores/ --array 64 --gres gpu:1
     """
-    from clipbatch import slurm
-    from clipbatch.sbatch import Job
+    from clipbatch.runs import slurm
+    from clipbatch.runs.slurm_scripts import Job
 
     job = Job(
         array=array,

@@ -4,8 +4,7 @@ Field names are the command line's flags and the keys of a `--config` file (dash
 twice. Every refusal is a ValueError of the kind `InputError` that names the value and the remedy.
 """
 
-from clipbatch.config.settings import ANEW, RUNTIME, Settings, from_flat
-from clipbatch.config.stages import (
+from clipbatch.config.sections import (
     Compression,
     DecodeSettings,
     LabelSettings,
@@ -17,7 +16,7 @@ from clipbatch.config.stages import (
     ScoresDtype,
     SourceSettings,
 )
-from clipbatch.config.toml import parse_toml, read_toml
+from clipbatch.config.settings import ANEW, RUNTIME, Settings, from_flat, parse_toml, read_toml
 
 __all__ = [
     "ANEW",

@@ -1,16 +1,20 @@
-"""All settings of a run, stage by stage, and the same by name."""
+"""All settings of a run, stage by stage, and the same by name.
+
+Settings from a file.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
-from clipbatch.checks import Checked, SettingError, at_least, hints_of
-from clipbatch.config.stages import (
+from clipbatch.config.sections import (
     DecodeSettings,
     LabelSettings,
     LaunchSettings,
@@ -19,7 +23,14 @@ from clipbatch.config.stages import (
     ReadSettings,
     SourceSettings,
 )
-from clipbatch.errors import nearest
+from clipbatch.config.validation import Checked, SettingError, at_least, hints_of
+from clipbatch.errors import InputError, nearest, reading_failed
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 
 RUNTIME = (
     "read_threads",
@@ -128,3 +139,35 @@ def from_flat(values: Mapping[str, Any]) -> Settings:
     }
     own: dict[str, Any] = {name: values[name] for name in own_names if name in values}
     return Settings(**made, **own)
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """Raises: ValueError with the line where `text` is not TOML."""
+    found: dict[str, Any] = tomllib.loads(text)
+    return found
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Settings from a `--config` file, by field name.
+
+    Raises: InputError where the file cannot be read, is not TOML, or holds a table.
+    """
+    try:
+        found = parse_toml(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise reading_failed(f"the settings file {path}", error) from error
+    except ValueError as error:
+        raise InputError(f"{path} is not a TOML file of settings: {error}") from error
+    values = {name.replace("-", "_"): value for name, value in found.items()}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            raise InputError(f"{path}: [{name}] is a table; settings stand at the top level, one a line")
+        if name in ("template", "inputs") and isinstance(value, str):
+            values[name] = [value]
+        if name == "max_bad" and isinstance(value, int):
+            values[name] = str(value)
+    try:
+        from_flat(values)
+    except SettingError as error:
+        raise SettingError(f"{path}: {error}") from None
+    return values

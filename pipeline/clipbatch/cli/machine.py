@@ -1,0 +1,225 @@
+"""The commands that make a machine ready, and check it.
+
+The commands that fit clipbatch and a machine together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from clipbatch.cli.options import Input, Json, complete_labels, complete_models, takes_some
+from clipbatch.config import from_flat
+from clipbatch.errors import InputError, UnfitError
+
+if TYPE_CHECKING:
+    from clipbatch.tools.tune import Trial
+
+
+app = typer.Typer()
+PANEL = "Get ready"
+_COMPARED = (
+    *("inputs", "config", "labels", "template", "model", "pretrained", "precision", "device", "batch_size"),
+    *("root", "all_files", "uri_column", "image_column", "decoder", "orientation", "max_pixels"),
+)
+
+
+@app.command("init", rich_help_panel=PANEL)
+def init_command(
+    folder: Annotated[Path, typer.Argument(help="Where to write.", metavar="[FOLDER]")] = Path("."),
+    images: Annotated[Optional[str], typer.Option(help="What to label: as INPUT of run.")] = None,
+    labels: Annotated[
+        Optional[str], typer.Option("--labels", "-l", help="As for run.", autocompletion=complete_labels)
+    ] = None,
+    model: Annotated[
+        Optional[str], typer.Option("--model", "-m", help="As for run.", autocompletion=complete_models)
+    ] = None,
+    pretrained: Annotated[Optional[str], typer.Option(help="As for run.")] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Ask nothing; take the default of what is not given.")
+    ] = False,
+) -> None:
+    """Write clipbatch.toml and labels.txt to start from, after asking for what is not given. Overwrites nothing.
+
+    Example: clipbatch init --images photos/ --labels cat,dog,bird --yes
+    """
+    from clipbatch.config import models
+    from clipbatch.tools import quickstart
+
+    quickstart.check_free(folder)
+    asks = not yes and sys.stdin.isatty()
+    images = images or (_ask("What to label (a folder, a manifest, a url)", quickstart.check_images) if asks else None)
+    if not images or not (labels or asks or yes):
+        raise InputError("give --images, and --labels or --yes, or run clipbatch init on a terminal, which asks")
+    if not labels:
+        labels = quickstart.EXAMPLE_LABELS
+        if asks:
+            labels = _ask("Labels (a,b,c, a FILE, or a shipped set's name)", quickstart.check_labels, labels)
+    if not model:
+        model = "ViT-B-32"
+        if asks:
+            model = _ask("Model (clipbatch-demo needs no download)", models.canonical, model)
+    written = quickstart.write(folder, images=images, label_spec=labels, model=model, pretrained=pretrained)
+    for path in written:
+        print(f"wrote {path}")
+    print(f"next: clipbatch run --config {shlex.quote(str(written[0]))} --out scores/")
+
+
+def _ask(question: str, check: Callable[[str], str], default: str | None = None) -> str:
+    """The answer, asked for again as long as `check` refuses it."""
+
+    def checked(text: str) -> str:
+        try:
+            check(text)
+        except InputError as error:
+            raise typer.BadParameter(str(error)) from error
+        return text
+
+    answer: str = typer.prompt(question, default=default, value_proc=checked)
+    return answer
+
+
+@app.command("parity", rich_help_panel=PANEL)
+@takes_some(*_COMPARED)
+def parity_command(
+    given: dict[str, Any],
+    *,
+    limit: Annotated[int, typer.Option(min=1, help="How many images to compare, taken evenly from all.")] = 200,
+    out: Annotated[
+        Optional[str], typer.Option("--out", "-o", help="An HTML FILE to write, which shows the least alike images.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare this machine's fast path with open_clip's own transform and model in fp32, on your images.
+
+    Example: clipbatch parity photos/ --labels labels.txt --out parity.html
+    """
+    from clipbatch.tools.parity import compare, verdict
+
+    found, page = compare.compare(from_flat(given), limit=limit, out=out)
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    print(verdict.text(found))
+    if page:
+        print(f"to look at it: {page}")
+
+
+@app.command("fetch", rich_help_panel=PANEL)
+def fetch_command(
+    model: Annotated[str, typer.Argument(help="As --model of run.", autocompletion=complete_models)],
+    pretrained: Annotated[Optional[str], typer.Option(help="As for run.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Fetch a model once, for machines without a network, and say where it lies.
+
+    Example: clipbatch fetch ViT-B-32
+    """
+    from clipbatch.tools import models
+
+    found = models.fetch(model, pretrained)
+    print(json.dumps(found, indent=2) if as_json else _offline(found))
+
+
+def _offline(found: dict[str, Any]) -> str:
+    weights = f" --pretrained {shlex.quote(found['pretrained'])}" if found["pretrained"] else ""
+    use = f"clipbatch run ... --model {shlex.quote(found['model'])}{weights}"
+    lines = [f"{found['weights']}: {found['bytes'] / 1e6:.0f} MB, sha256 {found['sha256']}", f"use it here: {use}"]
+    if found["cache"]:
+        lines.append(
+            f"where there is no network: cp -a {shlex.quote(found['cache'])} to FOLDER there, then\n"
+            f"  HF_HUB_CACHE=FOLDER HF_HUB_OFFLINE=1 {use}"
+        )
+    return "\n".join(lines)
+
+
+FIT_PANEL = "Fit it to a machine"
+
+
+@app.command("doctor", rich_help_panel=FIT_PANEL)
+@takes_some("model", "pretrained")
+def doctor_command(
+    given: dict[str, Any],
+    *,
+    place: Annotated[
+        str, typer.Argument(metavar="[INPUT]", help="File or folder to measure the disk on; default: this folder.")
+    ] = ".",
+    as_json: Json = False,
+) -> None:
+    """Check driver, GPU, decoders, cores, disk and weights; each line is ok, a warning or a failure with its remedy.
+
+    Exit code 5 if there is a failure. Works without a GPU.
+
+    Example: clipbatch doctor photos/ --model ViT-B-32
+    """
+    from clipbatch.config import from_flat
+    from clipbatch.tools.doctor import examine, lines
+
+    settings = from_flat(given).model
+    found = []
+    for finding in examine(place, settings.model, settings.pretrained):
+        found.append(finding)
+        if not as_json:
+            print(lines([finding]), flush=True)
+    if as_json:
+        print(json.dumps([dataclasses.asdict(finding) for finding in found], indent=2))
+    failed = [finding.name for finding in found if finding.level == "failure"]
+    if failed:
+        raise UnfitError(f"{len(failed)} of {len(found)} checks failed: {', '.join(failed)}")
+
+
+@app.command("tune", rich_help_panel=FIT_PANEL)
+@takes_some(
+    "model",
+    "pretrained",
+    "precision",
+    "device",
+    "decoder",
+    "batch_size",
+    "orientation",
+    "root",
+    "uri_column",
+    "image_column",
+    "limit",
+)
+def tune_command(
+    given: dict[str, Any],
+    *,
+    inputs: Input,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The settings file to write.")] = Path("tuned.toml"),
+    budget: Annotated[float, typer.Option(min=10, help="Seconds that it may take in all.")] = 90.0,
+    as_json: Json = False,
+) -> None:
+    """Find the fastest settings for decoding your images on this machine; write them for run --config.
+
+    What is given as an option stays as it is. A run that is planned with other settings is another run.
+
+    Example: clipbatch tune photos/ --model ViT-B-32 --out tuned.toml
+    """
+    from clipbatch.config import from_flat
+    from clipbatch.tools.tune import search, tune
+
+    search.check_target(out)
+    settings = from_flat({**given, "inputs": inputs})
+    rates: list[float | None] = []
+
+    def tell(trial: Trial) -> None:
+        rates.append(trial.images_per_s)
+        if not as_json:
+            print(search.row(trial, rates[0]), flush=True)
+
+    if not as_json:
+        print(search.HEADER, flush=True)
+    found = tune(settings, budget, tell)
+    search.write(out, found, settings)
+    if as_json:
+        print(json.dumps(dataclasses.asdict(found), indent=2))
+    else:
+        print(f"\n{search.text(found, settings)}\nwritten to {out}: clipbatch run INPUT --config {out} ...")

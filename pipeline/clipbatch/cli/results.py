@@ -1,0 +1,92 @@
+"""The commands that look at a run."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Optional
+
+import typer
+
+from clipbatch.cli.options import Json
+from clipbatch.cli.output import RunDirectory, print_facts
+from clipbatch.errors import DamagedError
+
+app = typer.Typer()
+PANEL = "Look at a run"
+_SHOWN = 20
+
+
+@app.command("status", rich_help_panel=PANEL)
+def status_command(run: RunDirectory, as_json: Json = False) -> None:
+    """How far a run is: one directory listing.
+
+    Example: clipbatch status scores/
+    """
+    from clipbatch.runs import run as api
+
+    print_facts(api.status(run), as_json)
+
+
+@app.command("verify", rich_help_panel=PANEL)
+def verify_command(run: RunDirectory, as_json: Json = False) -> None:
+    """Check that every row is there once, in order, whole and of this run. Exit code 5 if not.
+
+    Example: clipbatch verify scores/
+    """
+    from clipbatch.runs import run as api
+
+    plan, found = api.verify(run)
+    if as_json:
+        print(json.dumps({"rows": plan.rows, "parts": plan.shards, "problems": [text for _, text in found]}, indent=2))
+    elif not found:
+        parts = "1 part" if plan.shards == 1 else f"{plan.shards} parts"
+        print(f"{run}: {plan.rows} rows in {parts}, every one there once, in order and whole")
+    if found:
+        lines = [text for _, text in found[:_SHOWN]]
+        if len(found) > _SHOWN:
+            lines.append(f"and {len(found) - _SHOWN} more, which --json names")
+        raise DamagedError(
+            "\n".join([f"{len(found)} of {plan.shards} parts are not as they should be:", *lines, ""])
+            + f"remedy: clipbatch run --out {run} --repair"
+        )
+
+
+@app.command("report", rich_help_panel=PANEL)
+def report_command(
+    run: RunDirectory,
+    out: Annotated[
+        Optional[str],
+        typer.Option("--out", "-o", help="The file to write; default: report.html in the run directory."),
+    ] = None,
+    examples: Annotated[
+        int, typer.Option("--examples", min=0, max=50, help="Confident images shown for each label, and doubtful ones.")
+    ] = 6,
+) -> None:
+    """Make a page to look at: one HTML file of a few megabytes at most, with thumbnails, that needs nothing else.
+
+    Example: clipbatch report scores/
+    """
+    from clipbatch.tools import htmlreport
+
+    print(htmlreport.write(run, out=out, examples=examples))
+
+
+@app.command("compact", rich_help_panel=PANEL)
+def compact_command(
+    run: RunDirectory,
+    *,
+    out: Annotated[str, typer.Option("--out", "-o", help="A folder for the files, or a url in a store.")],
+    rows_per_file: Annotated[Optional[int], typer.Option(help="Most rows of a file; default: about 512 MiB.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Copy a finished run's parts into few big files, every checksum verified. The same command resumes.
+
+    RUN may be a dataset of increments; then --out gets a folder for each.
+
+    Example: clipbatch compact scores/ --out s3://bucket/scores/
+    """
+    from clipbatch.runs import increments
+    from clipbatch.runs import run as api
+
+    for source, target in increments.each(run, out):
+        print_facts(api.compact(source, target, rows_per_file=rows_per_file), as_json)

@@ -1,0 +1,138 @@
+"""The commands that label images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from clipbatch.cli.options import Json, Out, Overwrite, takes_settings, takes_some
+from clipbatch.cli.output import LogFormat, Quiet, RunDirectory, logs_json, print_facts, show
+from clipbatch.config import Settings
+from clipbatch.errors import InputError
+
+app = typer.Typer()
+PANEL = "Label images"
+
+
+@app.command("run", rich_help_panel=PANEL)
+@takes_settings
+def run_command(
+    settings: Settings,
+    *,
+    out: Out,
+    retry_bad: Annotated[bool, typer.Option("--retry-bad", help="Try the bad images of finished parts again.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Verify first, and do damaged parts again.")] = False,
+    overwrite: Overwrite = False,
+    incremental: Annotated[
+        bool, typer.Option("--incremental", help="Add what is new or changed to the dataset in --out, as one more run.")
+    ] = False,
+    hash_contents: Annotated[
+        bool, typer.Option("--hash-contents", help="With --incremental: go by what files hold, not by size and time.")
+    ] = False,
+    metrics: Annotated[
+        Optional[Path], typer.Option("--metrics", help="Also write a FILE.prom for Prometheus' node exporter.")
+    ] = None,
+    one_line: Annotated[bool, typer.Option("--one-line", help="No progress; the summary in one line.")] = False,
+    quiet: Quiet = False,
+    log_format: LogFormat = "text",
+    as_json: Json = False,
+) -> None:
+    """Label images, or go on with a run (then --out alone is enough).
+
+    Example: clipbatch run photos/ --labels cat,dog,bird --out scores/
+    """
+    from clipbatch.runs import report
+    from clipbatch.runs import run as runner
+    from clipbatch.workers import progress
+
+    silent = quiet or one_line
+    if incremental:
+        from clipbatch.runs import increments
+
+        if retry_bad or repair or overwrite:
+            raise InputError("--incremental adds a run: give --retry-bad, --repair or --overwrite to one of its runs")
+        made = increments.run(settings, out, hash_contents=hash_contents, quiet=silent, log_json=logs_json())
+    elif hash_contents:
+        raise InputError("--hash-contents says how --incremental compares: add that, or leave it out")
+    else:
+        made = runner.run(
+            settings,
+            out,
+            retry_bad=retry_bad,
+            repair=repair,
+            overwrite=overwrite,
+            quiet=silent,
+            log_json=logs_json(),
+        )
+    if metrics:
+        report.write_metrics(metrics, made)
+    folder = made.get("increment", {}).get("folder") or out
+    if logs_json() and not silent:
+        progress.log_json("done", out=folder, rows_done=made["rows_done"], status=made["status"])
+    if one_line and not as_json:
+        print(report.line(folder, made))
+    else:
+        show(made, folder, quiet, as_json)
+
+
+@app.command("plan", rich_help_panel=PANEL)
+@takes_settings
+def plan_command(settings: Settings, *, out: Out, overwrite: Overwrite = False, as_json: Json = False) -> None:
+    """List the input and freeze it into a run directory, without reading an image.
+
+    Example: clipbatch plan photos/ --labels labels.txt --out scores/
+    """
+    from clipbatch.runs import plan as planner
+
+    plan = planner.plan(settings, out, overwrite=overwrite)
+    found = {
+        "rows": plan.rows,
+        "shards": plan.shards,
+        "shard_size": plan.shard_size,
+        "passed_over": plan.passed_over,
+        "duplicates": "not counted" if plan.duplicates is None and not as_json else plan.duplicates,
+        "fingerprint": plan.fingerprint,
+    }
+    print_facts(found, as_json)
+
+
+@app.command("rescore", rich_help_panel=PANEL)
+@takes_some("labels", "template", "score", "layout", "top_k", "scores_dtype", "compression", "embeddings")
+def rescore_command(
+    given: dict[str, Any],
+    *,
+    run: RunDirectory,
+    out: Out,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Score the embeddings that a run has saved with other labels; no image is read. The same command resumes.
+
+    RUN may be a dataset of increments; then so is --out.
+
+    Example: clipbatch rescore scores/ --labels new.toml --out new-scores/
+    """
+    from clipbatch.runs import increments
+    from clipbatch.runs import run as runner
+
+    for source, target in increments.each(run, out):
+        made = runner.rescore(source, target, given, device=device, overwrite=overwrite, quiet=quiet)
+        show(made, target, quiet, as_json)
+
+
+@app.command("demo", rich_help_panel=PANEL)
+def demo_command(
+    out: Annotated[Path, typer.Option("--out", "-o", help="The run directory.")] = Path("clipbatch-demo"),
+    quiet: Quiet = False,
+) -> None:
+    """Label the sample images that come with clipbatch, with the embedded model, and show the result.
+
+    Example: clipbatch demo
+    """
+    from clipbatch.tools.quickstart import label
+
+    print(label(out, quiet=quiet))

@@ -1,0 +1,1 @@
+"""List what is to be labelled: names and places, no bytes."""

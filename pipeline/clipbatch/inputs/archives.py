@@ -1,0 +1,225 @@
+"""Tar and zip archives, WebDataset shards above all: a row for each image in them, nothing unpacked.
+
+Archives are read in place, so no member's name ever reaches the file system, and `--root` has no say. With
+`--columns json,txt` an image's sidecars are carried as columns of text, as they stand. That takes 1 KB of memory a
+member of the archive in hand; without columns, memory does not grow with the archive (a zip's directory apart). In a
+store, a tar is listed by reading it once from front to back, past members of more than 4 MiB; a zip by its directory.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from urllib.parse import quote_from_bytes
+
+import pyarrow as pa
+
+from clipbatch.config import SourceSettings
+from clipbatch.errors import InputError
+from clipbatch.inputs.archive_members import PACKED, Member, Sidecars, is_archive_name
+from clipbatch.inputs.folders import is_folder, is_image_name, root_of
+from clipbatch.inputs.lister import BATCH_ROWS, SPAN, listed
+from clipbatch.inputs.table_files import far_folder
+from clipbatch.inputs.tar import NoTarError, tar_members
+from clipbatch.inputs.zip import NoZipError, zip_members
+from clipbatch.storage.archives import read_member
+from clipbatch.storage.files import Container
+from clipbatch.storage.ranges import InPieces, open_container
+from clipbatch.storage.uris import absolute, folder_of, is_text, is_url, uri_of
+from clipbatch.types import Encoded, Span
+
+_MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"PK\3\4": "zip"}
+_SIDECAR_BYTES = 2**20
+_CARRIED_BYTES = 64 * 2**20
+"""Text of sidecars in one batch of rows."""
+
+
+class Archive:
+    """One archive. Members that bear an image name are rows, also links and what else cannot be read."""
+
+    def __init__(self, text: str, settings: SourceSettings) -> None:
+        self.text, self._all_files = text, settings.all_files
+        self._columns = list(dict.fromkeys(name.lstrip(".") for name in settings.columns or ()))
+        self.passed_over: Counter[str] = Counter()
+        if text.lower().endswith(PACKED):
+            raise InputError(_packed(text, "compressed"))
+
+    @staticmethod
+    def accepts(text: str, settings: SourceSettings) -> bool:
+        return is_archive_name(text) and (is_url(text) or os.path.isfile(text))
+
+    def identity(self) -> str:
+        return self.text if is_url(self.text) else os.path.abspath(self.text)
+
+    def fields(self) -> list[pa.Field]:
+        return [pa.field(name, pa.string()) for name in self._columns]
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        try:
+            file = open_container(self.text)
+            sidecars = Sidecars(self._columns)
+            images = self._images(file, sidecars)
+            if self._columns:
+                images = iter([*images])  # a sidecar may come after its image
+            found = False
+            for batch in self._batches(file, images, sidecars):
+                found = True
+                yield batch
+        except OSError as error:
+            raise InputError(
+                f"cannot read the archive {self.text}: {error.strerror or error}; make it readable, or leave it out"
+            ) from error
+        if not found:
+            self._note("holds no images")
+
+    def _note(self, what: str) -> None:
+        self.passed_over[f"({self.text} {what})"] += 1
+
+    def _members(self, file: Container) -> Iterator[Member]:
+        """All members. Raises: InputError where the file is no such archive."""
+        try:
+            if self.text.lower().endswith(".zip"):
+                yield from zip_members(file, InPieces(file) if is_url(self.text) else file, self._note)
+            else:
+                yield from tar_members(InPieces(file) if is_url(self.text) else file, self._note)
+        except NoTarError as error:
+            start = bytes(file.read_at(0, 8))
+            kind = next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), None)
+            if kind not in (None, "zip"):
+                raise InputError(_packed(self.text, f"compressed by {kind}")) from error
+            what = f"it is a {kind} file" if kind else "its first block is no tar header"
+            raise InputError(
+                f"{self.text} is no tar archive ({file.size} bytes; {what}): leave it out, or replace it"
+            ) from error
+        except NoZipError as error:
+            raise InputError(
+                f"{self.text} is no zip archive ({file.size} bytes; {error}): leave it out, or replace it"
+            ) from error
+
+    def _images(self, file: Container, sidecars: Sidecars) -> Iterator[tuple[int, Member]]:
+        """The members that become rows, each with its number among all."""
+        for at, member in enumerate(self._members(file)):
+            if is_image_name(member.name):
+                yield at, member
+            elif self._columns and sidecars.take(at, member):
+                continue
+            elif self._all_files and member.is_file:
+                yield at, member
+            else:
+                self.passed_over[os.path.splitext(member.name)[1].lower()] += 1
+
+    def _batches(
+        self, file: Container, images: Iterator[tuple[int, Member]], sidecars: Sidecars
+    ) -> Iterator[pa.RecordBatch]:
+        members: list[Member] = []
+        texts: list[list[str | None]] = [[] for _ in self._columns]
+        size = 0
+        for at, member in images:
+            members.append(member)
+            for column, sidecar in enumerate(sidecars.of(at, member) if self._columns else ()):
+                text = self._text(file, sidecar, self._columns[column])
+                texts[column].append(text)
+                size += len(text or "")
+            if len(members) == BATCH_ROWS or size >= _CARRIED_BYTES:
+                yield self._batch(members, texts)
+                members, texts, size = [], [[] for _ in self._columns], 0
+        if members:
+            yield self._batch(members, texts)
+
+    def _text(self, file: Container, sidecar: Member | None, column: str) -> str | None:
+        """What a sidecar holds; None, and a note, where there is none or it cannot be had."""
+        if sidecar is None:
+            self.passed_over[f"(images without .{column})"] += 1
+            return None
+        span = Span(start=sidecar.start, length=sidecar.length, method=sidecar.method)
+        content = read_member(file, span, _SIDECAR_BYTES)
+        if isinstance(content, Encoded):
+            return content.data.decode("utf-8", "backslashreplace")
+        if content.status == "empty":
+            return ""
+        self.passed_over[f"(.{column} {content.status})"] += 1
+        return None
+
+    def _batch(self, members: list[Member], texts: list[list[str | None]]) -> pa.RecordBatch:
+        root = folder_of(self.text) if is_url(self.text) else root_of(self.text)
+        container = uri_of(self.text, root)
+        names = [member.name for member in members]
+        try:
+            uris = pa.array([f"{container}#{name}" for name in names], pa.string())
+        except UnicodeEncodeError:
+            uris = pa.array([f"{container}#{_as_text(name)}" for name in names], pa.string())
+        spans = pa.StructArray.from_arrays(
+            [
+                pa.repeat(container, len(members)),
+                pa.array([member.start for member in members], pa.int64()),
+                pa.array([member.length for member in members], pa.int64()),
+                pa.array([member.method for member in members], pa.string()),
+            ],
+            fields=list(SPAN),
+        )
+        carried = [(field, pa.array(texts[at], pa.string())) for at, field in enumerate(self.fields())]
+        return listed(uris, root if is_text(root) else "/", spans, carried)
+
+
+class ArchiveFolder:
+    """A folder with archives and no images at its top: all its archives, in byte order of their names."""
+
+    def __init__(self, text: str, settings: SourceSettings) -> None:
+        self.text = text
+        entries = sorted(_entries(text), key=lambda entry: os.fsencode(entry[0]))
+        paths = [os.path.join(text, name) for name, _ in entries if is_archive_name(name)]
+        self._archives = [Archive(path, settings) for path in paths]
+        folder = next((name for name, is_folder in entries if is_folder), None)
+        if folder is not None:
+            raise InputError(
+                f"the folder {text} may be meant in two ways: it holds archives ({paths[0]}) and folders ({folder}); "
+                f"name the archives ('{os.path.join(text, '*' + os.path.splitext(paths[0])[1])}', quoted) or the "
+                "folders"
+            )
+        others = (name for name, _ in entries if not is_archive_name(name))
+        self.passed_over = Counter(os.path.splitext(name)[1].lower() for name in others)
+
+    @staticmethod
+    def accepts(text: str, settings: SourceSettings) -> bool:
+        holds_archives = False
+        try:
+            for name, _ in _entries(text):
+                if is_image_name(name):
+                    return False
+                holds_archives = holds_archives or is_archive_name(name)
+        except OSError:  # no folder, or one that `Directory` says more about
+            return False
+        return holds_archives
+
+    def identity(self) -> str:
+        return absolute(self.text)
+
+    def fields(self) -> list[pa.Field]:
+        return self._archives[0].fields()
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        for archive in self._archives:
+            yield from archive.batches()
+            self.passed_over += archive.passed_over
+
+
+def _entries(folder: str) -> Iterator[tuple[str, bool]]:
+    """The names in `folder`, a path or url, and whether each is a folder. Raises: OSError."""
+    if is_url(folder):
+        yield from (entry for entry in far_folder(folder) if entry[0])
+        return
+    with os.scandir(folder) as found:
+        yield from ((entry.name, is_folder(entry)) for entry in found)
+
+
+def _packed(text: str, how: str) -> str:
+    return (
+        f"{text} is {how} as a whole, so that no member can be had without all those before it: decompress it, which "
+        "hardly makes it larger, since images are compressed already"
+    )
+
+
+def _as_text(name: str) -> str:
+    """A member's name, percent-encoded where it is not UTF-8."""
+    return name if is_text(name) else quote_from_bytes(name.encode("utf-8", "surrogateescape"))

@@ -1,0 +1,142 @@
+"""Folders and single image files."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from typing import AnyStr
+
+import pyarrow as pa
+
+from clipbatch.config import SourceSettings
+from clipbatch.errors import InputError
+from clipbatch.inputs.lister import BATCH_ROWS, batch
+
+_COMMON = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff")
+_RARE = (".avif", ".heic", ".heif", ".jp2", ".j2k", ".ppm", ".pgm", ".pbm")
+SUFFIXES = frozenset({*_COMMON, *_RARE})
+
+
+def is_image_name(name: str) -> bool:
+    """Whether the suffix of `name` is one of `SUFFIXES`, in any case."""
+    return os.path.splitext(name)[1].lower() in SUFFIXES
+
+
+class Directory:
+    """A folder: depth first, names in byte order, links to folders followed unless they lead back into themselves.
+
+    Whatever bears an image name is a row, also a folder or a pipe, so that nothing with such a name is lost in
+    silence; folders are walked into all the same.
+    """
+
+    def __init__(self, text: str, settings: SourceSettings) -> None:
+        self.text, self._all_files = text, settings.all_files
+        self.passed_over: Counter[str] = Counter()
+
+    @staticmethod
+    def accepts(text: str, settings: SourceSettings) -> bool:
+        return os.path.isdir(text)
+
+    def identity(self) -> str:
+        return os.path.abspath(self.text)
+
+    def fields(self) -> list[pa.Field]:
+        return []
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        root, names, found = root_of(self.text), [], False
+        for name in self._walk():
+            names.append(name)
+            if len(names) == BATCH_ROWS:
+                found = True
+                yield batch(names, root)
+                names = []
+        if names:
+            yield batch(names, root)
+        elif not found:
+            other = sum(self.passed_over.values())
+            raise InputError(
+                f"{self.text} holds no images ({other} other files): --all-files takes every file, whatever its suffix"
+            )
+
+    def _walk(self) -> Iterator[str]:
+        """Depth first, with a stack of its own, since trees may be deeper than Python's."""
+        try:
+            stack = [_entries(self.text)]
+        except OSError as error:
+            raise InputError(
+                f"cannot list the folder {self.text!r}: {error.strerror}; make it readable, or leave it out"
+            ) from error
+        above = [_identity(self.text)]
+        while stack:
+            path, inner = next(stack[-1], (None, False))
+            if path is None:
+                stack.pop()
+                above.pop()
+                continue
+            if is_image_name(path) or (self._all_files and not inner):
+                yield path
+            elif not inner:
+                self.passed_over[os.path.splitext(path)[1].lower()] += 1
+            if inner:
+                try:
+                    here, inside = _identity(path), _entries(path)
+                except OSError:  # becomes a row that says that it cannot be read, rather than a silent gap
+                    if not is_image_name(path):
+                        yield path
+                    continue
+                if here not in above:
+                    stack.append(inside)
+                    above.append(here)
+
+
+class ImageFile:
+    """One image file, named on the command line."""
+
+    def __init__(self, text: str, settings: SourceSettings) -> None:
+        self.text = text
+        self.passed_over: Counter[str] = Counter()
+
+    @staticmethod
+    def accepts(text: str, settings: SourceSettings) -> bool:
+        return os.path.lexists(text) and (is_image_name(text) or settings.all_files)
+
+    def identity(self) -> str:
+        return os.path.abspath(self.text)
+
+    def fields(self) -> list[pa.Field]:
+        return []
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        yield batch([self.text], root_of(self.text))
+
+
+def root_of(text: str) -> str:
+    """What a path of the command line is relative to."""
+    return "/" if os.path.isabs(text) else os.getcwd()
+
+
+def is_folder(entry: os.DirEntry[AnyStr]) -> bool:
+    """Whether `entry` is a folder or a link to one."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads nowhere or round in a circle
+        return False
+
+
+def _entries(folder: str) -> Iterator[tuple[str, bool]]:
+    """The paths in `folder`, and whether each is a folder. Only names are held, since there may be millions."""
+    names, folders = [], set()
+    with os.scandir(os.fsencode(folder)) as found:
+        for entry in found:
+            names.append(entry.name)
+            if is_folder(entry):
+                folders.add(entry.name)
+    names.sort()
+    return ((os.path.join(folder, os.fsdecode(name)), name in folders) for name in names)
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino

@@ -1,0 +1,149 @@
+"""A table's columns as the listing needs them: names as uris, and which others go on to the output.
+
+The listing's own columns, and Arrow batches of names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clipbatch.config import SourceSettings
+from clipbatch.errors import InputError, nearest
+from clipbatch.storage.uris import is_text, uri_of
+
+
+def is_text_type(kind: pa.DataType) -> bool:
+    """Whether the values of type `kind` are text, also where they are encoded as a dictionary."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def is_binary_type(kind: pa.DataType) -> bool:
+    """Whether the values of type `kind` are bytes of any length."""
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+
+
+def chosen(text: str, schema: pa.Schema, columns: Sequence[str] | None, without: Sequence[str]) -> list[pa.Field]:
+    """The fields of the table `text` that are carried through: those named `columns`, or all but `without`.
+
+    Raises: InputError for a name that is not there, and for a type that Parquet cannot hold.
+    """
+    for name in columns or ():
+        if name not in schema.names:
+            raise InputError(
+                f"{text} has no column {name!r} as --columns names it: it has {', '.join(schema.names)}"
+                f".{nearest(name, schema.names)}"
+            )
+    fields = [f for f in schema if f.name not in without and (columns is None or f.name in columns)]
+    for field in fields:
+        try:
+            with pq.ParquetWriter(pa.BufferOutputStream(), pa.schema([field])):
+                pass
+        except pa.ArrowException as error:
+            raise InputError(
+                f"column {field.name!r} of {text} is {field.type}, which Parquet cannot hold: leave it out by --columns"
+            ) from error
+    return fields
+
+
+def uri_column(text: str, schema: pa.Schema, wanted: str | None, *, any_type: bool = False) -> str:
+    """`wanted`, if it is a column of the table `text` that may name images. any_type: whatever its type is.
+
+    Raises: InputError with the columns that there are.
+    """
+    there = ", ".join(f"{field.name} ({field.type})" for field in schema)
+    if wanted is None:
+        raise InputError(
+            f"which column of {text} names the images? It has {there}: say it with --uri-column, or with "
+            "--image-column if one holds the images themselves"
+        )
+    kind = type_of(schema, wanted)
+    if kind is None:
+        near = nearest(wanted, schema.names)
+        raise InputError(f"{text} has no column {wanted!r} as --uri-column names it: it has {there}.{near}")
+    if not (any_type or is_text_type(kind) or is_binary_type(kind)):
+        raise InputError(f"column {wanted!r} of {text} is {kind}, no text: name another one with --uri-column")
+    return wanted
+
+
+def type_of(schema: pa.Schema, name: str) -> pa.DataType | None:
+    """The type of the column or, where `name` is `column.field`, of the struct's field; None where there is none."""
+    if name in schema.names:
+        return schema.field(name).type
+    column, _, field = name.partition(".")
+    struct = schema.field(column).type if column in schema.names else None
+    if struct is None or not pa.types.is_struct(struct) or struct.get_field_index(field) < 0:
+        return None
+    return struct.field(field).type
+
+
+def uris(names: pa.Array, root: str) -> pa.Array:
+    """`names`, text or bytes, as uris; an empty one for null, which is a row without an image."""
+    names = names.fill_null("" if is_text_type(names.type) else b"")
+    if uri_of("x", root) == "x":
+        with contextlib.suppress(pa.ArrowInvalid):  # some are not UTF-8
+            return names.cast(pa.string())
+    return pa.array([uri_of(os.fsdecode(name), root) if name else "" for name in names.to_pylist()], pa.string())
+
+
+BATCH_ROWS = 65_536
+SPAN = pa.struct([("container", pa.string()), ("start", pa.int64()), ("length", pa.int64()), ("method", pa.string())])
+LISTED = pa.schema([("uri", pa.string()), ("root", pa.dictionary(pa.int32(), pa.string())), ("span", SPAN)])
+"""Columns that every lister's batches begin with. `span`: the container of an image that is no file of its own, and
+where it stands there (`types.Span`); null for a file."""
+
+
+def batch(names: list[str], root: str) -> pa.RecordBatch:
+    """Rows for files `names`, which may hold surrogates in place of bytes that are not UTF-8."""
+    try:
+        root.encode()
+        uris = pa.array(names, pa.string())
+    except UnicodeEncodeError:
+        uris = pa.array([uri_of(name, root) for name in names], pa.string())
+        root = uri_root(root)
+    return listed(uris, root)
+
+
+def uri_root(root: str) -> str:
+    """What rows have as their root: `root`, or `/` where it is not UTF-8 and their uris are `file://` ones."""
+    return root if is_text(root) else "/"
+
+
+def listed(
+    uris: pa.Array, root: str, span: pa.Array | None = None, carried: Sequence[tuple[pa.Field, pa.Array]] = ()
+) -> pa.RecordBatch:
+    """Rows for `uris`, all with the same root, with the carried columns after the listing's own."""
+    roots = pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), len(uris)), [root])
+    columns = [uris, roots, pa.nulls(len(uris), SPAN) if span is None else span, *(values for _, values in carried)]
+    return pa.record_batch(columns, schema=pa.schema([*LISTED, *(field for field, _ in carried)]))
+
+
+class Lister(Protocol):
+    """One input of a run."""
+
+    text: str
+    """As it was given."""
+    passed_over: Counter[str]
+    """Files that were not taken, by suffix; complete when `batches` has ended."""
+
+    def __init__(self, text: str, settings: SourceSettings) -> None: ...
+
+    @staticmethod
+    def accepts(text: str, settings: SourceSettings) -> bool:
+        """Whether `text`, an argument of the command line, is of this lister's kind."""
+
+    def identity(self) -> str:
+        """What makes it the same input again: its place, and a digest where it is a file of names."""
+
+    def fields(self) -> list[pa.Field]:
+        """The columns of the input that are carried through to the output."""
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """The rows, in an order that depends on the input alone: `rows.LISTED`, then `fields`."""

@@ -1,0 +1,95 @@
+"""Manifests that are tables: a column names the images, the others are carried through with their types."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+import weakref
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import pyarrow as pa
+
+from clipbatch.config import SourceSettings
+from clipbatch.errors import InputError
+from clipbatch.inputs.csv import CsvFiles
+from clipbatch.inputs.jsonl import JsonFiles
+from clipbatch.inputs.lister import chosen, is_binary_type, is_text_type, listed, uri_column, uri_root, uris
+from clipbatch.inputs.opening import copied_into, file_sha256
+from clipbatch.inputs.parquet import ColumnarFiles
+from clipbatch.inputs.table_files import table_files
+from clipbatch.storage.uris import absolute, folder_of, is_url
+
+_READERS: dict[str, type[Table]] = {".csv": CsvFiles, ".tsv": CsvFiles, ".jsonl": JsonFiles, ".ndjson": JsonFiles}
+_PATHS = ("path", "filepath", "file_path", "image_path", "imagepath", "img_path", "image_file")
+_NAMES = ("uri", "url", "image_uri", "image_url", "file", "filename", "file_name", "image", "img", "key", *_PATHS)
+
+
+class Table(Protocol):
+    """The files of one table."""
+
+    def __init__(self, paths: Sequence[str], suffix: str) -> None: ...
+
+    def schema(self) -> pa.Schema:
+        """All columns with their types. Raises: InputError for a damaged file."""
+
+    def batches(self, columns: list[str], verbatim: str) -> Iterator[pa.RecordBatch]:
+        """The rows with `columns`. verbatim: the one of them that may be bytes, as its text need not be UTF-8."""
+
+
+class TableManifest:
+    """Paths are relative to the folder that the file lies in, to the folder of files, or to `--root`."""
+
+    def __init__(self, text: str, settings: SourceSettings) -> None:
+        self.text, self._settings = text, settings
+        self.passed_over: Counter[str] = Counter()
+        suffix, self._paths = table_files(text) or ("", [])
+        self._root = absolute(settings.root or folder_of(self._paths[0]))
+        if is_url(text):
+            folder = tempfile.mkdtemp(prefix="clipbatch-")
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            self._paths = [copied_into(folder, path) for path in self._paths]
+        self._table = _READERS.get(suffix, ColumnarFiles)(self._paths, suffix)
+
+    @staticmethod
+    def accepts(text: str, settings: SourceSettings) -> bool:
+        found = table_files(text)
+        return found is not None and not (settings.all_files and found[1] != [text])
+
+    def identity(self) -> str:
+        digests = [f"{os.path.basename(path)} {file_sha256(path)}" for path in self._paths]
+        digest = hashlib.sha256(os.fsencode("\n".join(digests))).hexdigest()
+        return f"{absolute(self.text)} sha256:{digest} root:{self._root}"
+
+    def fields(self) -> list[pa.Field]:
+        schema = self._table.schema()
+        fields = chosen(self.text, schema, self._settings.columns, [self._uri_column(schema)])
+        for field in fields:
+            if isinstance(self._table, CsvFiles) and is_binary_type(field.type):
+                raise self._table.not_text(field.name)
+        return fields
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        uri, fields, found = self._uri_column(self._table.schema()), self.fields(), False
+        for batch in self._table.batches([uri, *(field.name for field in fields)], uri):
+            found = found or batch.num_rows > 0
+            carried = list(zip(fields, batch.columns[1:], strict=True))
+            yield listed(uris(batch.column(0), self._root), uri_root(self._root), None, carried)
+        if not found:
+            raise InputError(f"the manifest {self.text} names no images: it has columns, but no rows")
+
+    def _uri_column(self, schema: pa.Schema) -> str:
+        if not schema.names:
+            raise InputError(f"the manifest {self.text} names no images: it is empty")
+        wanted = self._settings.uri_column or self._guessed(schema)
+        return uri_column(self.text, schema, wanted, any_type=isinstance(self._table, CsvFiles))
+
+    def _guessed(self, schema: pa.Schema) -> str | None:
+        """The only column with a name like `uri`, or the only one of text."""
+        any_type = isinstance(self._table, CsvFiles)  # names of nothing but digits are names all the same
+        named = [f.name for f in schema if f.name.lower() in _NAMES and (any_type or is_text_type(f.type))]
+        texts = [f.name for f in schema if is_text_type(f.type)]
+        return next((found[0] for found in (named, texts) if len(found) == 1), None)

@@ -1,0 +1,163 @@
+"""The run directory's manifest: written once, row group by row group, and read back by shard, refusing one that was
+edited since it was frozen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clipbatch.errors import InputError
+from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.storage.atomic import file_sha256, publish
+from clipbatch.storage.paths import parquet_source
+from clipbatch.storage.uris import is_outside, path_of
+from clipbatch.types import Item, Reject, Span
+
+_DICTIONARY_BYTES = 2**15
+"""Of different values in a row group, above which they are written as they are: names and ids do not repeat, and to
+look for repetition among all of them takes longer than the rest of writing."""
+
+
+class ManifestWriter:
+    """Numbers the rows of a listing and writes them into `part-*.parquet`; holds one row group in memory.
+
+    A context: the last file is whole when it ends well. Raises: OSError where the disk does not take it.
+    """
+
+    def __init__(self, folder: Path, file_rows: int, group_rows: int) -> None:
+        """file_rows, group_rows: in a file, and in a row group of it."""
+        self._folder, self._file_rows, self._group_rows = folder, file_rows, group_rows
+        self._waiting: list[pa.RecordBatch] = []
+        self._count = 0
+        self._file: contextlib.ExitStack | None = None
+        self.rows = 0
+        """Written so far."""
+        self.digests: dict[str, str] = {}
+        """sha256 of each file, by name; complete when the context has ended."""
+
+    def __enter__(self) -> ManifestWriter:
+        return self
+
+    def __exit__(self, *failed: Any) -> None:
+        if failed[0] is None and self._waiting:
+            self._write_group()
+        if self._file is not None:
+            self._file.__exit__(*failed)
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """batch: the next rows, with the same columns every time."""
+        while batch.num_rows:
+            full = min(self._group_rows, self._file_rows - self.rows % self._file_rows)
+            head = batch.slice(0, full - self._count)
+            self._waiting.append(head)
+            self._count += head.num_rows
+            batch = batch.slice(head.num_rows)
+            if self._count == full:
+                self._write_group()
+
+    def _write_group(self) -> None:
+        table = pa.Table.from_batches(self._waiting).unify_dictionaries()
+        row_ids = pa.array(np.arange(self.rows, self.rows + table.num_rows))
+        table = table.add_column(0, "row_id", row_ids)
+        if self._file is None:
+            self._begin(table.schema)
+        self._writer.write_table(table, self._group_rows)
+        self.rows += table.num_rows
+        self._waiting, self._count = [], 0
+        if self._file is not None and self.rows % self._file_rows == 0:
+            self._file.close()
+            self._file = None
+
+    def _begin(self, schema: pa.Schema) -> None:
+        """Open the next file."""
+        path = self._folder / f"part-{self.rows // self._file_rows:05d}.parquet"
+        with contextlib.ExitStack() as stack:
+            file = _Digesting(stack.enter_context(publish(path)))
+            stack.callback(lambda: self.digests.update({path.name: file.digest.hexdigest()}))
+            how = {"compression": "zstd", "dictionary_pagesize_limit": _DICTIONARY_BYTES}
+            self._writer = stack.enter_context(pq.ParquetWriter(file, schema, **how))
+            self._file = stack.pop_all()
+
+
+class _Digesting(io.RawIOBase):
+    """Passes on what is written, and takes the digest of it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._to, self.digest = file, hashlib.sha256()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.digest.update(data)
+        return self._to.write(data)
+
+
+class Manifest:
+    """The rows of a run, read a few row groups at a time. Used by one thread."""
+
+    def __init__(self, run: RunDir, plan: Plan) -> None:
+        self._run, self._plan = run, plan
+        self._number = -1
+        self._file: pq.ParquetFile | None = None
+        self._starts: list[int] = []
+        self._fence = plan.run_settings().source.root
+
+    def rows(self, shard: int) -> pa.Table:
+        """The manifest rows of `shard`, with all their columns.
+
+        Raises: InputError where the manifest is not the one that was frozen.
+        """
+        wanted = self._plan.shard_rows(shard)
+        number, first = divmod(wanted.start, self._plan.manifest_rows)
+        file = self._open(number)
+        groups = [
+            group
+            for group, start in enumerate(self._starts[:-1])
+            if start < first + len(wanted) and self._starts[group + 1] > first
+        ]
+        table = file.read_row_groups(groups)
+        return table.slice(first - self._starts[groups[0]], len(wanted))
+
+    def items(self, rows: pa.Table) -> list[Item]:
+        """The rows of a shard, or some of them, as items to read."""
+        columns = (rows[name].to_pylist() for name in ("row_id", "uri", "root", "span"))
+        return [self._item(row_id, uri, root, span) for row_id, uri, root, span in zip(*columns, strict=True)]
+
+    def _item(self, row_id: int, uri: str, root: str, span: dict[str, Any] | None) -> Item:
+        if not uri:
+            nothing = Reject(status="missing", error="the row names no image")
+            return Item(row_id=row_id, uri=uri, path="", reject=nothing)
+        if span is None:
+            path = path_of(uri, root)
+            fence = self._fence if root == self._fence else None
+            reject = None
+            if fence is not None and is_outside(path, fence):
+                reject = Reject(status="unreadable", error=f"outside of --root {fence}")
+            return Item(row_id=row_id, uri=uri, path=path, fence=fence, reject=reject)
+        where = Span(start=span["start"], length=span["length"], method=span["method"])
+        return Item(row_id=row_id, uri=uri, path=path_of(span["container"], root), span=where)
+
+    def _open(self, number: int) -> pq.ParquetFile:
+        if self._file is None or self._number != number:
+            path = self._run.manifest / f"part-{number:05d}.parquet"
+            try:
+                digest = file_sha256(path)
+            except OSError as error:
+                raise InputError(f"cannot read the manifest {path}: {error.strerror}; restore it") from error
+            if digest != self._plan.manifest_sha256.get(path.name):
+                raise InputError(
+                    f"the manifest {path} was changed after the run began: restore it, or start again with --overwrite"
+                )
+            self._file, self._number = pq.ParquetFile(parquet_source(path)), number
+            sizes = [self._file.metadata.row_group(g).num_rows for g in range(self._file.num_row_groups)]
+            self._starts = [sum(sizes[:group]) for group in range(len(sizes) + 1)]
+        return self._file

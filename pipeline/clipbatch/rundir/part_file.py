@@ -1,0 +1,173 @@
+"""A sealed Parquet file, written row group by row group and published whole. Knows nothing of what is in it.
+
+Let Spark read files that hold float16, a type which it refuses to infer a schema from (4.x, PARQUET_TYPE_ILLEGAL).
+
+Spark goes by the schema in a footer under its own key where there is one. Files with float16 get one that leaves these
+columns out; all others get none, and Spark infers what it likes. Knows nothing of what columns mean.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clipbatch.rundir.checksum import Sealing
+from clipbatch.storage.atomic import publish
+from clipbatch.storage.paths import Place
+
+_KEY = "org.apache.spark.sql.parquet.row.metadata"
+_NAMES = {
+    pa.bool_(): "boolean",
+    pa.int8(): "byte",
+    pa.int16(): "short",
+    pa.int32(): "integer",
+    pa.int64(): "long",
+    pa.uint8(): "short",
+    pa.uint16(): "integer",
+    pa.uint32(): "long",
+    pa.float32(): "float",
+    pa.float64(): "double",
+    pa.string(): "string",
+    pa.large_string(): "string",
+    pa.binary(): "binary",
+    pa.large_binary(): "binary",
+    pa.date32(): "date",
+}
+
+
+def footer(schema: pa.Schema) -> dict[str, str]:
+    """What to add to the footer of a file of `schema`. Columns that Spark has no type for are not in it."""
+    if not any(_holds_half(field.type) for field in schema):
+        return {}
+    fields = [_field(field.name, kind) for field in schema if (kind := _type(field.type)) is not None]
+    return {_KEY: json.dumps({"type": "struct", "fields": fields})}
+
+
+def _holds_half(kind: pa.DataType) -> bool:
+    return pa.types.is_float16(kind) or any(_holds_half(kind.field(n).type) for n in range(kind.num_fields))
+
+
+def _field(name: str, kind: Any) -> dict[str, Any]:
+    return {"name": name, "type": kind, "nullable": True, "metadata": {}}
+
+
+def _type(kind: pa.DataType) -> Any:
+    """Spark's type as JSON, or None where it has none for `kind`, which may be that of a user's own column."""
+    if pa.types.is_dictionary(kind):
+        return _type(kind.value_type)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        inner = _type(kind.value_type)
+        return inner and {"type": "array", "elementType": inner, "containsNull": True}
+    if pa.types.is_struct(kind):
+        inner = [(field.name, _type(field.type)) for field in kind]
+        known = [_field(name, found) for name, found in inner if found is not None]
+        return {"type": "struct", "fields": known} if known else None
+    if pa.types.is_decimal128(kind):
+        return f"decimal({kind.precision},{kind.scale})"
+    if pa.types.is_timestamp(kind) and kind.unit in ("ms", "us"):
+        return "timestamp" if kind.tz else "timestamp_ntz"
+    return _NAMES.get(kind)
+
+
+ROW_GROUP_BYTES = 2**26
+"""Of scores and embeddings in memory: a reader's unit of work, and what a writer holds back."""
+
+
+class PartFile:
+    """Use as a context: `close` publishes the file; without it, or after an error, nothing stays."""
+
+    def __init__(self, path: Place, schema: pa.Schema, compression: str) -> None:
+        """schema: its metadata become the file's.
+
+        Raises: InputError, here and later, where the file cannot be written.
+        """
+        self._closed = False
+        schema = schema.with_metadata({**(schema.metadata or {}), **footer(schema)})
+        self._stack = contextlib.ExitStack()
+        self._file = self._stack.enter_context(publish(path))
+        self._sink = Sealing(self._file)
+        self._writer = pq.ParquetWriter(self._sink, schema, **options(schema, compression))
+
+    def write(self, table: pa.Table) -> None:
+        """Write `table` as one row group."""
+        self._writer.write_table(table, row_group_size=max(1, table.num_rows))
+
+    def close(self, footer: Mapping[str, str], check: Callable[[Any], None] | None = None) -> None:
+        """Add to the file's metadata what is known only now, seal it and give it its name.
+
+        check: is given the finished file, as pyarrow reads it, before it gets its name; what it raises prevents that.
+        """
+        self._writer.add_key_value_metadata(dict(footer))
+        self._sink.hold()
+        self._writer.close()
+        self._sink.finish()
+        if check:
+            self._file.flush()
+            check(pa.BufferReader(self._file.getvalue()) if isinstance(self._file, io.BytesIO) else self._file.name)
+        self._closed = True
+        self._stack.close()
+
+    def __enter__(self) -> PartFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._closed:
+            return
+        self._sink.hold()  # what the writer still says goes nowhere
+        with contextlib.suppress(Exception):
+            self._writer.close()
+        if error is None:
+            error = _AbandonedError()
+            with contextlib.suppress(_AbandonedError):
+                self._stack.__exit__(_AbandonedError, error, None)
+        else:
+            self._stack.__exit__(kind, error, trace)
+
+
+class _AbandonedError(Exception):
+    """Tells `publish` to remove a file that was not closed."""
+
+
+def options(schema: pa.Schema, compression: str) -> dict[str, Any]:
+    """How pyarrow is to write a file of `schema`.
+
+    Numbers stay plain: dictionaries of scores are only in the way, and BYTE_STREAM_SPLIT, which would save 9% of them,
+    is an encoding that many a reader in use does not know. The benchmark `write.py` has the figures.
+    """
+    leaves = list(_leaves(schema))
+    return {
+        "compression": compression,
+        "use_dictionary": [
+            path for path, kind in leaves if not pa.types.is_floating(kind) and path not in ("row_id", "uri")
+        ],
+        "write_statistics": [path for path, _ in leaves if "." not in path],  # of list elements they tell nothing
+        "write_page_checksum": True,
+    }
+
+
+def _leaves(schema: pa.Schema) -> Iterator[tuple[str, pa.DataType]]:
+    """The Parquet columns of `schema`: path and type of each."""
+    for field in schema:
+        yield from _below(field.name, field.type)
+
+
+def _below(path: str, kind: pa.DataType) -> Iterator[tuple[str, pa.DataType]]:
+    if pa.types.is_struct(kind):
+        for field in kind:
+            yield from _below(f"{path}.{field.name}", field.type)
+    elif pa.types.is_map(kind):
+        yield from _below(f"{path}.key_value.key", kind.key_type)
+        yield from _below(f"{path}.key_value.value", kind.item_type)
+    elif pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        yield from _below(f"{path}.list.element", kind.value_type)
+    else:
+        yield path, kind

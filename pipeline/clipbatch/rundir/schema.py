@@ -1,0 +1,117 @@
+"""The columns of a part: which there are, of which type, in which order. Knows nothing of how they are filled.
+
+A label set without groups has `label`, `score` and, as the layout wants it, `scores`, `top` or a `score_...` for each
+label; a group's columns have its name and `_` before these.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from clipbatch.config import OutputSettings
+from clipbatch.errors import InputError
+
+if TYPE_CHECKING:
+    from clipbatch.config.labels import LabelSet
+
+
+WORDS = pa.dictionary(pa.int32(), pa.string())
+LISTING = ("root", "span")
+"""Columns of the manifest that no part has: how the input was listed."""
+STAMPS = (
+    pa.field("file_bytes", pa.int64()),
+    pa.field("file_modified", pa.timestamp("ns")),
+    pa.field("file_sha256", pa.string()),
+)
+"""What an increment keeps of a file beside its name."""
+MOST_WIDE = 2_000
+"""Labels that the layout wide takes. Readers plan for each column of each file: thousands make all of them slow."""
+
+_FIRST = (pa.field("row_id", pa.int64(), nullable=False), pa.field("uri", pa.string(), nullable=False))
+_FACTS = (
+    pa.field("status", WORDS, nullable=False),
+    pa.field("error", pa.string()),
+    pa.field("width", pa.int32()),
+    pa.field("height", pa.int32()),
+    pa.field("decoder", WORDS),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupColumns:
+    """The columns of one label group."""
+
+    label: str
+    score: str
+    scores: tuple[str, ...]
+    """Of the scores beside the best one: one column, or in the layout wide one for each label."""
+    fields: tuple[pa.Field, ...]
+    """All of them, in order."""
+
+
+def layout_of(output: OutputSettings) -> str:
+    """list, wide or top-k: what `output` comes to."""
+    return "top-k" if output.best else output.layout
+
+
+def group_columns(labels: LabelSet, output: OutputSettings) -> list[GroupColumns]:
+    """The columns of each label group.
+
+    Raises: InputError for more labels than the layout takes.
+    """
+    layout = layout_of(output)
+    if layout == "wide" and sum(labels.sizes) > MOST_WIDE:
+        raise InputError(
+            f"layout wide makes a column of each of {sum(labels.sizes)} labels, and readers are slow with more than "
+            f"{MOST_WIDE}: use --layout list or --top-k K"
+        )
+    dtype = pa.float16() if output.scores_dtype == "float16" else pa.float32()
+    prefixes = [f"{group.name}_" if group.name else "" for group in labels.groups]
+    taken = {field.name for field in (*_FIRST, *_FACTS)} | {"embedding"}
+    taken |= {f"{prefix}{name}" for prefix in prefixes for name in ("label", "score")}
+    found = []
+    for group, prefix in zip(labels.groups, prefixes, strict=True):
+        label, score = f"{prefix}label", f"{prefix}score"
+        if layout == "wide":
+            fields = [pa.field(name, dtype) for name in _safe_names(f"{prefix}score_", group.names, taken)]
+        elif layout == "top-k":
+            entry = pa.struct([("label", pa.string()), ("score", dtype)])
+            fields = [pa.field(f"{prefix}top", pa.list_(entry))]
+        else:
+            fields = [pa.field(f"{prefix}scores", pa.list_(dtype, len(group.names)))]
+        best = (pa.field(label, WORDS), pa.field(score, pa.float32()))
+        scores = tuple(field.name for field in fields)
+        found.append(GroupColumns(label=label, score=score, scores=scores, fields=(*best, *fields)))
+    return found
+
+
+def _safe_names(prefix: str, labels: list[str], taken: set[str]) -> Iterator[str]:
+    """A column name for each of `labels`: in lower case, with _ for all but a to z, 0 to 9 and _, numbered from 2 where
+    it is in `taken`, to which it is added."""
+    for label in labels:
+        plain = name = prefix + re.sub(r"[^a-z0-9_]", "_", label.lower())
+        number = 1
+        while name in taken:
+            number += 1
+            name = f"{plain}_{number}"
+        taken.add(name)
+        yield name
+
+
+def result_fields(groups: list[GroupColumns], output: OutputSettings, embedding: int) -> list[pa.Field]:
+    """The columns beside those of the manifest. embedding: its length, where it is wanted."""
+    fields = [*_FACTS, *(field for group in groups for field in group.fields)]
+    if output.embeddings:
+        fields.append(pa.field("embedding", pa.list_(pa.float16(), embedding)))
+    return fields
+
+
+def part_schema(results: list[pa.Field], carried: pa.Schema) -> pa.Schema:
+    """The schema of a part. carried: that of the manifest; its own columns come last, under their names."""
+    own = ("row_id", "uri", *LISTING)
+    return pa.schema([*_FIRST, *results, *(field for field in carried if field.name not in own)])

@@ -1,0 +1,69 @@
+"""Is every row there once, in order, whole, and of this run? Reads every byte of the parts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from clipbatch.rundir.checksum import is_whole
+from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.rundir.manifest import Manifest
+from clipbatch.rundir.schema import GroupColumns, group_columns
+
+
+def problems(run: RunDir, plan: Plan, shards: Iterable[int]) -> Iterator[tuple[int, str]]:
+    """Each of `shards` that is not as it should be, with what is wrong, in their order."""
+    manifest = Manifest(run, plan)
+    fingerprint = run.fingerprint()
+    groups = group_columns(plan.labels, plan.run_settings().output)
+    for shard in shards:
+        wrong = _problem(run, plan, manifest, shard, fingerprint, groups)
+        if wrong:
+            yield shard, f"{run.part(shard, plan.shards)}: {wrong}"
+
+
+def _problem(
+    run: RunDir, plan: Plan, manifest: Manifest, shard: int, fingerprint: str | None, groups: list[GroupColumns]
+) -> str | None:
+    path = run.part(shard, plan.shards)
+    if not path.exists():
+        return "not there"
+    try:
+        data = path.read_bytes()
+        if not is_whole(data):
+            return "damaged (its bytes are not those that were written)"
+        with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
+            footer = {k.decode(): v.decode() for k, v in (file.metadata.metadata or {}).items()}
+            table = file.read()
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        return f"damaged ({str(error).splitlines()[0]})"
+    if footer.get("clipbatch.fingerprint") != fingerprint:
+        return "of another run (its fingerprint differs)"
+    if footer.get("clipbatch.shard") != str(shard):
+        return f"holds shard {footer.get('clipbatch.shard')}"
+    rows = manifest.rows(shard)
+    if not table["row_id"].equals(rows["row_id"]):
+        return "its row_ids are not the manifest's"
+    if not table["uri"].equals(rows["uri"].cast(pa.string())):
+        return "its uris are not the manifest's"
+    ok = pc.equal(table["status"].cast(pa.string()), "ok")
+    for group, columns in zip(plan.labels.groups, groups, strict=True):
+        for name in (columns.score, *columns.scores):
+            if name not in table.column_names:
+                return f"it has no column {name}"
+            if not pc.is_valid(table[name]).equals(ok):
+                return f"its {name} does not agree with its status"
+        labelled = ok
+        if group.threshold is not None:
+            sure = pc.greater_equal(table[columns.score], pa.scalar(group.threshold, pa.float32()))
+            labelled = pc.fill_null(sure, False)
+        if not pc.is_valid(table[columns.label]).equals(labelled):
+            return f"its {columns.label} does not agree with its status and {columns.score}"
+    counted = {entry["values"]: entry["counts"] for entry in table["status"].value_counts().to_pylist()}
+    if json.loads(footer.get("clipbatch.counts", "null")) != counted:
+        return "its footer's counts are not its rows'"
+    return None

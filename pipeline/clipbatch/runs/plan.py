@@ -1,0 +1,225 @@
+"""Freeze the input into a run directory: resolve `auto` settings, number the rows, cut shards, fingerprint.
+
+Knows nothing of what images hold. A run directory appears whole (`begin`): the manifest is written aside and renamed
+in, and `run.json` comes last, so a killed planner leaves nothing that counts as a run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+import platform
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from clipbatch import __version__
+from clipbatch.config import ANEW, LaunchSettings, Settings, auto, models
+from clipbatch.config import labels as label_files
+from clipbatch.config.auto import worth_compiling
+from clipbatch.config.labels import LabelSet
+from clipbatch.config.validation import SettingError
+from clipbatch.errors import InputError, OtherRunError
+from clipbatch.inputs import lister as listers
+from clipbatch.inputs import listing as listings
+from clipbatch.rundir import creation
+from clipbatch.rundir.duplicates import Duplicates
+from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.rundir.manifest import ManifestWriter
+from clipbatch.rundir.schema import STAMPS, group_columns, result_fields
+from clipbatch.storage.atomic import temp_name, writing_failed
+from clipbatch.storage.paths import StorePath
+from clipbatch.storage.uris import is_url
+from clipbatch.workers import signals
+
+_SUFFIXES = 20
+MANIFEST_ROWS = 2**20
+ROW_GROUP_ROWS = 2**14
+NOT_IDENTITY = (*ANEW, "labels", "template", "root")
+"""Settings that are no part of a run's identity: they decide no cell of a healthy image's row, or what they lead to is
+a part itself."""
+
+PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "nvidia-dali-cuda120", "pillow", "pyarrow", "numpy")
+
+
+def identity(settings: Settings, labels: LabelSet, inputs: list[str]) -> dict[str, Any]:
+    """The fields that make two runs the same run. `inputs`: the listers' identities."""
+    fields = {name: value for name, value in settings.flat().items() if name not in NOT_IDENTITY}
+    return fields | {"inputs": inputs} | labels.identity()
+
+
+def freeze(
+    run: RunDir,
+    settings: Settings,
+    labels: LabelSet,
+    inputs: list[str],
+    rows: Iterable[pa.RecordBatch],
+    passed_over: Callable[[], Counter[str]],
+    *,
+    replace: bool = False,
+) -> Plan:
+    """Write the manifest and `run.json` of a new run, and return the plan that stands: another's, if it was first.
+
+    rows: the listing, with the same columns in every batch. passed_over: asked when the listing has ended. replace:
+    throw away the run that is there.
+    Raises: InputError where the folder cannot be written or the listing refuses its input; nothing is left behind.
+    OtherRunError where somebody else was first, with other settings.
+    """
+    assert settings.shard_size
+    assert settings.batch_size
+    if settings.shard_size % settings.batch_size:
+        raise SettingError(f"shard_size {settings.shard_size} is not a multiple of batch_size {settings.batch_size}")
+    made = creation.check_place(run)
+    per_file = settings.shard_size * max(1, MANIFEST_ROWS // settings.shard_size)
+    row_group = settings.shard_size * max(1, ROW_GROUP_ROWS // settings.shard_size)
+    staged = Path(tempfile.mkdtemp()) if isinstance(run.manifest, StorePath) else temp_name(run.manifest)
+    try:
+        shutil.rmtree(staged, ignore_errors=True)  # of a killed planner that had the same pid
+        staged.mkdir()
+        duplicates, writer = Duplicates(), ManifestWriter(staged, per_file, row_group)
+        with writer, ThreadPoolExecutor(1, thread_name_prefix="duplicates") as aside:
+            for batch in rows:
+                signals.check()
+                added = aside.submit(duplicates.add, batch["uri"])  # neither needs the interpreter for long
+                writer.write(batch)
+                added.result()
+        if settings.model.compile == "auto":
+            gains = worth_compiling(settings, writer.rows, models.gflop(settings.model.model))
+            settings = settings.replace(compile="on" if gains else "off")
+        plan = Plan(
+            rows=writer.rows,
+            identity=identity(settings, labels, inputs),
+            settings=settings.flat(),
+            manifest_rows=per_file,
+            manifest_sha256=writer.digests,
+            duplicates=duplicates.count(),
+            passed_over=_most_frequent(passed_over()),
+            versions=versions(),
+        )
+        standing = creation.begin(run, plan, staged, replace=replace)
+    except OSError as error:
+        raise writing_failed(run.path, error) from error
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+        if made and isinstance(run.path, Path):
+            with contextlib.suppress(OSError):  # where nothing was written, as the listing was refused
+                run.path.rmdir()
+    run.check_same(standing, plan.identity)
+    return standing
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Versions of clipbatch, Python and what decides pixels and scores."""
+    found = {"clipbatch": __version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _most_frequent(total: Counter[str]) -> dict[str, int]:
+    """By suffix; and what the listing has to say beside it, in parentheses, which a suffix never has."""
+    notes = Counter({key: count for key, count in total.items() if key.startswith("(")})
+    suffixes = total - notes
+    named = {suffix or "(no suffix)": count for suffix, count in suffixes.most_common(_SUFFIXES)}
+    rest = sum(suffixes.values()) - sum(named.values())
+    return named | ({"(others)": rest} if rest else {}) | dict(notes.most_common(_SUFFIXES))
+
+
+Select = Callable[[listings.Listing], Iterator[pa.RecordBatch]]
+
+
+def plan(
+    settings: Settings,
+    out: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    like: RunDir | None = None,
+    select: Select | None = None,
+) -> Plan:
+    """Freeze the input of `settings` into the run directory `out`, or find that it is there already.
+
+    Settings without inputs take up the run in `out` as it is. A plan of the same run is gone by, whoever made it; one
+    with other settings is replaced as long as no worker has loaded a model for it. like: a run whose settings, but for
+    the input, these have to be. select: makes of the listing what is to be frozen; for a new run.
+    Raises: InputError where something is refused; OtherRunError where `out` belongs to a run with other settings.
+    """
+    run_dir = RunDir(out)
+    if not settings.source.inputs:
+        if overwrite:
+            raise InputError("--overwrite begins a run anew, so it needs an INPUT")
+        return run_dir.plan()
+    names = label_files.load(settings.labels)
+    settings = dataclasses.replace(_checked(settings), launch=LaunchSettings())
+    inputs = listings.listers(settings.source)
+    identities = [lister.identity() for lister in inputs]
+    replace = overwrite
+    if run_dir.exists() and not overwrite:
+        frozen = run_dir.plan()
+        try:
+            run_dir.check_same(frozen, identity(_resolve(settings, frozen.identity), names, identities))
+            return frozen
+        except OtherRunError:
+            if run_dir.model_facts() is not None or run_dir.done(frozen):
+                raise
+            replace = True
+    resolved = _resolve(settings, like.plan().identity if like else {})
+    if like:
+        like.check_same(frozen := like.plan(), identity(resolved, names, frozen.identity["inputs"]))
+    return _freeze(run_dir, resolved, names, identities, inputs, replace, select)
+
+
+def resolve(settings: Settings) -> Settings:
+    """`settings` with every `auto` replaced as a new run on this machine would. Raises: InputError."""
+    return _resolve(_checked(settings), {})
+
+
+def _checked(settings: Settings) -> Settings:
+    """`settings` with the model's name as the catalog has it."""
+    settings = settings.replace(model=models.canonical(settings.model.model))
+    models.check_weights(settings.model.pretrained)
+    return settings
+
+
+def _resolve(settings: Settings, frozen: Mapping[str, Any]) -> Settings:
+    weights = settings.model.pretrained or models.default_weights(settings.model.model)
+    if weights and os.path.isfile(weights):
+        weights = os.path.abspath(weights)
+    root = settings.source.root
+    if root and not is_url(root):
+        root = os.path.abspath(root)
+    return auto.resolve(settings.replace(pretrained=weights, root=root), models.gflop(settings.model.model), frozen)
+
+
+def _freeze(
+    run_dir: RunDir,
+    settings: Settings,
+    names: LabelSet,
+    identities: list[str],
+    inputs: list[listers.Lister],
+    replace: bool,
+    select: Select | None,
+) -> Plan:
+    results = [field.name for field in result_fields(group_columns(names, settings.output), settings.output, 0)]
+    listing = listings.Listing(inputs, settings.source.limit, [*results, "row_id", *(f.name for f in STAMPS)])
+    return freeze(
+        run_dir,
+        settings,
+        names,
+        identities,
+        select(listing) if select else listing.batches(),
+        listing.passed_over,
+        replace=replace,
+    )

@@ -1,0 +1,175 @@
+"""The batch scripts of a run on Slurm, as text. Starts nothing and reads nothing.
+
+A task of the array decides by how its part ended whether it is to be queued again:
+
+    exit code                              means                                 queued again
+    0                                      done                                  no
+    3, 4                                   refused, or too many bad images       no: it would be again
+    75 after SIGUSR1                       out of time, or about to be preempted up to `requeues` times
+    others                                 a failure, of the machine perhaps     up to `requeues` times
+    any, while Slurm ends the task itself  scancel, preemption, a dead node      as Slurm decides
+
+Slurm is asked which of these it is: it calls the task RUNNING as long as it has not begun to end it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from clipbatch.config.validation import Checked, SettingError, at_least
+from clipbatch.errors import InputError
+
+WARNING_S = 60
+"""How long before the time limit Slurm says that it is near; a run ends within seconds."""
+_ARRAY = re.compile(r"[1-9][0-9]*(%[1-9][0-9]*)?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job(Checked):
+    """What is asked of Slurm. Texts are in the words of sbatch."""
+
+    array: str
+    """How many tasks, and after a % how many of them may run at a time."""
+    gres: str | None = None
+    time: str | None = None
+    """Time limit of a task; one that runs out of it is queued again."""
+    partition: str | None = None
+    cpus_per_task: int | None = None
+    mem: str | None = None
+    sbatch_option: tuple[str, ...] = ()
+    """Further options of sbatch, for the array and for the check, as they stand on its command line."""
+    requeues: int = 3
+    """How often a task is queued again at most."""
+
+    def __post_init__(self) -> None:
+        Checked.__post_init__(self)
+        if not _ARRAY.fullmatch(self.array):
+            raise SettingError(f"array {self.array!r} is no number of tasks: use 64, or 64%8 to run 8 at a time")
+        at_least("cpus_per_task", self.cpus_per_task, 1)
+        at_least("requeues", self.requeues, 0)
+        for name in ("gres", "time", "partition", "mem"):
+            value = getattr(self, name)
+            if value is not None and not re.fullmatch(r"[\w:.,/=+*@~-]+", value):
+                raise SettingError(f"{name} {value!r} is not a value that sbatch takes")
+        for option in self.sbatch_option:
+            if not option.startswith("-") or not option.isprintable():
+                raise SettingError(
+                    f"sbatch_option {option!r} is not an option of sbatch: use '--account=lab' or '-A lab'"
+                )
+
+    @property
+    def tasks(self) -> int:
+        return int(self.array.partition("%")[0])
+
+    def directives(self) -> list[str]:
+        """What is asked for a task of the array."""
+        own = {"gres": self.gres, "time": self.time, "cpus-per-task": self.cpus_per_task, "mem": self.mem}
+        return [*(f"--{name}={value}" for name, value in own.items() if value is not None), *self.common()]
+
+    def common(self) -> list[str]:
+        """What is asked for the check too."""
+        return [*([f"--partition={self.partition}"] if self.partition else []), *self.sbatch_option]
+
+
+def array_script(run: str, here: Path, job: Job, shards: Path, tasks: int, flags: Sequence[str]) -> bytes:
+    """The script of an array of `tasks` tasks over the shards listed in the file `shards`.
+
+    run: the run directory, absolute, or its url. here: folder of the scripts and of `logs`, absolute. flags: of
+    `clipbatch run`, beyond those that say which run and which part.
+    Raises: InputError where Slurm cannot write logs into such a folder.
+    """
+    _, percent, at_a_time = job.array.partition("%")
+    directives = [
+        f"--array=0-{tasks - 1}{percent}{at_a_time}",
+        *_placed(here, "%A_%a.out"),
+        "--open-mode=append",
+        "--requeue",
+        f"--signal=B:USR1@{WARNING_S}",
+        *job.directives(),
+    ]
+    command = _lines(
+        [*_PYTHON, "run"],
+        ["--out", run],
+        ["--shards", os.fspath(shards)],
+        [f"--world-size={tasks}"],
+        *([flag] for flag in flags),
+    )
+    return _script(
+        f"""\
+# Each task of this array labels its part of the shards that were open at submission.
+# Written by clipbatch submit slurm; sbatch takes it again as it is, and work done twice does no harm.
+{_header(directives)}
+task=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID restarts=${{SLURM_RESTART_COUNT:-0}}
+say() {{ echo "$(date '+%F %T') task $task on $SLURMD_NODENAME: $*"; }}
+say "begun, queued again $restarts times before"
+
+# SIGUSR1 says that the time limit or preemption is near, and reaches this script alone; SIGTERM reaches all.
+trap 'again=yes; kill -USR1 "$run"' USR1
+trap 'again=yes' TERM
+{command} \\
+    --rank="$SLURM_ARRAY_TASK_ID" &
+run=$!
+while again=; wait "$run"; code=$?; [ "$again" ]; do :; done
+
+case $code in
+0) say "done" ;;
+3 | 4) say "exit code $code: refused, and would be again" ;;
+*)
+    if [ "$(squeue --noheader --jobs="$task" --format=%T)" != RUNNING ]; then
+        say "exit code $code: Slurm is ending this task, and queues it again or not"
+    elif [ "$restarts" -ge {job.requeues} ]; then
+        say "exit code $code: not queued again, it has been {job.requeues} times"
+    else
+        say "exit code $code: queued again"
+        scontrol requeue "$task"
+    fi
+    ;;
+esac
+exit "$code"
+"""
+    )
+
+
+def check_script(run: str, here: Path, job: Job) -> bytes:
+    """The script of the job that checks a run; its exit code is that of `clipbatch verify`, or else of the report."""
+    directives = [*_placed(here, "check-%j.out"), *job.common()]
+    return _script(
+        f"""\
+# Checks the whole run when the array has ended, and makes its report. Fails (exit code 5) where a part is missing or
+# damaged.
+{_header(directives)}
+{_lines([*_PYTHON, "verify", run])}
+code=$?
+{_lines([*_PYTHON, "report", run])} || [ "$code" -ne 0 ] || code=1
+exit "$code"
+"""
+    )
+
+
+_PYTHON = (sys.executable, "-m", "clipbatch")
+
+
+def _placed(here: Path, log: str) -> list[str]:
+    path = os.fspath(here)
+    if "\\" in path or not path.isprintable():
+        raise InputError(f"Slurm cannot write logs into a folder of this name: {path!r}; choose another --out")
+    logs = shlex.quote(path.replace("%", "%%") + "/logs/" + log)
+    return ["--job-name=clipbatch", f"--chdir={shlex.quote(path)}", f"--output={logs}"]
+
+
+def _header(directives: Sequence[str]) -> str:
+    return "".join(f"#SBATCH {directive}\n" for directive in directives)
+
+
+def _lines(*groups: Sequence[str]) -> str:
+    return " \\\n    ".join(shlex.join(group) for group in groups)
+
+
+def _script(body: str) -> bytes:
+    return b"#!/bin/bash\n" + os.fsencode(body)

@@ -1,0 +1,274 @@
+"""`Classifier`: label images from Python, one or millions, in files or in memory, for one caller or many."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import os
+import threading
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, islice
+from types import TracebackType
+from typing import Any, Literal
+
+import pyarrow as pa
+import torch
+
+from clipbatch.config import Settings, from_flat
+from clipbatch.config import labels as label_sets
+from clipbatch.config.labels import LabelSet
+from clipbatch.runs import plan
+from clipbatch.serving.batching import Batcher
+from clipbatch.serving.images import ROWS, AnyImage, in_batches, in_memory, is_image
+from clipbatch.serving.labeller import Labeller
+from clipbatch.serving.results import Results
+from clipbatch.types import Item, ItemBatch, ReadBatch, Reject
+
+_READS_AT_ONCE = 32
+_AHEAD = 3
+"""Batches of an `astream` on their way at a time."""
+
+
+class Classifier:
+    """A model that stays loaded, with the labels that images are compared with.
+
+    >>> with Classifier(model="clipbatch-demo", labels=["cat", "dog", "ship"]) as classifier:
+    ...     results = classifier.classify(["a.jpg", "https://host/b.png", image, array_HWC, tensor_CHW])
+    >>> results.to_pandas()
+
+    An image is a path or url, an encoded file's bytes, a PIL image, a NumPy array (uint8, HWC or HW), or a tensor
+    (uint8, CHW or HW). Each becomes one row of the `Results`, in order, whatever is wrong with it; what is no image by
+    its type is a TypeError. Pixels and scores are those of `clipbatch run` with the same settings: to the bit in full
+    batches, and else within what the precision gives. Images in memory are resized as the decoder pil does it.
+
+    Threads may share one. While it is open, torch computes with one thread on a CPU, as each core has a batch of its
+    own; Pillow warns of no large image any more. It works in this process: should a decoder end that (DALI may, on a
+    GPU), use `run`, which has worker processes, or `decoder="torchvision"`.
+    """
+
+    def __init__(
+        self,
+        *,
+        labels: str | os.PathLike[str] | Sequence[str],
+        model: str = "ViT-B-32",
+        template: str | Sequence[str] = (),
+        pretrained: str | os.PathLike[str] | None = None,
+        precision: Literal["auto", "fp16", "bf16", "fp32"] = "auto",
+        device: str = "auto",
+        batch_size: int | None = None,
+        decoder: Literal["auto", "dali", "torchvision", "pil"] = "auto",
+        orientation: Literal["upright", "stored"] = "upright",
+        max_pixels: int | None = None,
+        max_bytes: int | None = None,
+        read_threads: int | None = None,
+        read_timeout: float | None = None,
+        read_retries: int | None = None,
+        root: str | os.PathLike[str] | None = None,
+        score: Literal["auto", "softmax", "sigmoid", "cosine"] = "auto",
+        layout: Literal["list", "wide", "top-k"] = "list",
+        top_k: int | None = None,
+        scores_dtype: Literal["float32", "float16"] = "float32",
+        embeddings: bool = False,
+    ) -> None:
+        """Load the model. Every setting is the option of `clipbatch run` of that name; None is its default.
+
+        labels: a file, a shipped set's name or a,b,c, as there, or a list of names. root: where relative names start
+        from, and what none may lead out of.
+        Raises: InputError (SettingError, a ValueError, for a setting) naming the value and the remedy.
+        """
+        given = {name: value for name, value in locals().items() if name != "self" and value is not None}
+        templates = given["template"] = (template,) if isinstance(template, str) else tuple(template)
+        for name in given.keys() & {"pretrained", "root"}:
+            given[name] = os.fspath(given[name])
+        if isinstance(labels, (str, os.PathLike)):
+            given["labels"] = os.fspath(labels)
+            self._open(from_flat(given), None)
+        else:
+            del given["labels"]
+            self._open(from_flat(given), label_sets.of_names(labels, templates))
+
+    @classmethod
+    def of(cls, settings: Settings) -> Classifier:
+        """One with `settings`, as those of a run."""
+        made = cls.__new__(cls)
+        made._open(settings, None)
+        return made
+
+    def _open(self, settings: Settings, labels: LabelSet | None) -> None:
+        """labels: None for those of `settings`."""
+        self.labels = label_sets.load(settings.labels) if labels is None else labels
+        self.settings = plan.resolve(settings)
+        self._threads_before = torch.get_num_threads()
+        self.labeller = Labeller(self.settings, self.labels)
+        self._sharing = threading.Lock()
+        self._batcher: Batcher | None = None
+        self._readers: ThreadPoolExecutor | None = None
+        self._closed = False
+
+    def __enter__(self) -> Classifier:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Answer what has been asked, and take nothing more."""
+        with self._sharing:
+            self._closed = True
+        if self._readers and self._batcher:
+            self._readers.shutdown()
+            self._batcher.close()
+        self.labeller.engine.read.close()
+        torch.set_num_threads(self._threads_before)
+
+    def classify(self, images: Iterable[AnyImage] | AnyImage, *, progress: bool = False) -> Results:
+        """One row for each of `images`, in order. progress: show a bar, in a notebook one of its own.
+
+        Raises: TypeError naming what is no image.
+        """
+        tables = list(self._tables(images, progress))
+        if not tables:
+            return self._no_rows()
+        return Results(_whole(tables))
+
+    def classify_batch(self, images: Iterable[AnyImage] | AnyImage) -> Results:
+        """As `classify`, at once and by the thread that calls. Raises: ValueError for more than a batch of them."""
+        batches = list(islice(self._batches(images), 2))
+        if len(batches) > 1:
+            raise ValueError(f"more images than batch_size ({self.labeller.batch_size}): use classify, or stream")
+        return Results(self._label(batches[0])) if batches else self._no_rows()
+
+    def stream(self, images: Iterable[AnyImage], *, progress: bool = False) -> Iterator[Results]:
+        """The rows of `images`, a batch at a time, in order, however many there are.
+
+        `images` is read by another thread, and only some batches ahead; reading, decoding and encoding overlap. Rows
+        are numbered through: `row_id` goes on from batch to batch.
+
+        >>> for results in classifier.stream(pathlib.Path("photos").rglob("*.jpg")):
+        ...     writer.write_table(results.table)
+        """
+        self._check_open()
+        with _bar(images, progress) as bar, contextlib.closing(self.labeller.flow(self._batches(images))) as tables:
+            for table in tables:
+                bar.update(table.num_rows)
+                yield Results(_whole([table]))
+
+    async def aclassify(self, images: Iterable[AnyImage] | AnyImage) -> Results:
+        """As `classify`, sharing batches with all others that await an answer at that moment, in any event loop.
+
+        Who is in a batch with whom depends on time, and so may the last digits of scores (see above).
+        """
+        given = list(self._batches(images))
+        if not given:
+            return self._no_rows()
+        batcher, readers = self._shared()
+        read = await asyncio.gather(*(self._read_apart(batch, readers) for batch in given))
+        entries = [entry for batch in read for entry in zip(batch.source.items, batch.slots, strict=True)]
+        return Results(_whole([await asyncio.wrap_future(batcher.submit(entries))]))
+
+    async def _read_apart(self, batch: ItemBatch, readers: ThreadPoolExecutor) -> ReadBatch:
+        """`batch` as read, by another thread where there is something to read."""
+        if (read := in_memory(batch)) is not None:
+            return read
+        return await asyncio.get_running_loop().run_in_executor(readers, self.labeller.read, batch)
+
+    async def astream(self, images: Iterable[AnyImage] | AsyncIterable[AnyImage]) -> AsyncIterator[Results]:
+        """As `stream`, sharing batches as `aclassify` does; `images` may come from an async generator."""
+        size = self.labeller.batch_size
+        chunks = _chunks(images, size) if isinstance(images, AsyncIterable) else _chunks_of(iter(images), size)
+        waiting: collections.deque[asyncio.Task[Results]] = collections.deque()
+        start = 0
+        try:
+            async for chunk in chunks:
+                waiting.append(asyncio.ensure_future(self.aclassify(chunk)))
+                if len(waiting) > _AHEAD:
+                    results = await waiting.popleft()
+                    yield results.numbered(start)
+                    start += len(results)
+            while waiting:
+                results = await waiting.popleft()
+                yield results.numbered(start)
+                start += len(results)
+        finally:
+            for task in waiting:
+                task.cancel()
+
+    def _tables(self, images: Iterable[AnyImage] | AnyImage, progress: bool) -> Iterator[pa.Table]:
+        self._check_open()
+        with _bar(images, progress) as bar:
+            batches = self._batches(images)
+            first = list(islice(batches, 2))
+            alone = len(first) < 2  # a single batch needs no threads
+            tables: Iterator[pa.Table] = map(self._label, first) if alone else self.labeller.flow(chain(first, batches))
+            for table in tables:
+                bar.update(table.num_rows)
+                yield table
+
+    def _batches(self, images: Iterable[AnyImage] | AnyImage) -> Iterator[ItemBatch]:
+        source, size = self.settings.source, self.labeller.batch_size
+        return in_batches(images, size, root=source.root, max_bytes=self.settings.read.max_bytes)
+
+    def _label(self, batch: ItemBatch) -> pa.Table:
+        self._check_open()
+        return self.labeller.label(self.labeller.read(batch))
+
+    def _label_entries(self, entries: list[tuple[Item, Any]]) -> pa.Table:
+        """Read images of several callers."""
+        items = tuple(item for item, _ in entries)
+        rows = pa.table([[item.row_id for item in items], [item.uri or None for item in items]], schema=ROWS)
+        source = ItemBatch(shard=0, start=0, items=items, rows=rows, last=False)
+        return self.labeller.label(ReadBatch(source=source, slots=tuple(content for _, content in entries)))
+
+    def _no_rows(self) -> Results:
+        """What no images become: no rows, of the same columns."""
+        item = Item(row_id=0, uri="", path="", reject=Reject(status="missing", error="no image"))
+        return Results(self._label_entries([(item, item.reject)]).slice(0, 0))
+
+    def _shared(self) -> tuple[Batcher, ThreadPoolExecutor]:
+        with self._sharing:
+            self._check_open()
+            if self._batcher is None or self._readers is None:
+                engine = self.labeller.engine
+                threads = max(engine.decode.threads, engine.encode.threads)
+                self._batcher = Batcher(self._label_entries, size=self.labeller.batch_size, threads=threads)
+                self._readers = ThreadPoolExecutor(_READS_AT_ONCE, thread_name_prefix="reads")
+            return self._batcher, self._readers
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("this Classifier is closed: make another one, or use it inside its with block")
+
+
+def _whole(tables: list[pa.Table]) -> pa.Table:
+    if len(tables) == 1 and all(column.num_chunks == 1 for column in tables[0].columns):
+        return tables[0]
+    return pa.concat_tables(tables).unify_dictionaries().combine_chunks()
+
+
+def _bar(images: Any, wanted: bool) -> Any:
+    """A progress bar over `images`, as the terminal or the notebook shows it."""
+    from tqdm.auto import tqdm
+
+    total = 1 if is_image(images) else len(images) if hasattr(images, "__len__") else None
+    return tqdm(total=total, unit=" images", disable=not wanted)
+
+
+async def _chunks(images: AsyncIterable[AnyImage], size: int) -> AsyncIterator[list[AnyImage]]:
+    chunk: list[AnyImage] = []
+    async for image in images:
+        chunk.append(image)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+async def _chunks_of(images: Iterator[AnyImage], size: int) -> AsyncIterator[list[AnyImage]]:
+    """As `_chunks`, of images that are waited for in a thread, as that may take long."""
+    while chunk := await asyncio.to_thread(lambda: list(islice(images, size))):
+        yield chunk

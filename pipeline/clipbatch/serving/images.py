@@ -1,0 +1,129 @@
+"""What callers hand over -> items to read, or images that are in memory already. Opens and decodes nothing.
+
+What is no image by its type is a mistake of the caller's, and a TypeError; what is wrong with an image is its row.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any, Union
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from clipbatch.storage.uris import is_outside, path_of, uri_of
+from clipbatch.types import Encoded, Item, ItemBatch, Picture, ReadBatch, Reject
+
+AnyImage = Union[str, os.PathLike[str], bytes, bytearray, memoryview, Image.Image, NDArray[np.uint8], torch.Tensor]
+"""A path or url, an encoded file's bytes, a PIL image, a NumPy array (uint8, HWC, HW), a tensor (uint8, CHW, HW)."""
+_BYTES = (bytes, bytearray, memoryview)
+_CHANNELS = (1, 3, 4)
+ROWS = pa.schema([("row_id", pa.int64()), ("uri", pa.string())])
+
+
+def in_batches(
+    images: Iterable[AnyImage] | AnyImage, size: int, *, root: str | None, max_bytes: int
+) -> Iterator[ItemBatch]:
+    """Batches of `size` images, the last one of fewer; `images` is read no further than that. A lone image counts as a
+    list of one.
+
+    root: what relative names start from, and none may leave. max_bytes: of an encoded image.
+    Raises: TypeError naming what is no image, and where it stands.
+    """
+    found = iter([images] if is_image(images) else _iterable(images))
+    start = 0
+    while chunk := list(islice(found, size)):
+        items = tuple(_item(image, start + at, root, max_bytes) for at, image in enumerate(chunk))
+        uris = [item.uri or None for item in items]
+        rows = pa.table([range(start, start + len(items)), uris], schema=ROWS)
+        yield ItemBatch(shard=0, start=start, items=items, rows=rows, last=False)
+        start += len(items)
+
+
+def in_memory(batch: ItemBatch) -> ReadBatch | None:
+    """`batch` as read, where nothing of it has to be read."""
+    slots = tuple(item.reject or item.given if item else None for item in batch.items)
+    return ReadBatch(source=batch, slots=slots) if all(slots) else None
+
+
+def is_image(value: object) -> bool:
+    """Whether `value` is one image and no collection of them."""
+    if isinstance(value, (np.ndarray, torch.Tensor)):
+        return value.ndim in (2, 3)  # of one dimension: names
+    return isinstance(value, (str, os.PathLike, *_BYTES, Image.Image))
+
+
+def _iterable(images: Any) -> Iterable[Any]:
+    if not isinstance(images, Iterable):
+        raise TypeError(f"{_shown(images)} is neither an image nor an iterable of images")
+    return images
+
+
+def _item(image: Any, number: int, root: str | None, max_bytes: int) -> Item:
+    if isinstance(image, (str, os.PathLike)):
+        return _named(os.fspath(image), number, root)
+    given: Encoded | Picture
+    if isinstance(image, _BYTES):
+        size = image.nbytes if isinstance(image, memoryview) else len(image)
+        if not size:
+            return Item(row_id=number, uri="", path="", reject=Reject(status="empty", error="0 bytes"))
+        if size > max_bytes:
+            reject = Reject(status="too_large", error=f"{size} bytes, over the limit of {max_bytes}")
+            return Item(row_id=number, uri="", path="", reject=reject)
+        given = Encoded(data=bytearray(image))
+    elif isinstance(image, Image.Image):
+        given = Picture(image=image)
+    elif isinstance(image, np.ndarray):
+        given = Picture(image=_from_array(image, number, "HWC", image))
+    elif isinstance(image, torch.Tensor):
+        array_HWC = image.detach().cpu().numpy() if image.dtype == torch.uint8 else None
+        if array_HWC is not None and array_HWC.ndim == 3:
+            array_HWC = array_HWC.transpose(1, 2, 0)
+        given = Picture(image=_from_array(array_HWC, number, "CHW", image))
+    else:
+        raise TypeError(
+            f"image {number} is {_shown(image)}: give a path, a url, bytes, a PIL image, a uint8 array (HWC), or a "
+            "uint8 tensor (CHW)"
+        )
+    return Item(row_id=number, uri="", path="", given=given)
+
+
+def _named(name: str | bytes, number: int, root: str | None) -> Item:
+    if isinstance(name, bytes):
+        name = os.fsdecode(name)
+    uri = uri_of(name, root or "/")
+    path = path_of(uri, root or "")
+    reject = None
+    if not name:
+        reject = Reject(status="missing", error="no name")
+    elif root is not None and is_outside(path, root):
+        reject = Reject(status="unreadable", error=f"outside of root {root}")
+    return Item(row_id=number, uri=uri, path=path, fence=root, reject=reject)
+
+
+def _from_array(array_HWC: NDArray[Any] | None, number: int, order: str, given: Any) -> Image.Image:
+    """A PIL image of an array; one of a single channel is gray, and of four an alpha channel is dropped later."""
+    if (
+        array_HWC is None
+        or array_HWC.dtype != np.uint8
+        or not (array_HWC.ndim == 2 or (array_HWC.ndim == 3 and array_HWC.shape[2] in _CHANNELS))
+    ):
+        raise TypeError(f"image {number} is {_shown(given)}: give uint8 in the order {order}, with 1, 3 or 4 channels")
+    if array_HWC.ndim == 3 and array_HWC.shape[2] == 1:
+        array_HWC = array_HWC[:, :, 0]
+    if not array_HWC.size:  # of which Pillow makes none; its row gets a status
+        return Image.new("RGB", (array_HWC.shape[1], array_HWC.shape[0]))
+    return Image.fromarray(np.ascontiguousarray(array_HWC))
+
+
+def _shown(value: Any) -> str:
+    """`value` in a few words."""
+    if isinstance(value, (np.ndarray, torch.Tensor)):
+        return f"a {type(value).__name__} of {value.dtype} and shape {tuple(value.shape)}"
+    text = repr(value)
+    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"

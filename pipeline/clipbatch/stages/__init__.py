@@ -1,0 +1,1 @@
+"""How an image flows: read, decode, encode, score, write."""

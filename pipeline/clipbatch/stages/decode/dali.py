@@ -1,0 +1,182 @@
+"""Decode with NVIDIA DALI: on a GPU (`mixed`: JPEG engines and CUDA), or with its CPU back end, the same graph.
+
+Each image's crop is worked out beforehand (`geometry`) and handed to DALI in input pixels, so that one resize does
+what resize-then-crop does. Images that fail to decode are taken out and the rest is run again, since DALI cannot
+skip a sample. Only images that `inspect` vouches for may come here: others can end the process.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from nvidia.dali import fn, pipeline_def, tensors, types
+from torch import Tensor
+
+from clipbatch.stages import memory
+from clipbatch.stages.cuda import mark
+from clipbatch.stages.decode.pixels import Job, place, scatter
+from clipbatch.types import DecoderName
+
+_INTERPOLATION = {"bicubic": types.INTERP_CUBIC, "bilinear": types.INTERP_LINEAR}
+_FAILED_SAMPLE = re.compile(r"Failed to decode sample #(\d+)")
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|bad_alloc|memory allocation|allocation failed|can't allocate|ALLOCATOR_FAILURE", re.IGNORECASE
+)
+_TRIES = 4
+_PIXELS_AT_ONCE = 2**28
+"""268 megapixels: 0.8 GB of uint8 RGB."""
+
+
+class DaliDecoder:
+    """One DALI pipeline, used by one thread at a time."""
+
+    name: DecoderName = "dali"
+    kinds = frozenset({"jpeg", "png", "webp"})
+
+    def __init__(
+        self,
+        *,
+        batch_size: int,
+        interpolation: str,
+        device_id: int | None,
+        threads: int,
+        hw_decoder_load: float | None = None,
+        say: Callable[[str], object] = print,
+    ) -> None:
+        """hw_decoder_load: share of JPEGs for the GPU's JPEG engines; None: DALI's own default. say: told what the user
+        should know."""
+        self._say = say
+        self._copied: torch.cuda.Event | None = None
+        self._in_use: list[Any] = []
+        """What the GPU reads until `_copied`: encoded bytes, and crops in DALI's memory."""
+        if device_id is None:
+            memory.return_freed()
+        self._pipeline = _graph(
+            interpolation=_INTERPOLATION[interpolation],
+            hw_decoder_load=hw_decoder_load,
+            device="cpu" if device_id is None else "mixed",
+            batch_size=batch_size,
+            num_threads=threads,
+            device_id=device_id,
+            prefetch_queue_depth=1,
+            exec_dynamic=True,  # a failed batch leaves the pipeline usable
+        )
+        self._pipeline.build()
+
+    def fill(self, pixels_BCHW: Tensor, jobs: list[Job]) -> list[Job]:
+        """Decode, resize and place each job's image; returns the jobs that failed.
+
+        On a GPU the crops are copied in torch's current stream, and that may not have happened on return.
+        """
+        if self._copied is not None:
+            self._copied.synchronize()
+            self._in_use.clear()
+        try:
+            return [job for group in _groups(jobs) for job in self._fill_group(pixels_BCHW, group)]
+        finally:
+            self._copied = mark(_stream_of(pixels_BCHW))
+
+    def _fill_group(self, pixels_BCHW: Tensor, jobs: list[Job]) -> list[Job]:
+        left, failed = jobs, list[Job]()
+        for _ in range(_TRIES):
+            if not left:
+                return failed
+            try:
+                self._run(pixels_BCHW, left)
+                return failed
+            except (RuntimeError, MemoryError) as error:
+                if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
+                    return failed + self._in_halves(pixels_BCHW, left)
+                named = {int(number) for number in _FAILED_SAMPLE.findall(str(error))}
+                if not named:
+                    raise
+                failed += [job for number, job in enumerate(left) if number in named]
+                left = [job for number, job in enumerate(left) if number not in named]
+        if len(left) <= 1:
+            return failed + left
+        return failed + [job for one in left for job in self._fill_group(pixels_BCHW, [one])]
+
+    def _in_halves(self, pixels_BCHW: Tensor, jobs: list[Job]) -> list[Job]:
+        """What becomes of `jobs` where memory does not suffice for all at once; one alone counts as failed."""
+        self._say("DALI ran out of memory: such batches are decoded in pieces; a smaller --batch-size is faster")
+        torch.cuda.empty_cache()  # what torch keeps for later
+        if len(jobs) == 1:
+            return jobs
+        half = len(jobs) // 2
+        return [job for part in (jobs[:half], jobs[half:]) for job in self._fill_group(pixels_BCHW, part)]
+
+    def _run(self, pixels_BCHW: Tensor, jobs: list[Job]) -> None:
+        axes = [(job.geometry.y, job.geometry.x) for job in jobs]
+        regions = np.array([(y.region, x.region) for y, x in axes], np.float32)  # image, axis, start or end
+        feed = self._pipeline.feed_input  # loops in Python over our lists, but not over arrays and lists of DALI's own
+        feed("encoded", _listed([job.data for job in jobs]))
+        feed("start", np.ascontiguousarray(regions[:, :, 0]))
+        feed("end", np.ascontiguousarray(regions[:, :, 1]))
+        feed("size", np.array([(y.kept, x.kept) for y, x in axes], np.float32))
+        stream = _stream_of(pixels_BCHW)
+        (crops,) = self._pipeline.run(stream)  # in the stream's order, without waiting for the GPU
+        if stream is not None:
+            self._in_use.append((crops, jobs))
+        one_by_one = list(range(len(jobs)))
+        if crops.is_dense_tensor():
+            crops_BCHW = torch.utils.dlpack.from_dlpack(crops.as_tensor()).permute(0, 3, 1, 2)
+            if crops_BCHW.shape[1:] == pixels_BCHW.shape[1:]:  # all at once, and what is to be turned again
+                scatter(pixels_BCHW, [job.slot for job in jobs], crops_BCHW)
+                one_by_one = [number for number in one_by_one if not jobs[number].geometry.plain]
+        for number in one_by_one:
+            crop_HWC = torch.utils.dlpack.from_dlpack(crops[number])
+            place(pixels_BCHW, jobs[number].slot, crop_HWC.permute(2, 0, 1), jobs[number].geometry)
+
+
+def _listed(encoded: list[bytearray]) -> Any:
+    """The bytes of each image where they are, not copied."""
+    images = [tensors.TensorCPU(np.frombuffer(data, np.uint8)) for data in encoded]
+    return tensors.TensorListCPU(images, contiguous=False)  # type: ignore[call-overload]  # not in DALI's stubs
+
+
+def _stream_of(pixels_BCHW: Tensor) -> torch.cuda.Stream | None:
+    """torch's current stream, where the pixels are on a GPU."""
+    return torch.cuda.current_stream(pixels_BCHW.device) if pixels_BCHW.is_cuda else None
+
+
+def _groups(jobs: list[Job]) -> Iterator[list[Job]]:
+    """`jobs` in runs that decode to at most `_PIXELS_AT_ONCE`, since DALI holds all whole images of a run at a time."""
+    group, pixels = list[Job](), 0
+    for job in jobs:
+        size = job.geometry.y.source * job.geometry.x.source
+        if group and pixels + size > _PIXELS_AT_ONCE:
+            yield group
+            group, pixels = [], 0
+        group.append(job)
+        pixels += size
+    yield group
+
+
+@pipeline_def  # type: ignore[untyped-decorator]
+def _graph(interpolation: Any, device: str, hw_decoder_load: float | None) -> Any:
+    """encoded bytes, the crop in input pixels and its size -> uint8 HWC crops."""
+    encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1, no_copy=True)
+    start = fn.external_source(name="start", dtype=types.FLOAT, ndim=1)
+    end = fn.external_source(name="end", dtype=types.FLOAT, ndim=1)
+    size = fn.external_source(name="size", dtype=types.FLOAT, ndim=1)
+    images = fn.decoders.image(
+        encoded,
+        device=device,
+        output_type=types.RGB,
+        adjust_orientation=False,
+        jpeg_fancy_upsampling=True,
+        hw_decoder_load=hw_decoder_load,
+    )
+    return fn.resize(
+        images,
+        size=size,
+        roi_start=start,
+        roi_end=end,
+        interp_type=interpolation,
+        antialias=True,
+        subpixel_scale=False,
+    )

@@ -1,0 +1,60 @@
+"""What the decoders share: a job for one image, and putting its resized pixels into a slot of the batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from clipbatch.stages.decode.geometry import Geometry
+from clipbatch.types import DecoderName
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One image for a fast decoder."""
+
+    slot: int
+    data: bytearray
+    geometry: Geometry
+
+
+class FastDecoder(Protocol):
+    """A decoder for images whose header `inspect` vouches for."""
+
+    name: DecoderName
+    kinds: frozenset[str]
+    """Kinds of image that it takes."""
+
+    def fill(self, pixels_BCHW: Tensor, jobs: list[Job]) -> list[Job]:
+        """Decode, resize and place each job's image; returns the jobs that failed."""
+
+
+def place(pixels_BCHW: Tensor, slot: int, stored_CHW: Tensor, geometry: Geometry) -> None:
+    """Turn a resized crop upright and copy it into its slot, inside the padding that the slot already holds."""
+    turned_CHW = stored_CHW
+    flips = [axis for axis, flipped in zip((1, 2), geometry.flips, strict=True) if flipped]
+    if flips:
+        turned_CHW = turned_CHW.flip(flips)
+    if geometry.transposed:
+        turned_CHW = turned_CHW.transpose(1, 2)
+    height, width = turned_CHW.shape[1:]
+    top, left = geometry.top, geometry.left
+    pixels_BCHW[slot, :, top : top + height, left : left + width].copy_(turned_CHW, non_blocking=True)
+
+
+def scatter(pixels_BCHW: Tensor, slots: list[int], crops_BCHW: Tensor) -> None:
+    """Copy crops of the batch's size into `slots`; on a GPU without waiting, if the crops are there or pinned."""
+    index = torch.tensor(slots)
+    if pixels_BCHW.is_cuda:
+        index = index.pin_memory().to(pixels_BCHW.device, non_blocking=True)
+    pixels_BCHW.index_copy_(0, index, crops_BCHW.to(pixels_BCHW.device, non_blocking=True))
+
+
+def blank(batch_size: int, height: int, width: int, fill: int, device: str, *, pinned: bool = False) -> Tensor:
+    """A batch of `fill`-coloured images, uint8, in memory as BHWC: what decoders make and the encoder takes."""
+    shape = (batch_size, height, width, 3)
+    empty = torch.empty(shape, dtype=torch.uint8, device=device, pin_memory=pinned).permute(0, 3, 1, 2)
+    return empty.fill_(fill)

@@ -1,0 +1,45 @@
+"""Decode with Pillow and open_clip's own transform, as open_clip itself would: the path that others are held against.
+
+Palettes are resized before they become RGB, and 16-bit gray is cut off at 255. The same limits and statuses as of
+`pil`. Slow, since the whole image is resized before it is cropped.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import open_clip
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from clipbatch.stages.decode.geometry import Target
+from clipbatch.stages.decode.pil import opened
+from clipbatch.types import Decoded, Encoded, Picture, Reject
+
+
+class Reference:
+    """open_clip's transform up to the pixels; the encoder normalises them, in fp32 as open_clip does."""
+
+    def __init__(self, target: Target) -> None:
+        whole = open_clip.image_transform(
+            (target.height, target.width),
+            is_train=False,
+            resize_mode=target.resize_mode,
+            interpolation=target.interpolation,
+            fill_color=target.fill,
+        )
+        self._to_pixels = whole.transforms[:-2]  # without ToTensor and Normalize
+
+    def decode(self, content: Encoded | Picture, *, upright: bool, max_pixels: int) -> tuple[Tensor, Decoded] | Reject:
+        """The model's input (uint8, CHW) with its facts, or why there is none. upright: turned by EXIF beforehand,
+        which open_clip does not do."""
+
+        def transformed(image: Image.Image) -> tuple[Tensor, Decoded]:
+            made = ImageOps.exif_transpose(image) if upright else image
+            width, height = made.size
+            for step in self._to_pixels:
+                made = step(made)
+            pixels_CHW = torch.from_numpy(np.array(made)).permute(2, 0, 1)
+            return pixels_CHW, Decoded(width=width, height=height, decoder="open_clip")
+
+        return opened(content, max_pixels, transformed)

@@ -1,0 +1,7 @@
+"""Pixels and prompts -> unit-length features, by an OpenCLIP model."""
+
+from clipbatch.stages.encode.model import Model, check_device, device_facts, load
+from clipbatch.stages.encode.stage import Encode, Normalise, trimmed
+from clipbatch.stages.encode.text import text_features
+
+__all__ = ["Encode", "Model", "Normalise", "check_device", "device_facts", "load", "text_features", "trimmed"]

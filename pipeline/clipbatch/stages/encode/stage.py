@@ -1,0 +1,190 @@
+"""The encode stage: normalise a batch of pixels and run the image tower on it.
+
+uint8 pixels -> what an image tower takes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from clipbatch.config import hardware
+from clipbatch.stages.cuda import mark, stream_on
+from clipbatch.stages.encode import fp8
+from clipbatch.stages.encode.compile import Graph, Work, compiled
+from clipbatch.stages.encode.model import DTYPES, Model
+from clipbatch.types import Decoded, EmbeddedBatch, PixelBatch
+
+
+class Normalise:
+    """torchvision's ToTensor and Normalize in one pass over the pixels: cast, scaled and shifted in fp32 inside.
+
+    A row of pixels is one dimension here, so that torch's kernels go over hundreds of numbers at a stride of one; over
+    three channels at a time they take 1.6 times as long for 224 x 224 pixels on a CPU, and 5 times for 64 x 64.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], width: int, device: str) -> None:
+        """mean, std: of each channel, for pixels from 0 to 1. width: of the images, pixels."""
+        mean_C, std_C = (torch.tensor(values, device=device) for values in (mean, std))
+        self._scale_WC, self._bias_WC = (1 / (255 * std_C)).repeat(width), (-mean_C / std_C).repeat(width)
+
+    def __call__(self, pixels_BCHW: Tensor, dtype: torch.dtype) -> Tensor:
+        """`pixels_BCHW` in `dtype`, channels last in memory, as the pixels are."""
+        batch, channels, height, width = pixels_BCHW.shape
+        rows = pixels_BCHW.permute(0, 2, 3, 1).reshape(batch, height, width * channels)
+        normal = torch.addcmul(self._bias_WC, rows, self._scale_WC, out=torch.empty_like(rows, dtype=dtype))
+        return normal.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+_IN_FLIGHT = 3
+"""Batches that a GPU has in hand: one that it encodes, and others that wait in its queue while Python wakes up."""
+_COMPARED_AT_ONCE = 32
+"""Images in fp32, beside a model in fp8 that leaves little memory."""
+
+
+def trimmed(batch: PixelBatch) -> PixelBatch:
+    """`batch` with the next power of two of slots, or three quarters of it: a lone image should not cost a whole batch,
+    nor each number of them shapes of its own."""
+    images = len(batch.outcomes)
+    slots = 1 << max(0, images - 1).bit_length()
+    if 4 * images <= 3 * slots:
+        slots = 3 * slots // 4
+    return replace(batch, pixels_BCHW=batch.pixels_BCHW[:slots])
+
+
+class Encode:
+    """Called with a `PixelBatch`, by up to `threads` threads at a time.
+
+    On a CPU each core encodes a batch of its own with one thread: nothing waits at a barrier inside a layer, and
+    decoding threads take turns with encoding ones at the scheduler's grain; of a batch that is not full it encodes what
+    `trimmed` leaves. On a GPU all threads launch into one stream and each waits for its own batch, so the stream always
+    has the next one.
+
+    Where the GPU's memory does not suffice, batches are encoded in pieces from then on, of half the size each time;
+    that moves scores in the last digit.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        precision: str,
+        device: str,
+        batch_size: int,
+        compiles: bool = False,
+        say: Callable[[str], object] = print,
+    ) -> None:
+        """batch_size: of whole batches; others are encoded without graph and compiler. compiles: with torch.compile, in
+        here. say: told what the user should know.
+
+        Raises: InputError where the device cannot compute in `precision`.
+        """
+        self._loss = None
+        if precision == "fp8":
+            fp8.check_chip(device)
+            self._loss = fp8.Loss(model.module.visual, device)
+        model.cast(precision, device)
+        if precision == "fp32":
+            torch.backends.cudnn.allow_tf32 = False  # on by default, and no fp32: 10 bits of mantissa
+        if precision == "fp8":
+            fp8.to_fp8(model.module.visual)
+        self._module, self._dtype, self._say = model.module, DTYPES[precision], say
+        self._normal = Normalise(model.mean, model.std, model.width, device)
+        torch.set_num_threads(1)
+        self._stream = stream_on(device)
+        self._turn = threading.Lock() if self._stream else contextlib.nullcontext()
+        self.threads = _IN_FLIGHT if self._stream else hardware.cores()
+        if self._stream:  # `nn.MultiheadAttention` has a shortcut, with unfused steps where it does not know a kernel
+            torch.backends.mha.set_fastpath_enabled(False)
+        self._at_once = self._batch_size = batch_size
+        like_BHWC = torch.zeros((batch_size, model.height, model.width, 3), dtype=torch.uint8, device=device)
+        self._whole = self._prepared(like_BHWC.permute(0, 3, 1, 2), compiles=compiles)
+
+    @torch.inference_mode()
+    def _prepared(self, like_BCHW: Tensor, *, compiles: bool) -> Work:
+        """`embed` as it is done for whole batches, which are like `like_BCHW`."""
+        whole: Work = compiled(self._embed, like_BCHW) if compiles else self._embed
+        if self._stream is None:
+            return whole
+        try:
+            return Graph(whole, like_BCHW, self._stream)
+        except torch.OutOfMemoryError:
+            pass  # `_encode` has its own way with that
+        except RuntimeError as error:  # the result is the same, later
+            self._say(f"this model runs without a CUDA graph, as it cannot be recorded: {str(error).splitlines()[0]}")
+        torch.cuda.empty_cache()  # only now that nothing holds what was begun
+        return whole
+
+    def __call__(self, batch: PixelBatch) -> EmbeddedBatch:
+        """Waits until the embeddings are complete."""
+        if self._stream is None:
+            batch = trimmed(batch)
+        with self._turn, torch.cuda.stream(self._stream):
+            if self._stream and batch.ready:
+                self._stream.wait_event(batch.ready)
+            image_BD = self._encode(batch.pixels_BCHW)
+            if self._loss and self._loss.wanted:
+                self._compare(self._loss, batch, image_BD)
+            done = mark(self._stream)
+        if done:
+            done.synchronize()
+        return EmbeddedBatch(source=batch.source, outcomes=batch.outcomes, image_BD=image_BD)
+
+    def facts(self) -> dict[str, float]:
+        """What came of memory and precision, for the report."""
+        in_pieces = {} if self._at_once == self._batch_size else {"encoded_at_once": self._at_once}
+        return in_pieces | (self._loss.facts() if self._loss else {})
+
+    @torch.inference_mode()
+    def _compare(self, loss: fp8.Loss, batch: PixelBatch, image_BD: Tensor) -> None:
+        slots = [slot for slot, outcome in enumerate(batch.outcomes) if isinstance(outcome, Decoded)]
+        if not slots:
+            return
+        for at in range(0, len(slots), _COMPARED_AT_ONCE):
+            some = slots[at : at + _COMPARED_AT_ONCE]
+            loss.compare(self._normal(batch.pixels_BCHW[some], torch.float32), image_BD[some])
+            if not loss.wanted:
+                break
+        if not loss.wanted:
+            found = loss.facts()
+            self._say(
+                f"fp8 against fp32 on the first {found['fp8_images']} images: cosine {found['fp8_cosine_mean']:.4f} in "
+                f"the mean, {found['fp8_cosine_worst']:.4f} at the worst"
+            )
+
+    @torch.inference_mode()
+    def _encode(self, pixels_BCHW: Tensor) -> Tensor:
+        """`embed`, in as many pieces as memory asks for."""
+        while True:
+            at_once = self._at_once
+            try:
+                if at_once >= len(pixels_BCHW):
+                    whole = len(pixels_BCHW) == self._batch_size
+                    return self._whole(pixels_BCHW) if whole else self.embed(pixels_BCHW)
+                pieces = torch.split(pixels_BCHW, at_once)
+                return torch.cat([self.embed(piece) for piece in pieces])
+            except torch.OutOfMemoryError:
+                if at_once == 1:
+                    raise
+            self._whole = self.embed
+            self._at_once = at_once // 2
+            torch.cuda.empty_cache()
+            self._say(
+                f"the GPU ran out of memory: batches are encoded {self._at_once} images at a time from here on, which "
+                "may move scores in the last digit; use a smaller --batch-size"
+            )
+
+    @torch.inference_mode()
+    def embed(self, pixels_BCHW: Tensor) -> Tensor:
+        """uint8 RGB pixels -> `image_BD`, float32, unit length."""
+        return self._embed(pixels_BCHW)
+
+    def _embed(self, pixels_BCHW: Tensor) -> Tensor:
+        image_BD: Tensor = self._module.encode_image(self._normal(pixels_BCHW, self._dtype))
+        return functional.normalize(image_BD.float(), dim=-1)

@@ -1,0 +1,129 @@
+"""Scored batches -> one Parquet part a shard, published whole. Every row of the shard is in it, in order.
+
+A part is written row group by row group into a file without a name yet, so that a shard is never whole in memory.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.rundir.part_file import ROW_GROUP_BYTES, PartFile
+from clipbatch.rundir.row_group import RowGroup
+from clipbatch.rundir.schema import layout_of
+from clipbatch.storage.paths import parquet_source
+from clipbatch.types import PartDone, ScoredBatch
+
+_LEAST_ROWS = 1024
+"""Of a row group, however many labels there are."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """What became of a batch."""
+
+    rows: int
+    bad: int
+    part: PartDone | None
+    """Set with the last batch of a shard."""
+
+
+class Write:
+    """Called with a `ScoredBatch`, by one thread, in order."""
+
+    def __init__(self, run: RunDir, plan: Plan, *, fingerprint: str, score: str, embedding: int) -> None:
+        """score: how scores are made, as the footer says it. embedding: its length."""
+        self._run, self._plan = run, plan
+        labels, settings = plan.labels, plan.run_settings()
+        output = settings.output
+        row_bytes = len(labels.names) * 4 + (embedding * 2 if output.embeddings else 0)
+        batches = min(plan.shard_size, max(_LEAST_ROWS, ROW_GROUP_BYTES // row_bytes)) // plan.batch_size
+        self._rows = RowGroup(labels, output, capacity=max(1, batches) * plan.batch_size, embedding=embedding)
+        self._compression = output.compression
+        self._footer = {
+            "clipbatch.fingerprint": fingerprint,
+            "clipbatch.shards": str(plan.shards),
+            "clipbatch.model": settings.model.model,
+            "clipbatch.pretrained": settings.model.pretrained or "",
+            "clipbatch.score": score,
+            "clipbatch.layout": layout_of(output),
+            "clipbatch.labels": _json(labels.by_group([group.names for group in labels.groups])),
+            "clipbatch.threshold": _json(labels.by_group([group.threshold for group in labels.groups])),
+        }
+        if output.layout == "wide":
+            columns = [
+                dict(zip(group.names, names.scores, strict=True))
+                for group, names in zip(labels.groups, self._rows.groups, strict=True)
+            ]
+            self._footer["clipbatch.columns"] = _json(labels.by_group(columns))
+        self._part: PartFile | None = None
+        self._counts: Counter[str] = Counter()
+        self._again: list[pa.Table] = []
+
+    def __call__(self, batch: ScoredBatch) -> Written:
+        """Raises: InputError where the part cannot be written; nothing of it stays."""
+        try:
+            return self._add(batch)
+        except BaseException:
+            if self._part is not None:
+                self._part.__exit__(*sys.exc_info())
+            raise
+
+    def _add(self, batch: ScoredBatch) -> Written:
+        source = batch.source
+        rows, bad = self._rows.add(batch)
+        if source.last or self._rows.filled + self._plan.batch_size > self._rows.capacity:
+            table = self._rows.take()
+            if source.whole:
+                self._write(source.shard, table)
+            else:
+                self._again.append(table.take(np.arange(table.num_rows)))  # a copy: the next rows take its place
+        part = None
+        if source.last:
+            for table in self._merged(source.shard):
+                self._write(source.shard, table)
+            part = self._publish(source.shard)
+        return Written(rows=rows, bad=bad, part=part)
+
+    def _write(self, shard: int, table: pa.Table) -> None:
+        if self._part is None:
+            path = self._run.part(shard, self._plan.shards)
+            footer = self._footer | {"clipbatch.shard": str(shard)}
+            self._part = PartFile(path, table.schema.with_metadata(footer), self._compression)
+        self._part.write(table)
+        counted = table["status"].value_counts().to_pylist()
+        self._counts.update({entry["values"]: entry["counts"] for entry in counted})
+
+    def _merged(self, shard: int) -> Iterator[pa.Table]:
+        """The row groups of a part that is there, with the rows that were done again in their places."""
+        if not self._again:
+            return
+        again, self._again = pa.concat_tables(self._again), []
+        row_ids = again["row_id"].to_numpy()
+        with pq.ParquetFile(parquet_source(self._run.part(shard, self._plan.shards))) as file:
+            for number in range(file.num_row_groups):
+                old = file.read_row_group(number).cast(again.schema)
+                old_ids = old["row_id"].to_numpy()
+                kept = old.filter(pa.array(~np.isin(old_ids, row_ids)))
+                new = again.filter(pa.array(np.isin(row_ids, old_ids)))
+                yield pa.concat_tables([kept, new]).sort_by("row_id").unify_dictionaries().combine_chunks()
+
+    def _publish(self, shard: int) -> PartDone:
+        assert self._part is not None
+        part, self._part = self._part, None
+        counts, self._counts = dict(self._counts), Counter()
+        with part:
+            part.close({"clipbatch.counts": json.dumps(counts, sort_keys=True)})
+        return PartDone(shard=shard, rows=sum(counts.values()), counts=counts)
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)

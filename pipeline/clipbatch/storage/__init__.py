@@ -1,0 +1,1 @@
+"""Files, stores and http, and writing that is whole or not at all."""

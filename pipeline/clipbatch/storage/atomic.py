@@ -1,0 +1,153 @@
+"""Files that appear whole or not at all: temp file beside the target, fsync, rename, fsync of the folder.
+
+Knows nothing of what is in them. A process killed in between leaves only a temp file, whose name says which host
+and process wrote it, so that a later run can tell a dead writer's from a live one's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from clipbatch.errors import BusyError, InputError
+from clipbatch.storage.paths import Place, StorePath
+
+_TEMP = re.compile(r"\..+\.(?P<host>[^.]*)-(?P<pid>\d+)\.tmp")
+_HOST = re.sub(r"[^A-Za-z0-9_-]", "_", socket.gethostname())
+
+
+@contextlib.contextmanager
+def publish(target: Place) -> Iterator[BinaryIO]:
+    """Open a temp file to write; when the block ends well it becomes `target` in one step, else it is removed.
+
+    In a store, what was written is kept in memory, and put as one object at the end.
+    Raises: InputError where the disk is full or the folder cannot be written, naming the folder and the remedy.
+    """
+    if isinstance(target, StorePath):
+        buffer = io.BytesIO()
+        yield buffer
+        target.write_bytes(buffer.getbuffer())
+        return
+    temp = temp_name(target)
+    try:
+        with open(temp, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temp, target)
+        sync_folder(target.parent)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temp.unlink()
+        if isinstance(error, OSError):
+            raise writing_failed(target, error) from error
+        raise
+
+
+def temp_name(target: Path) -> Path:
+    """Where this process writes what is to become `target`."""
+    return target.with_name(f".{target.name}.{_HOST}-{os.getpid()}.tmp")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside `folder` survive a power cut. Until it returns, a cut may bring the old name back: the
+    new file is then simply not there, its shard counts as open, and doing it again writes the same bytes."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    except OSError as error:  # some network file systems cannot sync a folder, and rename durably without it
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(fd)
+
+
+def as_json(value: Any) -> bytes:
+    """`value` as indented JSON with sorted keys."""
+    return json.dumps(value, indent=2, sort_keys=True).encode() + b"\n"
+
+
+def write_json(target: Place, value: Any) -> None:
+    """Publish `value` as indented JSON with sorted keys."""
+    with publish(target) as file:
+        file.write(as_json(value))
+
+
+def remove_leftovers(folder: Place) -> None:
+    """Remove temp files and folders in `folder` whose writer was a process of this host that is gone."""
+    if isinstance(folder, StorePath):
+        return
+    with contextlib.suppress(FileNotFoundError):
+        for entry in os.scandir(folder):
+            match = _TEMP.fullmatch(entry.name)
+            if match and match["host"] == _HOST and not _alive(int(match["pid"])):
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path, ignore_errors=True)
+                else:
+                    with contextlib.suppress(OSError):
+                        os.unlink(entry.path)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+@contextlib.contextmanager
+def locked(folder: Path, busy: str) -> Iterator[None]:
+    """Keep other processes out of `folder`, which is made; the lock goes with the process, however that ends.
+
+    Raises: BusyError with the message `busy` where another process is in it; InputError where it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise writing_failed(folder, error) from error
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BusyError(busy) from error
+        yield
+    finally:
+        os.close(file)
+
+
+def writing_failed(target: Place, error: OSError) -> InputError:
+    """The refusal for an output that cannot be written."""
+    remedy = {
+        errno.ENOSPC: "free some space there, then run the same command again",
+        errno.EDQUOT: "the quota is used up: free some space, then run the same command again",
+        errno.EFBIG: "raise the file-size limit (ulimit -f) or choose a smaller --shard-size",
+        errno.EACCES: "make it writable for this user, or choose another --out",
+        errno.EROFS: "it is mounted read-only: choose another --out",
+        errno.ENOENT: "the folder has gone: put it back, or choose another --out",
+        errno.EEXIST: "a file is in the way: choose another --out",
+        errno.ENOTDIR: "a file is in the way: choose another --out",
+    }.get(error.errno or 0, "check the disk, then run the same command again")
+    return InputError(f"cannot write {target}: {error.strerror or error}; {remedy}")
+
+
+def file_sha256(path: Place) -> str:
+    with path.open_input() if isinstance(path, StorePath) else open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,82 @@
+"""What files that are read by ranges share: where in them their reader is.
+
+Memory to read into.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import io
+import os
+import stat
+import weakref
+from typing import Protocol
+
+
+class Seekable(io.RawIOBase):
+    """A file of known size, for one thread at a time. `read` is left to those who inherit."""
+
+    size: int
+    at: int = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self.at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.at, io.SEEK_END: self.size}[whence]
+        return self.at
+
+
+_new = ctypes.pythonapi.PyByteArray_FromStringAndSize
+_new.restype, _new.argtypes = ctypes.py_object, (ctypes.c_char_p, ctypes.c_ssize_t)
+
+
+def unwritten(length: int) -> bytearray:
+    """`length` bytes that may be anything, for whoever fills them all or cuts off the rest.
+
+    `bytearray(length)` writes zeros, and so touches every page for the first time, while it holds Python's lock: half
+    of the time for which reading a photograph would hold it.
+    """
+    made: bytearray = _new(None, length)
+    return made
+
+
+class Container(Protocol):
+    """A file of known size, on a disk or elsewhere, read by many threads at a time."""
+
+    size: int
+    """Bytes, when it was opened."""
+
+    def read_at(self, start: int, length: int) -> bytearray:
+        """Bytes [start, start + length), fewer where the container ends before. Raises: OSError."""
+
+
+class LocalFile:
+    """A container on a local or mounted file system. Closed when the last thread that uses it has let go of it."""
+
+    def __init__(self, path: str) -> None:
+        """Raises: OSError as it comes; ValueError for a NUL in the name."""
+        if not stat.S_ISREG(os.stat(path).st_mode):  # before opening: opening a pipe waits for its writer
+            raise OSError(errno.EINVAL, "not a file", path)
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._fd)
+        self.size = os.fstat(self._fd).st_size
+
+    def read_at(self, start: int, length: int) -> bytearray:
+        data = unwritten(max(0, min(length, self.size - start)))
+        got = os.preadv(self._fd, [data], start) if data else 0
+        while got < len(data):
+            rest = bytearray(len(data) - got)
+            count = os.preadv(self._fd, [rest], start + got)
+            if count == 0:  # it shrank since it was opened
+                del data[got:]
+            data[got : got + count] = rest[:count]
+            got += count
+        return data

@@ -1,0 +1,120 @@
+"""Where a run directory is: a local folder, or a prefix in an object store that is used like one.
+
+`StorePath` has the few methods of `pathlib.Path` that a run directory needs. An object appears whole, by one request,
+so nothing is renamed; a folder is there as soon as something is in it. Errors of a store end the run as InputError,
+but for FileNotFoundError, which says what it says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import posixpath
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Union
+
+from clipbatch.errors import InputError
+from clipbatch.storage.stores import open_store
+from clipbatch.storage.uris import is_url
+
+
+@dataclass(frozen=True, slots=True)
+class StorePath:
+    """A url in an object store, such as s3://bucket/scores."""
+
+    url: str
+
+    def __str__(self) -> str:
+        return self.url
+
+    def __truediv__(self, name: str) -> StorePath:
+        return StorePath(posixpath.join(self.url, name))
+
+    @property
+    def name(self) -> str:
+        return posixpath.basename(self.url)
+
+    def exists(self) -> bool:
+        return self._type() != "NotFound"
+
+    def is_file(self) -> bool:
+        return self._type() == "File"
+
+    def read_bytes(self) -> bytes:
+        """Raises: FileNotFoundError."""
+        with self.open_input() as file:
+            data: bytes = file.read()
+        return data
+
+    def read_text(self, encoding: str = "utf-8") -> str:
+        return self.read_bytes().decode(encoding)
+
+    def write_bytes(self, data: Any) -> None:
+        """Put the object, whole or not at all."""
+        with _named(self.url):
+            store, path = open_store(self.url)
+            with store.open_output_stream(path) as stream:
+                stream.write(data)
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        with _named(self.url), contextlib.suppress(FileNotFoundError) if missing_ok else contextlib.nullcontext():
+            store, path = open_store(self.url)
+            store.delete_file(path)
+
+    def open_input(self) -> Any:
+        """For reading at random (pyarrow.NativeFile). Raises: FileNotFoundError."""
+        with _named(self.url):
+            store, path = open_store(self.url)
+            return store.open_input_file(path)
+
+    def entries(self) -> list[Any]:
+        """What is in the folder (pyarrow.fs.FileInfo); nothing where it is not there."""
+        from pyarrow.fs import FileSelector
+
+        with _named(self.url):
+            store, path = open_store(self.url)
+            return list(store.get_file_info(FileSelector(path, allow_not_found=True)))
+
+    def _type(self) -> str:
+        with _named(self.url):
+            store, path = open_store(self.url)
+            return str(store.get_file_info(path).type.name)
+
+
+Place = Union[Path, StorePath]
+
+
+def place(text: str | os.PathLike[str] | StorePath) -> Place:
+    """The place that `text` names: a url, or a path."""
+    if isinstance(text, StorePath):
+        return text
+    return StorePath(text.rstrip("/")) if isinstance(text, str) and is_url(text) else Path(text)
+
+
+def names(folder: Place) -> set[str]:
+    """What is in `folder`; nothing where it is not there."""
+    if isinstance(folder, StorePath):
+        return {entry.base_name for entry in folder.entries()}
+    with contextlib.suppress(FileNotFoundError):
+        return set(os.listdir(folder))
+    return set()
+
+
+def parquet_source(file: Place) -> Any:
+    """What pyarrow.parquet takes to read `file`."""
+    return file.open_input() if isinstance(file, StorePath) else file
+
+
+@contextlib.contextmanager
+def _named(url: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        what = str(error).partition("\n")[0]
+        raise InputError(
+            f"cannot use {url}: {what}; check the bucket's name, the credentials and the network"
+        ) from error

@@ -1,0 +1,99 @@
+"""A file that is far away, read from front to back by whoever takes it for a file near by.
+
+Its next blocks are on their way while one is used, as many as hide the wait of a request; a jump fetches one block
+alone. Knows nothing of what is in the file.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from clipbatch.storage import stores
+from clipbatch.storage.files import Container, LocalFile, Seekable
+from clipbatch.storage.stores import Ranges
+from clipbatch.storage.uris import is_url
+
+BLOCK_BYTES = 4 * 2**20
+AHEAD = 8
+"""Blocks: of 50 ms a request they hide all but what 640 MB/s would show."""
+_KEPT = 4
+"""Used blocks, since the columns of a struct are read by turns."""
+
+
+class ReadAhead(Seekable):
+    """For one thread at a time. At most `AHEAD` + `_KEPT` + 1 blocks are in memory."""
+
+    def __init__(self, url: str) -> None:
+        """Raises: as `stores.Ranges`."""
+        self._ranges = Ranges(url)
+        self.size = self._ranges.size
+        self.lost: OSError | None = None
+        """What `read` has raised: readers of formats hand on a text that says less."""
+        self._pool = ThreadPoolExecutor(AHEAD, thread_name_prefix="ahead")
+        self._blocks: dict[int, Future[bytearray]] = {}
+        """By number; those used last, and those that are used next, come last."""
+        self._used: set[int] = set()
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._blocks.clear()
+        super().close()
+
+    def read(self, size: int = -1) -> bytes:
+        """As many bytes as there are, up to `size`. Raises: OSError."""
+        end = self.size if size is None or size < 0 else min(self.at + size, self.size)
+        pieces = []
+        while self.at < end:
+            number, first = divmod(self.at, BLOCK_BYTES)
+            pieces.append(memoryview(self._block(number))[first : first + end - self.at])
+            self.at += len(pieces[-1])
+        return b"".join(pieces)
+
+    def _block(self, number: int) -> bytearray:
+        ahead = AHEAD if number - 1 in self._used else 0
+        wanted = range(number, min(number + 1 + ahead, -(-self.size // BLOCK_BYTES)))
+        for n in wanted:
+            self._blocks[n] = self._blocks.pop(n) if n in self._blocks else self._pool.submit(self._fetch, n)
+        for n in list(self._blocks)[: -(AHEAD + _KEPT + 1)]:
+            self._blocks.pop(n).cancel()
+            self._used.discard(n)
+        self._used.add(number)
+        try:
+            return self._blocks[number].result()
+        except Exception as error:  # what fsspec's file systems raise is of any kind
+            del self._blocks[number]
+            self.lost = error if isinstance(error, OSError) else OSError(f"{type(error).__name__}: {error}")
+            raise self.lost from error
+
+    def _fetch(self, number: int) -> bytearray:
+        start = number * BLOCK_BYTES
+        length = min(BLOCK_BYTES, self.size - start)
+        data = self._ranges.read_at(start, length)
+        if len(data) < length:
+            raise OSError(f"it has shrunk while it was read: {len(data)} of {length} bytes at {start}")
+        return data
+
+
+_PIECE_BYTES = 4 * 2**20
+
+
+class InPieces:
+    """A container that is read from front to back, and is far away: small reads are served from larger ones."""
+
+    def __init__(self, container: Container) -> None:
+        self._container, self.size = container, container.size
+        self._start, self._piece = 0, bytearray()
+
+    def read_at(self, start: int, length: int) -> bytearray:
+        at = start - self._start
+        if at < 0 or at + length > len(self._piece):
+            at, self._start, self._piece = 0, start, self._container.read_at(start, max(length, _PIECE_BYTES))
+        return self._piece[at : at + length]
+
+
+def open_container(path: str) -> Container:
+    """The container at `path`, a path or url.
+
+    Raises: OSError where it cannot be had; ValueError for a NUL in the name; InputError for a url of no known store.
+    """
+    return stores.Ranges(path) if is_url(path) else LocalFile(path)

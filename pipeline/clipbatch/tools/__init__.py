@@ -1,0 +1,1 @@
+"""Around a run: report page, doctor, tune, parity, init, demo, fetch."""

@@ -1,0 +1,149 @@
+"""The looks of `clipbatch doctor`, one after the other, and what each one's answer means for a run. Imports no library
+that decodes or encodes: what these say is asked in processes that may die (`doctor.probes`).
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from clipbatch import __version__
+from clipbatch.config import hardware, models
+from clipbatch.tools.doctor import machine
+from clipbatch.tools.doctor.machine import Finding
+from clipbatch.workers.child import safe_environment
+
+PROBE_S = 120.0
+"""Within which a look at a library has answered; importing torch from a cold network disk takes long."""
+_WITH_ENGINES = [[8, 0], [9, 0], [10, 0], [10, 3]]
+"""Compute capabilities of GPUs that have JPEG engines, by their data sheets: A100 and A30, H100 and H200, B200, B300;
+of 8.9 the L4 and L40 have them."""
+_CONTAINER = "in a container, start it with NVIDIA_DRIVER_CAPABILITIES=compute,utility,video (or all)"
+
+
+def examine(place: str, model: str, pretrained: str | None) -> Iterator[Finding]:
+    """Look at everything that a run over `place` with `model` would need; findings come as they are made.
+
+    place: what the disk's rate is measured on. Raises: InputError for a model that there is not.
+    """
+    model = models.canonical(model)
+    pretrained = pretrained or models.default_weights(model)
+    yield machine.driver()
+    torch = _ask("torch_sees")
+    yield from _torch(torch)
+    gpus = torch.get("gpus", [])
+    yield _dali(_ask("dali_decodes", "cuda" if gpus else "cpu"), torch.get("driver_cuda"))
+    yield (
+        _engines(_ask("engines_decode"), gpus[0])
+        if gpus
+        else Finding(name="JPEG engines", level="ok", text="none to be asked without a GPU; the CPU decodes")
+    )
+    yield _precision(gpus)
+    yield machine.cores()
+    yield machine.compiler()
+    yield machine.shared_memory()
+    yield machine.disk(place)
+    yield _weights(_ask("weights_are", model, pretrained or ""), model, pretrained)
+
+
+def _ask(probe: str, *arguments: str) -> dict[str, Any]:
+    """The answer of a probe; {"error": ...} also where its process died or did not end."""
+    command = [sys.executable, "-m", "clipbatch.tools.doctor.probe_main", probe, *arguments]
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=PROBE_S, env=safe_environment()
+        )
+    except subprocess.TimeoutExpired:
+        return {"error": f"no answer within {PROBE_S:.0f} s"}
+    if done.returncode < 0:
+        return {"error": f"the process was ended by {signal.Signals(-done.returncode).name}"}
+    try:
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+    except ValueError:
+        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        return {"error": f"the process ended with code {done.returncode}: {''.join(last)}"}
+
+
+def _torch(found: dict[str, Any]) -> Iterator[Finding]:
+    """torch itself, and whether it and the driver speak the same CUDA."""
+    if "error" in found:
+        yield Finding(
+            name="torch",
+            level="failure",
+            text=found["error"],
+            remedy="install clipbatch's pinned versions anew: pip install -c constraints.txt .",
+        )
+        return
+    text = f"clipbatch {__version__}, torch {found['version']}, built for CUDA {found['cuda'] or '(none)'}"
+    driver = found["driver_cuda"]
+    if driver:
+        text += f", driver speaks {driver // 1000}.{driver % 1000 // 10}"
+    wrong = None
+    if hardware.has_gpu() and found["cuda"] is None:
+        wrong = "install the torch that is built for CUDA (pip install torch, not the +cpu wheel)"
+    elif hardware.has_gpu() and driver and driver // 1000 < int(found["cuda"].partition(".")[0]):
+        wrong = f"install a driver that speaks CUDA {found['cuda']}, or a torch built for CUDA {driver // 1000}"
+    elif hardware.has_gpu() and not found["gpus"]:
+        wrong = f"torch finds no GPU ({found.get('reason', 'no reason given')}): check nvidia-smi and reload the driver"
+    yield Finding(name="torch", level="failure" if wrong else "ok", text=text, remedy=wrong or "")
+    for number, gpu in enumerate(found["gpus"]):
+        capability = ".".join(map(str, gpu["capability"]))
+        text = f"{gpu['name']}, {gpu['memory_gib']} GiB, compute capability {capability}"
+        yield Finding(name=f"GPU {number}", level="ok", text=text)
+
+
+def _dali(found: dict[str, Any], driver_cuda: int | None) -> Finding:
+    if "error" in found:
+        fits = "" if driver_cuda is None else f" (nvidia-dali-cuda{driver_cuda // 1000}0 is built for this driver)"
+        return Finding(
+            name="DALI",
+            level="failure" if driver_cuda else "warning",  # without a GPU, torchvision decodes
+            text=f"does not decode a sound JPEG: {found['error']}",
+            remedy=f"install it anew{fits}, or run with --decoder torchvision",
+        )
+    cuda = f"{found['cuda'] // 1000}.{found['cuda'] % 1000 // 10}"
+    text = f"{found['version']} with nvImageCodec {found['nvimgcodec']}, built for CUDA {cuda}, decodes"
+    return Finding(name="DALI", level="ok", text=text)
+
+
+def _engines(found: dict[str, Any], gpu: dict[str, Any]) -> Finding:
+    if found.get("answer"):
+        return Finding(name="JPEG engines", level="ok", text="decode")
+    if gpu["capability"] not in _WITH_ENGINES and not gpu["name"].startswith("NVIDIA L4"):
+        return Finding(name="JPEG engines", level="ok", text=f"none known of {gpu['name']}; its CUDA cores decode")
+    return Finding(
+        name="JPEG engines",
+        level="warning",
+        text=f"do not answer ({found.get('error', 'nothing was decoded')}); CUDA cores decode, slower",
+        remedy=f"{_CONTAINER}; on a GPU that is split (MIG), take an instance with a JPEG engine",
+    )
+
+
+def _precision(gpus: list[dict[str, Any]]) -> Finding:
+    if gpus:
+        kinds = ["fp16", "bf16", *(["fp8"] if all(gpu["fp8"] for gpu in gpus) else [])]
+        return Finding(name="precision", level="ok", text=f"GPU: {', '.join(kinds)}; auto takes fp16")
+    if hardware.has_fast_bf16():
+        return Finding(name="precision", level="ok", text="CPU: bf16 in hardware; auto takes bf16")
+    return Finding(name="precision", level="ok", text="CPU: no bf16 in hardware; auto takes fp32")
+
+
+def _weights(found: dict[str, Any], model: str, pretrained: str | None) -> Finding:
+    what = f"{model} {pretrained or ''}".strip()
+    if "error" in found:
+        return Finding(name="weights", level="failure", text=found["error"], remedy="check --model and --pretrained")
+    said = {"file": "in a file here", "cached": "cached here", "reachable": "not here; fetched by the first run"}
+    if found["where"] in said:
+        return Finding(name="weights", level="ok", text=f"{what}: {said[found['where']]}")
+    return Finding(
+        name="weights",
+        level="failure",
+        text=f"{what}: neither cached here nor reachable",
+        remedy="copy the Hugging Face cache from a machine that has them, or give --pretrained FILE; "
+        f"--model {models.DEMO} needs no download",
+    )

@@ -1,0 +1,55 @@
+"""`report.html`: a run to look at, in one file. Reads the run directory; writes nothing but the page."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from clipbatch.errors import InputError
+from clipbatch.rundir.layout import RunDir
+from clipbatch.storage.atomic import publish
+from clipbatch.storage.paths import Place, place
+from clipbatch.tools.htmlreport import gather, page, thumbnails
+from clipbatch.tools.htmlreport.page import sheets
+
+
+def write(path: str | os.PathLike[str], *, out: str | None = None, examples: int = 6) -> Place:
+    """Report on the run in `path` as far as it is; returns where the page is.
+
+    out: the file to write or a url in a store, default `report.html` in the run directory. examples: confident ones
+    for each label, and as many doubtful ones.
+    Raises: InputError where there is no run, no finished part, a damaged one, or `out` cannot be written.
+    """
+    run = RunDir(path)
+    plan = run.plan()
+    target = place(out) if out else run.path / "report.html"
+    if isinstance(target, Path) and target.is_dir():
+        raise InputError(f"--out {target} is a folder: name a file in it, such as {target / 'report.html'}")
+    found = gather.gather(run, plan, examples=examples)
+    made = sheets(list(found.sets.values()))
+    rows = [example.row_id for sheet in made for label in sheet.labels for _, example in label.examples]
+    facts = page.Facts(
+        run=run,
+        plan=plan,
+        report=_report_json(run),
+        found=found,
+        sheets=made,
+        thumbnails=thumbnails.make(run, rows),
+        now=time.time(),
+    )
+    content = page.render(facts)
+    with publish(target) as file:
+        file.write(content)
+    return target
+
+
+def _report_json(run: RunDir) -> dict[str, Any]:
+    """What the last invocation wrote; nothing where it never came to its end."""
+    try:
+        found = json.loads(run.frozen("report.json") or b"{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

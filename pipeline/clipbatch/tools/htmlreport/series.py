@@ -1,0 +1,162 @@
+"""Throughput over time, from when each part was published: no state of its own, and true across invocations.
+
+A part stands for rows that were done between the publication before it and its own. The first part of each stretch
+of work has no such beginning, so it counts for no rate. A long silence between two parts is a pause, not slow work.
+
+Scores or margins counted in fine steps, from which coarse bars and quantiles are drawn. Memory does not grow.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+_PAUSE_S = 60.0
+_PAUSE_FACTOR = 10.0
+"""A pause is longer than this many times the usual time between two parts."""
+_STEPS = 48
+_WIDTHS_S = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800, 86400)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """A stretch of work at one mean rate."""
+
+    start: float
+    """Unix time, seconds."""
+    worked_s: float
+    """Where it starts on a clock that stands still in pauses."""
+    seconds: float
+    images_per_s: float
+    pause_s: float
+    """The pause right before it; 0 for none."""
+
+
+def steps(published: Sequence[tuple[float, int]]) -> list[Step]:
+    """About 48 steps of equal length; none where fewer than three parts tell.
+
+    published: for each part, when (unix time) and how many rows, in any order.
+    """
+    parts = sorted(published)
+    between = [later - earlier for (earlier, _), (later, _) in itertools.pairwise(parts)]
+    if len(parts) < 3 or not sum(between):
+        return []
+    usual = statistics.median(gap for gap in between if gap > 0)
+    pause = max(_PAUSE_S, _PAUSE_FACTOR * usual)
+    worked = sum(gap for gap in between if gap <= pause)
+    if not worked:
+        return []
+    width = next((w for w in _WIDTHS_S if w >= max(worked / _STEPS, usual)), worked)
+    found: list[Step] = []
+    clock = 0.0
+    for stretch, pause_s in _stretches(parts, between, pause):
+        made = _of_stretch(stretch, width, clock, pause_s if found else 0.0)
+        found += made
+        clock += stretch[-1][0] - stretch[0][0] if made else 0.0
+    return found
+
+
+def _stretches(
+    parts: list[tuple[float, int]], between: list[float], pause: float
+) -> list[tuple[list[tuple[float, int]], float]]:
+    """Parts between two pauses, with the length of the pause before them, seconds."""
+    found = [([parts[0]], 0.0)]
+    for part, gap in zip(parts[1:], between, strict=True):
+        if gap > pause:
+            found.append(([part], gap))
+        else:
+            found[-1][0].append(part)
+    return found
+
+
+def _of_stretch(stretch: list[tuple[float, int]], width: float, clock: float, pause_s: float) -> list[Step]:
+    begin, end = stretch[0][0], stretch[-1][0]
+    if end <= begin:
+        return []
+    times = np.array([at - begin for at, _ in stretch])
+    done = np.cumsum([0, *(rows for _, rows in stretch[1:])])
+    count = max(1, round((end - begin) / width))
+    edges = np.linspace(0, end - begin, count + 1)
+    at_edges = np.interp(edges, times, done)
+    return [
+        Step(
+            start=begin + float(a),
+            worked_s=clock + float(a),
+            seconds=float(b - a),
+            images_per_s=float((n - m) / (b - a)),
+            pause_s=0.0 if number else pause_s,
+        )
+        for number, (a, b, m, n) in enumerate(zip(edges, edges[1:], at_edges, at_edges[1:], strict=False))
+    ]
+
+
+STEP = 1e-4
+"""Width of a fine bin: what quantiles are exact to."""
+_LOW, _HIGH = -1.0, 2.0
+"""Scores lie in -1..1 (cosine) or 0..1, margins in 0..2; both ends are kept, whatever lies beyond is put there."""
+_BARS = 40
+_NICE = (1, 2, 2.5, 5)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bar:
+    """Values from `low` up to, but not including, `high`."""
+
+    low: float
+    high: float
+    count: int
+
+
+class Histogram:
+    """Counts of values; add to it batch by batch."""
+
+    def __init__(self) -> None:
+        self._counts = np.zeros(round((_HIGH - _LOW) / STEP) + 1, np.int64)
+        self.not_a_number = 0
+
+    def add(self, values: NDArray[np.float32]) -> None:
+        valid = values[~np.isnan(values)].astype(np.float64)
+        self.not_a_number += len(values) - len(valid)
+        # a float32 such as 0.3 lies a little off: without the nudge it falls into the step below
+        steps = np.floor((valid - _LOW) / STEP + 1e-3).clip(0, len(self._counts) - 1).astype(np.int64)
+        self._counts += np.bincount(steps, minlength=len(self._counts))
+
+    @property
+    def total(self) -> int:
+        return int(self._counts.sum())
+
+    def quantile(self, share: float) -> float:
+        """The value that `share` (0 to 1) of all values do not exceed, to within a step."""
+        at = np.searchsorted(self._counts.cumsum(), max(1, np.ceil(share * self.total)))
+        return round(_LOW + int(at) * STEP, 4)
+
+    def bars(self) -> list[Bar]:
+        """About 40 bars over the values that there are; over all of 0 to 1 where they spread over most of it."""
+        if not self.total:
+            return []
+        found = np.flatnonzero(self._counts)
+        low, high = _LOW + found[0] * STEP, _LOW + (found[-1] + 1) * STEP
+        if low >= -STEP / 2 and high <= 1 + 1.5 * STEP and high - low > 0.25:
+            low, high = 0.0, 1.0
+        width = _nice((high - low) / _BARS)
+        steps = round(width / STEP)
+        first, last = np.floor(low / width + 1e-9), np.ceil(high / width - 1e-9)
+        edges = [round(number * width, 4) for number in range(int(first), int(max(last, first + 1)) + 1)]
+        counts = [self._between(edge, steps) for edge in edges[:-1]]
+        counts[-1] += self._between(edges[-1], 1) if edges[-1] == 1.0 else 0  # the last bar takes 1.0 itself
+        return [Bar(low=a, high=b, count=n) for a, b, n in zip(edges, edges[1:], counts, strict=False)]
+
+    def _between(self, low: float, steps: int) -> int:
+        at = round((low - _LOW) / STEP)
+        return int(self._counts[max(at, 0) : max(at + steps, 0)].sum())
+
+
+def _nice(width: float) -> float:
+    """The next 1, 2, 2.5 or 5 times a power of ten from `width` up, at least a step."""
+    power = 10.0 ** np.floor(np.log10(max(width, STEP)))
+    return float(next((n * power for n in _NICE if n * power >= width * 0.999), 10 * power))

@@ -1,0 +1,117 @@
+"""A process that may die: `python -m clipbatch.tools.htmlreport.thumbnails_main RUN_DIR`, started by `thumbnails`.
+
+Says that it is ready, takes row_ids on standard input, one a line, and answers each with one line: a WebP picture in
+base64, or a minus sign and why there is none. Writes nothing. The only module of the report that opens images, which
+anybody may have made.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import sys
+
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.rundir.manifest import Manifest
+from clipbatch.stages.memory import limit_memory
+from clipbatch.stages.pillow import FORMATS, MOST_SCANS, rgb, scans, valid_orientation
+from clipbatch.stages.read import Fetch
+from clipbatch.types import Reject
+
+SIDE = 160
+"""Pixels of a thumbnail's longer side."""
+MOST_BYTES = 9_000
+"""Of a thumbnail. A photograph takes 3,000 to 6,000."""
+MOST_PIXELS = 50_000_000
+"""To hold in memory for a thumbnail; of a JPEG an eighth of each side is decoded where that is enough."""
+_MEMORY_MIB = 4096
+"""Of address space: Arrow alone reserves more than one GiB."""
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes an image of each EXIF orientation upright (Exif 2.3, 4.6.4)."""
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)
+    run = RunDir(sys.argv[1])
+    rows = Rows(run, run.plan())
+    limit_memory(_MEMORY_MIB)
+    answers.write(b"ready\n")
+    for line in sys.stdin:
+        try:
+            answer = base64.b64encode(rows.thumbnail(int(line)))
+        except UnidentifiedImageError:  # its text is an address in memory
+            answer = b"-not an image of a known kind"
+        except Exception as error:  # Pillow raises whatever its parsers stumble over
+            answer = f"-{str(error) or type(error).__name__}".splitlines()[0][:300].encode(errors="backslashreplace")
+        answers.write(answer + b"\n")
+    os._exit(0)
+
+
+class Rows:
+    """The images of a run, by row."""
+
+    def __init__(self, run: RunDir, plan: Plan) -> None:
+        settings = plan.run_settings()
+        self._plan, self._manifest, self._fetch = plan, Manifest(run, plan), Fetch(settings.read)
+        self._decode = settings.decode
+
+    def thumbnail(self, row_id: int) -> bytes:
+        """The picture of a row as a small WebP. Raises: anything, with the reason in words."""
+        image = shrunk(
+            self._bytes(row_id), upright=self._decode.orientation == "upright", max_pixels=self._decode.max_pixels
+        )
+        return encoded(image)
+
+    def _bytes(self, row_id: int) -> bytearray:
+        shard = row_id // self._plan.shard_size
+        row = self._manifest.rows(shard).slice(row_id - self._plan.shard_rows(shard).start, 1)
+        (item,) = self._manifest.items(row)
+        found = item.reject or self._fetch(item)
+        if isinstance(found, Reject):
+            raise ValueError(f"{found.status}: {found.error}")
+        return found.data
+
+
+def shrunk(data: bytearray, *, upright: bool, max_pixels: int) -> Image.Image:
+    """The whole image as RGB with a longer side of `SIDE` pixels at most, and nothing of its metadata."""
+    if scans(data) > MOST_SCANS:
+        raise ValueError("too many scans")
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        if image.width * image.height > max_pixels:
+            raise ValueError(f"{image.width} x {image.height} pixels, over the limit of {max_pixels}")
+        orientation = valid_orientation(image.getexif().get(ExifTags.Base.Orientation)) if upright else 1
+        image.draft(None, (2 * SIDE, 2 * SIDE))  # a JPEG decodes to an eighth much faster
+        if image.width * image.height > MOST_PIXELS:
+            raise ValueError(f"{image.width} x {image.height} pixels, more than a thumbnail is worth")
+        small = rgb(image)
+    small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    if orientation in _TURNS:
+        small = small.transpose(_TURNS[orientation])
+    small.info.clear()  # where and when a photograph was taken is nobody's business
+    return small
+
+
+def encoded(image: Image.Image) -> bytes:
+    """`image` as WebP of `MOST_BYTES` at most."""
+    for quality in (72, 50, 30, 15, 0):
+        out = io.BytesIO()
+        image.save(out, "WEBP", quality=quality, method=4)
+        if out.tell() <= MOST_BYTES:
+            return out.getvalue()
+    raise ValueError(f"it cannot be made as small as {MOST_BYTES} bytes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""The process that tries settings out: `python -m clipbatch.tools.tune.trials_main RUN_DIR DEVICE CORES`.
+
+Loads the planned run's model once, then takes lines {"settings": {...}, "seconds": s} and answers each with images/s
+from file names to embeddings: the run's own stages, without scoring and writing, which cost next to nothing. Goes on in
+the list of images where the last trial stopped, so that a disk is read and not the page cache, as long as there are
+images left that were not read before. May die of an image or of a setting: its parent starts another one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from itertools import cycle, islice
+from typing import Any
+
+import torch
+
+from clipbatch.errors import ClipbatchError, brief
+from clipbatch.rundir.layout import RunDir
+from clipbatch.rundir.manifest import Manifest
+from clipbatch.rundir.schema import LISTING
+from clipbatch.stages.decode import Decode
+from clipbatch.stages.decode.geometry import Target
+from clipbatch.stages.encode import Encode, check_device, load
+from clipbatch.stages.flow import Flow, Stage, bottleneck
+from clipbatch.stages.read import Read
+from clipbatch.types import ItemBatch
+
+_LEAST_BATCHES = 2
+"""Measured in each trial, however long they take."""
+
+
+class Trials:
+    """A loaded model, and the images to try settings on."""
+
+    def __init__(self, run: RunDir, device: str) -> None:
+        check_device(device)
+        self._plan, self._device = run.plan(), device
+        manifest = Manifest(run, self._plan)
+        self._rows = manifest.rows(0)
+        self._items = manifest.items(self._rows)
+        self._carried = self._rows.drop_columns(LISTING)
+        self._model = load(self._plan.run_settings().model)
+        self._target = Target(**{name: getattr(self._model, name) for name in Target.__slots__})
+        self._next = 0
+
+    def rate(self, changes: dict[str, Any], seconds: float) -> dict[str, Any]:
+        """Images/s with `changes` to the plan's settings, from the first batch on that is through."""
+        settings = self._plan.run_settings().replace(**{"shard_size": None, **changes})
+        assert settings.batch_size
+        decode = Decode(settings.decode, self._target, batch_size=settings.batch_size, device=self._device)
+        encode = Encode(
+            self._model, precision=settings.model.precision, device=self._device, batch_size=settings.batch_size
+        )
+        read = Read(settings.read, batches=4 * decode.threads)
+        begun = time.perf_counter()
+        flow = Flow(
+            self._batches(settings.batch_size),
+            [
+                Stage(name="read", work=read, threads=read.batches),
+                Stage(name="decode", work=decode, threads=decode.threads),
+                Stage(name="encode", work=encode, threads=encode.threads),
+            ],
+        )
+        results = iter(flow)
+        next(results)
+        first = time.perf_counter()
+        images, batches = 0, 0
+        while batches < _LEAST_BATCHES or time.perf_counter() - begun < seconds:
+            images += len(next(results).outcomes)
+            batches += 1
+        if self._device.startswith("cuda"):
+            torch.cuda.synchronize(self._device)
+        rate = images / (time.perf_counter() - first)
+        times = flow.times()
+        results.close()  # type: ignore[attr-defined]
+        return {"images_per_s": rate, "bottleneck": bottleneck(times)}
+
+    def _batches(self, size: int) -> Iterator[ItemBatch]:
+        """Full batches without an end; the list begins anew when it is through."""
+        while True:
+            at = self._next = self._next if self._next + size <= len(self._items) else 0
+            self._next += size
+            items = tuple(islice(cycle(self._items[at : at + size]), size))
+            yield ItemBatch(shard=0, start=at, items=items, rows=self._carried.slice(at, size), last=False)
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    path, device, cores = sys.argv[1:]
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
+
+    def answer(found: dict[str, Any]) -> None:
+        print(json.dumps(found), file=answers, flush=True)
+
+    try:
+        trials = Trials(RunDir(path), device)
+    except ClipbatchError as error:
+        answer({"exit_code": error.exit_code, "message": str(error)})
+        os._exit(error.exit_code)
+    answer({"loaded": True})
+    for line in sys.stdin:
+        asked = json.loads(line)
+        try:
+            answer(trials.rate(asked["settings"], asked["seconds"]))
+        except Exception as error:  # out of memory, or a setting that this decoder does not take
+            answer({"error": brief(error)})
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Worker processes: start, supervise, schedule, isolate, place on devices and nodes."""

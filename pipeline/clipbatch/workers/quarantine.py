@@ -1,0 +1,113 @@
+"""Find the rows that kill: each suspect is decoded alone in a process that may die, with limits on memory and time.
+
+That takes a while, so a `Search` has a thread of its own and the workers on other devices are heard meanwhile. Knows
+nothing of shards or of what is done with the answer. Nothing is blamed on company: a row that survives alone goes back
+among the others.
+"""
+
+from __future__ import annotations
+
+import json
+import select
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from typing import IO, Any, Union
+
+from clipbatch.errors import ClipbatchError
+from clipbatch.rundir.layout import RunDir
+from clipbatch.types import Reject
+from clipbatch.workers.child import ending, safe_environment
+
+MEMORY_MIB = 4096
+"""More than Pillow needs for the largest image that `max_pixels` lets through by default."""
+_START_S = 300.0
+"""Within which a probe must have loaded its libraries."""
+
+Found = Callable[[Union[dict[int, Reject], ClipbatchError, None]], None]
+"""Takes the rows that kill and what they did, or the reason why there was no search; None: it came to no end."""
+
+
+class Search:
+    """Looks for those of `rows` (row_ids) that end a process or do not come back within `decode_timeout`."""
+
+    def __init__(
+        self,
+        run: RunDir,
+        device: str,
+        rows: list[int],
+        runtime: dict[str, Any],
+        found: Found,
+    ) -> None:
+        """runtime: the settings of this invocation, `Settings.runtime`. found: called in the search's thread at its
+        end."""
+        self._timeout_s = runtime["read_timeout"] + runtime["decode_timeout"]
+        arguments = [str(run.path), device, json.dumps(runtime), str(MEMORY_MIB)]
+        self._command = [sys.executable, "-m", "clipbatch.workers.quarantine_main", *arguments]
+        self._rows, self._found = rows, found
+        self._process: subprocess.Popen[bytes] | None = None
+        self._killed = False
+        threading.Thread(target=self._look, name="search", daemon=True).start()
+
+    def kill(self) -> None:
+        """End the search, whose answer is of no use any more."""
+        self._killed = True
+        if self._process:
+            self._process.kill()
+
+    def _look(self) -> None:
+        killers: dict[int, Reject] = {}
+        left = self._rows
+        try:
+            while left and not self._killed:
+                alive, reject = self._probe(left)
+                left = left[alive:]
+                if reject is not None and left:
+                    killers[left[0]], left = reject, left[1:]
+        except ClipbatchError as error:
+            self._found(error)
+        else:
+            self._found(killers)
+
+    def _probe(self, rows: list[int]) -> tuple[int, Reject | None]:
+        """Put `rows` through one probe process: how many it lived through, and how the next one ended it."""
+        pipe = subprocess.PIPE
+        with (
+            tempfile.TemporaryFile() as log,
+            subprocess.Popen(
+                self._command, stdin=pipe, stdout=pipe, stderr=log, bufsize=0, env=safe_environment()
+            ) as process,
+        ):
+            assert process.stdin
+            assert process.stdout
+            self._process = process
+            try:
+                if not _answers(process.stdout, _START_S):
+                    process.kill()
+                    log.seek(0)
+                    raise ClipbatchError(
+                        f"the process that tries suspects cannot start:\n{log.read().decode()[-2000:]}"
+                    )
+                for number, row in enumerate(rows):
+                    try:
+                        process.stdin.write(f"{row}\n".encode())
+                        answer = _answers(process.stdout, self._timeout_s)
+                    except BrokenPipeError:
+                        answer = b""
+                    if answer is None:
+                        error = f"decoding it took longer than {self._timeout_s:g} s"
+                        return number, Reject(status="timeout", error=error)
+                    if not answer:
+                        error = f"decoding it ends a process {ending(process.wait())}"
+                        return number, Reject(status="crashed", error=error)
+                return len(rows), None
+            finally:
+                process.kill()
+
+
+def _answers(stdout: IO[bytes], timeout_s: float) -> bytes | None:
+    """The next line; empty where the process has ended, None where it does not come within `timeout_s`."""
+    ready, _, _ = select.select([stdout], [], [], timeout_s)
+    return stdout.readline() if ready else None

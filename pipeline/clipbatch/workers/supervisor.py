@@ -1,0 +1,300 @@
+"""The supervisor: hands out shards to the workers of an engine, restarts what died. Never touches an image.
+
+Who does what is `handout`'s affair, and where workers run the engine's. A worker that ends, or does not answer, is
+started again; the rows that it had between decode and done are tried alone (`quarantine`) while the others go on, and
+one that kills again becomes a row with status crashed. Any end of the supervisor ends its workers.
+"""
+
+from __future__ import annotations
+
+import collections
+import queue
+import signal
+import time
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Any
+
+from clipbatch.errors import ClipbatchError, TooManyBadError, from_message
+from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.types import Reject
+from clipbatch.workers import signals
+from clipbatch.workers.child import ending
+from clipbatch.workers.engine import Engine, Job, Killable
+from clipbatch.workers.progress import Progress
+from clipbatch.workers.scheduler import Assignment, Handout
+from clipbatch.workers.worker import Event, Worker
+
+MOST_DEATHS = 10
+"""Ends of workers on a seat in a row, with no part finished in between, after which it is given up."""
+DEATHS_OF_A_BATCH = 3
+"""Ends of workers over one shard after which the batches in flight are given up, if no row kills alone."""
+EXPLAIN_AFTER_S = 15.0
+LOADING_S = 3600.0
+"""Within which a worker has loaded its model, weights fetched over a slow line included."""
+LAST_WORDS_S = 10.0
+"""Within which a worker that was told to end has reported and ended."""
+_POLL_S = 1.0
+
+
+@dataclass(slots=True, kw_only=True)
+class WorkDone:
+    """What the workers reported."""
+
+    counts: dict[int, dict[str, int]] = field(default_factory=dict)
+    """Rows by status, of each shard done."""
+    stages: list[dict[str, Any]] = field(default_factory=list)
+    """Each worker's seconds by stage, peak memory and device."""
+    load_s: float = 0.0
+    """Longest time that a worker took to start and load the model, seconds."""
+    restarts: int = 0
+    quarantined: dict[int, Reject] = field(default_factory=dict)
+    """Rows (row_ids) that have ended a worker and are not touched again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Death:
+    """The end of a worker that nobody wanted."""
+
+    cause: str
+    from_outside: bool
+    """SIGKILL comes from an operator as a rule, but it may be the kernel's, out of memory; so a single one proves
+    nothing, and a second one is looked into."""
+    by_itself: bool
+    """By a signal."""
+    times: int
+    """How many workers have ended over one of its shards."""
+    suspects: list[int]
+    """Rows (row_ids) that it had between decode and done."""
+    lost: list[Assignment]
+    """What nobody does now."""
+    log: str
+    """Its last lines."""
+
+
+class Supervisor:
+    """Does assignments with the workers of `engine`."""
+
+    def __init__(
+        self,
+        run: RunDir,
+        plan: Plan,
+        runtime: dict[str, Any],
+        engine: Engine,
+        progress: Progress,
+        bad_allowed: int | None = None,
+    ) -> None:
+        """runtime: the settings of this invocation, `Settings.runtime`. bad_allowed: how many images may be bad, those
+        that `progress` begins with included; None: any number."""
+        self._run, self._plan, self._engine, self._progress = run, plan, engine, progress
+        self._runtime, self._bad_allowed = runtime, bad_allowed
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._handout = Handout([])
+        self._deaths: collections.Counter[int] = collections.Counter()
+        self._deaths_in_a_row: collections.Counter[Hashable] = collections.Counter()
+        self._last_error = ""
+        self._said: set[tuple[str, str]] = set()
+        self._processes: list[Worker] = []
+        self._searches: dict[Worker, Killable] = {}
+        self._rows, self._bad, self._bottleneck = progress.done, progress.bad, ""
+        self.done = WorkDone()
+
+    def work(self, assignments: list[Assignment]) -> WorkDone:
+        """Do all `assignments`, but for those whose part somebody else has published when their turn comes.
+
+        Raises: InputError as the workers do, TooManyBadError, ClipbatchError where workers keep dying.
+        """
+        self._handout = Handout(assignments)
+        events, say = self._events, self._progress.say
+        self._engine.open(Job(run=self._run, plan=self._plan, runtime=self._runtime, events=events, say=say))
+        try:
+            while self._goes_on():
+                signals.check()
+                self._explain_the_wait()
+                self._end_the_silent()
+                self._answer()
+                try:
+                    process, message = self._events.get(timeout=_POLL_S)
+                except queue.Empty:
+                    continue
+                process.heard = time.monotonic()
+                getattr(self, f"_on_{message['event']}")(process, message)
+        finally:
+            for process in self._processes:
+                process.kill()
+            for search in self._searches.values():
+                search.kill()
+        return self.done
+
+    def _goes_on(self) -> bool:
+        """Whether there is anybody to wait for; workers that have come since are taken in."""
+        self._processes += self._engine.arrivals(self._handout.open)
+        return bool(self._processes or self._searches or (self._engine.expecting and not self._handout.complete))
+
+    def _answer(self) -> None:
+        """Tell the workers that ask what is next; when all is done, end those that load, or do what is done already."""
+        for process in self._processes:
+            if process.asks and not self._handout.complete:
+                self._feed(process)
+            if self._handout.complete and not process.finished and (process.asks or self._of_no_use(process)):
+                process.finished = True
+                process.heard = time.monotonic()
+                process.send({"finish": True} if process.asks else {"stop": True})
+
+    def _of_no_use(self, process: Worker) -> bool:
+        return not process.loaded or bool(self._handout.held(process))
+
+    def _feed(self, process: Worker) -> None:
+        while assignment := self._handout.take(process, time.monotonic()):
+            rows = self._plan.shard_rows(assignment.shard)
+            if assignment.rows is None and self._run.part(assignment.shard, self._plan.shards).exists():
+                self._handout.skip(process, assignment.shard)
+                self._rows += len(rows)
+                continue
+            message = {"shard": assignment.shard} | ({} if assignment.rows is None else {"rows": assignment.rows})
+            known = {row: reject for row, reject in self.done.quarantined.items() if row in rows}
+            process.asks = False
+            process.heard = time.monotonic()
+            return process.send(message, known)
+
+    def _explain_the_wait(self) -> None:
+        for process in self._processes:
+            if not process.loaded and not process.explained and time.monotonic() - process.begun > EXPLAIN_AFTER_S:
+                process.explained = True
+                self._progress.say(f"still loading the model on {process.seat}, or fetching its weights")
+
+    def _end_the_silent(self) -> None:
+        for process in self._processes:
+            if process.finished:
+                limit_s = LAST_WORDS_S
+            else:
+                limit_s = self._runtime["worker_timeout"] if process.loaded else LOADING_S
+            busy = self._handout.held(process) or process.finished or not process.loaded
+            if busy and not process.hung and time.monotonic() - process.heard > limit_s:
+                process.hung = True
+                process.kill()
+
+    def _on_loaded(self, process: Worker, message: dict[str, Any]) -> None:
+        process.loaded = True
+        self.done.load_s = max(self.done.load_s, round(time.monotonic() - process.begun, 3))
+
+    def _on_alive(self, process: Worker, message: dict[str, Any]) -> None:
+        """It still reads; that it was heard of is all that counts."""
+
+    def _on_say(self, process: Worker, message: dict[str, Any]) -> None:
+        remark = (str(process.seat), message["text"])
+        if remark not in self._said:
+            self._said.add(remark)
+            self._progress.say("on {}: {}".format(*remark))
+
+    def _on_next(self, process: Worker, message: dict[str, Any]) -> None:
+        process.asks = True
+
+    def _on_batch(self, process: Worker, message: dict[str, Any]) -> None:
+        process.rows += message["rows"]
+        process.bad += message["bad"]
+        self._bottleneck = message["bottleneck"]
+        self._show()
+
+    def _show(self) -> None:
+        """Rows of finished shards and of those in work; of a shard that two workers do, the further one's."""
+        going: dict[int, tuple[int, int]] = {}
+        for process in self._processes:
+            for shard in list(self._handout.held(process))[:1]:
+                going[shard] = max(going.get(shard, (0, 0)), (process.rows, process.bad))
+        bad = self._bad + sum(bad for _, bad in going.values())
+        self._progress.show(self._rows + sum(rows for rows, _ in going.values()), bad, self._bottleneck)
+        if self._bad_allowed is not None and bad > self._bad_allowed:
+            raise TooManyBadError(too_many_bad(bad, self._bad_allowed, self._run))
+
+    def _on_part(self, process: Worker, message: dict[str, Any]) -> None:
+        if self._handout.done(process, message["shard"], time.monotonic()):
+            self.done.counts[message["shard"]] = message["counts"]
+            self._rows += process.rows
+            self._bad += process.bad
+        process.rows = process.bad = 0
+        self._deaths_in_a_row[process.seat] = 0
+
+    def _on_stages(self, process: Worker, message: dict[str, Any]) -> None:
+        self.done.stages.append({name: value for name, value in message.items() if name != "event"})
+
+    def _on_error(self, process: Worker, message: dict[str, Any]) -> None:
+        if message["exit_code"] != ClipbatchError.exit_code or not process.loaded:
+            raise from_message(message["exit_code"], message["message"])
+        if message["message"] == self._last_error:
+            raise ClipbatchError(message["message"])
+        self._last_error = message["message"]  # once it may be a passing one, such as of a GPU
+        process.failure = message["what"]
+
+    def _on_ended(self, process: Worker, message: dict[str, Any]) -> None:
+        self._processes.remove(process)
+        suspects = [row for row in message["in_flight"] if row not in self.done.quarantined]
+        shards = list(self._handout.held(process))
+        lost = self._handout.lost(process)
+        if process.finished:
+            return
+        cause = "as it did not answer" if process.hung else message.get("cause") or ending(message["code"])
+        cause += f": {process.failure}" if process.failure else ""
+        self._deaths.update(shards)
+        self._deaths_in_a_row[process.seat] += 1
+        self.done.restarts += 1
+        self._progress.say(f"a worker on {process.seat} ended {cause}: it is started again")
+        death = _Death(
+            cause=cause,
+            from_outside=message["code"] == -signal.SIGKILL and not process.hung,
+            by_itself=message["code"] < 0,
+            times=max((self._deaths[shard] for shard in shards), default=0),
+            suspects=suspects,
+            lost=lost,
+            log="\n".join(message["log"]),
+        )
+        if suspects and (death.times >= 2 or not death.from_outside):
+            self._search(process, death)
+        else:
+            self._restart(process, death)
+
+    def _search(self, process: Worker, death: _Death) -> None:
+        """Find out which row ended the worker; what it had in hand is not given to others before."""
+        self._progress.say(f"trying the {len(death.suspects)} images that it had in hand one by one")
+
+        def found(killers: dict[int, Reject] | ClipbatchError | None) -> None:
+            self._events.put((process, {"event": "searched", "killers": killers, "death": death}))
+
+        self._searches[process] = self._engine.search(process, death.suspects, found)
+
+    def _on_searched(self, process: Worker, message: dict[str, Any]) -> None:
+        del self._searches[process]
+        killers, death = message["killers"], message["death"]
+        if isinstance(killers, ClipbatchError):
+            raise killers
+        if killers is None:
+            return self._restart(process, death)
+        if not killers and death.by_itself and not death.from_outside and death.times >= DEATHS_OF_A_BATCH:
+            error = f"alone it can be decoded; its batch has ended {death.times} workers, the last one {death.cause}"
+            killers = {row: Reject(status="crashed", error=error) for row in death.suspects}
+        for row, reject in killers.items():
+            self._progress.say(f"row {row} gets status {reject.status}: {reject.error}")
+        self.done.quarantined |= killers
+        self._restart(process, death)
+
+    def _restart(self, process: Worker, death: _Death) -> None:
+        self._handout.put_back(death.lost)
+        if self._deaths_in_a_row[process.seat] <= MOST_DEATHS:
+            if again := self._engine.again(process):
+                self._processes.append(again)
+            elif death.times > MOST_DEATHS:
+                raise ClipbatchError(f"{death.times} workers have ended over a shard, the last one {death.cause}")
+            return
+        self._engine.give_up(process)
+        text = f"{MOST_DEATHS} workers in a row have ended on {process.seat}, the last one {death.cause}"
+        if not (self._processes or self._searches or self._engine.expecting):
+            raise ClipbatchError(f"{text}:\n{death.log}")
+        self._progress.say(f"{text}: it is given up, and the others go on\n{death.log}")
+
+
+def too_many_bad(bad: int, allowed: int, run: RunDir) -> str:
+    """What is said when `--max-bad` is exceeded."""
+    return (
+        f"{bad} bad images, more than --max-bad allows ({allowed}): look at status and error in {run.parts}, or raise "
+        "--max-bad; finished parts stay"
+    )

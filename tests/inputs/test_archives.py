@@ -1,0 +1,210 @@
+"""Archives as inputs: which are taken, what is carried along with an image, and that reading them shares no harm."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from clipbatch.config import ReadSettings, SourceSettings
+from clipbatch.errors import InputError
+from clipbatch.inputs import listing
+from clipbatch.stages.read import Fetch
+from clipbatch.storage.uris import path_of
+from clipbatch.types import Encoded
+from tests.support.packing import Files, files, item, listed, names, read, tar, zipped
+
+PACKERS = {"tar": tar, "zip": zipped}
+
+
+def _packed(folder: Path, kind: str, members: Files, name: str = "x") -> Path:
+    return PACKERS[kind](folder / f"{name}.{kind}", members)
+
+
+@pytest.mark.parametrize("kind", PACKERS)
+def test_images_are_rows_and_other_members_are_counted_unless_all_files_takes_them(tmp_path: Path, kind: str) -> None:
+    members = files(["a.jpg", "a.json", "b.JPEG", "b.txt", "README", "c.tif", ".jpg", "jpg"])
+    path = _packed(tmp_path, kind, members)
+    rows, passed_over = listed(path)
+    assert names(rows) == ["a.jpg", "b.JPEG", "c.tif"]
+    assert passed_over == {".json": 1, ".txt": 1, "": 3}
+    rows, passed_over = listed(path, all_files=True)
+    assert names(rows) == [name for name, _ in members]
+    assert (read(rows)[1:], passed_over) == ([data for _, data in members[1:]], {})
+    assert names(listed(path, limit=2)[0]) == ["a.jpg", "b.JPEG"]
+
+
+@pytest.mark.parametrize("kind", PACKERS)
+def test_the_uri_begins_with_the_name_as_given_and_no_root_moves_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    (tmp_path / "in").mkdir()
+    path = _packed(tmp_path / "in", kind, [("../m.jpg", b"x")])
+    monkeypatch.chdir(tmp_path)
+    for given, root in ((f"in/x.{kind}", str(tmp_path)), (str(path), "/")):
+        ((row,), _) = listed(given, root="/elsewhere")
+        assert (row["uri"], row["root"], row["span"]["container"]) == (f"{given}#../m.jpg", root, given)
+        assert read([row]) == [b"x"]
+    identities = {listing.listers(SourceSettings(inputs=(text,)))[0].identity() for text in (f"in/x.{kind}", str(path))}
+    assert identities == {str(path)}
+
+
+@pytest.mark.parametrize("kind", PACKERS)
+def test_an_archive_whose_name_is_not_utf8_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/d\xff"))
+    folder.mkdir()
+    _packed(folder, kind, [("m.jpg", b"x")], name=os.fsdecode(b"caf\xe9"))
+    monkeypatch.chdir(folder)
+    for text in (os.fsdecode(b"caf\xe9") + f".{kind}", "."):
+        ((row,), _) = listed(text)
+        assert row["uri"] == f"file://{tmp_path}/d%FF/{'./' * (text == '.')}caf%E9.{kind}#m.jpg"
+        assert os.path.isfile(path_of(row["span"]["container"], row["root"]))
+        assert read([row]) == [b"x"]
+
+
+@pytest.mark.parametrize("kind", PACKERS)
+def test_sidecars_are_carried_as_they_stand_wherever_in_the_archive_they_are(tmp_path: Path, kind: str) -> None:
+    members = [
+        ("a/001.txt", b"before"),
+        ("a/001.jpg", b"image"),
+        ("a/001.json", b'{"n": 1}\n'),
+        ("a/001.seg.json", b"two dots"),
+        ("b/001.jpg", b"image"),  # of another folder
+        ("b/002.left.jpg", b"image"),
+        ("b/002.right.png", b"image"),
+        ("b/002.JSON", b"for both"),
+        ("b/003.jpg", b"image"),
+        ("b/003.txt", "caf\xe9 é".encode("latin-1")),
+        ("b/003.json", b""),
+        ("b/003.cls", b"7"),
+        ("c.d/004.jpg", b"image"),
+        ("c.d/005.jpg", b"image"),
+        ("c.d/004.txt", b"far away"),
+    ]
+    path = _packed(tmp_path, kind, members)
+    rows, passed_over = listed(path, columns=("json", "txt", ".seg.json", "json"))
+    carried = [(name, row["json"], row["txt"], row["seg.json"]) for name, row in zip(names(rows), rows, strict=True)]
+    assert carried == [
+        ("a/001.jpg", '{"n": 1}\n', "before", "two dots"),
+        ("b/001.jpg", None, None, None),
+        ("b/002.left.jpg", "for both", None, None),
+        ("b/002.right.png", "for both", None, None),
+        ("b/003.jpg", "", "caf\\xe9 \\xe9", None),
+        ("c.d/004.jpg", None, "far away", None),
+        ("c.d/005.jpg", None, None, None),
+    ]
+    without = {"(images without .json)": 3, "(images without .txt)": 4, "(images without .seg.json)": 6}
+    assert passed_over == {".cls": 1, **without}
+    assert list(rows[0]) == ["uri", "root", "span", "json", "txt", "seg.json"]
+    plain, passed_over = listed(path, columns=())
+    assert [(row["uri"], row["span"]) for row in rows] == [(row["uri"], row["span"]) for row in plain]
+    assert passed_over == {".txt": 3, ".json": 4, ".cls": 1}
+    assert "a/001.seg.json" not in names(listed(path, columns=("json", "seg.json"), all_files=True)[0])
+
+
+def test_of_several_sidecars_of_one_name_the_nearest_counts(tmp_path: Path) -> None:
+    shard = [("1.jpg", b"image"), ("1.txt", b"%d"), ("2.jpg", b"image"), ("2.txt", b"%d")]
+    members = [(name, data % n if b"%" in data else data) for n in range(3) for name, data in shard]
+    rows, _ = listed(tar(tmp_path / "x.tar", members), columns=("txt",))
+    assert [row["txt"] for row in rows] == ["0", "0", "1", "1", "2", "2"]
+
+
+@pytest.mark.parametrize("kind", PACKERS)
+def test_a_sidecar_that_cannot_be_had_is_null_and_noted(tmp_path: Path, kind: str) -> None:
+    members = [("1.jpg", b"x"), ("1.txt", bytes(2**20)), ("2.jpg", b"x"), ("2.txt", bytes(2**20 + 1))]
+    rows, passed_over = listed(_packed(tmp_path, kind, members), columns=("txt",))
+    assert [row["txt"] for row in rows] == ["\0" * 2**20, None]
+    assert passed_over == {"(.txt too_large)": 1}
+    if kind == "tar":
+        os.truncate(tmp_path / "x.tar", 2**19)
+        rows, passed_over = listed(tmp_path / "x.tar", columns=("txt",))
+        assert [row["txt"] for row in rows] == [None]
+        assert passed_over == {"(.txt truncated)": 1, f"({tmp_path}/x.tar ends early)": 1}
+
+
+def test_batches_of_rows_with_much_text_are_small(tmp_path: Path) -> None:
+    members = [(f"{n}.{suffix}", bytes(2**20)) for n in range(70) for suffix in ("jpg", "txt")]
+    (lister,) = listing.listers(SourceSettings(inputs=(str(tar(tmp_path / "x.tar", members)),), columns=("txt",)))
+    assert [len(batch) for batch in lister.batches()] == [64, 6]
+
+
+def test_a_folder_of_archives_stands_for_all_of_them(tmp_path: Path) -> None:
+    for number, kind in ((10, "tar"), (2, "tar"), (1, "zip")):
+        _packed(tmp_path, kind, [(f"{number}.jpg", b"x"), ("1.txt", b"y")], name=f"shard-{number}")
+    tar(tmp_path / "shard-3.TAR", [("empty.txt", b"")])
+    (tmp_path / "sizes.json").write_text("{}")
+    rows, passed_over = listed(tmp_path)
+    assert [row["uri"] for row in rows] == [
+        f"{tmp_path}/{name}" for name in ("shard-1.zip#1.jpg", "shard-10.tar#10.jpg", "shard-2.tar#2.jpg")
+    ]
+    assert read(rows) == [b"x"] * 3
+    assert passed_over == {".txt": 4, ".json": 1, f"({tmp_path}/shard-3.TAR holds no images)": 1}
+    rows, passed_over = listed(tmp_path, columns=("txt",))
+    assert [row["txt"] for row in rows] == ["y", None, None]
+    (lister,) = listing.listers(SourceSettings(inputs=(str(tmp_path),)))
+    assert lister.identity() == str(tmp_path)
+
+
+def test_a_folder_with_images_at_its_top_is_a_folder_of_images(tmp_path: Path) -> None:
+    tar(tmp_path / "a.tar", [("1.jpg", b"x")])
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "2.jpg").touch()
+    (tmp_path / "z.jpg").touch()
+    rows, passed_over = listed(tmp_path)
+    assert [row["uri"] for row in rows] == [f"{tmp_path}/sub/2.jpg", f"{tmp_path}/z.jpg"]
+    assert passed_over == {".tar": 1}
+
+
+def test_a_folder_that_may_be_meant_in_two_ways_is_refused(tmp_path: Path) -> None:
+    tar(tmp_path / "a.tar", [("1.jpg", b"x")])
+    (tmp_path / "sub").mkdir()
+    message = (
+        rf"may be meant in two ways: it holds archives \({tmp_path}/a.tar\) and folders \(sub\); name the archives "
+    )
+    with pytest.raises(InputError, match=rf"{message}\('{tmp_path}/\*.tar', quoted\)"):
+        listed(tmp_path)
+
+
+def test_a_folder_with_a_compressed_archive_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    tar(tmp_path / "a.tar", [("1.jpg", b"x")])
+    (tmp_path / "b.tar.gz").touch()
+    with pytest.raises(InputError, match=r"b.tar.gz is compressed as a whole.*decompress it"):
+        listed(tmp_path)
+
+
+@pytest.mark.parametrize("kind", PACKERS)
+def test_an_archive_without_images_is_refused_with_what_it_holds(tmp_path: Path, kind: str) -> None:
+    path = _packed(tmp_path, kind, files(["a.json", "b.txt"]))
+    with pytest.raises(InputError, match=rf"no images in {path} \(2 other files\): --all-files"):
+        listed(path)
+
+
+def test_many_threads_share_few_open_archives_and_mix_up_nothing(tmp_path: Path) -> None:
+    rows = []
+    for number in range(150):
+        kind = ("tar", "zip")[number % 2]
+        members = [(f"{n}.jpg", f"{number} {n}".encode() * 999) for n in range(4)]
+        rows += listed(_packed(tmp_path, kind, members, name=str(number)))[0]
+    fetch, before = Fetch(ReadSettings()), len(os.listdir("/proc/self/fd"))
+    items = [item(row, number) for number, row in enumerate(rows)] * 6
+    items.sort(key=lambda one: hash((one.row_id * 7919) % 600))
+    with ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(fetch, items))
+    for one, content in zip(items, found, strict=True):
+        assert isinstance(content, Encoded)
+        assert content.data == f"{one.row_id // 4} {one.row_id % 4}".encode() * 999
+    assert before < len(os.listdir("/proc/self/fd")) <= before + 64
+    del fetch
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_hostile_name_touches_no_file(tmp_path: Path) -> None:
+    target = tmp_path / "target.jpg"
+    target.write_bytes(b"secret")
+    members = [(str(target), b"1"), (f"../{target.name}", b"2"), ("x.jpg\0.txt", b"3"), ("a/../../target.jpg", b"4")]
+    (tmp_path / "in").mkdir()
+    for kind in PACKERS:
+        rows, _ = listed(_packed(tmp_path / "in", kind, members))
+        assert read(rows) == [b"1", b"2", b"3", b"4"]
+    assert target.read_bytes() == b"secret"
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["in", "target.jpg", "x.tar", "x.zip"]

@@ -1,0 +1,234 @@
+"""Images, folders and manifests in object stores, against a real S3-protocol server."""
+
+import gzip
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+import pytest
+
+from clipbatch.config import ReadSettings, SourceSettings
+from clipbatch.errors import InputError
+from clipbatch.inputs import remote_folders
+from clipbatch.inputs.listing import listers
+from clipbatch.stages.read import Read
+from clipbatch.storage import stores
+from clipbatch.types import Encoded, Item, ItemBatch
+from tests.support.servers import Buckets, buckets
+
+NAMES = [
+    "a.jpg",
+    "b-c.jpg",
+    "b.jpg",
+    "b/x.JPG",
+    "b/y/z.png",
+    "é ü#?%20&+.jpg",
+    "photo.jpg/in.jpg",
+    "s/note.md",
+    "~.webp",
+]
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[Buckets]:
+    with buckets() as store:
+        store.put("tree")
+        for name in NAMES:
+            store.put("tree/p/" + quoted(name), name.encode())
+        store.put("tree/p/b/")  # a folder's marker, as consoles make them
+        store.put("tree/p/b//odd.jpg", b"x")
+        store.put("tree/empty.jpg")
+        store.put("nothing")
+        yield store
+
+
+def quoted(name: str) -> str:
+    from urllib.parse import quote
+
+    return quote(name)
+
+
+def _listed(text: str, **settings: Any) -> tuple[list[str], dict[str, int]]:
+    (lister,) = listers(SourceSettings(inputs=(text,), **settings))
+    uris = [uri for batch in lister.batches() for uri in batch["uri"].to_pylist()]
+    return uris, dict(lister.passed_over)
+
+
+def _read(*urls: str, **settings: Any) -> list[Any]:
+    items = tuple(Item(row_id=n, uri=url, path=url) for n, url in enumerate(urls))
+    done = Read(ReadSettings(**settings))(ItemBatch(shard=0, start=0, items=items, rows=pa.table({}), last=True))
+    return [bytes(slot.data) if isinstance(slot, Encoded) else slot for slot in done.slots]
+
+
+def test_a_remote_folder_is_listed_as_the_same_tree_on_a_disk_is(here: Buckets, tmp_path: Path) -> None:
+    for name in NAMES:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "photo.jpg").rename(tmp_path / "photo")  # on a disk, a folder with an image's name is a row of its own
+    local, passed_over = _listed(str(tmp_path))
+    expected = [uri.replace(str(tmp_path), "s3://tree/p").replace("/photo/", "/photo.jpg/") for uri in local]
+    assert _listed("s3://tree/p/") == (expected, passed_over | {"//": 1})
+    assert _listed("s3://tree/p") == _listed("s3://tree/p/")
+    assert _read(*expected) == [uri.removeprefix("s3://tree/p/").encode() for uri in expected]
+    assert len(_listed("s3://tree/p", all_files=True)[0]) == len(NAMES)
+    assert _listed("s3://tree")[0] == ["s3://tree/empty.jpg", *expected]
+
+
+def test_a_tree_of_many_folders_is_listed_in_order(here: Buckets) -> None:
+    here.put("wide")
+    for number in range(40):
+        here.put(f"wide/{number:02d}/{number % 3}/x.jpg", b"x")
+    assert _listed("s3://wide")[0] == [f"s3://wide/{number:02d}/{number % 3}/x.jpg" for number in range(40)]
+
+
+def test_a_star_stands_for_names_and_two_for_folders_too_and_other_characters_for_themselves(here: Buckets) -> None:
+    assert _listed("s3://tree/p/b*.jpg")[0] == ["s3://tree/p/b-c.jpg", "s3://tree/p/b.jpg"]
+    images = sorted((f"s3://tree/p/{name}" for name in NAMES if not name.endswith(".md")), key=str.encode)
+    assert _listed("s3://tree/p/**") == (images, {".md": 1})
+    assert _listed("s3://tree/**/x.JPG")[0] == ["s3://tree/p/b/x.JPG"]
+    assert _listed("s3://tree/p/* ü#?%20&+.jpg")[0] == ["s3://tree/p/é ü#?%20&+.jpg"]
+    assert _listed("s3://tree/p/b/*/")[0] == ["s3://tree/p/b/y/z.png"]
+    for text in ("s3://tree/p/*x.gif", "s3://tree/none/*"):
+        with pytest.raises(InputError, match="nothing matches the pattern"):
+            _listed(text)
+    with pytest.raises(InputError, match=r"has a \* in its bucket"):
+        _listed("s3://tr*/x")
+
+
+def test_a_folder_is_listed_once(here: Buckets, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    list_one = remote_folders.entries
+    monkeypatch.setattr(remote_folders, "entries", lambda url: (asked.append(url.rstrip("/")), list_one(url))[1])
+    _listed("s3://tree/p/")
+    assert len(asked) == len(set(asked)) == 5
+
+
+def test_a_single_remote_image_is_an_input(here: Buckets) -> None:
+    assert _listed("s3://tree/p/a.jpg")[0] == ["s3://tree/p/a.jpg"]
+    assert _listed("s3://tree/p/s/note.md", all_files=True)[0] == ["s3://tree/p/s/note.md"]
+    assert _listed("https://host/a.jpg?signature=x/y")[0] == ["https://host/a.jpg?signature=x/y"]
+    with pytest.raises(InputError, match=r"there is nothing at s3://tree/p/s/note\.md"):
+        _listed("s3://tree/p/s/note.md")
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("s3://tree/none/", "there is nothing at s3://tree/none/"),
+        ("s3://nothing/", "holds no images"),
+        ("s3://tree/p/s", r"holds no images \(1 other files\)"),
+        ("s3://no-such-bucket/p", "cannot list s3://no-such-bucket/p/: .*NO_SUCH_BUCKET"),
+        ("s3://no-such-bucket/list.txt", "cannot read the manifest s3://no-such-bucket/list.txt"),
+        ("s3://tree/none.txt", "cannot read the manifest s3://tree/none.txt"),
+        ("s3://", "names no bucket: write s3://BUCKET/PATH"),
+        ("gopher://host/x/", "in no store that clipbatch knows: use one of abfs"),
+        ("abfs://c@host/x/", "pip install adlfs"),
+        ("https://host/photos/", "a web server lists no folders"),
+    ],
+)
+def test_an_input_that_is_not_there_is_refused(here: Buckets, text: str, error: str) -> None:
+    with pytest.raises(InputError, match=error):
+        _listed(text)
+
+
+@pytest.mark.parametrize("name", ["list.csv", "list.jsonl.gz", "list.parquet"])
+def test_a_table_in_a_store_is_a_manifest(here: Buckets, name: str) -> None:
+    table = pa.table({"uri": ["p/a.jpg", "p/none.jpg"], "year": [1999, 2001]})
+    if name.endswith("parquet"):
+        pq.write_table(table, sink := pa.BufferOutputStream())
+        data = sink.getvalue().to_pybytes()
+    elif name.endswith("csv"):
+        data = b"uri,year\np/a.jpg,1999\np/none.jpg,2001\n"
+    else:
+        data = gzip.compress(b"".join(json.dumps(row).encode() + b"\n" for row in table.to_pylist()))
+    here.put(f"tree/{name}", data)
+    (lister,) = listers(SourceSettings(inputs=(f"s3://tree/{name}",)))
+    (again,) = listers(SourceSettings(inputs=(f"s3://tree/{name}",)))
+    assert lister.identity() == again.identity()
+    assert lister.identity().startswith(f"s3://tree/{name} sha256:")
+    (batch,) = lister.batches()
+    assert batch.select(["uri", "year"]).to_pydict() == table.to_pydict()
+    assert batch["root"].to_pylist() == ["s3://tree"] * 2
+
+
+def test_each_object_gets_its_own_status(here: Buckets) -> None:
+    good, *bad = _read(
+        "s3://tree/p/a.jpg",
+        "s3://tree/empty.jpg",
+        "s3://tree/none.jpg",
+        "s3://tree/p",
+        "s3://no-such-bucket/x.jpg",
+        "s3://tree/p/b//odd.jpg",
+        "s3://tree/p/b-c.jpg",
+        max_bytes=5,
+    )
+    assert good == b"a.jpg"
+    assert [slot.status for slot in bad] == ["empty", "missing", "missing", "missing", "unreadable", "too_large"]
+
+
+def test_wrong_credentials_are_one_line_for_a_folder_and_a_status_for_an_image(here: Buckets) -> None:
+    here.guard(True)
+    try:
+        with pytest.raises(InputError, match=r"cannot list s3://tree/p/: .*(ACCESS_DENIED|INVALID_ACCESS_KEY)"):
+            _listed("s3://tree/p")
+        (slot,) = _read("s3://tree/p/a.jpg")
+    finally:
+        here.guard(False)
+    assert (slot.status, "ACCESS_DENIED" in slot.error) == ("unreadable", True), slot.error
+
+
+@pytest.fixture
+def deaf() -> Iterator[str]:
+    """An endpoint that takes connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as listening:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+def test_an_endpoint_that_never_answers_ends_a_listing(
+    here: Buckets, deaf: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", deaf)
+    monkeypatch.setattr(stores, "ANSWER_S", 1.0)
+    monkeypatch.setattr(stores, "ATTEMPTS", 1)
+    with pytest.raises(InputError, match=r"cannot list s3://deaf/p/: .*NETWORK_CONNECTION"):
+        _listed("s3://deaf/p")
+
+
+def test_an_endpoint_that_never_answers_costs_an_image_its_time_limit(
+    here: Buckets, deaf: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", deaf)
+    slots = _read(*["s3://mute/x.jpg"] * 3, __file__, read_timeout=2.0)
+    assert [slot.status for slot in slots[:3]] == ["timeout"] * 3
+    assert slots[3] == Path(__file__).read_bytes()
+
+
+def test_a_region_that_nobody_tells_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    over = threading.Event()
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    monkeypatch.setenv("AWS_REGION", "eu-central-1")
+    monkeypatch.setattr(pafs, "resolve_s3_region", lambda bucket: over.wait())
+    monkeypatch.setattr(stores, "_REGION_S", 0.1)
+    try:
+        store, path = stores.open_store("s3://far-away/p/")
+    finally:
+        over.set()
+    assert (store.region, path) == ("eu-central-1", "far-away/p")
+
+
+def test_parts_of_an_object_are_read(here: Buckets) -> None:
+    assert stores.read_range("s3://tree/p/a.jpg", 2, 2) == b"jp"
+    with stores.open_input_file("s3://tree/p/a.jpg") as file:
+        assert (file.size(), file.read_at(9, 1)) == (5, b".jpg")
+
+
+def test_a_store_is_opened_once(here: Buckets) -> None:
+    (first, path), (second, _) = stores.open_store("s3://tree/p/"), stores.open_store("s3://tree/q")
+    assert first is second
+    assert path == "tree/p"

@@ -1,0 +1,175 @@
+"""Many may begin a run in one folder at the same moment: one plan comes of it, whole, and nobody spoils it."""
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clipbatch.errors import OtherRunError
+from clipbatch.rundir import creation
+from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.rundir.manifest import Manifest
+from clipbatch.storage.atomic import file_sha256, temp_name
+from tests.conftest import DEMO, Cli, rows, start
+from tests.support.corpus import make_folder
+
+PLANNER = """
+import sys
+from pathlib import Path
+from clipbatch.runs import run as api
+from clipbatch.config import from_flat
+from clipbatch.errors import ClipbatchError
+inputs, out, labels = sys.argv[1:]
+sizes = {"shard_size": 32, "batch_size": 32}
+settings = from_flat({"inputs": [inputs], "labels": labels, "model": "clipbatch-demo", **sizes})
+print("ready", flush=True)
+sys.stdin.read(1)
+try:
+    print(api.plan(settings, out).fingerprint)
+except ClipbatchError as error:
+    print(type(error).__name__, error)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("begin")
+    make_folder(folder, 200, seed=4, bad_fraction=0.1)
+    return folder
+
+
+def planners(folder: Path, out: Path, labels: list[str]) -> list[str]:
+    """What planners say that are let go at the same moment."""
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    command = [sys.executable, "-c", PLANNER, str(folder), str(out)]
+    processes: list[Any] = [subprocess.Popen([*command, names], **pipes) for names in labels]
+    assert [process.stdout.readline() for process in processes] == ["ready\n"] * len(labels)
+    for process in processes:
+        process.stdin.write("x")
+        process.stdin.flush()
+    return [process.communicate(timeout=120)[0].strip() for process in processes]
+
+
+def test_planners_of_one_run_agree_on_one_plan(folder: Path, tmp_path: Path) -> None:
+    for number in range(3):
+        out = tmp_path / str(number)
+        said = planners(folder, out, ["cat,dog"] * 4)
+        plan = RunDir(out).plan()
+        assert said == [plan.fingerprint] * 4
+        assert [len(Manifest(RunDir(out), plan).rows(shard)) for shard in range(7)] == [32] * 6 + [8]
+        assert sorted(os.listdir(out)) == ["manifest", "parts", "run.json"]
+
+
+def test_of_planners_with_other_settings_one_wins_and_the_others_are_told_why(folder: Path, tmp_path: Path) -> None:
+    said = planners(folder, tmp_path / "out", ["cat,dog", "dog,cat", "cat,cow"])
+    plan = RunDir(tmp_path / "out").plan()
+    refused = [line for line in said if line.startswith("OtherRunError")]
+    assert all("labels is" in line for line in refused)
+    assert plan.fingerprint in said  # a plan that nobody has worked on gives way to one that comes later
+    assert len(set(said)) == 3
+    assert Manifest(RunDir(tmp_path / "out"), plan).rows(0).num_rows == 32
+
+
+def plan_in(run: RunDir, text: str) -> tuple[Plan, Path]:
+    """A plan with its manifest still aside; `text` stands for the listing."""
+    creation.check_place(run)
+    staged = temp_name(run.path / f"manifest-{text}")
+    staged.mkdir()
+    (staged / "part-00000.parquet").write_text(text)
+    identity = {"shard_size": 1, "batch_size": 1, "phrases": {"a": "a"}, "templates": ["{}"]}
+    digests = {"part-00000.parquet": file_sha256(staged / "part-00000.parquet")}
+    facts: dict[str, Any] = {"settings": {}, "passed_over": {}, "versions": {}}
+    return Plan(rows=1, identity=identity, manifest_rows=1, manifest_sha256=digests, **facts), staged
+
+
+def test_a_later_listing_gives_way_and_the_manifest_stays_that_of_the_plan(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    first, second = plan_in(run, "first"), plan_in(run, "second")
+    assert creation.begin(run, *first, replace=False) == first[0]
+    assert creation.begin(run, *second, replace=False) == first[0]
+    assert (run.manifest / "part-00000.parquet").read_text() == "first"
+
+
+def test_a_manifest_whose_planner_has_died_is_taken_away_after_a_while(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    dead, living = plan_in(run, "dead"), plan_in(run, "living")
+    os.rename(dead[1], run.manifest)
+    assert creation.begin(run, *living, replace=False) == living[0]
+    assert (run.manifest / "part-00000.parquet").read_text() == "living"
+
+
+def test_a_manifest_whose_planner_is_about_to_publish_is_left_alone(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    first, second = plan_in(run, "first"), plan_in(run, "second")
+    os.rename(first[1], run.manifest)
+    threading.Timer(0.5, run.freeze_plan, [first[0]]).start()
+    assert creation.begin(run, *second, replace=False) == first[0]
+    assert (run.manifest / "part-00000.parquet").read_text() == "first"
+
+
+def test_clearing_stops_when_somebody_has_begun_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunDir(tmp_path)
+    creation.begin(run, *plan_in(run, "old"), replace=False)
+    (run.parts / "part-00000.parquet").touch()
+    other = plan_in(run, "other")[0]
+    real = os.rename
+
+    def rename(source: Any, target: Any) -> None:
+        real(source, target)
+        if Path(source) == run.plan_file:
+            run.freeze_plan(other)
+
+    monkeypatch.setattr(os, "rename", rename)
+    with pytest.raises(OtherRunError, match="somebody else has just begun"):
+        creation.clear(run)
+    assert run.plan() == other
+    assert (run.parts / "part-00000.parquet").exists()
+
+
+def test_six_runs_begun_in_pairs_at_the_same_moment_leave_the_parts_of_one(
+    warm: Cli, folder: Path, tmp_path: Path
+) -> None:
+    command = ("run", folder, *DEMO, "--shard-size", 32)
+    warm(*command, "--out", tmp_path / "one")
+    expected = {path.name: path.read_bytes() for path in (tmp_path / "one" / "parts").iterdir()}
+    for number in range(3):
+        out = tmp_path / str(number)
+        pair = [start(*command, "--out", out) for _ in range(2)]
+        said = [process.communicate(timeout=300)[1] for process in pair]
+        assert [process.returncode for process in pair] == [0, 0], said
+        assert {path.name: path.read_bytes() for path in (out / "parts").iterdir()} == expected
+        warm("verify", out)
+
+
+def test_of_two_runs_with_other_settings_begun_at_the_same_moment_one_is_refused(
+    warm: Cli, folder: Path, tmp_path: Path
+) -> None:
+    for number in range(2):
+        out = tmp_path / str(number)
+        pair = [start("run", folder, *DEMO, "--score", score, "--out", out) for score in ("softmax", "cosine")]
+        said = [process.communicate(timeout=300)[1] for process in pair]
+        codes = [process.returncode for process in pair]
+        assert sorted(codes) == [0, 3], said
+        assert "with other settings" in said[codes.index(3)] or "taken by another run" in said[codes.index(3)]
+        assert "200 rows" in warm("verify", out).stdout
+        assert RunDir(out).plan().identity["score"] == ("softmax", "cosine")[codes.index(0)]
+
+
+def test_a_run_that_is_overwritten_by_another_stops_and_puts_nothing_among_its_parts(
+    warm: Cli, folder: Path, tmp_path: Path
+) -> None:
+    listed, out = tmp_path / "list.txt", tmp_path / "out"
+    listed.write_text("\n".join(str(path) for path in sorted(folder.rglob("*.jpg"))[:100] * 200))
+    process = start("run", listed, *DEMO, "--shard-size", 64, "--out", out)
+    while not list((out / "parts").glob("*.parquet")):
+        assert process.poll() is None
+    warm("run", folder, "--labels", "cat,dog", *DEMO[2:], "--shard-size", 64, "--out", out, "--overwrite")
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 3
+    assert "taken by another run" in err
+    assert "200 rows" in warm("verify", out).stdout
+    assert rows(out).num_rows == 200

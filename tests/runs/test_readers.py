@@ -1,0 +1,272 @@
+"""The parts read at once by DuckDB, Polars, pandas, pyarrow, Spark and Hugging Face datasets, in every layout."""
+
+import datetime
+import decimal
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import duckdb
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+
+from clipbatch.rundir.part_file import PartFile
+from tests.conftest import DEMO, Cli, needs, rows
+from tests.support.corpus import make_folder
+
+FILES, SHARD = 128, 16
+GROUPS = (
+    '[groups.thing]\nlabels = ["cat", "Red Fox", "ship"]\n[groups.alive]\nlabels = ["yes", "no"]\nthreshold = 0.7\n'
+)
+LAYOUTS = ("list", "wide", "top", "half")
+Row = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def runs(warm: Cli, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same images in every layout: list with embeddings, wide in two groups, top-k, list in float16."""
+    folder = tmp_path_factory.mktemp("readers")
+    make_folder(folder / "in", FILES - SHARD, seed=41, bad_fraction=0)
+    for number in range(SHARD):
+        (folder / "in" / f"z{number:02d}.jpg").touch()  # the last in the listing: a part of bad rows alone
+    (folder / "g.toml").write_text(GROUPS)
+    warm("run", folder / "in", *DEMO, "--shard-size", SHARD, "--embeddings", "--out", folder / "list")
+    warm("rescore", folder / "list", "--labels", folder / "g.toml", "--layout", "wide", "--out", folder / "wide")
+    warm("rescore", folder / "list", "--top-k", 3, "--out", folder / "top")
+    warm("rescore", folder / "list", "--scores-dtype", "float16", "--out", folder / "half")
+    return {layout: folder / layout for layout in LAYOUTS}
+
+
+@pytest.fixture(scope="module")
+def spark() -> Iterator[Any]:
+    """One Spark for all tests: starting it takes longer than they do."""
+    needs("java")
+    from pyspark.sql import SparkSession
+
+    address = {"spark.driver.bindAddress": "127.0.0.1", "spark.driver.host": "127.0.0.1"}
+    small = {"spark.ui.enabled": "false", "spark.sql.shuffle.partitions": "1", "spark.log.level": "ERROR"}
+    builder = SparkSession.builder.master("local[1]")
+    for key, value in (address | small).items():
+        builder = builder.config(key, value)
+    session = builder.getOrCreate()
+    yield session
+    session.stop()
+
+
+@pytest.fixture(params=["duckdb", "polars", "pandas", "pyarrow", "datasets", "spark"])
+def read(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Path, list[str]], list[Row]]:
+    """A reader: folder of parts and columns -> rows."""
+
+    def by_duckdb(parts: Path, columns: list[str]) -> list[Row]:
+        found = duckdb.sql(f"select {', '.join(columns)} from '{parts}/*.parquet' order by row_id")
+        return [dict(zip(columns, row, strict=True)) for row in found.fetchall()]
+
+    def by_polars(parts: Path, columns: list[str]) -> list[Row]:
+        return pl.scan_parquet(parts).select(columns).sort("row_id").collect().to_dicts()
+
+    def by_pandas(parts: Path, columns: list[str]) -> list[Row]:
+        frame = pd.read_parquet(parts, columns=columns).sort_values("row_id")
+        found: list[Row] = frame.astype(object).where(frame.notna(), None).to_dict("records")
+        return found
+
+    def by_pyarrow(parts: Path, columns: list[str]) -> list[Row]:
+        found: list[Row] = ds.dataset(parts).to_table(columns=columns).sort_by("row_id").to_pylist()
+        return found
+
+    def by_datasets(parts: Path, columns: list[str]) -> list[Row]:
+        files = sorted(str(path) for path in parts.iterdir())
+        found = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path))
+        return list(found.select_columns(columns))
+
+    def by_spark(parts: Path, columns: list[str]) -> list[Row]:
+        frame = request.getfixturevalue("spark").read.parquet(str(parts)).select(columns).orderBy("row_id")
+        return [row.asDict(recursive=True) for row in frame.collect()]
+
+    found: Callable[[Path, list[str]], list[Row]] = locals()[f"by_{request.param}"]
+    found.__dict__["name"] = request.param
+    return found
+
+
+def _same(found: Any, expected: Any) -> bool:
+    """Whether a cell is the expected one, whatever sequence and number types a reader uses."""
+    if expected is None or found is None:
+        return found is None and expected is None
+    if isinstance(expected, list):
+        return len(found) == len(expected) and all(_same(a, b) for a, b in zip(found, expected, strict=True))
+    if isinstance(expected, dict):
+        return expected.keys() == dict(found).keys() and all(_same(found[name], expected[name]) for name in expected)
+    return bool(found == expected)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_reader_finds_every_cell(runs: dict[str, Path], read: Any, layout: str) -> None:
+    table = rows(runs[layout])
+    half = [field.name for field in table.schema if "halffloat" in str(field.type)]
+    columns = [name for name in table.column_names if not (read.name == "spark" and name in half)]
+    assert half == {"list": ["embedding"], "half": ["scores"]}.get(layout, [])
+    found = read(runs[layout] / "parts", columns)
+    assert len(found) == FILES
+    for row, expected in zip(found, table.select(columns).to_pylist(), strict=True):
+        wrong = {name: row[name] for name in columns if not _same(row[name], expected[name])}
+        assert wrong == {}
+
+
+def test_spark_sees_all_columns_but_float16_without_being_told(runs: dict[str, Path], spark: Any) -> None:
+    names = {layout: spark.read.parquet(str(runs[layout] / "parts")).columns for layout in LAYOUTS}
+    for layout, dropped in (("list", {"embedding"}), ("half", {"scores"}), ("wide", set()), ("top", set())):
+        assert set(rows(runs[layout]).column_names) - set(names[layout]) == dropped
+
+
+def test_spark_reads_carried_columns_of_every_type_beside_float16(tmp_path: Path, spark: Any) -> None:
+    """What it has no type for is left out with float16; everything else has its value."""
+    when = datetime.datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=datetime.timezone.utc)
+    columns: dict[str, tuple[pa.DataType, Any]] = {
+        "flag": (pa.bool_(), True),
+        "tiny": (pa.int8(), -7),
+        "large": (pa.int64(), 2**40),
+        "whole": (pa.uint32(), 2**32 - 1),
+        "double": (pa.float64(), 0.1),
+        "text": (pa.large_string(), "café"),
+        "word": (pa.dictionary(pa.int32(), pa.string()), "red"),
+        "bytes": (pa.binary(), b"\xff"),
+        "day": (pa.date32(), datetime.date(2026, 1, 2)),
+        "price": (pa.decimal128(9, 2), decimal.Decimal("12.50")),
+        "at": (pa.timestamp("us", "UTC"), when),
+        "local": (pa.timestamp("ms"), datetime.datetime(2026, 1, 2, 3, 4, 5)),
+        "tags": (pa.list_(pa.string()), ["a", "b"]),
+        "both": (pa.struct([("n", pa.int32()), ("half", pa.float16())]), {"n": 1, "half": 0.5}),
+        "half": (pa.list_(pa.float16(), 2), [0.5, 0.25]),
+        "none": (pa.null(), None),
+    }
+    table = pa.table({name: pa.array([value, None], kind) for name, (kind, value) in columns.items()})
+    (tmp_path / "parts").mkdir()
+    with PartFile(tmp_path / "parts" / "a.parquet", table.schema, "zstd") as file:
+        file.write(table)
+        file.close({})
+    frame = spark.read.parquet(str(tmp_path / "parts"))
+    assert set(columns) - set(frame.columns) == {"half", "none"}
+    spark.conf.set("spark.sql.session.timeZone", "UTC")
+    row, empty = (found.asDict(recursive=True) for found in frame.collect())
+    expected = {name: value for name, (_, value) in columns.items() if name in row} | {"both": {"n": 1}}
+    assert row.pop("at").astimezone(datetime.timezone.utc) == expected.pop("at")
+    assert row == expected
+    assert set(empty.values()) == {None}
+
+
+def test_rows_join_to_the_manifest_by_row_id_and_by_uri(runs: dict[str, Path], spark: Any) -> None:
+    parts, manifest = runs["list"] / "parts", runs["list"] / "manifest"
+    uris = dict(enumerate(rows(runs["list"])["uri"].to_pylist()))
+    for key, other in (("row_id", "uri"), ("uri", "row_id")):
+        tables = f"'{parts}/*.parquet' p join '{manifest}/*.parquet' m using ({key})"
+        by_duckdb = duckdb.sql(f"select m.row_id, p.uri from {tables} where m.{other} = p.{other}").fetchall()
+        by_polars = pl.scan_parquet(parts).join(pl.scan_parquet(manifest), on=[key, other]).collect()
+        by_pandas = pd.read_parquet(parts).merge(pd.read_parquet(manifest), on=[key, other])
+        by_spark = spark.read.parquet(str(parts)).join(spark.read.parquet(str(manifest)), [key, other])
+        assert len(by_duckdb) == FILES
+        assert dict(by_duckdb) == uris
+        assert dict(zip(by_polars["row_id"], by_polars["uri"], strict=True)) == uris
+        assert dict(zip(by_pandas["row_id"], by_pandas["uri"], strict=True)) == uris
+        assert {row["row_id"]: row["uri"] for row in by_spark.select("row_id", "uri").collect()} == uris
+
+
+def test_filters_give_what_a_full_scan_gives(runs: dict[str, Path], spark: Any) -> None:
+    parts, table = runs["list"] / "parts", rows(runs["list"])
+    statuses, labels = Counter(table["status"].to_pylist()), Counter(table["label"].to_pylist())
+    assert statuses["empty"] == SHARD
+    for column, counts in (("status", statuses), ("label", labels)):
+        for value, count in counts.items():
+            if value is None:
+                continue
+            where = f"{column} = '{value}'"
+            assert duckdb.sql(f"select count(*) from '{parts}/*.parquet' where {where}").fetchall() == [(count,)]
+            assert pl.scan_parquet(parts).filter(pl.col(column) == value).select(pl.len()).collect().item() == count
+            assert len(pd.read_parquet(parts, filters=[(column, "==", value)])) == count
+            assert ds.dataset(parts).count_rows(ds.field(column) == value) == count
+            assert spark.read.parquet(str(parts)).where(where).count() == count
+
+
+def test_duckdb_skips_row_groups_that_cannot_hold_the_status_or_label(runs: dict[str, Path]) -> None:
+    """By the footer's least and greatest value: of all parts only the last has a bad row, and it has no label."""
+    parts = runs["list"] / "parts"
+    held = [pq.read_table(path) for path in parts.iterdir()]
+    for column, value in (("status", "empty"), ("status", "ok"), ("label", "airplane"), ("label", "truck")):
+        words = [set(table[column].drop_null().to_pylist()) for table in held]
+        may_hold = sum(bool(found) and min(found) <= value <= max(found) for found in words)
+        query = f"explain analyze select count(*) from '{parts}/*.parquet' where {column} = '{value}'"
+        scanned = re.search(r"Row Groups Scanned: (\d+) / (\d+)", duckdb.sql(query).fetchall()[0][1])
+        assert scanned
+        assert int(scanned[2]) == len(held)
+        assert may_hold <= int(scanned[1]) < len(held), (column, value)
+    assert [set(table["status"].to_pylist()) == {"empty"} for table in held].count(True) == 1
+    least_and_greatest = {
+        (group.column(2).statistics.min, group.column(2).statistics.max)
+        for group in (pq.read_metadata(path).row_group(0) for path in parts.iterdir())
+    }
+    assert least_and_greatest == {("ok", "ok"), ("empty", "empty")}
+
+
+def test_the_footer_is_read_by_everybody_who_reads_footers(runs: dict[str, Path]) -> None:
+    part = runs["wide"] / "parts" / "part-00000.parquet"
+    by_pyarrow = {key.decode(): value.decode() for key, value in pq.read_metadata(part).metadata.items()}
+    by_duckdb = {
+        bytes(key).decode(): bytes(value).decode()
+        for key, value in duckdb.sql(f"select key, value from parquet_kv_metadata('{part}')").fetchall()
+    }
+    by_polars = pl.read_parquet_metadata(part)
+    for found in (by_pyarrow, by_duckdb, by_polars):
+        assert json.loads(found["clipbatch.labels"]) == {"thing": ["cat", "Red Fox", "ship"], "alive": ["yes", "no"]}
+        assert json.loads(found["clipbatch.columns"])["thing"]["Red Fox"] == "thing_score_red_fox"
+        assert json.loads(found["clipbatch.threshold"]) == {"thing": None, "alive": 0.7}
+        assert found["clipbatch.model"] == "clipbatch-demo"
+
+
+def _statements() -> list[str]:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    section = readme.split("### The five queries that people run first")[1].split("\n#")[0]
+    blocks = re.findall(r"```sql\n(.*?)```", section, re.DOTALL)
+    return [text.strip() for block in blocks for text in re.sub(r"--[^\n]*", "", block).split(";") if text.strip()]
+
+
+def test_the_readmes_five_queries_run_as_they_stand(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.symlink(runs["list"], tmp_path / "scores")
+    table = rows(runs["list"])
+    pd.DataFrame({"uri": table["uri"].to_pylist(), "price": range(FILES)}).to_csv(
+        tmp_path / "products.csv", index=False
+    )
+    monkeypatch.chdir(tmp_path)
+    statements = _statements()
+    assert len(statements) == 5
+    there, wrong, doubtful, best, joined = (duckdb.sql(text).fetchall() for text in statements)
+    labels = Counter(table["label"].drop_null().to_pylist())
+    assert {label: count for label, count, _ in there} == labels
+    assert [(status, count) for status, _, count in wrong] == [("empty", SHARD)]
+    scores = dict(zip(table["uri"].to_pylist(), table["score"].to_pylist(), strict=True))
+    assert [uri for uri, *_ in doubtful] == sorted(
+        (u for u in scores if (scores[u] or 1) < 0.4), key=lambda u: scores[u]
+    )
+    dogs = [(row["scores"][5], row["uri"]) for row in table.to_pylist() if row["scores"]]
+    assert [uri for uri, _ in best] == [uri for _, uri in sorted(dogs, reverse=True)[:20]]
+    assert len(joined) == FILES
+    assert {row[:2] for row in joined} == {(uri, price) for price, uri in enumerate(table["uri"].to_pylist())}
+
+
+def test_the_embeddings_are_a_matrix_at_once(runs: dict[str, Path]) -> None:
+    """As the README says it: for a nearest-neighbour search of one's own."""
+    table = ds.dataset(runs["list"] / "parts").to_table(filter=ds.field("status") == "ok", columns=["embedding"])
+    matrix = np.vstack(table["embedding"].combine_chunks().flatten().to_numpy().reshape(len(table), -1))
+    assert matrix.shape == (FILES - SHARD, 96)
+    assert matrix.dtype == np.float16
+    assert pa.types.is_fixed_size_list(table.schema.field("embedding").type)
+    np.testing.assert_allclose(np.linalg.norm(matrix.astype(np.float32), axis=1), 1, atol=2e-3)

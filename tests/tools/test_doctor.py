@@ -1,0 +1,135 @@
+"""The doctor: on this machine, where libraries die, and on copies of the kernel's files of other machines."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clipbatch.config import hardware
+from clipbatch.errors import InputError
+from clipbatch.tools.doctor import checks, machine
+from tests.conftest import DEMO, Cli
+
+H200 = {"name": "NVIDIA H200", "capability": [9, 0], "memory_gib": 140, "fp8": True}
+NAMES = [
+    "driver",
+    "torch",
+    "DALI",
+    "JPEG engines",
+    "precision",
+    "cores",
+    "compiler",
+    "shared memory",
+    "disk",
+    "weights",
+]
+
+
+def test_this_machine_is_fit_for_the_embedded_model(cli: Cli, photos: Path) -> None:
+    found = json.loads(cli("doctor", photos, *DEMO[2:], "--json").stdout)
+    assert [one["name"] for one in found if not one["name"].startswith("GPU ")] == NAMES
+    by_name = {one["name"]: one for one in found}
+    assert all(one["level"] == "ok" for one in found if one["name"] not in ("driver", "cores", "disk"))
+    assert all(bool(one["remedy"]) == (one["level"] != "ok") for one in found)
+    assert by_name["driver"]["level"] == ("ok" if hardware.has_gpu() else "warning")
+    assert "MB/s" in by_name["disk"]["text"]
+    assert "decodes" in by_name["DALI"]["text"]
+
+
+def test_a_library_that_dies_is_a_failure_with_a_remedy_and_the_other_looks_go_on(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    made = cli("doctor", tmp_path, *DEMO[2:], code=5, env={"PYTHONPATH": path})
+    lines = made.stdout.splitlines()
+    torch = next(number for number, line in enumerate(lines) if line.startswith("failure  torch"))
+    assert lines[torch].endswith("the process was ended by SIGSEGV")
+    assert lines[torch + 1].strip().startswith("-> install")
+    assert any(line.startswith("ok       shared memory") for line in lines)
+    assert made.stderr.startswith("clipbatch: ")
+    assert "torch" in made.stderr
+    assert made.stderr.count("\n") == 1
+
+
+def test_weights_that_cannot_be_had_are_a_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    model, pretrained = "ViT-B-32", "laion2b_s34b_b79k"
+    found = checks._weights(checks._ask("weights_are", model, pretrained), model, pretrained)
+    assert found.level == "failure"
+    assert "neither cached here nor reachable" in found.text
+    assert "--pretrained FILE" in found.remedy
+
+
+def test_an_unknown_model_is_refused_before_anything_is_looked_at(cli: Cli) -> None:
+    made = cli("doctor", "--model", "ViT-B32", code=3)
+    assert made.stdout == ""
+    assert "Did you mean ViT-B-32" in made.stderr
+
+
+@pytest.mark.parametrize(
+    ("driver", "cuda", "gpus", "level", "said"),
+    [
+        (13000, "13.2", [H200], "ok", ""),
+        (13020, "13.0", [H200], "ok", ""),
+        (12040, "13.2", [], "failure", "a driver that speaks CUDA 13.2, or a torch built for CUDA 12"),
+        (13000, None, [], "failure", "built for CUDA"),
+        (13000, "13.2", [], "failure", "no reason given"),
+    ],
+)
+def test_torch_has_to_speak_the_drivers_cuda(
+    monkeypatch: pytest.MonkeyPatch, driver: int, cuda: str | None, gpus: list[dict[str, Any]], level: str, said: str
+) -> None:
+    monkeypatch.setattr(hardware, "has_gpu", lambda: True)
+    answer = {"version": "2.15.0", "cuda": cuda, "driver_cuda": driver, "gpus": gpus}
+    first, *others = checks._torch(answer)
+    assert first.level == level
+    assert said in first.remedy
+    assert [one.name for one in others] == ["GPU 0"] * len(gpus)
+
+
+@pytest.mark.parametrize(
+    ("answer", "capability", "level"),
+    [
+        ({"answer": True}, [9, 0], "ok"),
+        ({"answer": False}, [9, 0], "warning"),
+        ({"error": "RuntimeError: nvimgcodec failure"}, [8, 0], "warning"),
+        ({"answer": False}, [8, 6], "ok"),
+    ],
+)
+def test_engines_that_are_there_have_to_answer(answer: dict[str, Any], capability: list[int], level: str) -> None:
+    found = checks._engines(answer, H200 | {"capability": capability})
+    assert found.level == level
+    assert ("video" in found.remedy) == (level == "warning")
+
+
+def test_a_gpu_on_the_bus_without_a_driver_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "has_gpu", lambda: False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert machine.driver(tmp_path).level == "warning"
+    card = tmp_path / "sys/bus/pci/devices/0000:1a:00.0"
+    card.mkdir(parents=True)
+    (card / "vendor").write_text("0x10de\n")
+    (card / "class").write_text("0x030200\n")
+    found = machine.driver(tmp_path)
+    assert found.level == "failure"
+    assert "--gpus all" in found.remedy
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert "unset CUDA_VISIBLE_DEVICES" in machine.driver(tmp_path).remedy
+
+
+def test_the_disks_rate_is_of_what_was_read_and_nothing_else(tmp_path: Path) -> None:
+    assert machine.disk(str(tmp_path)).level == "warning"
+    assert "not measured" in machine.disk(str(tmp_path / "gone")).text
+    assert "not measured" in machine.disk("s3://bucket/photos").text
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a.jpg").write_bytes(bytes(2**20))
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    assert "in 1 files" in machine.disk(str(tmp_path)).text
+    assert "in 1 files" in machine.disk(str(tmp_path / "sub" / "a.jpg")).text
+
+
+def test_examining_is_refused_for_a_model_that_there_is_not() -> None:
+    with pytest.raises(InputError, match="ViT-B-32"):
+        next(iter(checks.examine(".", "ViT-B32", None)))
