@@ -50,6 +50,12 @@ def _text(arg: object) -> str:
     return arg if isinstance(arg, str) else str(arg)
 
 
+def children_of(pid: int) -> Iterator[int]:
+    """The processes that `pid` has started and that are still there."""
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        yield from map(int, (task / "children").read_text().split())
+
+
 @pytest.fixture(scope="session")
 def cli(tmp_path_factory: pytest.TempPathFactory) -> Cli:
     """Runs `clipbatch ARGS`, checks the exit code (`code`, default 0), returns the finished process."""

@@ -56,7 +56,7 @@ def test_weights_that_cannot_be_had_are_a_failure(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     model, pretrained = "ViT-B-32", "laion2b_s34b_b79k"
-    found = checks._weights(checks._ask("weights_are", model, pretrained), model, pretrained)
+    found = checks.judge_weights(checks.ask("weights_are", model, pretrained), model, pretrained)
     assert found.level == "failure"
     assert "neither cached here nor reachable" in found.text
     assert "--pretrained FILE" in found.remedy
@@ -83,7 +83,7 @@ def test_torch_has_to_speak_the_drivers_cuda(
 ) -> None:
     monkeypatch.setattr(hardware, "has_gpu", lambda: True)
     answer = {"version": "2.15.0", "cuda": cuda, "driver_cuda": driver, "gpus": gpus}
-    first, *others = checks._torch(answer)
+    first, *others = checks.judge_torch(answer)
     assert first.level == level
     assert said in first.remedy
     assert [one.name for one in others] == ["GPU 0"] * len(gpus)
@@ -99,7 +99,7 @@ def test_torch_has_to_speak_the_drivers_cuda(
     ],
 )
 def test_engines_that_are_there_have_to_answer(answer: dict[str, Any], capability: list[int], level: str) -> None:
-    found = checks._engines(answer, H200 | {"capability": capability})
+    found = checks.judge_engines(answer, H200 | {"capability": capability})
     assert found.level == level
     assert ("video" in found.remedy) == (level == "warning")
 

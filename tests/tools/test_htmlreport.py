@@ -10,8 +10,8 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +23,7 @@ from PIL import Image
 
 from clipbatch.rundir.layout import RunDir
 from clipbatch.tools.htmlreport import gather, thumbnails, thumbnails_main
-from tests.conftest import DEMO, Cli, rows
+from tests.conftest import DEMO, Cli, children_of, rows
 from tests.support.corpus import make_folder, photo
 
 
@@ -151,11 +151,6 @@ def test_thumbnails_are_small_upright_and_without_metadata_or_say_why_not(snaps:
     assert not any(made[row].base64 for row in (2, 3, 4))
 
 
-def children_of(pid: int) -> Iterator[int]:
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        yield from map(int, (task / "children").read_text().split())
-
-
 def is_at_work(pid: int) -> bool:
     """Whether a thumbnailer has begun with its first row, for which it opens the manifest."""
     with contextlib.suppress(OSError):
@@ -193,9 +188,12 @@ def test_a_thumbnailer_that_dies_or_hangs_costs_one_picture(
     assert sorted(made) == good
 
 
-@pytest.mark.parametrize("answer", [b"", b"<script>", b"UklGR'onerror=", b'UklGRAAAA" onload="x'])
-def test_what_is_no_picture_never_gets_into_a_page(answer: bytes) -> None:
-    assert thumbnails._thumbnail(answer).base64 == ""
+@pytest.mark.parametrize(
+    "answer",
+    [None, 7, [], {}, {"webp": 1}, {"webp": "<script>"}, {"webp": "UklGR'onerror="}, {"webp": 'UklGRAAAA" onload="x'}],
+)
+def test_what_is_no_picture_never_gets_into_a_page(answer: Any) -> None:
+    assert thumbnails.thumbnail_of(answer).base64 == ""
 
 
 def test_a_report_is_small_and_self_contained_and_reports_what_there_is(warm: Cli, run: Path, tmp_path: Path) -> None:

@@ -49,5 +49,5 @@ def fetch(model: str, pretrained: str | None = None) -> dict[str, Any]:
     model = models.canonical(model)
     pretrained = pretrained or models.default_weights(model)
     models.check_weights(pretrained)
-    (found,) = child.lines("clipbatch.tools.models_main", model, pretrained or "", aloud=True)
+    (found,) = child.messages_of("clipbatch.tools.models_main", model, pretrained or "", aloud=True)
     return {"model": model, "pretrained": pretrained, **found}

@@ -14,16 +14,16 @@ from huggingface_hub import constants
 
 from clipbatch.config import ModelSettings
 from clipbatch.stages.encode import load
-from clipbatch.workers.child import Say, speak
+from clipbatch.workers.child import Parent, serve
 
 
 def main() -> None:
     model, pretrained = sys.argv[1:]
 
-    def fetch(say: Say) -> None:
+    def fetch(parent: Parent) -> None:
         made = load(ModelSettings(model=model, pretrained=pretrained or None))
         in_cache = made.weights.is_relative_to(constants.HF_HUB_CACHE)
-        say(
+        parent.send(
             {
                 "weights": str(made.weights),
                 "bytes": made.weights.stat().st_size,
@@ -32,7 +32,7 @@ def main() -> None:
             }
         )
 
-    speak(fetch)
+    serve(fetch)
 
 
 if __name__ == "__main__":

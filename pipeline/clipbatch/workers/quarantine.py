@@ -8,18 +8,14 @@ among the others.
 from __future__ import annotations
 
 import json
-import select
-import subprocess
-import sys
-import tempfile
 import threading
 from collections.abc import Callable
-from typing import IO, Any, Union
+from typing import Any, Union
 
 from clipbatch.errors import ClipbatchError
 from clipbatch.rundir.layout import RunDir
 from clipbatch.types import Reject
-from clipbatch.workers.child import ending, safe_environment
+from clipbatch.workers.child import Child
 
 MEMORY_MIB = 4096
 """More than Pillow needs for the largest image that `max_pixels` lets through by default."""
@@ -44,18 +40,17 @@ class Search:
         """runtime: the settings of this invocation, `Settings.runtime`. found: called in the search's thread at its
         end."""
         self._timeout_s = runtime["read_timeout"] + runtime["decode_timeout"]
-        arguments = [str(run.path), device, json.dumps(runtime), str(MEMORY_MIB)]
-        self._command = [sys.executable, "-m", "clipbatch.workers.quarantine_main", *arguments]
+        self._arguments = [str(run.path), device, json.dumps(runtime), str(MEMORY_MIB)]
         self._rows, self._found = rows, found
-        self._process: subprocess.Popen[bytes] | None = None
+        self._child: Child | None = None
         self._killed = False
         threading.Thread(target=self._look, name="search", daemon=True).start()
 
     def kill(self) -> None:
         """End the search, whose answer is of no use any more."""
         self._killed = True
-        if self._process:
-            self._process.kill()
+        if self._child:
+            self._child.kill()
 
     def _look(self) -> None:
         killers: dict[int, Reject] = {}
@@ -72,42 +67,23 @@ class Search:
             self._found(killers)
 
     def _probe(self, rows: list[int]) -> tuple[int, Reject | None]:
-        """Put `rows` through one probe process: how many it lived through, and how the next one ended it."""
-        pipe = subprocess.PIPE
-        with (
-            tempfile.TemporaryFile() as log,
-            subprocess.Popen(
-                self._command, stdin=pipe, stdout=pipe, stderr=log, bufsize=0, env=safe_environment()
-            ) as process,
-        ):
-            assert process.stdin
-            assert process.stdout
-            self._process = process
+        """Put `rows` through one process: how many it lived through, and how the next one ended it."""
+        with Child("clipbatch.workers.quarantine_main", *self._arguments) as child:
+            self._child = child
             try:
-                if not _answers(process.stdout, _START_S):
-                    process.kill()
-                    log.seek(0)
-                    raise ClipbatchError(
-                        f"the process that tries suspects cannot start:\n{log.read().decode()[-2000:]}"
-                    )
-                for number, row in enumerate(rows):
-                    try:
-                        process.stdin.write(f"{row}\n".encode())
-                        answer = _answers(process.stdout, self._timeout_s)
-                    except BrokenPipeError:
-                        answer = b""
-                    if answer is None:
-                        error = f"decoding it took longer than {self._timeout_s:g} s"
-                        return number, Reject(status="timeout", error=error)
-                    if not answer:
-                        error = f"decoding it ends a process {ending(process.wait())}"
-                        return number, Reject(status="crashed", error=error)
-                return len(rows), None
-            finally:
-                process.kill()
-
-
-def _answers(stdout: IO[bytes], timeout_s: float) -> bytes | None:
-    """The next line; empty where the process has ended, None where it does not come within `timeout_s`."""
-    ready, _, _ = select.select([stdout], [], [], timeout_s)
-    return stdout.readline() if ready else None
+                child.receive(_START_S)
+            except (TimeoutError, EOFError):
+                child.kill()
+                said = "\n".join(child.log())
+                raise ClipbatchError(f"the process that tries suspects cannot start:\n{said}") from None
+            for number, row in enumerate(rows):
+                child.send(row)
+                try:
+                    child.receive(self._timeout_s)
+                except TimeoutError:
+                    error = f"decoding it took longer than {self._timeout_s:g} s"
+                    return number, Reject(status="timeout", error=error)
+                except EOFError:
+                    error = f"decoding it ends a process {child.how_it_ended()}"
+                    return number, Reject(status="crashed", error=error)
+            return len(rows), None

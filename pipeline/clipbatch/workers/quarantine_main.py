@@ -2,14 +2,13 @@
 
     python -m clipbatch.workers.quarantine_main RUN_DIR DEVICE RUNTIME MEMORY_MIB
 
-Takes row_ids on standard input, one a line; reads and decodes each row as a worker would, alone, and answers with its
-row_id. Scores nothing and writes nothing: what counts is whether it lives to answer.
+Takes row_ids; reads and decodes each row as a worker would, alone, and answers with its row_id. It scores nothing and
+writes nothing: what counts is whether it lives to answer.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 
 from clipbatch.rundir.layout import RunDir
@@ -19,13 +18,17 @@ from clipbatch.stages.decode.geometry import Target
 from clipbatch.stages.memory import limit_memory
 from clipbatch.stages.read import Read
 from clipbatch.types import ItemBatch
+from clipbatch.workers.child import Parent, serve
 
 
 def main() -> None:
+    serve(answer)
+
+
+def answer(parent: Parent) -> None:
+    """Answer each row_id that the parent sends once it is decoded."""
     path, device, runtime, memory_mib = sys.argv[1:]
     run = RunDir(path)
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
     plan, facts = run.plan(), run.model_facts() or {}
     settings, manifest = plan.run_settings().replace(**json.loads(runtime)), Manifest(run, plan)
     read = Read(settings.read)
@@ -33,14 +36,12 @@ def main() -> None:
     decode = Decode(settings.decode, target, batch_size=1, device=device, threads=1)
     if not device.startswith("cuda"):  # CUDA reserves address space as it goes
         limit_memory(int(memory_mib))
-    print("ready", file=answers, flush=True)
-    for line in sys.stdin:
-        row_id = int(line)
+    parent.send("ready")
+    for row_id in parent.messages():
         shard = row_id // plan.shard_size
         row = manifest.rows(shard).slice(row_id - plan.shard_rows(shard).start, 1)
         decode(read(ItemBatch(shard=shard, start=row_id, items=tuple(manifest.items(row)), rows=row, last=True)))
-        print(row_id, file=answers, flush=True)
-    os._exit(0)
+        parent.send(row_id)
 
 
 if __name__ == "__main__":

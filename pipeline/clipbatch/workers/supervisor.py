@@ -19,7 +19,7 @@ from clipbatch.errors import ClipbatchError, TooManyBadError, from_message
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.types import Reject
 from clipbatch.workers import signals
-from clipbatch.workers.child import ending
+from clipbatch.workers.child import describe_exit
 from clipbatch.workers.engine import Engine, Job, Killable
 from clipbatch.workers.progress import Progress
 from clipbatch.workers.scheduler import Assignment, Handout
@@ -233,7 +233,7 @@ class Supervisor:
         lost = self._handout.lost(process)
         if process.finished:
             return
-        cause = "as it did not answer" if process.hung else message.get("cause") or ending(message["code"])
+        cause = "as it did not answer" if process.hung else message.get("cause") or describe_exit(message["code"])
         cause += f": {process.failure}" if process.failure else ""
         self._deaths.update(shards)
         self._deaths_in_a_row[process.seat] += 1

@@ -5,12 +5,9 @@ words, and its journal.
 from __future__ import annotations
 
 import abc
-import collections
 import contextlib
 import json
 import queue
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Hashable, Mapping
@@ -20,11 +17,10 @@ from typing import Any
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.stages.journal import Journal
 from clipbatch.types import Reject
-from clipbatch.workers.child import safe_environment
+from clipbatch.workers.child import Child
 from clipbatch.workers.devices import Seat
 
 Event = tuple["Worker", dict[str, Any]]
-_LOG_LINES = 40
 
 
 class Worker(abc.ABC):
@@ -63,62 +59,27 @@ class WorkerProcess(Worker):
         self, run: RunDir, plan: Plan, seat: Seat, runtime: dict[str, Any], events: queue.SimpleQueue[Event]
     ) -> None:
         super().__init__(seat)
-        self._log: collections.deque[str] = collections.deque(maxlen=_LOG_LINES)
         self._journal = Journal()
         self._events = events
         cores = ",".join(map(str, seat.cores))
-        arguments = [str(run.path), plan.fingerprint, seat.device, cores, json.dumps(runtime)]
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "clipbatch.workers.worker_main", *arguments, str(self._journal.fd)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            pass_fds=[self._journal.fd],
-            env=safe_environment(),
-        )
-        self._logging = threading.Thread(target=self._keep_log, daemon=True)
-        self._logging.start()
+        arguments = [str(run.path), plan.fingerprint, seat.device, cores, json.dumps(runtime), str(self._journal.fd)]
+        self._child = Child("clipbatch.workers.worker_main", *arguments, pass_fds=[self._journal.fd])
         threading.Thread(target=self._forward, daemon=True).start()
 
     def send(self, message: dict[str, Any], rejects: Mapping[int, Reject] | None = None) -> None:
         if rejects:
             message = message | {"rejects": {row: asdict(reject) for row, reject in rejects.items()}}
-        assert self._process.stdin
-        try:
-            self._process.stdin.write(json.dumps(message).encode() + b"\n")
-            self._process.stdin.flush()
-        except (BrokenPipeError, ValueError):
-            pass  # it has died, its pipe may be closed, and its end is on the way as an event
+        self._child.send(message)
 
     def kill(self) -> None:
-        self._process.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):  # it hangs in the kernel, on a dead file server
-            self._process.wait(timeout=5)
-
-    def _keep_log(self) -> None:
-        assert self._process.stderr
-        for line in self._process.stderr:
-            self._log.append(line.decode(errors="replace").rstrip())
-
-    def _close_pipes(self) -> None:
-        """Where many runs follow one another in a process, as from Python, open ones would add up."""
-        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
-            assert pipe
-            if pipe is self._process.stderr and self._logging.is_alive():  # a child of the worker's has it open
-                continue
-            with contextlib.suppress(OSError):  # words that were on their way to a worker that is dead
-                pipe.close()
+        self._child.kill()
 
     def _forward(self) -> None:
-        assert self._process.stdout
-        for line in self._process.stdout:
-            try:
-                self._events.put((self, json.loads(line)))
-            except ValueError:  # its last words, cut off
-                break
-        code = self._process.wait()
-        self._logging.join(timeout=1)
-        self._close_pipes()
+        with contextlib.suppress(EOFError):
+            while True:
+                self._events.put((self, self._child.receive()))
+        code = self._child.exit_code()
+        self._child.close()
         in_flight = self._journal.in_flight()
         self._journal.close()
-        self._events.put((self, {"event": "ended", "code": code, "in_flight": in_flight, "log": list(self._log)}))
+        self._events.put((self, {"event": "ended", "code": code, "in_flight": in_flight, "log": self._child.log()}))

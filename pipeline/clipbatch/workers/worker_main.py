@@ -18,32 +18,28 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from clipbatch.errors import ClipbatchError, InterruptedRunError, brief
+from clipbatch.errors import ClipbatchError, InterruptedRunError
 from clipbatch.stages import fast_import, memory
+from clipbatch.workers.child import Parent, failure
 
 _EMIT_EVERY_S = 0.2
 
 
-class _Channel:
+class _Channel(Parent):
     """Both directions of the talk with the supervisor."""
 
     def __init__(self) -> None:
-        self._out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-        self._lock = threading.Lock()
-        os.dup2(2, 1)  # whatever a library prints goes to the log, not between our lines
+        super().__init__()
         self._answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self.last_words: Callable[[], None] = lambda: None
         """Called when it is told to stop."""
         threading.Thread(target=self._listen, name="listen", daemon=True).start()
 
     def emit(self, event: str, **values: Any) -> None:
-        with self._lock:
-            self._out.write(json.dumps({"event": event, **values}) + "\n")
-            self._out.flush()
+        self.send({"event": event, **values})
 
     def ask(self) -> dict[str, Any]:
         """What is next; waits for the answer."""
@@ -51,8 +47,7 @@ class _Channel:
         return self._answers.get()
 
     def _listen(self) -> None:
-        for line in sys.stdin:
-            message = json.loads(line)
+        for message in self.messages():
             if "stop" in message:
                 self.last_words()
                 os._exit(0)
@@ -75,11 +70,11 @@ def main() -> None:
         _stay_on({int(core) for core in cores.split(",")})
         _work(channel, path, plan, device, json.loads(runtime), int(journal))
     except BaseException as error:
-        code = error.exit_code if isinstance(error, ClipbatchError) else 1
-        text = str(error) if isinstance(error, ClipbatchError) else "".join(traceback.format_exception(error))
+        report = failure(error)
+        code = report["exit_code"]
         if code == ClipbatchError.exit_code:
-            print(text, file=sys.stderr)
-        channel.emit("error", exit_code=code, message=text, what=brief(error))
+            print(report["message"], file=sys.stderr)
+        channel.emit("error", **report)
     sys.stderr.flush()
     os._exit(code)  # reading threads may hang in a file that never answers
 

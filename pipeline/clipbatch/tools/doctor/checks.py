@@ -4,10 +4,6 @@ that decodes or encodes: what these say is asked in processes that may die (`doc
 
 from __future__ import annotations
 
-import json
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +11,7 @@ from clipbatch import __version__
 from clipbatch.config import hardware, models
 from clipbatch.tools.doctor import machine
 from clipbatch.tools.doctor.machine import Finding
-from clipbatch.workers.child import safe_environment
+from clipbatch.workers.child import Child
 
 PROBE_S = 120.0
 """Within which a look at a library has answered; importing torch from a cold network disk takes long."""
@@ -33,43 +29,36 @@ def examine(place: str, model: str, pretrained: str | None) -> Iterator[Finding]
     model = models.canonical(model)
     pretrained = pretrained or models.default_weights(model)
     yield machine.driver()
-    torch = _ask("torch_sees")
-    yield from _torch(torch)
+    torch = ask("torch_sees")
+    yield from judge_torch(torch)
     gpus = torch.get("gpus", [])
-    yield _dali(_ask("dali_decodes", "cuda" if gpus else "cpu"), torch.get("driver_cuda"))
+    yield judge_dali(ask("dali_decodes", "cuda" if gpus else "cpu"), torch.get("driver_cuda"))
     yield (
-        _engines(_ask("engines_decode"), gpus[0])
+        judge_engines(ask("engines_decode"), gpus[0])
         if gpus
         else Finding(name="JPEG engines", level="ok", text="none to be asked without a GPU; the CPU decodes")
     )
-    yield _precision(gpus)
+    yield judge_precision(gpus)
     yield machine.cores()
     yield machine.compiler()
     yield machine.shared_memory()
     yield machine.disk(place)
-    yield _weights(_ask("weights_are", model, pretrained or ""), model, pretrained)
+    yield judge_weights(ask("weights_are", model, pretrained or ""), model, pretrained)
 
 
-def _ask(probe: str, *arguments: str) -> dict[str, Any]:
+def ask(probe: str, *arguments: str) -> dict[str, Any]:
     """The answer of a probe; {"error": ...} also where its process died or did not end."""
-    command = [sys.executable, "-m", "clipbatch.tools.doctor.probe_main", probe, *arguments]
-    try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=PROBE_S, env=safe_environment()
-        )
-    except subprocess.TimeoutExpired:
-        return {"error": f"no answer within {PROBE_S:.0f} s"}
-    if done.returncode < 0:
-        return {"error": f"the process was ended by {signal.Signals(-done.returncode).name}"}
-    try:
-        found: dict[str, Any] = json.loads(done.stdout)
-        return found
-    except ValueError:
-        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        return {"error": f"the process ended with code {done.returncode}: {''.join(last)}"}
+    with Child("clipbatch.tools.doctor.probe_main", probe, *arguments) as child:
+        try:
+            answer: dict[str, Any] = child.receive(PROBE_S)
+        except TimeoutError as error:
+            return {"error": str(error)}
+        except EOFError:
+            return {"error": ": ".join([f"the process was ended {child.how_it_ended()}", *child.log()[-1:]])}
+    return answer
 
 
-def _torch(found: dict[str, Any]) -> Iterator[Finding]:
+def judge_torch(found: dict[str, Any]) -> Iterator[Finding]:
     """torch itself, and whether it and the driver speak the same CUDA."""
     if "error" in found:
         yield Finding(
@@ -97,7 +86,7 @@ def _torch(found: dict[str, Any]) -> Iterator[Finding]:
         yield Finding(name=f"GPU {number}", level="ok", text=text)
 
 
-def _dali(found: dict[str, Any], driver_cuda: int | None) -> Finding:
+def judge_dali(found: dict[str, Any], driver_cuda: int | None) -> Finding:
     if "error" in found:
         fits = "" if driver_cuda is None else f" (nvidia-dali-cuda{driver_cuda // 1000}0 is built for this driver)"
         return Finding(
@@ -111,7 +100,7 @@ def _dali(found: dict[str, Any], driver_cuda: int | None) -> Finding:
     return Finding(name="DALI", level="ok", text=text)
 
 
-def _engines(found: dict[str, Any], gpu: dict[str, Any]) -> Finding:
+def judge_engines(found: dict[str, Any], gpu: dict[str, Any]) -> Finding:
     if found.get("answer"):
         return Finding(name="JPEG engines", level="ok", text="decode")
     if gpu["capability"] not in _WITH_ENGINES and not gpu["name"].startswith("NVIDIA L4"):
@@ -124,7 +113,7 @@ def _engines(found: dict[str, Any], gpu: dict[str, Any]) -> Finding:
     )
 
 
-def _precision(gpus: list[dict[str, Any]]) -> Finding:
+def judge_precision(gpus: list[dict[str, Any]]) -> Finding:
     if gpus:
         kinds = ["fp16", "bf16", *(["fp8"] if all(gpu["fp8"] for gpu in gpus) else [])]
         return Finding(name="precision", level="ok", text=f"GPU: {', '.join(kinds)}; auto takes fp16")
@@ -133,7 +122,7 @@ def _precision(gpus: list[dict[str, Any]]) -> Finding:
     return Finding(name="precision", level="ok", text="CPU: no bf16 in hardware; auto takes fp32")
 
 
-def _weights(found: dict[str, Any], model: str, pretrained: str | None) -> Finding:
+def judge_weights(found: dict[str, Any], model: str, pretrained: str | None) -> Finding:
     what = f"{model} {pretrained or ''}".strip()
     if "error" in found:
         return Finding(name="weights", level="failure", text=found["error"], remedy="check --model and --pretrained")

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import ctypes
 import importlib.resources
-import json
-import os
 import sys
 from typing import Any
 
 from clipbatch.errors import InputError, brief
+from clipbatch.workers.child import Parent, serve
 
 
 def torch_sees() -> dict[str, Any]:
@@ -103,17 +102,18 @@ def _sample() -> bytes:
 
 
 def main() -> None:
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a library prints is not our answer
     probes = {probe.__name__: probe for probe in (torch_sees, dali_decodes, engines_decode, weights_are)}
-    try:
-        found = probes[sys.argv[1]](*sys.argv[2:])
-    except InputError as error:
-        found = {"error": str(error)}
-    except Exception as error:  # whatever a broken installation makes of it
-        found = {"error": brief(error)}
-    print(json.dumps(found), file=answers, flush=True)
-    os._exit(0)
+
+    def look(parent: Parent) -> None:
+        try:
+            answer = probes[sys.argv[1]](*sys.argv[2:])
+        except InputError as error:
+            answer = {"error": str(error)}
+        except Exception as error:  # whatever a broken installation makes of it
+            answer = {"error": brief(error)}
+        parent.send(answer)
+
+    serve(look)
 
 
 if __name__ == "__main__":

@@ -6,19 +6,14 @@ they become part of a page.
 
 from __future__ import annotations
 
-import os
 import re
-import select
-import subprocess
-import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import IO
+from typing import Any
 
 from clipbatch.rundir.layout import RunDir
-from clipbatch.workers import signals
-from clipbatch.workers.child import safe_environment
+from clipbatch.workers.child import Child
 
 START_S = 60.0
 """Within which the process must have loaded its libraries."""
@@ -27,10 +22,8 @@ IMAGE_S = 20.0
 ALL_S = 45.0
 """Within which all pictures must be there, starts not counted; those that are not are left out."""
 MOST_DEATHS = 10
-READY = b"ready"
-"""What the process says first."""
 _MOST_LINE = 16_384
-_PICTURE = re.compile(rb"UklGR[A-Za-z0-9+/]+={0,2}")
+_PICTURE = re.compile(r"UklGR[A-Za-z0-9+/]+={0,2}")
 """Base64 of RIFF..., as every WebP begins."""
 
 
@@ -61,58 +54,32 @@ def _session(run: RunDir, rows: list[int], left_s: float) -> tuple[dict[int, Thu
     """Put `rows` through one process until it is ended, and the seconds since it was ready. The last one may be what
     ended it; all fail where it does not start."""
     made: dict[int, Thumbnail] = {}
-    command = [sys.executable, "-m", "clipbatch.tools.htmlreport.thumbnails_main", str(run.path)]
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        bufsize=0,
-        env=safe_environment(),
-    ) as process:
-        assert process.stdin
-        assert process.stdout
+    with Child("clipbatch.tools.htmlreport.thumbnails_main", str(run.path), max_line_bytes=_MOST_LINE) as child:
         try:
-            if _line(process.stdout, START_S) != READY:
-                return dict.fromkeys(rows, Thumbnail(why="the process that makes pictures does not start")), 0.0
-            begun = time.monotonic()
-            for row in rows:
-                signals.check()
-                if time.monotonic() - begun > left_s:
-                    break
-                try:
-                    process.stdin.write(f"{row}\n".encode())
-                    answer = _line(process.stdout, IMAGE_S)
-                except BrokenPipeError:
-                    answer = b""
-                made[row] = _thumbnail(answer)
-                if not answer:
-                    break
-        finally:
-            process.kill()
+            child.receive(START_S)
+        except (TimeoutError, EOFError):
+            return dict.fromkeys(rows, Thumbnail(why="the process that makes pictures does not start")), 0.0
+        begun = time.monotonic()
+        for row in rows:
+            if time.monotonic() - begun > left_s:
+                break
+            child.send(row)
+            try:
+                made[row] = thumbnail_of(child.receive(IMAGE_S))
+            except TimeoutError:
+                made[row] = Thumbnail(why="it took too long")
+                break
+            except EOFError:
+                made[row] = Thumbnail(why="opening it ended the process")
+                break
     return made, time.monotonic() - begun
 
 
-def _thumbnail(answer: bytes | None) -> Thumbnail:
-    """answer: None where it did not come in time, empty where the process ended."""
-    if answer is None:
-        return Thumbnail(why="it took too long")
-    if answer.startswith(b"-"):
-        return Thumbnail(why=answer[1:].decode(errors="replace"))
-    if _PICTURE.fullmatch(answer):
-        return Thumbnail(base64=answer.decode())
+def thumbnail_of(answer: Any) -> Thumbnail:
+    """answer: `{"webp": base64}` or `{"why": words}`; anything else is not trusted."""
+    match answer:
+        case {"webp": str(picture)} if _PICTURE.fullmatch(picture):
+            return Thumbnail(base64=picture)
+        case {"why": str(why)}:
+            return Thumbnail(why=why)
     return Thumbnail(why="opening it ended the process")
-
-
-def _line(stdout: IO[bytes], timeout_s: float) -> bytes | None:
-    """The next line without its end; empty where the process has ended or talks nonsense, None where it is late."""
-    deadline, got = time.monotonic() + timeout_s, b""
-    while not got.endswith(b"\n"):
-        ready, _, _ = select.select([stdout], [], [], max(0.0, deadline - time.monotonic()))
-        if not ready:
-            return None
-        piece = os.read(stdout.fileno(), _MOST_LINE)
-        if not piece or len(got) > _MOST_LINE:
-            return b""
-        got += piece
-    return got[:-1]

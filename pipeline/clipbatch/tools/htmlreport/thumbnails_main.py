@@ -1,7 +1,7 @@
 """A process that may die: `python -m clipbatch.tools.htmlreport.thumbnails_main RUN_DIR`, started by `thumbnails`.
 
-Says that it is ready, takes row_ids on standard input, one a line, and answers each with one line: a WebP picture in
-base64, or a minus sign and why there is none. Writes nothing. The only module of the report that opens images, which
+Says that it is ready, takes row_ids and answers each: `{"webp": picture}` in base64, or `{"why": words}` if there is
+none. Writes nothing. The only module of the report that opens images, which
 anybody may have made.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 import sys
 
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -20,6 +19,7 @@ from clipbatch.stages.memory import limit_memory
 from clipbatch.stages.pillow import FORMATS, MOST_SCANS, rgb, scans, valid_orientation
 from clipbatch.stages.read import Fetch
 from clipbatch.types import Reject
+from clipbatch.workers.child import Parent, serve
 
 SIDE = 160
 """Pixels of a thumbnail's longer side."""
@@ -42,21 +42,22 @@ _TURNS = {
 
 
 def main() -> None:
-    answers = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)
+    serve(answer)
+
+
+def answer(parent: Parent) -> None:
+    """Answer each row_id that the parent sends with its picture, or with why there is none."""
     run = RunDir(sys.argv[1])
     rows = Rows(run, run.plan())
     limit_memory(_MEMORY_MIB)
-    answers.write(b"ready\n")
-    for line in sys.stdin:
+    parent.send("ready")
+    for row_id in parent.messages():
         try:
-            answer = base64.b64encode(rows.thumbnail(int(line)))
+            parent.send({"webp": base64.b64encode(rows.thumbnail(row_id)).decode()})
         except UnidentifiedImageError:  # its text is an address in memory
-            answer = b"-not an image of a known kind"
+            parent.send({"why": "not an image of a known kind"})
         except Exception as error:  # Pillow raises whatever its parsers stumble over
-            answer = f"-{str(error) or type(error).__name__}".splitlines()[0][:300].encode(errors="backslashreplace")
-        answers.write(answer + b"\n")
-    os._exit(0)
+            parent.send({"why": f"{str(error) or type(error).__name__}".splitlines()[0][:300]})
 
 
 class Rows:

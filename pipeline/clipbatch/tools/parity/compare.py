@@ -73,7 +73,7 @@ def compare(settings: Settings, *, limit: int, out: str | None = None) -> tuple[
         whole = settings.replace(columns=(), **({} if labelled else {"labels": "a,b"}))  # a plan has labels
         plan.plan(whole, scratch, select=_evenly(limit, listed))
         arguments = [scratch, device_of(settings), str(int(labelled)), str(PICTURES if target else 0)]
-        facts, rows, pictures = _told(child.lines("clipbatch.tools.parity.compare_main", *arguments))
+        facts, rows, pictures = _told(child.messages_of("clipbatch.tools.parity.compare_main", *arguments))
     found = summary(facts, rows, listed[0])
     if target:
         with publish(target) as file:

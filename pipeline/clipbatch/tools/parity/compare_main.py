@@ -31,7 +31,7 @@ from clipbatch.stages.pipeline import Task, item_batches
 from clipbatch.stages.read import Read
 from clipbatch.stages.score import score
 from clipbatch.types import Decoded, Encoded, ItemBatch, PixelBatch, Reject
-from clipbatch.workers.child import Say, speak
+from clipbatch.workers.child import Parent, serve
 
 Pixels = NDArray[np.uint8]
 _AMPLIFIED = 16
@@ -41,25 +41,25 @@ _MODES = {"P": "palette", "PA": "palette", "1": "1-bit", "RGBA": "transparent", 
 
 def main() -> None:
     path, device, labelled, pictures = sys.argv[1:]
-    speak(lambda say: _compare(say, RunDir(path), device, labelled == "1", int(pictures)))
+    serve(lambda parent: _compare(parent, RunDir(path), device, labelled == "1", int(pictures)))
 
 
-def _compare(say: Say, run: RunDir, device: str, labelled: bool, pictures: int) -> None:
+def _compare(parent: Parent, run: RunDir, device: str, labelled: bool, pictures: int) -> None:
     plan = run.plan()
     comparison, manifest = Comparison(run, device, labelled), Manifest(run, plan)
-    say(comparison.facts())
+    parent.send(comparison.facts())
     worst: list[tuple[dict[str, Any], Pixels, Pixels]] = []
     for shard in range(plan.shards):
         for batch in item_batches(plan, manifest, Task(shard=shard)):
             found = comparison(batch)
             for row, *_ in found:
-                say(row)
+                parent.send(row)
             pairs = [(row, ours, theirs) for row, ours, theirs in found if ours is not None and theirs is not None]
             worst = sorted([*worst, *pairs], key=lambda pair: pair[0]["cosine"])[:pictures]
     for row, ours, theirs in worst:
         difference = np.abs(ours.astype(int) - theirs) * _AMPLIFIED
         shown = {"ours": ours, "theirs": theirs, "difference": difference.clip(0, 255).astype(np.uint8)}
-        say({"picture": row["row_id"], **{name: _webp(pixels) for name, pixels in shown.items()}})
+        parent.send({"picture": row["row_id"], **{name: _webp(pixels) for name, pixels in shown.items()}})
 
 
 class Comparison:

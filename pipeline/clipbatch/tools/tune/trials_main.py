@@ -8,7 +8,6 @@ images left that were not read before. May die of an image or of a setting: its 
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -18,7 +17,7 @@ from typing import Any
 
 import torch
 
-from clipbatch.errors import ClipbatchError, brief
+from clipbatch.errors import brief
 from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.manifest import Manifest
 from clipbatch.rundir.schema import LISTING
@@ -28,6 +27,7 @@ from clipbatch.stages.encode import Encode, check_device, load
 from clipbatch.stages.flow import Flow, Stage, bottleneck
 from clipbatch.stages.read import Read
 from clipbatch.types import ItemBatch
+from clipbatch.workers.child import Parent, serve
 
 _LEAST_BATCHES = 2
 """Measured in each trial, however long they take."""
@@ -89,28 +89,20 @@ class Trials:
 
 
 def main() -> None:
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
     path, device, cores = sys.argv[1:]
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
 
-    def answer(found: dict[str, Any]) -> None:
-        print(json.dumps(found), file=answers, flush=True)
-
-    try:
+    def answer(parent: Parent) -> None:
         trials = Trials(RunDir(path), device)
-    except ClipbatchError as error:
-        answer({"exit_code": error.exit_code, "message": str(error)})
-        os._exit(error.exit_code)
-    answer({"loaded": True})
-    for line in sys.stdin:
-        asked = json.loads(line)
-        try:
-            answer(trials.rate(asked["settings"], asked["seconds"]))
-        except Exception as error:  # out of memory, or a setting that this decoder does not take
-            answer({"error": brief(error)})
-    os._exit(0)
+        parent.send({"loaded": True})
+        for question in parent.messages():
+            try:
+                parent.send(trials.rate(question["settings"], question["seconds"]))
+            except Exception as error:  # out of memory, or a setting that this decoder does not take
+                parent.send({"error": brief(error)})
+
+    serve(answer)
 
 
 if __name__ == "__main__":
