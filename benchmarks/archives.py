@@ -41,7 +41,7 @@ from clipbatch.rundir.manifest import Manifest
 from clipbatch.runs import plan as planner
 from clipbatch.stages.flow import Flow, Stage
 from clipbatch.stages.journal import Journal
-from clipbatch.stages.pipeline import Task, Worker, item_batches
+from clipbatch.stages.pipeline import ShardPipeline, Task, item_batches
 from contestants import SHARED_PHOTOS, photographs
 
 FORMS = ("folder", "tar", "zip")
@@ -93,7 +93,7 @@ class Planned:
     def __init__(self, given: Path, folder: Path) -> None:
         settings = {"inputs": [str(given)], "labels": "cifar10", "model": models.DEMO, "device": "cpu"}
         plan, run = planner.plan(from_flat({**settings, "batch_size": 32}), folder), RunDir(folder)
-        self._worker = Worker(run, plan.fingerprint, "cpu", {}, Journal())
+        self._worker = ShardPipeline(run, plan.fingerprint, "cpu", {}, Journal())
         self._tasks = [Task(shard=shard) for shard in range(plan.shards)]
         manifest = Manifest(run, plan)
         self._batches = [batch for task in self._tasks for batch in item_batches(plan, manifest, task)]

@@ -27,7 +27,7 @@ from clipbatch.rundir.manifest import Manifest
 from clipbatch.runs import plan
 from clipbatch.stages.flow import Flow
 from clipbatch.stages.journal import Journal
-from clipbatch.stages.pipeline import Task, Worker, item_batches
+from clipbatch.stages.pipeline import ShardPipeline, Task, item_batches
 
 DEMO_IMAGES = Path(clipbatch.__file__).parent / "demo" / "images"
 SHARED_PHOTOS = Path(__file__).resolve().parents[2] / "shared" / "photos"
@@ -102,7 +102,7 @@ class Ours:
         self.plan: Plan = plan.plan(from_flat({**own, **given}), folder / "run")
         run = RunDir(folder / "run")
         self._device = device
-        self._worker = Worker(run, run.plan().fingerprint, device, {}, NoJournal())
+        self._worker = ShardPipeline(run, run.plan().fingerprint, device, {}, NoJournal())
         self._tasks = [Task(shard=shard) for shard in range(self.plan.shards)]
         self._read, self._decode, self._encode, *_ = stages = self._worker.stages  # the very ones of a run
         self.threads = ", ".join(f"{stage.name} {stage.threads}" for stage in stages)

@@ -36,7 +36,7 @@ from clipbatch.rundir.manifest import Manifest
 from clipbatch.runs import plan as planner
 from clipbatch.stages.flow import Flow
 from clipbatch.stages.journal import Journal
-from clipbatch.stages.pipeline import Task, Worker, item_batches
+from clipbatch.stages.pipeline import ShardPipeline, Task, item_batches
 from clipbatch.stages.read.stage import REMOTE_READS
 from clipbatch.types import Encoded
 
@@ -102,7 +102,7 @@ class Contestant:
         given = {"inputs": [str(folder / "list.txt")], "labels": "cifar10", "model": models.DEMO, "device": "cpu"}
         plan = planner.plan(from_flat(given), folder / "run")
         run, journal = RunDir(folder / "run"), Journal()
-        self._worker = Worker(run, plan.fingerprint, "cpu", {}, journal)
+        self._worker = ShardPipeline(run, plan.fingerprint, "cpu", {}, journal)
         self._tasks = [Task(shard=shard) for shard in range(plan.shards)]
         manifest = Manifest(run, plan)
         self._batches = [batch for task in self._tasks for batch in item_batches(plan, manifest, task)]

@@ -34,7 +34,7 @@ from clipbatch.config import from_flat
 from clipbatch.rundir.layout import RunDir
 from clipbatch.runs import plan as planner
 from clipbatch.stages.journal import Journal
-from clipbatch.stages.pipeline import Task, Worker
+from clipbatch.stages.pipeline import ShardPipeline, Task
 from contestants import NoJournal
 from memory import children
 from soak import small_pool, write_manifest
@@ -53,7 +53,7 @@ def bare(out: str) -> None:
     run = RunDir(out)
     run.make_parts()
     plan = run.plan()
-    worker = Worker(run, plan.fingerprint, "cpu", {}, NoJournal())
+    worker = ShardPipeline(run, plan.fingerprint, "cpu", {}, NoJournal())
     for _ in worker.label(Task(shard=shard) for shard in range(plan.shards)):
         pass
 

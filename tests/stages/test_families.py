@@ -96,7 +96,7 @@ def test_images_are_prepared_and_encoded_as_open_clip_does(made: Made, tmp_path:
     files = [tmp_path / f"{number}.png" for number in range(3)]
     for path, size in zip(files, ((320, 200), (180, 260), (300, 300)), strict=True):
         photo(rng, *size).save(path)
-    target = Target(**{name: getattr(ours, name) for name in Target.__slots__})
+    target = Target.from_facts(ours.facts())
     slots = tuple(Encoded(data=bytearray(path.read_bytes())) for path in files)
     read = ReadBatch(source=ItemBatch(shard=0, start=0, items=(), rows=pa.table({}), last=True), slots=slots)
     images = []

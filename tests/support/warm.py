@@ -9,35 +9,40 @@ import functools
 import io
 import os
 import queue
-import resource
+import signal
 import subprocess
 import sys
 import threading
-import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 from unittest import mock
 
 from clipbatch.cli import app, exit_code
 from clipbatch.cli.output import _log
 from clipbatch.config import DecodeSettings, ModelSettings, ReadSettings, Settings
-from clipbatch.errors import ClipbatchError, brief
 from clipbatch.rundir.layout import Plan, RunDir
-from clipbatch.stages.flow import bottleneck
 from clipbatch.stages.journal import Journal
-from clipbatch.stages.pipeline import Loaded, Task
-from clipbatch.stages.pipeline import Worker as Stages
+from clipbatch.stages.pipeline import LoadedModel, ShardPipeline
 from clipbatch.storage import stores
 from clipbatch.types import Reject
 from clipbatch.workers import engine as local
 from clipbatch.workers import worker
+from clipbatch.workers.child import failure
 from clipbatch.workers.devices import Seat
+from clipbatch.workers.worker_main import label
 
 
 @functools.lru_cache(maxsize=3)
-def _loaded(model: ModelSettings, decode: DecodeSettings, read: ReadSettings, batch_size: int, device: str) -> Loaded:
-    return Loaded.load(Settings(model=model, decode=decode, read=read), batch_size, device)
+def _loaded(
+    model: ModelSettings, decode: DecodeSettings, read: ReadSettings, batch_size: int, device: str
+) -> LoadedModel:
+    return LoadedModel.load(Settings(model=model, decode=decode, read=read), batch_size, device)
+
+
+class _KilledError(Exception):
+    """The supervisor has killed this worker."""
 
 
 class WarmWorker(worker.Worker):
@@ -51,62 +56,55 @@ class WarmWorker(worker.Worker):
     ) -> None:
         super().__init__(seat)
         self._run, self._plan, self._runtime, self._events = run, plan, runtime, events
-        self._answers: queue.SimpleQueue[tuple[dict[str, Any], dict[int, Reject]]] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._killed = False
         assert self._only.acquire(blocking=False), "several workers are several processes"
         self._thread = threading.Thread(target=self._live)
         self._thread.start()
 
     def send(self, message: dict[str, Any], rejects: Mapping[int, Reject] | None = None) -> None:
-        self._answers.put((message, dict(rejects or {})))
+        given = {str(row): asdict(reject) for row, reject in (rejects or {}).items()}
+        self._answers.put(message | {"rejects": given})
 
     def kill(self) -> None:
         self._killed = True
         self.send({"finish": True})
         self._thread.join()
 
-    def _emit(self, event: str, **values: Any) -> None:
+    def emit(self, event: str, **values: Any) -> None:
+        if self._killed:
+            raise _KilledError
         self._events.put((self, {"event": event, **values}))
+
+    def ask(self) -> dict[str, Any]:
+        self.emit("next")
+        return self._answers.get()
 
     def _live(self) -> None:
         code = 0
         try:
             with contextlib.closing(Journal()) as journal:
                 self._work(journal)
+        except _KilledError:
+            code = -signal.SIGKILL
         except Exception as error:
-            code = error.exit_code if isinstance(error, ClipbatchError) else 1
-            text = str(error) if isinstance(error, ClipbatchError) else "".join(traceback.format_exception(error))
-            self._emit("error", exit_code=code, message=text, what=brief(error))
+            report = failure(error)
+            code = report["exit_code"]
+            self._events.put((self, {"event": "error", **report}))
         self._only.release()
-        self._emit("ended", code=code, in_flight=[], log=[])
-
-    def _tasks(self) -> Iterator[Task]:
-        while True:
-            self._emit("next")
-            message, rejects = self._answers.get()
-            if "shard" not in message:
-                return
-            rows = message.get("rows")
-            yield Task(shard=message["shard"], rows=None if rows is None else frozenset(rows), rejects=rejects)
+        self._events.put((self, {"event": "ended", "code": code, "in_flight": [], "log": []}))
 
     def _work(self, journal: Journal) -> None:
         run, plan, device = self._run, self._plan, self.seat.device
         settings = plan.run_settings().replace(**self._runtime)
-        engine = None
+        model = None
         if plan.rescored is None:
-            engine = _loaded(settings.model, settings.decode, settings.read, plan.batch_size, device)
-        stages = Stages(run, plan.fingerprint, device, self._runtime, journal, engine=engine)
-        self._emit("loaded")
-        flow = stages.label(self._tasks())
-        with contextlib.closing(iter(flow)) as written_ones:  # type: ignore[type-var]
-            for written in written_ones:
-                if self._killed:
-                    return
-                self._emit("batch", rows=written.rows, bad=written.bad, bottleneck=bottleneck(flow.times()))
-                if written.part:
-                    self._emit("part", shard=written.part.shard, rows=written.part.rows, counts=written.part.counts)
-        peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-        self._emit("stages", times=flow.times(), peak_mib=peak_mib, **stages.device_facts())
+            model = _loaded(settings.model, settings.decode, settings.read, plan.batch_size, device)
+        pipeline = ShardPipeline(run, plan.fingerprint, device, self._runtime, journal, model=model)
+        self.emit("loaded")
+        for _ in label(self, pipeline):
+            pass
+        self.emit("stages", **pipeline.report())
 
 
 class Warm:

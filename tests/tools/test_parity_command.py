@@ -87,7 +87,8 @@ def test_the_page_shows_pairs_and_holds_no_markup_of_others(found: tuple[dict[st
 
 
 def test_without_labels_as_text_and_what_is_refused(cli: Cli, folder: Path, tmp_path: Path) -> None:
-    said = cli("parity", folder / "turned.jpg", "--model", "clipbatch-demo", "--orientation", "stored").stdout
+    turned = ("parity", folder / "turned.jpg", "--model", "clipbatch-demo", "--orientation", "stored")
+    said = cli(*turned, "--precision", "fp32").stdout
     assert "1 of 1 images: clipbatch-demo (embedded)" in said
     assert "label for" not in said
     assert "turned by EXIF" not in said

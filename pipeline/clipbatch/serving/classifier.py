@@ -122,7 +122,7 @@ class Classifier:
         if self._readers and self._batcher:
             self._readers.shutdown()
             self._batcher.close()
-        self.labeller.engine.read.close()
+        self.labeller.model.read.close()
         torch.set_num_threads(self._threads_before)
 
     def classify(self, images: Iterable[AnyImage] | AnyImage, *, progress: bool = False) -> Results:
@@ -232,8 +232,8 @@ class Classifier:
         with self._sharing:
             self._check_open()
             if self._batcher is None or self._readers is None:
-                engine = self.labeller.engine
-                threads = max(engine.decode.threads, engine.encode.threads)
+                model = self.labeller.model
+                threads = max(model.decode.threads, model.encode.threads)
                 self._batcher = Batcher(self._label_entries, size=self.labeller.batch_size, threads=threads)
                 self._readers = ThreadPoolExecutor(_READS_AT_ONCE, thread_name_prefix="reads")
             return self._batcher, self._readers

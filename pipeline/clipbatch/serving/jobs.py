@@ -7,7 +7,6 @@ images that kill quarantined. It then costs a process's start, and never this on
 
 from __future__ import annotations
 
-import resource
 import time
 import traceback
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from clipbatch.serving import Classifier
 from clipbatch.serving.http import Metrics
 from clipbatch.serving.spool import Spool
 from clipbatch.stages.journal import Journal
-from clipbatch.stages.pipeline import Task, Worker
+from clipbatch.stages.pipeline import ShardPipeline, Task, execute
 from clipbatch.workers import signals
 from clipbatch.workers.ranks import Rank
 from clipbatch.workers.supervisor import WorkDone
@@ -106,16 +105,19 @@ class _JobWorker:
         run_dir.make_parts()
         journal = Journal()
         try:
-            device, engine = device_of(settings), self._classifier.labeller.engine
-            worker = Worker(run_dir, plan.fingerprint, device, settings.runtime(), journal, engine=engine)
+            pipeline = ShardPipeline(
+                run_dir,
+                plan.fingerprint,
+                device_of(settings),
+                settings.runtime(),
+                journal,
+                model=self._classifier.labeller.model,
+            )
             finished, done = run_dir.done(plan), WorkDone()
-            flow = worker.label(Task(shard=shard) for shard in range(plan.shards) if shard not in finished)
-            for written in flow:
+            tasks = (Task(shard=shard) for shard in range(plan.shards) if shard not in finished)
+            for _ in execute(pipeline, tasks, on_part=lambda part: done.counts.update({part.shard: part.counts})):
                 signals.check()
-                if written.part:
-                    done.counts[written.part.shard] = written.part.counts
-            peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-            done.stages.append({"times": flow.times(), "peak_mib": peak_mib, **worker.device_facts()})
+            done.stages.append(pipeline.report())
         finally:
             journal.close()
         return report.make(run_dir, plan, done, time.perf_counter() - begun, Rank(), list(range(plan.shards)))

@@ -15,9 +15,8 @@ from clipbatch.config.labels import LabelSet
 from clipbatch.rundir.row_group import RowGroup
 from clipbatch.stages.encode import check_device, text_features, trimmed
 from clipbatch.stages.flow import Flow, Stage
-from clipbatch.stages.pipeline import Loaded, scoring
+from clipbatch.stages.pipeline import LoadedModel, scorer, scoring
 from clipbatch.stages.read import Gate
-from clipbatch.stages.score import Score
 from clipbatch.types import EmbeddedBatch, ItemBatch, PixelBatch, ReadBatch
 
 
@@ -30,56 +29,33 @@ class Labeller:
         check_device(device)
         assert settings.batch_size
         self.batch_size = settings.batch_size
-        self.engine = Loaded.load(settings, settings.batch_size, device)
-        facts = self.engine.model.facts()
+        self.model = LoadedModel.load(settings, settings.batch_size, device)
+        facts = self.model.model.facts()
         self.score_kind = scoring(settings, facts)
-        text_LD = text_features(self.engine.model, labels.prompts)
-        self._score = Score(
-            text_LD,
-            device=device,
-            kind=self.score_kind,
-            logit_scale=facts["logit_scale"],
-            logit_bias=facts["logit_bias"],
-            groups=labels.sizes,
-            embeddings=settings.output.embeddings,
-        )
+        text_LD = text_features(self.model.model, labels.prompts)
+        embeddings = settings.output.embeddings
+        self._score = scorer(text_LD, facts, self.score_kind, labels=labels, embeddings=embeddings, device=device)
         self._labels, self._output, self._embedding = labels, settings.output, text_LD.shape[1]
 
     def read(self, batch: ItemBatch) -> ReadBatch:
         """The images' bytes, or why there are none."""
-        return self.engine.read(batch)
+        return self.model.read(batch)
 
     def label(self, batch: ReadBatch) -> pa.Table:
         """A batch of up to `batch_size` images, by the thread that calls."""
-        return self._table(self._encode(self.engine.decode(batch)))
+        return self._table(self._encode(self.model.decode(batch)))
 
     def flow(self, batches: Iterable[ItemBatch]) -> Generator[pa.Table, None, None]:
         """The tables of all `batches`, in order: read, decoded and encoded at the same time, a bounded number ahead."""
-        gate, engine = Gate(), self.engine
-
-        def read(batch: ItemBatch) -> ReadBatch:
-            done = engine.read(batch)
-            gate.has_read(done)
-            return done
-
-        def decode(batch: ReadBatch) -> PixelBatch:
-            done = engine.decode(batch)
-            gate.leave(batch)
-            return done
-
-        stages = [
-            Stage(name="read", work=read, threads=engine.read.batches),
-            Stage(name="decode", work=decode, threads=engine.decode.threads),
-            Stage(name="encode", work=self._encode, threads=engine.encode.threads),
-            Stage(name="score", work=self._table),
-        ]
+        gate = Gate()
+        stages = [*self.model.stages(gate, encode=self._encode), Stage(name="score", work=self._table)]
         try:
             yield from Flow(gate.admit(batches), stages)
         finally:
             gate.open()
 
     def _encode(self, batch: PixelBatch) -> EmbeddedBatch:
-        return self.engine.encode(trimmed(batch))
+        return self.model.encode(trimmed(batch))
 
     def _table(self, batch: EmbeddedBatch) -> pa.Table:
         rows = RowGroup(self._labels, self._output, capacity=len(batch.outcomes), embedding=self._embedding)

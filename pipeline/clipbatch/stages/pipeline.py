@@ -6,14 +6,20 @@ each batch. The pipeline does not drain between shards.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import io
+import resource
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clipbatch.config import Settings
+from clipbatch.config.labels import LabelSet
 from clipbatch.errors import InputError
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.manifest import Manifest
@@ -22,14 +28,16 @@ from clipbatch.stages.decode import Decode
 from clipbatch.stages.decode.geometry import Target
 from clipbatch.stages.encode import Encode, Model, check_device, device_facts, load, text_features
 from clipbatch.stages.encode.text import npy_bytes
-from clipbatch.stages.flow import Flow, Stage
+from clipbatch.stages.flow import Flow, Stage, bottleneck
 from clipbatch.stages.journal import Journal
 from clipbatch.stages.profiling import ranged
 from clipbatch.stages.read import Gate, Read
 from clipbatch.stages.saved_embeddings import Recall
 from clipbatch.stages.score import Score
 from clipbatch.stages.write import Write, Written
-from clipbatch.types import Item, ItemBatch, PixelBatch, ReadBatch, Reject, ScoredBatch
+from clipbatch.types import EmbeddedBatch, Item, ItemBatch, PartDone, PixelBatch, ReadBatch, Reject, ScoredBatch
+
+_TELL_EVERY_S = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +51,7 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Loaded:
+class LoadedModel:
     """A loaded model and the stages that know no run: what a process can keep from one run to the next."""
 
     model: Model
@@ -52,18 +60,19 @@ class Loaded:
     encode: Encode
 
     @staticmethod
-    def load(settings: Settings, batch_size: int, device: str, say: Callable[[str], object] = print) -> Loaded:
+    def load(settings: Settings, batch_size: int, device: str, say: Callable[[str], object] = print) -> LoadedModel:
         """settings: resolved. say: told what the user should know.
 
-        Raises: InputError where the model cannot be had."""
-        model = load(settings.model)
-        target = Target(
-            height=model.height,
-            width=model.width,
-            resize_mode=model.resize_mode,
-            interpolation=model.interpolation,
-            fill=model.fill,
-        )
+        Raises: InputError if the model cannot be loaded.
+        """
+        return LoadedModel.around(load(settings.model), settings, batch_size, device, say)
+
+    @staticmethod
+    def around(
+        model: Model, settings: Settings, batch_size: int, device: str, say: Callable[[str], object] = print
+    ) -> LoadedModel:
+        """The stages that `settings` ask for, around a model that is loaded already."""
+        target = Target.from_facts(model.facts())
         decode = Decode(settings.decode, target, batch_size=batch_size, device=device, say=say)
         encode = Encode(
             model,
@@ -73,7 +82,58 @@ class Loaded:
             compiles=settings.model.compile == "on" and device != "cpu",
             say=say,
         )
-        return Loaded(model=model, read=Read(settings.read, batches=4 * decode.threads), decode=decode, encode=encode)
+        read = Read(settings.read, batches=4 * decode.threads)
+        return LoadedModel(model=model, read=read, decode=decode, encode=encode)
+
+    def stages(
+        self,
+        gate: Gate,
+        journal: Journal | None = None,
+        encode: Callable[[PixelBatch], EmbeddedBatch] | None = None,
+    ) -> list[Stage]:
+        """From names to embeddings, for batches that `gate` has admitted.
+
+        journal: notes each batch before it is decoded. encode: does it in place of the model's own stage.
+        """
+
+        def read(batch: ItemBatch) -> ReadBatch:
+            encoded = self.read(batch)
+            gate.has_read(encoded)
+            return encoded
+
+        def decode(batch: ReadBatch) -> PixelBatch:
+            if journal:
+                journal.enter(batch.source.start, len(batch.slots))
+            pixels = self.decode(batch)
+            gate.leave(batch)
+            return pixels
+
+        return [
+            Stage(name="read", work=read, threads=self.read.batches),
+            Stage(name="decode", work=decode, threads=self.decode.threads),
+            Stage(name="encode", work=encode or self.encode, threads=self.encode.threads),
+        ]
+
+
+def scorer(
+    text_LD: NDArray[np.float32],
+    facts: Mapping[str, Any],
+    kind: str,
+    *,
+    labels: LabelSet,
+    embeddings: bool,
+    device: str,
+) -> Score:
+    """The score stage for label features `text_LD`. facts: the model's. kind: as `scoring` says."""
+    return Score(
+        text_LD,
+        device=device,
+        kind=kind,
+        logit_scale=facts["logit_scale"],
+        logit_bias=facts["logit_bias"],
+        groups=labels.sizes,
+        embeddings=embeddings,
+    )
 
 
 def scoring(settings: Settings, facts: Mapping[str, Any]) -> str:
@@ -83,8 +143,8 @@ def scoring(settings: Settings, facts: Mapping[str, Any]) -> str:
     return "softmax" if facts["logit_bias"] is None else "sigmoid"
 
 
-class Worker:
-    """A loaded model with the stages around it, on one device."""
+class ShardPipeline:
+    """All stages of a run on one device, from the names of a shard to its part."""
 
     def __init__(
         self,
@@ -94,73 +154,84 @@ class Worker:
         runtime: Mapping[str, Any],
         journal: Journal,
         say: Callable[[str], object] = print,
-        engine: Loaded | None = None,
+        model: LoadedModel | None = None,
     ) -> None:
         """fingerprint: of the plan to go by. runtime: settings that this invocation chose anew (`config.RUNTIME`).
-        say: told what the user should know. engine: loaded before with the settings of the plan; None to load it.
+        say: told what the user should know. model: loaded before with the settings of the plan; None to load it.
 
         Raises: InputError where the model cannot be had, or is not the one that the run was begun with."""
         self._plan, self._device = (plan := run.plan_of(fingerprint)), device
         self._settings = settings = plan.run_settings().replace(**runtime)
         check_device(device)
         saved = None if plan.rescored is None else RunDir(plan.rescored)
-        if saved is None and engine is None:
-            engine = Loaded.load(settings, plan.batch_size, device, say)
-        model = engine.model if engine else None
-        facts = model.facts() if model else (saved and saved.model_facts()) or {}
+        if saved is None and model is None:
+            model = LoadedModel.load(settings, plan.batch_size, device, say)
+        facts = model.model.facts() if model else (saved and saved.model_facts()) or {}
         kind = scoring(settings, facts)
         run.plan_of(fingerprint)  # again, as loading takes long, and what is frozen now is for whoever comes after
         sealed = run.freeze_model({**facts, "score": kind})
         frozen = run.frozen("text.npy")
         if frozen is None:
-            features = text_features(model or _load_the_same(settings, facts), plan.labels.prompts)
+            features = text_features(model.model if model else _load_the_same(settings, facts), plan.labels.prompts)
             frozen = run.freeze("text.npy", npy_bytes(features))
         text_LD = np.load(io.BytesIO(frozen))
-        score = Score(
-            text_LD,
-            device=device,
-            kind=kind,
-            logit_scale=facts["logit_scale"],
-            logit_bias=facts["logit_bias"],
-            groups=plan.labels.sizes,
-            embeddings=settings.output.embeddings,
-        )
+        score = scorer(text_LD, facts, kind, labels=plan.labels, embeddings=settings.output.embeddings, device=device)
         write = Write(run, plan, fingerprint=sealed, score=kind, embedding=text_LD.shape[1])
-        self.read: Read | Recall
-        self._encoded: Callable[[], dict[str, float]] = dict
-        self._admit: Callable[[Iterator[ItemBatch]], Iterator[ItemBatch]]
-        self.stages = [
-            *(self._from_images(engine, journal) if engine else self._from_embeddings(saved)),
-            Stage(name="score", work=score),
-            Stage(name="write", work=_leaving(None if saved else journal, write, lambda: run.plan_of(fingerprint))),
-        ]
+        check = functools.partial(run.plan_of, fingerprint)
         self._manifest = Manifest(run, plan)
+        self._encoded: Callable[[], dict[str, float]] = dict
+        self._admit: Callable[[Iterator[ItemBatch]], Iterator[ItemBatch]] = iter
+        self.read: Read | Recall
+        if model:
+            gate = Gate()
+            self.read, self._admit, self._encoded = model.read, gate.admit, model.encode.facts
+            first = model.stages(gate, journal)
+        else:
+            assert saved
+            self.read = Recall(saved, plan.identity["rescored"])
+            first = [Stage(name="recall", work=self.read)]
+        last = _leaving(journal if model else None, write, check)
+        self.stages = [*first, Stage(name="score", work=score), Stage(name="write", work=last)]
+        self._flow: Flow | None = None
 
-    def _from_images(self, engine: Loaded, journal: Journal) -> list[Stage]:
-        read, decode, encode, gate = engine.read, engine.decode, engine.encode, Gate()
-        self._encoded = encode.facts
-        self.read, self._admit = read, gate.admit
-        return [
-            Stage(name="read", work=_weighed(gate, read), threads=read.batches),
-            Stage(name="decode", work=_entering(journal, gate, decode), threads=decode.threads),
-            Stage(name="encode", work=encode, threads=encode.threads),
-        ]
-
-    def _from_embeddings(self, saved: RunDir | None) -> list[Stage]:
-        assert saved
-        recall = Recall(saved, self._plan.identity["rescored"])
-        self.read, self._admit = recall, iter
-        return [Stage(name="recall", work=recall)]
-
-    def device_facts(self) -> dict[str, str | float]:
-        """The device in words, its peak memory, and what came of memory and precision."""
-        return device_facts(self._device) | self._encoded()
+    def report(self) -> dict[str, Any]:
+        """Seconds by stage so far (`times`), peak memory of the process (`peak_mib`), and facts of the device."""
+        peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        times = self._flow.times() if self._flow else {}
+        return {"times": times, "peak_mib": peak_mib, **device_facts(self._device), **self._encoded()}
 
     def label(self, tasks: Iterable[Task]) -> Flow:
         """Do `tasks`; iterate over the flow to get a `Written` for each batch, in order."""
         cut = row_batches if self._plan.rescored else item_batches
         batches = (batch for task in tasks for batch in cut(self._plan, self._manifest, task))
-        return Flow(self._admit(batches), [ranged(stage, self._device) for stage in self.stages])
+        self._flow = Flow(self._admit(batches), [ranged(stage, self._device) for stage in self.stages])
+        return self._flow
+
+
+def execute(
+    pipeline: ShardPipeline,
+    tasks: Iterable[Task],
+    *,
+    on_part: Callable[[PartDone], object],
+    on_batches: Callable[[int, int, str], object] = lambda *_: None,
+) -> Iterator[Written]:
+    """Do `tasks`, and yield what became of each batch, in order: the loop of every worker.
+
+    on_part: takes each part once it is published. on_batches: takes the rows and bad rows since its last call, and the
+    name of the slowest stage; called every 0.2 seconds, and before `on_part`.
+    """
+    flow, rows, bad = pipeline.label(tasks), 0, 0
+    told = time.perf_counter()
+    with contextlib.closing(iter(flow)) as results:  # type: ignore[type-var]
+        for written in results:
+            rows, bad = rows + written.rows, bad + written.bad
+            now = time.perf_counter()
+            if written.part or now - told > _TELL_EVERY_S:
+                on_batches(rows, bad, bottleneck(flow.times()))
+                rows, bad, told = 0, 0, now
+            if written.part:
+                on_part(written.part)
+            yield written
 
 
 def _load_the_same(settings: Settings, facts: Mapping[str, Any]) -> Model:
@@ -172,25 +243,6 @@ def _load_the_same(settings: Settings, facts: Mapping[str, Any]) -> Model:
             f"(sha256 {model.weights_sha256[:12]}... now, {facts['weights_sha256'][:12]}... then): put these back"
         )
     return model
-
-
-def _weighed(gate: Gate, read: Read) -> Callable[[ItemBatch], ReadBatch]:
-    def noted(batch: ItemBatch) -> ReadBatch:
-        done = read(batch)
-        gate.has_read(done)
-        return done
-
-    return noted
-
-
-def _entering(journal: Journal, gate: Gate, decode: Decode) -> Callable[[ReadBatch], PixelBatch]:
-    def noted(batch: ReadBatch) -> PixelBatch:
-        journal.enter(batch.source.start, len(batch.slots))
-        pixels = decode(batch)
-        gate.leave(batch)
-        return pixels
-
-    return noted
 
 
 def _leaving(journal: Journal | None, write: Write, check: Callable[[], object]) -> Callable[[ScoredBatch], Written]:
@@ -256,4 +308,4 @@ def row_batches(plan: Plan, manifest: Manifest, task: Task) -> Iterator[ItemBatc
         )
 
 
-__all__ = ["Loaded", "Task", "Worker", "Written", "item_batches", "scoring"]
+__all__ = ["LoadedModel", "ShardPipeline", "Task", "Written", "execute", "item_batches", "scorer", "scoring"]

@@ -32,7 +32,7 @@ def answer(parent: Parent) -> None:
     plan, facts = run.plan(), run.model_facts() or {}
     settings, manifest = plan.run_settings().replace(**json.loads(runtime)), Manifest(run, plan)
     read = Read(settings.read)
-    target = Target(**{name: facts[name] for name in Target.__slots__})
+    target = Target.from_facts(facts)
     decode = Decode(settings.decode, target, batch_size=1, device=device, threads=1)
     if not device.startswith("cuda"):  # CUDA reserves address space as it goes
         limit_memory(int(memory_mib))

@@ -11,6 +11,7 @@ whatever it does: nothing half-written can come of that.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import queue
@@ -19,17 +20,33 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Protocol
 
 from clipbatch.errors import ClipbatchError, InterruptedRunError
 from clipbatch.stages import fast_import, memory
 from clipbatch.workers.child import Parent, failure
 
+if TYPE_CHECKING:
+    from clipbatch.stages.pipeline import ShardPipeline
+    from clipbatch.stages.write import Written
+    from clipbatch.types import PartDone
+
 _EMIT_EVERY_S = 0.2
 
 
+class Channel(Protocol):
+    """Both directions of the talk with a supervisor."""
+
+    def emit(self, event: str, **values: Any) -> None:
+        """Tell it something."""
+
+    def ask(self) -> dict[str, Any]:
+        """What is next; waits for the answer."""
+
+
 class _Channel(Parent):
-    """Both directions of the talk with the supervisor."""
+    """The channel of a worker process."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,18 +107,30 @@ def _work(
 ) -> None:
     from clipbatch.config import hardware, models
     from clipbatch.rundir.layout import RunDir
-    from clipbatch.stages.flow import bottleneck
     from clipbatch.stages.journal import Journal
-    from clipbatch.types import Reject
 
     run, here = RunDir(path), hardware.alone(device)
     model = run.plan_of(fingerprint).settings["model"]
     with fast_import.quick_imports(transformers=models.wants_transformers(model)):
-        from clipbatch.stages.pipeline import Task, Worker
+        from clipbatch.stages.pipeline import ShardPipeline
         from clipbatch.stages.profiling import Profile
 
-    worker = Worker(run, fingerprint, here, runtime, Journal(journal_fd), lambda text: channel.emit("say", text=text))
+    say = functools.partial(_say, channel)
+    pipeline = ShardPipeline(run, fingerprint, here, runtime, Journal(journal_fd), say)
     channel.emit("loaded")
+    threading.Thread(target=_show_life, args=(channel, pipeline), daemon=True).start()
+    profile = Profile(runtime["profile"], here)
+    channel.last_words = lambda: channel.emit("stages", **pipeline.report(), device=device)
+    for _ in label(channel, pipeline):
+        profile.step()
+    profile.save()
+    channel.last_words()
+
+
+def label(channel: Channel, pipeline: ShardPipeline) -> Iterator[Written]:
+    """Do what the supervisor assigns over `channel` until it says finish, and tell it what became of each shard."""
+    from clipbatch.stages.pipeline import Task, execute
+    from clipbatch.types import Reject
 
     def tasks() -> Iterator[Task]:
         while "shard" in (message := channel.ask()):
@@ -109,44 +138,27 @@ def _work(
             rejects = {int(row): Reject(**reject) for row, reject in message.get("rejects", {}).items()}
             yield Task(shard=message["shard"], rows=None if rows is None else frozenset(rows), rejects=rejects)
 
-    threading.Thread(target=_show_life, args=(channel, worker), daemon=True).start()
-    profile = Profile(runtime["profile"], here)
-    flow = worker.label(tasks())
+    def tell_batches(rows: int, bad: int, bottleneck: str) -> None:
+        channel.emit("batch", rows=rows, bad=bad, bottleneck=bottleneck)
 
-    def report() -> None:
-        facts = worker.device_facts() | {"device": device}
-        channel.emit("stages", times=flow.times(), peak_mib=_peak_mib(), **facts)
+    def tell_part(part: PartDone) -> None:
+        channel.emit("part", **asdict(part))
 
-    channel.last_words = report
-    rows = bad = 0
-    sent = time.perf_counter()
-    for written in flow:
-        profile.step()
-        rows, bad = rows + written.rows, bad + written.bad
-        now = time.perf_counter()
-        if written.part or now - sent > _EMIT_EVERY_S:
-            channel.emit("batch", rows=rows, bad=bad, bottleneck=bottleneck(flow.times()))
-            rows, bad, sent = 0, 0, now
-        if written.part:
-            channel.emit("part", shard=written.part.shard, rows=written.part.rows, counts=written.part.counts)
-    profile.save()
-    report()
+    return execute(pipeline, tasks(), on_part=tell_part, on_batches=tell_batches)
 
 
-def _show_life(channel: _Channel, worker: Any) -> None:
+def _say(channel: Channel, text: str) -> None:
+    channel.emit("say", text=text)
+
+
+def _show_life(channel: Channel, pipeline: ShardPipeline) -> None:
     """Tell the supervisor that files are still read, since a batch of slow ones may take longer than it waits."""
     known = 0
     while True:
         time.sleep(_EMIT_EVERY_S)
-        if worker.read.files != known:
-            known = worker.read.files
+        if pipeline.read.files != known:
+            known = pipeline.read.files
             channel.emit("alive")
-
-
-def _peak_mib() -> int:
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 if __name__ == "__main__":

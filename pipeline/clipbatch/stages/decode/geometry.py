@@ -7,8 +7,9 @@ Follows open_clip's transforms (`open_clip/transform.py`, 3.3.0): `shortest` is 
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 ResizeMode = Literal["shortest", "longest", "squash"]
 
@@ -23,6 +24,11 @@ class Target:
     interpolation: Literal["bicubic", "bilinear"]
     fill: int
     """0 to 255, around an image in mode `longest`."""
+
+    @classmethod
+    def from_facts(cls, facts: Mapping[str, Any]) -> Target:
+        """facts: `Model.facts`, or what `model.json` keeps of them."""
+        return cls(**{name: facts[name] for name in cls.__slots__})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -74,7 +74,7 @@ class Comparison:
         self._text_LD = torch.from_numpy(text_features(model, plan.labels.prompts)) if labelled else None
         self._kind = "softmax" if model.logit_bias is None else "sigmoid"
         self._logits = model.logit_scale, model.logit_bias
-        target = Target(**{name: getattr(model, name) for name in Target.__slots__})
+        target = Target.from_facts(model.facts())
         reference = dataclasses.replace(model, module=copy.deepcopy(model.module))
         exact = DecodeSettings(
             decoder="open_clip", orientation=settings.decode.orientation, max_pixels=settings.decode.max_pixels

@@ -21,11 +21,10 @@ from clipbatch.errors import brief
 from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.manifest import Manifest
 from clipbatch.rundir.schema import LISTING
-from clipbatch.stages.decode import Decode
-from clipbatch.stages.decode.geometry import Target
-from clipbatch.stages.encode import Encode, check_device, load
-from clipbatch.stages.flow import Flow, Stage, bottleneck
-from clipbatch.stages.read import Read
+from clipbatch.stages.encode import check_device, load
+from clipbatch.stages.flow import Flow, bottleneck
+from clipbatch.stages.pipeline import LoadedModel
+from clipbatch.stages.read import Gate
 from clipbatch.types import ItemBatch
 from clipbatch.workers.child import Parent, serve
 
@@ -44,27 +43,15 @@ class Trials:
         self._items = manifest.items(self._rows)
         self._carried = self._rows.drop_columns(LISTING)
         self._model = load(self._plan.run_settings().model)
-        self._target = Target(**{name: getattr(self._model, name) for name in Target.__slots__})
         self._next = 0
 
     def rate(self, changes: dict[str, Any], seconds: float) -> dict[str, Any]:
         """Images/s with `changes` to the plan's settings, from the first batch on that is through."""
-        settings = self._plan.run_settings().replace(**{"shard_size": None, **changes})
+        settings = self._plan.run_settings().replace(**{"shard_size": None, "compile": "off", **changes})
         assert settings.batch_size
-        decode = Decode(settings.decode, self._target, batch_size=settings.batch_size, device=self._device)
-        encode = Encode(
-            self._model, precision=settings.model.precision, device=self._device, batch_size=settings.batch_size
-        )
-        read = Read(settings.read, batches=4 * decode.threads)
-        begun = time.perf_counter()
-        flow = Flow(
-            self._batches(settings.batch_size),
-            [
-                Stage(name="read", work=read, threads=read.batches),
-                Stage(name="decode", work=decode, threads=decode.threads),
-                Stage(name="encode", work=encode, threads=encode.threads),
-            ],
-        )
+        model = LoadedModel.around(self._model, settings, settings.batch_size, self._device)
+        begun, gate = time.perf_counter(), Gate()
+        flow = Flow(gate.admit(self._batches(settings.batch_size)), model.stages(gate))
         results = iter(flow)
         next(results)
         first = time.perf_counter()
