@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import types
+import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, Literal, Optional
 
 import typer
 
-from clipbatch.config import ANEW, Settings, from_flat, read_toml
+from clipbatch.config import Settings, declared, from_flat, names_of, read_toml
 from clipbatch.errors import InputError
-
-
-def _option(panel: str, help_text: str, *names: str, **more: Any) -> Any:
-    return typer.Option(*names, help=help_text, rich_help_panel=panel, **more)
 
 
 def complete_models(start: str) -> list[str]:
@@ -44,105 +42,48 @@ Out = Annotated[
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Throw away the run in --out and begin anew.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
-SETTINGS: dict[str, Any] = {
-    "labels": Annotated[
-        Optional[str],
-        _option(
-            "Labels",
-            "A text or TOML FILE, a shipped set's name, or a,b,c.",
-            "--labels",
-            "-l",
-            autocompletion=complete_labels,
-        ),
-    ],
-    "template": Annotated[
-        Optional[list[str]],
-        _option("Labels", "Prompt template with {} for the label, or a set: simple, openai; repeatable."),
-    ],
-    "model": Annotated[
-        Optional[str],
-        _option(
-            "Model",
-            "open_clip's name, clipbatch-demo, hf-hub:ORG/NAME, local-dir:FOLDER, or FILE.json.",
-            "--model",
-            "-m",
-            autocompletion=complete_models,
-        ),
-    ],
-    "pretrained": Annotated[
-        Optional[str], _option("Model", "Weights: one of open_clip's tags, a FILE, or hf-hub:ORG/NAME.")
-    ],
-    "precision": Annotated[Optional[str], _option("Model", "auto, fp16, bf16, fp32, or fp8 on GPUs that have it.")],
-    "compile": Annotated[Optional[str], _option("Model", "torch.compile: auto (on a GPU, for long runs), on or off.")],
-    "reference": Annotated[
+_PANELS = ("Labels", "Model", "Input", "Images", "Output", "Machines")
+_COMPLETIONS = {"labels": complete_labels, "model": complete_models}
+
+
+def _options() -> dict[str, Any]:
+    """An option for each setting, by name, panel by panel."""
+    options: dict[str, Any] = {}
+    for name, (field, kind) in declared().items():
+        flags = [f"--{name.replace('_', '-')}"] if kind is bool or field.metadata["short"] else []
+        flags += [field.metadata["short"]] if field.metadata["short"] else []
+        option = typer.Option(
+            *flags,
+            help=field.metadata["help"],
+            rich_help_panel=field.metadata["panel"],
+            autocompletion=_COMPLETIONS.get(name),
+        )
+        options[name] = Annotated[Optional[_plain(kind)], option]
+    options["reference"] = Annotated[
         Optional[bool],
-        _option("Model", "Slow and exact: open_clip's own transform and fp32; EXIF ignored, as there.", "--reference"),
-    ],
-    "device": Annotated[Optional[str], _option("Model", "auto, cpu, cuda, or cuda:N for one GPU.")],
-    "batch_size": Annotated[Optional[int], _option("Model", "Images in a batch.")],
-    "root": Annotated[
-        Optional[str], _option("Input", "Folder or url that a manifest's paths are relative to and may not leave.")
-    ],
-    "all_files": Annotated[
-        Optional[bool], _option("Input", "Take every file of a folder, whatever its suffix.", "--all-files")
-    ],
-    "uri_column": Annotated[Optional[str], _option("Input", "Column of a manifest that names the images.")],
-    "image_column": Annotated[Optional[str], _option("Input", "Column of a table that holds the images' bytes.")],
-    "columns": Annotated[
-        Optional[list[str]],
-        _option("Input", "Carry only this column of the input to the output (repeatable, or a,b,c; none: '')."),
-    ],
-    "limit": Annotated[Optional[int], _option("Input", "Take only the first N rows.")],
-    "decoder": Annotated[Optional[str], _option("Images", "auto, dali, torchvision, pil or open_clip.")],
-    "orientation": Annotated[
-        Optional[str], _option("Images", "upright: follow EXIF; stored: ignore it, as open_clip does.")
-    ],
-    "jpeg_scale": Annotated[
-        Optional[str], _option("Images", "full; or reduced: decode big JPEGs at 1/2, 1/4 or 1/8, which is faster.")
-    ],
-    "hw_decoder_load": Annotated[
-        Optional[float], _option("Images", "Share of JPEGs for the GPU's JPEG engines, 0 to 1; default: DALI's.")
-    ],
-    "cpu_share": Annotated[
-        Optional[float], _option("Images", "Share of images that CPU cores decode while DALI does the others.")
-    ],
-    "decode_threads": Annotated[Optional[int], _option("Images", "Threads that decode (default: one a core).")],
-    "max_pixels": Annotated[Optional[int], _option("Images", "Larger images get status too_large.")],
-    "max_bytes": Annotated[Optional[int], _option("Images", "Larger files get status too_large.")],
-    "read_threads": Annotated[Optional[int], _option("Images", "Files read at once (default 16; remote 64).")],
-    "read_timeout": Annotated[Optional[float], _option("Images", "Seconds until a file that hangs is given up.")],
-    "read_retries": Annotated[Optional[int], _option("Images", "Further tries after an I/O error.")],
-    "decode_timeout": Annotated[Optional[float], _option("Images", "Seconds for a suspect image, tried alone.")],
-    "worker_timeout": Annotated[Optional[float], _option("Images", "Seconds until a silent worker is restarted.")],
-    "max_bad": Annotated[Optional[str], _option("Images", "Stop when more are bad: a count, or a share as in 1%.")],
-    "score": Annotated[Optional[str], _option("Output", "auto (as trained), softmax, sigmoid or cosine.")],
-    "layout": Annotated[Optional[str], _option("Output", "list: all scores in one column; wide: one each; top-k.")],
-    "top_k": Annotated[Optional[int], _option("Output", "Write the K best labels instead of all scores.")],
-    "scores_dtype": Annotated[Optional[str], _option("Output", "float32 or float16.")],
-    "compression": Annotated[Optional[str], _option("Output", "zstd, lz4, snappy, gzip or none.")],
-    "embeddings": Annotated[Optional[bool], _option("Output", "Also write each image's embedding.", "--embeddings")],
-    "shard_size": Annotated[Optional[int], _option("Output", "Rows in a part file; default: about a minute of work.")],
-    "engine": Annotated[
-        Optional[str],
-        _option("Machines", "local, or ray: on the Ray cluster of RAY_ADDRESS, or else one on this machine."),
-    ],
-    "gpus": Annotated[Optional[str], _option("Machines", "all, or numbers as in 0,1; default: all that are visible.")],
-    "workers": Annotated[Optional[int], _option("Machines", "Worker processes on a CPU, or on a Ray cluster.")],
-    "cpus_per_worker": Annotated[
-        Optional[int], _option("Machines", "Cores that a worker asks a Ray cluster for; default: a node's, or a GPU's.")
-    ],
-    "rank": Annotated[
-        Optional[int], _option("Machines", "Which of --world-size processes this is, from 0; default: as Slurm says.")
-    ],
-    "world_size": Annotated[Optional[int], _option("Machines", "How many processes share the run.")],
-    "shards": Annotated[Optional[str], _option("Machines", "Do only these: 3,5-9, or a FILE of such numbers.")],
-    "profile": Annotated[
-        Optional[str], _option("Machines", "Write a Chrome trace of the first batches to this FILE (one a worker).")
-    ],
-    "config": Annotated[
+        typer.Option(
+            "--reference",
+            help="Slow and exact: open_clip's own transform and fp32; EXIF ignored, as there.",
+            rich_help_panel="Model",
+        ),
+    ]
+    options["config"] = Annotated[
         Optional[Path], typer.Option("--config", "-c", help="TOML file of settings; flags win over it.")
-    ],
-}
+    ]
+    panels = {name: _PANELS.index(o.__metadata__[0].rich_help_panel) for name, o in options.items() if name != "config"}
+    return dict(sorted(options.items(), key=lambda entry: panels.get(entry[0], len(_PANELS))))
+
+
+def _plain(kind: Any) -> Any:
+    """The type that an option of a setting of type `kind` takes: choices are texts, tuples are options that repeat."""
+    if isinstance(kind, types.UnionType):  # X | None
+        (kind,) = (part for part in typing.get_args(kind) if part is not types.NoneType)
+    if typing.get_origin(kind) is tuple:
+        return list[str]
+    return str if typing.get_origin(kind) is Literal else kind
+
+
+SETTINGS = _options()
 
 
 def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
@@ -193,7 +134,8 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
 def _settings(options: dict[str, Any]) -> Settings:
     values = _given(options)
     if not values.get("inputs"):
-        fixed = [name for name in values if name not in ANEW]
+        anew = names_of("invocation", "worker", "placement")
+        fixed = [name for name in values if name not in anew]
         if fixed:
             raise InputError(
                 f"no INPUT: name a folder, image files, a .txt manifest, or - (given: {', '.join(fixed)}); without "

@@ -16,11 +16,9 @@ from clipbatch.config.sections import (
     ScoresDtype,
     SourceSettings,
 )
-from clipbatch.config.settings import ANEW, RUNTIME, Settings, from_flat, parse_toml, read_toml
+from clipbatch.config.settings import Settings, declared, from_flat, names_of, parse_toml, read_toml
 
 __all__ = [
-    "ANEW",
-    "RUNTIME",
     "Compression",
     "DecodeSettings",
     "LabelSettings",
@@ -32,7 +30,9 @@ __all__ = [
     "ScoresDtype",
     "Settings",
     "SourceSettings",
+    "declared",
     "from_flat",
+    "names_of",
     "parse_toml",
     "read_toml",
 ]

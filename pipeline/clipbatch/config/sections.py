@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from clipbatch.config.validation import Checked, SettingError, at_least
 
@@ -20,24 +20,45 @@ EngineName = Literal["local", "ray"]
 Compression = Literal["zstd", "lz4", "snappy", "gzip", "none"]
 
 
+Scope = Literal["identity", "output", "frozen", "invocation", "worker", "placement"]
+"""What a setting belongs to, and so what may change it.
+
+identity: decides what the parts hold; a run with another value is another run. One that is added later has the default
+None, which means "as before" and is not written.
+output: the same, but a rescoring may choose it anew.
+frozen: kept in `run.json`; its effect is part of the identity in another form.
+invocation: each invocation chooses it anew, also when it goes on with a run; a Slurm job hands it on to its tasks.
+worker: the same, and the workers get it.
+placement: which devices and which part of the run are this process's; never handed on.
+"""
+
+
+def setting(default: Any, panel: str, scope: Scope, help_text: str, *, short: str = "") -> Any:
+    """A field of a section: its option's help, the panel that lists it, and what it belongs to. short: as in -m."""
+    return field(default=default, metadata={"panel": panel, "scope": scope, "help": help_text, "short": short})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceSettings(Checked):
     """What is to be labelled."""
 
     inputs: tuple[str, ...] = ()
     """Folders, image files, manifests, archives, tables of images, urls; `-` for a text manifest on standard input."""
-    root: str | None = None
+    root: str | None = setting(
+        None, "Input", "frozen", "Folder or url that a manifest's paths are relative to and may not leave."
+    )
     """Folder that a manifest's paths are relative to; default: the manifest's own."""
-    all_files: bool = False
+    all_files: bool = setting(False, "Input", "identity", "Take every file of a folder, whatever its suffix.")
     """Take every file of a folder or archive, whatever its suffix."""
-    uri_column: str | None = None
+    uri_column: str | None = setting(None, "Input", "identity", "Column of a manifest that names the images.")
     """Column of a manifest that names the images; default: the one whose name says so."""
-    image_column: str | None = None
+    image_column: str | None = setting(None, "Input", "identity", "Column of a table that holds the images' bytes.")
     """Column of a table that holds the images' bytes; default: the one whose type and name say so."""
-    columns: tuple[str, ...] | None = None
+    columns: tuple[str, ...] | None = setting(
+        None, "Input", "identity", "Carry only this column of the input to the output (repeatable, or a,b,c; none: '')."
+    )
     """Columns of a manifest to carry through to the output; default: all. Of an archive: suffixes of sidecar files."""
-    limit: int | None = None
-    """Stop the listing after this many rows."""
+    limit: int | None = setting(None, "Input", "identity", "Take only the first N rows.")
 
     def __post_init__(self) -> None:
         Checked.__post_init__(self)
@@ -48,26 +69,33 @@ class SourceSettings(Checked):
 class LabelSettings(Checked):
     """What the images are compared with."""
 
-    labels: str = ""
-    """A text or TOML file, a shipped set's name, or a comma-separated list."""
-    template: tuple[str, ...] = ()
-    """Prompt templates with `{}` for the label, or the name of one of open_clip's sets: simple, openai."""
+    labels: str = setting("", "Labels", "frozen", "A text or TOML FILE, a shipped set's name, or a,b,c.", short="-l")
+    template: tuple[str, ...] = setting(
+        (), "Labels", "frozen", "Prompt template with {} for the label, or a set: simple, openai; repeatable."
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSettings(Checked):
     """Which encoder, and how it runs."""
 
-    model: str = "ViT-B-32"
+    model: str = setting(
+        "ViT-B-32",
+        "Model",
+        "identity",
+        "open_clip's name, clipbatch-demo, hf-hub:ORG/NAME, local-dir:FOLDER, or FILE.json.",
+        short="-m",
+    )
     """One of open_clip's names, `clipbatch-demo`, `hf-hub:ORG/NAME`, `local-dir:FOLDER`, or a config FILE.json."""
-    pretrained: str | None = None
+    pretrained: str | None = setting(
+        None, "Model", "identity", "Weights: one of open_clip's tags, a FILE, or hf-hub:ORG/NAME."
+    )
     """open_clip's tag for the weights, or a file; default: laion2b_s34b_b79k for ViT-B-32."""
-    precision: Precision = "auto"
+    precision: Precision = setting("auto", "Model", "identity", "auto, fp16, bf16, fp32, or fp8 on GPUs that have it.")
     """auto: fp16 on a GPU, bf16 on a CPU that multiplies it in hardware, else fp32."""
-    compile: Compile = "auto"
+    compile: Compile = setting("auto", "Model", "identity", "torch.compile: auto (on a GPU, for long runs), on or off.")
     """torch.compile for the image encoder; auto: on a GPU, where the run is long enough to gain from it."""
-    device: str = "auto"
-    """auto, cpu, cuda, or cuda:N for one GPU."""
+    device: str = setting("auto", "Model", "invocation", "auto, cpu, cuda, or cuda:N for one GPU.")
 
     def __post_init__(self) -> None:
         Checked.__post_init__(self)
@@ -79,14 +107,12 @@ class ModelSettings(Checked):
 class ReadSettings(Checked):
     """How files are read."""
 
-    read_threads: int | None = None
+    read_threads: int | None = setting(None, "Images", "worker", "Files read at once (default 16; remote 64).")
     """Files read at the same time; default: 16, and 64 in stores and on the web."""
-    read_timeout: float = 60.0
+    read_timeout: float = setting(60.0, "Images", "worker", "Seconds until a file that hangs is given up.")
     """Seconds after which a file that does not answer gets status timeout."""
-    read_retries: int = 3
-    """How often a read that failed with an I/O error is tried again."""
-    max_bytes: int = 256 * 2**20
-    """Larger files get status too_large."""
+    read_retries: int = setting(3, "Images", "worker", "Further tries after an I/O error.")
+    max_bytes: int = setting(256 * 2**20, "Images", "identity", "Larger files get status too_large.")
 
     def __post_init__(self) -> None:
         Checked.__post_init__(self)
@@ -100,26 +126,34 @@ class ReadSettings(Checked):
 class DecodeSettings(Checked):
     """How bytes become pixels."""
 
-    decoder: Decoder = "auto"
+    decoder: Decoder = setting("auto", "Images", "identity", "auto, dali, torchvision, pil or open_clip.")
     """auto: dali on a GPU, torchvision on a CPU. pil always has the last word on what these refuse. open_clip: its
     own transform, slow."""
-    orientation: Orientation = "upright"
+    orientation: Orientation = setting(
+        "upright", "Images", "identity", "upright: follow EXIF; stored: ignore it, as open_clip does."
+    )
     """upright follows the camera's EXIF orientation; stored ignores it, as open_clip does."""
-    max_pixels: int = 178_956_970
+    max_pixels: int = setting(178956970, "Images", "identity", "Larger images get status too_large.")
     """Larger images get status too_large; the default is where Pillow refuses a decompression bomb."""
-    jpeg_scale: JpegScale = "full"
+    jpeg_scale: JpegScale = setting(
+        "full", "Images", "identity", "full; or reduced: decode big JPEGs at 1/2, 1/4 or 1/8, which is faster."
+    )
     """reduced: JPEGs of four times the model's size and more, on both axes, are decoded at 1/2, 1/4 or 1/8 of theirs,
     which costs less and moves pixels a little."""
-    hw_decoder_load: float | None = None
+    hw_decoder_load: float | None = setting(
+        None, "Images", "identity", "Share of JPEGs for the GPU's JPEG engines, 0 to 1; default: DALI's."
+    )
     """Share of a batch's JPEGs for the GPU's JPEG engines, 0 to 1; default: DALI's own. For decoder dali."""
-    cpu_share: float = 0.0
+    cpu_share: float = setting(
+        0.0, "Images", "identity", "Share of images that CPU cores decode while DALI does the others."
+    )
     """Share of the images, chosen by row number, that torchvision decodes on the CPU's cores meanwhile. For decoder
     dali."""
-    decode_threads: int | None = None
+    decode_threads: int | None = setting(None, "Images", "worker", "Threads that decode (default: one a core).")
     """Threads that decode; default: one for each core."""
-    decode_timeout: float = 60.0
+    decode_timeout: float = setting(60.0, "Images", "worker", "Seconds for a suspect image, tried alone.")
     """Seconds that a suspect image, tried alone after a worker has ended, may take before it gets status timeout."""
-    worker_timeout: float = 600.0
+    worker_timeout: float = setting(600.0, "Images", "worker", "Seconds until a silent worker is restarted.")
     """Seconds without a finished batch after which a worker counts as hung and is started again."""
 
     def __post_init__(self) -> None:
@@ -145,17 +179,16 @@ class DecodeSettings(Checked):
 class OutputSettings(Checked):
     """What is written."""
 
-    score: Score = "auto"
+    score: Score = setting("auto", "Output", "output", "auto (as trained), softmax, sigmoid or cosine.")
     """auto: as the model was trained, sigmoid for the SigLIP family and softmax for the others."""
-    layout: Layout = "list"
+    layout: Layout = setting("list", "Output", "output", "list: all scores in one column; wide: one each; top-k.")
     """list: a column `scores` with a list in label order; wide: a column for each label; top-k: the best labels."""
-    top_k: int | None = None
+    top_k: int | None = setting(None, "Output", "output", "Write the K best labels instead of all scores.")
     """How many labels the layout top-k keeps, 5 by default; giving it chooses that layout."""
-    scores_dtype: ScoresDtype = "float32"
+    scores_dtype: ScoresDtype = setting("float32", "Output", "output", "float32 or float16.")
     """Of the scores' column or columns; the best label's score stays float32."""
-    compression: Compression = "zstd"
-    """Of the part files."""
-    embeddings: bool = False
+    compression: Compression = setting("zstd", "Output", "output", "zstd, lz4, snappy, gzip or none.")
+    embeddings: bool = setting(False, "Output", "output", "Also write each image's embedding.")
     """Also write each image's embedding as float16."""
 
     def __post_init__(self) -> None:
@@ -174,22 +207,33 @@ class OutputSettings(Checked):
 class LaunchSettings(Checked):
     """Where this invocation works and which shards it does. No part of a run's identity."""
 
-    engine: EngineName = "local"
+    engine: EngineName = setting(
+        "local",
+        "Machines",
+        "placement",
+        "local, or ray: on the Ray cluster of RAY_ADDRESS, or else one on this machine.",
+    )
     """local: workers on this machine. ray: workers on a Ray cluster."""
-    gpus: str | None = None
+    gpus: str | None = setting(
+        None, "Machines", "placement", "all, or numbers as in 0,1; default: all that are visible."
+    )
     """all, or numbers as in 0,1; default: all that are visible, if there is one."""
-    workers: int | None = None
+    workers: int | None = setting(None, "Machines", "invocation", "Worker processes on a CPU, or on a Ray cluster.")
     """Worker processes on a CPU, which share its cores; default: 1. On a Ray cluster, how many to ask it for; default:
     as many as it has room for."""
-    cpus_per_worker: int | None = None
+    cpus_per_worker: int | None = setting(
+        None, "Machines", "placement", "Cores that a worker asks a Ray cluster for; default: a node's, or a GPU's."
+    )
     """Cores that each worker asks the Ray cluster for; default: all of a node, or its GPU's share of them."""
-    rank: int | None = None
+    rank: int | None = setting(
+        None, "Machines", "placement", "Which of --world-size processes this is, from 0; default: as Slurm says."
+    )
     """Which of `world_size` processes this is, from 0; default: as Slurm, torchrun or Kubernetes says."""
-    world_size: int | None = None
-    """How many processes share the run."""
-    shards: str | None = None
-    """Do only these: numbers as in 3,5-9, or a file with such numbers on its lines."""
-    profile: str | None = None
+    world_size: int | None = setting(None, "Machines", "placement", "How many processes share the run.")
+    shards: str | None = setting(None, "Machines", "placement", "Do only these: 3,5-9, or a FILE of such numbers.")
+    profile: str | None = setting(
+        None, "Machines", "worker", "Write a Chrome trace of the first batches to this FILE (one a worker)."
+    )
     """File for a Chrome trace of each worker's first batches; where there are several, numbered."""
 
     def __post_init__(self) -> None:

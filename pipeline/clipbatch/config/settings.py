@@ -6,6 +6,7 @@ Settings from a file.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import sys
 from collections.abc import Mapping
@@ -21,7 +22,9 @@ from clipbatch.config.sections import (
     ModelSettings,
     OutputSettings,
     ReadSettings,
+    Scope,
     SourceSettings,
+    setting,
 )
 from clipbatch.config.validation import Checked, SettingError, at_least, hints_of
 from clipbatch.errors import InputError, nearest, reading_failed
@@ -31,20 +34,6 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-
-RUNTIME = (
-    "read_threads",
-    "read_timeout",
-    "read_retries",
-    "decode_threads",
-    "decode_timeout",
-    "worker_timeout",
-    "profile",
-)
-"""Settings that each invocation may set anew and hands to its workers."""
-
-ANEW = (*RUNTIME, "device", "engine", "gpus", "workers", "cpus_per_worker", "rank", "world_size", "shards", "max_bad")
-"""All settings that each invocation may set anew, also where it goes on with a run."""
 
 REFERENCE = {"decoder": "open_clip", "precision": "fp32", "orientation": "stored"}
 """What `reference = true` stands for: open_clip's own transform and fp32, whatever that takes."""
@@ -61,11 +50,13 @@ class Settings(Checked):
     decode: DecodeSettings = field(default_factory=DecodeSettings)
     output: OutputSettings = field(default_factory=OutputSettings)
     launch: LaunchSettings = field(default_factory=LaunchSettings)
-    batch_size: int | None = None
+    batch_size: int | None = setting(None, "Model", "identity", "Images in a batch.")
     """Images in a batch; part of the run's identity, since it may move scores in the last digit."""
-    shard_size: int | None = None
+    shard_size: int | None = setting(
+        None, "Output", "identity", "Rows in a part file; default: about a minute of work."
+    )
     """Rows in a part file, a multiple of batch_size; default: about a minute of work."""
-    max_bad: str | None = None
+    max_bad: str | None = setting(None, "Images", "invocation", "Stop when more are bad: a count, or a share as in 1%.")
     """Stop as broken when more images than this are bad: a count (`500`) or a share of all rows (`1%`)."""
 
     def __post_init__(self) -> None:
@@ -101,13 +92,35 @@ class Settings(Checked):
             values |= {g.name: getattr(stage, g.name) for g in dataclasses.fields(stage)} if own else {f.name: stage}
         return values
 
+    def within(self, *scopes: Scope) -> dict[str, Any]:
+        """The settings of these scopes, by name."""
+        names = names_of(*scopes)
+        return {name: value for name, value in self.flat().items() if name in names}
+
     def runtime(self) -> dict[str, Any]:
-        """The settings of `RUNTIME`, by name."""
-        return {name: value for name, value in self.flat().items() if name in RUNTIME}
+        """What each worker of this invocation gets, by name."""
+        return self.within("worker")
 
     def replace(self, **changes: Any) -> Settings:
         """A copy with the named fields changed, whichever stage they belong to."""
         return from_flat(self.flat() | changes)
+
+
+def declared() -> dict[str, tuple[dataclasses.Field[Any], Any]]:
+    """Each setting with a scope, and its type, by name, in the order in which they are declared."""
+    found: dict[str, tuple[dataclasses.Field[Any], Any]] = {}
+    for section in dataclasses.fields(Settings):
+        kind = hints_of(Settings)[section.name]
+        owner = kind if dataclasses.is_dataclass(kind) else Settings
+        fields = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else (section,)
+        found |= {f.name: (f, hints_of(owner)[f.name]) for f in fields if "scope" in f.metadata}  # type: ignore[arg-type]
+    return found
+
+
+@functools.cache
+def names_of(*scopes: Scope) -> tuple[str, ...]:
+    """The settings of these scopes."""
+    return tuple(name for name, (f, _) in declared().items() if f.metadata["scope"] in scopes)
 
 
 def from_flat(values: Mapping[str, Any]) -> Settings:

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from clipbatch.config import ANEW, Settings, from_flat
+from clipbatch.config import Settings, from_flat
 from clipbatch.errors import ClipbatchError, InputError
 from clipbatch.inputs import listing as listings
 from clipbatch.rundir.layout import RunDir
@@ -73,7 +73,7 @@ def run(
     busy = f"another process is making an increment in {folder}: let it finish, and run the same command later"
     with locked(folder, busy):
         done = increments(folder)
-        again = from_flat({name: value for name, value in settings.flat().items() if name in ANEW})
+        again = from_flat(settings.within("invocation", "worker", "placement"))
         if done and not runner.status(done[-1])["complete"]:
             runner.run(again, done[-1], quiet=quiet, log_json=log_json)
         known = _Known(done)

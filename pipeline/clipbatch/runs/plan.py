@@ -23,7 +23,7 @@ from typing import Any
 import pyarrow as pa
 
 from clipbatch import __version__
-from clipbatch.config import ANEW, LaunchSettings, Settings, auto, models
+from clipbatch.config import LaunchSettings, Settings, auto, models
 from clipbatch.config import labels as label_files
 from clipbatch.config.auto import worth_compiling
 from clipbatch.config.labels import LabelSet
@@ -44,17 +44,13 @@ from clipbatch.workers import signals
 _SUFFIXES = 20
 MANIFEST_ROWS = 2**20
 ROW_GROUP_ROWS = 2**14
-NOT_IDENTITY = (*ANEW, "labels", "template", "root")
-"""Settings that are no part of a run's identity: they decide no cell of a healthy image's row, or what they lead to is
-a part itself."""
 
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "nvidia-dali-cuda120", "pillow", "pyarrow", "numpy")
 
 
 def identity(settings: Settings, labels: LabelSet, inputs: list[str]) -> dict[str, Any]:
     """The fields that make two runs the same run. `inputs`: the listers' identities."""
-    fields = {name: value for name, value in settings.flat().items() if name not in NOT_IDENTITY}
-    return fields | {"inputs": inputs} | labels.identity()
+    return settings.within("identity", "output") | {"inputs": inputs} | labels.identity()
 
 
 def freeze(

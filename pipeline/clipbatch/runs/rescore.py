@@ -27,8 +27,6 @@ from clipbatch.runs import plan as planner
 from clipbatch.storage.atomic import file_sha256, temp_name, writing_failed
 from clipbatch.storage.paths import StorePath
 
-OUTPUT = ("score", "layout", "top_k", "scores_dtype", "compression", "embeddings")
-"""Settings that may differ from those of the run that is rescored."""
 _SCORES_AT_ONCE = 2**22
 _MOST_ROWS_AT_ONCE = 4096
 
@@ -36,7 +34,8 @@ _MOST_ROWS_AT_ONCE = 4096
 def plan(source: RunDir, run: RunDir, given: Mapping[str, Any], *, overwrite: bool) -> Plan:
     """Freeze the rescoring of `source` into `run`, or find that it is there already.
 
-    given: labels, template, and those of `OUTPUT` that are to differ; embeddings are written again only if it says so.
+    given: labels, template, and the settings of the scope `output` that are to differ; embeddings are written again
+    only if it says so.
     Raises: InputError where `source` is not finished or has no embeddings; OtherRunError where `run` is another run.
     """
     frozen = source.plan()
@@ -47,7 +46,7 @@ def plan(source: RunDir, run: RunDir, given: Mapping[str, Any], *, overwrite: bo
     labels = load(settings.labels) if "labels" in given else frozen.labels
     settings = settings.replace(batch_size=_rows_at_once(frozen.shard_size, len(labels.names)))
     fields = result_fields(group_columns(labels, settings.output), settings.output, 0)
-    identity = frozen.identity | {name: settings.flat()[name] for name in (*OUTPUT, "batch_size")} | labels.identity()
+    identity = frozen.identity | settings.within("output") | {"batch_size": settings.batch_size} | labels.identity()
     identity["rescored"] = source.fingerprint()
     if run.exists() and not overwrite:
         standing = run.plan()

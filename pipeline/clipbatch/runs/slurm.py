@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import which
 
-from clipbatch.config import ANEW, Settings
+from clipbatch.config import Settings
 from clipbatch.errors import InputError
 from clipbatch.rundir.layout import RunDir
 from clipbatch.runs import plan as planner
@@ -30,10 +30,6 @@ from clipbatch.runs.slurm_scripts import Job, array_script, check_script
 from clipbatch.storage.atomic import publish, writing_failed
 from clipbatch.storage.uris import absolute, is_url
 from clipbatch.workers.ranks import named_shards
-
-_OURS = ("engine", "gpus", "cpus_per_worker", "rank", "world_size", "shards")
-_FOR_TASKS = tuple(name for name in ANEW if name not in _OURS)
-"""Settings that are handed on to the tasks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,8 +160,9 @@ def _write_scripts(
 
 def _flags(settings: Settings) -> list[str]:
     """The settings that each invocation chooses anew, where they are not the defaults."""
-    ours, usual = settings.flat(), Settings().flat()
-    return [f"--{name.replace('_', '-')}={ours[name]}" for name in _FOR_TASKS if ours[name] != usual[name]]
+    usual = Settings().flat()
+    ours = settings.within("invocation", "worker")
+    return [f"--{name.replace('_', '-')}={value}" for name, value in ours.items() if value != usual[name]]
 
 
 def _ranges(shards: list[int]) -> str:

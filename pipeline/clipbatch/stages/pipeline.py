@@ -156,7 +156,7 @@ class ShardPipeline:
         say: Callable[[str], object] = print,
         model: LoadedModel | None = None,
     ) -> None:
-        """fingerprint: of the plan to go by. runtime: settings that this invocation chose anew (`config.RUNTIME`).
+        """fingerprint: of the plan to go by. runtime: settings that this invocation chose anew (`Settings.runtime`).
         say: told what the user should know. model: loaded before with the settings of the plan; None to load it.
 
         Raises: InputError where the model cannot be had, or is not the one that the run was begun with."""
