@@ -13,6 +13,7 @@ from clipbatch.rundir.checksum import is_whole
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.manifest import Manifest
 from clipbatch.rundir.schema import GroupColumns, group_columns
+from clipbatch.stages.memory import too_little_memory
 
 
 def problems(run: RunDir, plan: Plan, shards: Iterable[int]) -> Iterator[tuple[int, str]]:
@@ -40,6 +41,8 @@ def _problem(
             footer = {k.decode(): v.decode() for k, v in (file.metadata.metadata or {}).items()}
             table = file.read()
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        if refusal := too_little_memory(error):
+            raise refusal from error
         return f"damaged ({str(error).splitlines()[0]})"
     if footer.get("clipbatch.fingerprint") != fingerprint:
         return "of another run (its fingerprint differs)"

@@ -2,13 +2,18 @@
 
 For the whole process.
 
-What a process that looks at hostile images allows itself.
+Limits on a process's memory: what one that looks at hostile images allows itself, and those of the caller
+(`ulimit -v`), under which libraries fail in many ways of their own.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
+import re
 import resource
+
+from clipbatch.errors import InputError, brief
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h of glibc
 _SMALLER_THAN_A_GIANT = 2**28
@@ -42,9 +47,47 @@ def _set(*options: tuple[int, int]) -> None:
         mallopt(name, value)
 
 
+_LEAST_BYTES = 512 * 2**20
+"""Of address space: with less, libraries end the process without a word, as soon as they are loaded."""
+_FAILED = re.compile(
+    r"allocat|bad_alloc|malloc|out of memory|MemoryError|failed to map|can't start new thread|launch worker thread",
+    re.I,
+)
+"""What libraries say where a process gets no more memory."""
+
+
 def limit_memory(mib: int) -> None:
     """Let this process take `mib` more than it has mapped by now; libraries map far more than they use."""
     with open("/proc/self/statm") as file:
         mapped = int(file.read().split()[0]) * resource.getpagesize()
     limit = mapped + mib * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def check_memory() -> None:
+    """Raises: InputError where the caller's limit is too low for any command."""
+    if (limit := resource.getrlimit(resource.RLIMIT_AS)[0]) != resource.RLIM_INFINITY and limit < _LEAST_BYTES:
+        raise _refusal("it needs 1 GiB, and 8 GiB or more with a model")
+
+
+def too_little_memory(error: BaseException | str) -> InputError | None:
+    """The refusal where `error`, an exception or the last words of a process, comes of too little memory; else None.
+
+    Anything but a MemoryError does so only where the caller has set a limit.
+    """
+    limited = resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+    words = error if isinstance(error, str) else brief(error)
+    said = words.strip().splitlines()[-1:] or [""]
+    if isinstance(error, MemoryError) and not limited:
+        return InputError(f"this machine has too little memory: {said[0]}; end other programs, or use a larger one")
+    of_memory = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+    of_memory = of_memory or (bool(_FAILED.search(words)) and "CUDA" not in words)
+    return _refusal(said[0]) if limited and of_memory else None
+
+
+def _refusal(why: str) -> InputError:
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0] // 1024
+    return InputError(
+        f"the limit on memory, ulimit -v {limit} (KiB), is too low for this command ({why}): raise it, as with "
+        "ulimit -v unlimited"
+    )

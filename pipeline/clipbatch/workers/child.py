@@ -16,7 +16,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from clipbatch.errors import ClipbatchError, from_message
+from clipbatch.stages.memory import too_little_memory
 from clipbatch.workers import signals
+from clipbatch.workers.worker import working_folder
 
 
 def safe_environment() -> dict[str, str]:
@@ -52,6 +54,7 @@ def lines(module: str, *arguments: str, aloud: bool = False) -> Iterator[dict[st
             stdout=subprocess.PIPE,
             stderr=None if aloud else log,
             env=safe_environment(),
+            cwd=working_folder(),
         ) as process,
     ):
         assert process.stdout
@@ -66,6 +69,8 @@ def lines(module: str, *arguments: str, aloud: bool = False) -> Iterator[dict[st
             if code := process.wait():
                 log.seek(max(0, log.seek(0, os.SEEK_END) - _LOG_BYTES))
                 said = log.read().decode(errors="replace")
+                if refusal := too_little_memory(said):
+                    raise refusal
                 raise ClipbatchError(f"the process {module} ended {ending(code)}\n{said}".rstrip())
         finally:
             process.kill()
@@ -83,7 +88,8 @@ def speak(work: Callable[[Say], None]) -> None:
     code = 0
     try:
         work(say)
-    except Exception as error:
+    except Exception as raised:
+        error = too_little_memory(raised) or raised
         ours = isinstance(error, ClipbatchError)
         code = error.exit_code if isinstance(error, ClipbatchError) else 1
         say({"exit_code": code, "message": str(error) if ours else "".join(traceback.format_exception(error))})

@@ -20,6 +20,7 @@ from clipbatch.errors import ClipbatchError
 from clipbatch.rundir.layout import RunDir
 from clipbatch.types import Reject
 from clipbatch.workers.child import ending, safe_environment
+from clipbatch.workers.worker import working_folder
 
 MEMORY_MIB = 4096
 """More than Pillow needs for the largest image that `max_pixels` lets through by default."""
@@ -77,7 +78,13 @@ class Search:
         with (
             tempfile.TemporaryFile() as log,
             subprocess.Popen(
-                self._command, stdin=pipe, stdout=pipe, stderr=log, bufsize=0, env=safe_environment()
+                self._command,
+                stdin=pipe,
+                stdout=pipe,
+                stderr=log,
+                bufsize=0,
+                env=safe_environment(),
+                cwd=working_folder(),
             ) as process,
         ):
             assert process.stdin

@@ -8,6 +8,7 @@ import abc
 import collections
 import contextlib
 import json
+import os
 import queue
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from typing import Any
 
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.stages.journal import Journal
+from clipbatch.stages.memory import too_little_memory
 from clipbatch.types import Reject
 from clipbatch.workers.child import safe_environment
 from clipbatch.workers.devices import Seat
@@ -75,6 +77,7 @@ class WorkerProcess(Worker):
             stderr=subprocess.PIPE,
             pass_fds=[self._journal.fd],
             env=safe_environment(),
+            cwd=working_folder(),
         )
         self._logging = threading.Thread(target=self._keep_log, daemon=True)
         self._logging.start()
@@ -111,14 +114,29 @@ class WorkerProcess(Worker):
 
     def _forward(self) -> None:
         assert self._process.stdout
+        explained = False
         for line in self._process.stdout:
             try:
-                self._events.put((self, json.loads(line)))
+                message = json.loads(line)
             except ValueError:  # its last words, cut off
                 break
+            self._events.put((self, message))
+            explained = explained or message["event"] in ("loaded", "error")
         code = self._process.wait()
         self._logging.join(timeout=1)
+        if code and not explained and (refusal := too_little_memory("\n".join(self._log))):
+            self._events.put((self, {"event": "error", "exit_code": refusal.exit_code, "message": str(refusal)}))
         self._close_pipes()
         in_flight = self._journal.in_flight()
         self._journal.close()
         self._events.put((self, {"event": "ended", "code": code, "in_flight": in_flight, "log": list(self._log)}))
+
+
+def working_folder() -> str | None:
+    """The folder for a child process to work in: None for this process's own, or `/` where that has been deleted, in
+    which torch cannot be loaded. Relative paths lead nowhere then, and have been refused before."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return "/"
+    return None

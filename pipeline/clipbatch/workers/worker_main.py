@@ -24,6 +24,7 @@ from typing import Any
 
 from clipbatch.errors import ClipbatchError, InterruptedRunError, brief
 from clipbatch.stages import fast_import, memory
+from clipbatch.stages.memory import too_little_memory
 
 _EMIT_EVERY_S = 0.2
 
@@ -36,6 +37,8 @@ class _Channel:
         self._lock = threading.Lock()
         os.dup2(2, 1)  # whatever a library prints goes to the log, not between our lines
         self._answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self.loaded = False
+        """Whether the model has been loaded."""
         self.last_words: Callable[[], None] = lambda: None
         """Called when it is told to stop."""
         threading.Thread(target=self._listen, name="listen", daemon=True).start()
@@ -75,6 +78,8 @@ def main() -> None:
         _stay_on({int(core) for core in cores.split(",")})
         _work(channel, path, plan, device, json.loads(runtime), int(journal))
     except BaseException as error:
+        if not channel.loaded and (refusal := too_little_memory(error)):
+            error = refusal
         code = error.exit_code if isinstance(error, ClipbatchError) else 1
         text = str(error) if isinstance(error, ClipbatchError) else "".join(traceback.format_exception(error))
         if code == ClipbatchError.exit_code:
@@ -106,6 +111,7 @@ def _work(
         from clipbatch.stages.profiling import Profile
 
     worker = Worker(run, fingerprint, here, runtime, Journal(journal_fd), lambda text: channel.emit("say", text=text))
+    channel.loaded = True
     channel.emit("loaded")
 
     def tasks() -> Iterator[Task]:

@@ -16,6 +16,7 @@ from clipbatch.config import hardware, models
 from clipbatch.tools.doctor import machine
 from clipbatch.tools.doctor.machine import Finding
 from clipbatch.workers.child import safe_environment
+from clipbatch.workers.worker import working_folder
 
 PROBE_S = 120.0
 """Within which a look at a library has answered; importing torch from a cold network disk takes long."""
@@ -55,7 +56,12 @@ def _ask(probe: str, *arguments: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "clipbatch.tools.doctor.probe_main", probe, *arguments]
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=PROBE_S, env=safe_environment()
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=PROBE_S,
+            env=safe_environment(),
+            cwd=working_folder(),
         )
     except subprocess.TimeoutExpired:
         return {"error": f"no answer within {PROBE_S:.0f} s"}

@@ -19,6 +19,7 @@ from typing import IO
 from clipbatch.rundir.layout import RunDir
 from clipbatch.workers import signals
 from clipbatch.workers.child import safe_environment
+from clipbatch.workers.worker import working_folder
 
 START_S = 60.0
 """Within which the process must have loaded its libraries."""
@@ -69,6 +70,7 @@ def _session(run: RunDir, rows: list[int], left_s: float) -> tuple[dict[int, Thu
         stderr=subprocess.DEVNULL,
         bufsize=0,
         env=safe_environment(),
+        cwd=working_folder(),
     ) as process:
         assert process.stdin
         assert process.stdout

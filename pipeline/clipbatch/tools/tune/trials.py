@@ -17,6 +17,7 @@ from clipbatch.rundir.layout import RunDir
 from clipbatch.workers import signals
 from clipbatch.workers.child import safe_environment
 from clipbatch.workers.devices import Seat
+from clipbatch.workers.worker import working_folder
 
 _POLL_S = 0.2
 
@@ -43,6 +44,7 @@ class Trier:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=safe_environment(),
+            cwd=working_folder(),
         )
         threading.Thread(target=self._listen, args=(self._process, self._answers), daemon=True).start()
         found = self._answer()
