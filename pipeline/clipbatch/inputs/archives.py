@@ -42,6 +42,11 @@ class Archive:
         self.text, self._all_files = text, settings.all_files
         self._columns = list(dict.fromkeys(name.lstrip(".") for name in settings.columns or ()))
         self.passed_over: Counter[str] = Counter()
+        for name in self._columns:
+            if not is_text(name):
+                raise InputError(
+                    f"--columns {name!r} is not UTF-8: name a suffix of files that say something of an image"
+                )
         if text.lower().endswith(PACKED):
             raise InputError(_packed(text, "compressed"))
 

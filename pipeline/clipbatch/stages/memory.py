@@ -50,17 +50,17 @@ def _set(*options: tuple[int, int]) -> None:
 _LEAST_BYTES = 512 * 2**20
 """Of address space: with less, libraries end the process without a word, as soon as they are loaded."""
 _FAILED = re.compile(
-    r"allocat|bad_alloc|malloc|out of memory|MemoryError|failed to map|can't start new thread|launch worker thread",
+    r"allocat|bad_alloc|malloc|out of memory|MemoryError|failed to map|(start|launch) \w+ thread|thread creation",
     re.I,
 )
 """What libraries say where a process gets no more memory."""
+_NEARLY = 0.9
+"""Of the limit: with so much taken, whatever a library complains of comes of the rest's being too little."""
 
 
 def limit_memory(mib: int) -> None:
     """Let this process take `mib` more than it has mapped by now; libraries map far more than they use."""
-    with open("/proc/self/statm") as file:
-        mapped = int(file.read().split()[0]) * resource.getpagesize()
-    limit = mapped + mib * 2**20
+    limit = _mapped() + mib * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
@@ -75,14 +75,22 @@ def too_little_memory(error: BaseException | str) -> InputError | None:
 
     Anything but a MemoryError does so only where the caller has set a limit.
     """
-    limited = resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    limited = limit != resource.RLIM_INFINITY
     words = error if isinstance(error, str) else brief(error)
     said = words.strip().splitlines()[-1:] or [""]
     if isinstance(error, MemoryError) and not limited:
         return InputError(f"this machine has too little memory: {said[0]}; end other programs, or use a larger one")
     of_memory = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
     of_memory = of_memory or (bool(_FAILED.search(words)) and "CUDA" not in words)
+    of_memory = of_memory or (isinstance(error, BaseException) and _mapped() > _NEARLY * limit)
     return _refusal(said[0]) if limited and of_memory else None
+
+
+def _mapped() -> int:
+    """Bytes of address space that this process has."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[0]) * resource.getpagesize()
 
 
 def _refusal(why: str) -> InputError:

@@ -121,7 +121,7 @@ class WorkerProcess(Worker):
             except ValueError:  # its last words, cut off
                 break
             self._events.put((self, message))
-            explained = explained or message["event"] in ("loaded", "error")
+            explained = explained or message["event"] in ("batch", "error")
         code = self._process.wait()
         self._logging.join(timeout=1)
         if code and not explained and (refusal := too_little_memory("\n".join(self._log))):

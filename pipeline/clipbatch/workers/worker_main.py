@@ -37,8 +37,8 @@ class _Channel:
         self._lock = threading.Lock()
         os.dup2(2, 1)  # whatever a library prints goes to the log, not between our lines
         self._answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        self.loaded = False
-        """Whether the model has been loaded."""
+        self.works = False
+        """Whether it has labelled a batch."""
         self.last_words: Callable[[], None] = lambda: None
         """Called when it is told to stop."""
         threading.Thread(target=self._listen, name="listen", daemon=True).start()
@@ -78,7 +78,7 @@ def main() -> None:
         _stay_on({int(core) for core in cores.split(",")})
         _work(channel, path, plan, device, json.loads(runtime), int(journal))
     except BaseException as error:
-        if not channel.loaded and (refusal := too_little_memory(error)):
+        if not channel.works and (refusal := too_little_memory(error)):
             error = refusal
         code = error.exit_code if isinstance(error, ClipbatchError) else 1
         text = str(error) if isinstance(error, ClipbatchError) else "".join(traceback.format_exception(error))
@@ -111,7 +111,6 @@ def _work(
         from clipbatch.stages.profiling import Profile
 
     worker = Worker(run, fingerprint, here, runtime, Journal(journal_fd), lambda text: channel.emit("say", text=text))
-    channel.loaded = True
     channel.emit("loaded")
 
     def tasks() -> Iterator[Task]:
@@ -132,6 +131,7 @@ def _work(
     rows = bad = 0
     sent = time.perf_counter()
     for written in flow:
+        channel.works = True
         profile.step()
         rows, bad = rows + written.rows, bad + written.bad
         now = time.perf_counter()
