@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from clipbatch.errors import InputError
+from clipbatch.inputs.lister import only_once
 from clipbatch.inputs.opening import open_input, unreadable
 from clipbatch.storage.uris import is_text
 
@@ -41,6 +42,9 @@ class CsvFiles:
 
         Raises: InputError with file and line for what is no CSV.
         """
+        return pa.schema(self._read_types().items())
+
+    def _read_types(self) -> dict[str, pa.DataType]:
         if self._types is None:
             guesses: dict[str, _Guess] = {}
             for path in self._paths:
@@ -53,11 +57,12 @@ class CsvFiles:
                 for name in self._header(path):
                     guesses.setdefault(name, _Guess())
             self._types = {name: guess.type() for name, guess in guesses.items()}
-        return pa.schema(self._types.items())
+        return self._types
 
     def batches(self, columns: list[str], verbatim: str) -> Iterator[pa.RecordBatch]:
         """The rows with `columns` in their types, but `verbatim` as bytes. Raises: InputError as `schema` does."""
-        types = {name: pa.binary() if name == verbatim else self.schema().field(name).type for name in columns}
+        found_types = self._read_types()
+        types = {name: pa.binary() if name == verbatim else found_types[name] for name in columns}
         schema = pa.schema(types.items())
         for path in self._paths:
             for batch in self._read(path, columns):
@@ -112,9 +117,7 @@ class CsvFiles:
             raise InputError(f"{path} is empty: write a line of column names, and a line for each image")
         if not all(is_text(name) and "\0" not in name for name in names):
             raise InputError(f"the column names of {path} are not UTF-8: save the file as UTF-8")
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise InputError(f"{path} has more than one column {twice[0]!r}: name every column differently")
+        only_once(path, names)
         others = [sign for sign in _SEPARATORS if len(names) == 1 and sign in names[0] and sign != self._separator]
         if others:
             word = "tabs" if self._separator == "\t" else "commas"

@@ -73,7 +73,8 @@ class ImageTable:
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         fields, named, found = self.fields(), self._settings.uri_column, False
-        columns = [f.name if f.name != self._path_name() else f"{self._image.name}.path" for f in fields]
+        path_name = self._path_name()
+        columns = [f.name if f.name != path_name else f"{self._image.name}.path" for f in fields]
         for path in self._paths:
             root, size, at = folder_of(path) if is_url(path) else root_of(path), size_and_end(path, 0)[0], 0
             container = uri_of(path, root)

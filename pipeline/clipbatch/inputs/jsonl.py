@@ -33,6 +33,9 @@ class JsonFiles:
 
     def schema(self) -> pa.Schema:
         """Every key with its type. Reads all files to their end once. Raises: InputError with file and line."""
+        return pa.schema(self._read_types().items())
+
+    def _read_types(self) -> dict[str, pa.DataType]:
         if self._types is None:
             types: dict[str, pa.DataType] = {}
             for path in self._paths:
@@ -43,11 +46,12 @@ class JsonFiles:
                         except TypeError as error:
                             raise _explained(path, line, chunk, types, error) from error
             self._types = {name: pa.string() if pa.types.is_null(t) else t for name, t in types.items()}
-        return pa.schema(self._types.items())
+        return self._types
 
     def batches(self, columns: list[str], verbatim: str) -> Iterator[pa.RecordBatch]:
         """The rows with `columns` in their types. Raises: InputError as `schema` does."""
-        types = {name: self.schema().field(name).type for name in columns}
+        found = self._read_types()
+        types = {name: found[name] for name in columns}
         for path in self._paths:
             for line, chunk in _chunks(path):
                 table = _parsed(path, line, chunk, types, pa.schema(types.items()))
