@@ -25,6 +25,7 @@ from clipbatch.config.sections import (
 )
 from clipbatch.config.validation import Checked, SettingError, at_least, hints_of
 from clipbatch.errors import InputError, nearest, reading_failed
+from clipbatch.rundir.nesting import NestingError, check_depth, check_toml
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -142,8 +143,13 @@ def from_flat(values: Mapping[str, Any]) -> Settings:
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """Raises: ValueError with the line where `text` is not TOML."""
-    found: dict[str, Any] = tomllib.loads(text)
+    """Raises: ValueError with the line where `text` is not TOML, or is nested too deep."""
+    check_toml(text)
+    try:
+        found: dict[str, Any] = tomllib.loads(text)
+    except RecursionError:
+        raise NestingError from None
+    check_depth(found)
     return found
 
 

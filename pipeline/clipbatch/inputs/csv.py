@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,7 +20,7 @@ import pyarrow.csv as pacsv
 
 from clipbatch.errors import InputError
 from clipbatch.inputs.lister import only_once
-from clipbatch.inputs.opening import open_input, unreadable
+from clipbatch.inputs.opening import MAX_LINE_BYTES, open_input, unreadable
 from clipbatch.storage.uris import is_text
 
 _BLOCK_BYTES = 4 * 2**20
@@ -71,6 +73,15 @@ class CsvFiles:
                     [_converted(found[n], t) if n in found else pa.nulls(len(batch), t) for n, t in types.items()],
                     schema=schema,
                 )
+
+    def where(self, row: int) -> str:
+        """The place of a row, counted from 0 through all files."""
+        for path in self._paths:
+            for line, _ in islice(self._scan(path), 1, None):
+                if row == 0:
+                    return f"line {line} of {path}"
+                row -= 1
+        return f"a line of {', '.join(self._paths)}"
 
     def not_text(self, column: str) -> InputError:
         """The refusal for `column`, whose type is `binary`: with the first line that is not UTF-8."""
@@ -126,6 +137,7 @@ class CsvFiles:
 
     def _scan(self, path: str) -> Iterator[tuple[int, list[str]]]:
         """(line number, cells) of each row, slowly; surrogates stand for bytes that are not UTF-8."""
+        csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE_BYTES))
         with open_input(path) as file:
             text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
             try:
@@ -147,6 +159,10 @@ class CsvFiles:
                     return InputError(
                         f"line {line} of {path} has {len(row)} columns, its header {columns}: mend the line, or quote "
                         "values that hold separators"
+                    )
+                if (size := sum(len(os.fsencode(cell)) for cell in row)) > _BLOCK_BYTES:
+                    return InputError(
+                        f"line {line} of {path} has {size} bytes, and {_BLOCK_BYTES} are the most: shorten its values"
                     )
         except csv.Error as stop:
             return InputError(f"cannot read {path} after line {line}: {stop}; look for a quote that is not closed")

@@ -15,10 +15,9 @@ import pyarrow as pa
 import pyarrow.json as pajson
 
 from clipbatch.errors import InputError
-from clipbatch.inputs.opening import open_input, unreadable
+from clipbatch.inputs.opening import open_input, whole_lines
+from clipbatch.rundir.nesting import MAX_DEPTH, NestingError, check_json
 
-_CHUNK_BYTES = 4 * 2**20
-_BOM = b"\xef\xbb\xbf"
 _KINDS = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
 _SAMPLES = {bool: pa.types.is_boolean, str: lambda t: pa.types.is_string(t) or pa.types.is_timestamp(t)}
 _SAMPLES |= {list: pa.types.is_list, dict: pa.types.is_struct, int: lambda t: t in (pa.int64(), pa.float64())}
@@ -40,6 +39,7 @@ class JsonFiles:
             types: dict[str, pa.DataType] = {}
             for path in self._paths:
                 for line, chunk in _chunks(path):
+                    _check_nesting(path, line, chunk)
                     for field in _parsed(path, line, chunk, types).schema:
                         try:
                             types[field.name] = _wider(types.get(field.name, pa.null()), field.type)
@@ -47,6 +47,17 @@ class JsonFiles:
                             raise _explained(path, line, chunk, types, error) from error
             self._types = {name: pa.string() if pa.types.is_null(t) else t for name, t in types.items()}
         return self._types
+
+    def where(self, row: int) -> str:
+        """The place of a row, counted from 0 through all files."""
+        for path in self._paths:
+            for first, chunk in _chunks(path):
+                for line, text in enumerate(chunk.split(b"\n"), first):
+                    if text and not text.isspace():
+                        if row == 0:
+                            return f"line {line} of {path}"
+                        row -= 1
+        return f"a line of {', '.join(self._paths)}"
 
     def batches(self, columns: list[str], verbatim: str) -> Iterator[pa.RecordBatch]:
         """The rows with `columns` in their types. Raises: InputError as `schema` does."""
@@ -60,20 +71,16 @@ class JsonFiles:
 
 def _chunks(path: str) -> Iterator[tuple[int, bytes]]:
     """(number of its first line, some whole lines), until the end of the file."""
-    line, rest, more = 1, b"", True
     with open_input(path) as file:
-        while more:
-            try:
-                chunk = file.read(_CHUNK_BYTES)
-            except OSError as error:
-                raise unreadable(path, error) from error
-            more = bool(chunk)
-            whole, newline, rest = (rest + chunk).rpartition(b"\n") if more else (rest, b"", b"")
-            if line == 1:
-                whole = whole.removeprefix(_BOM)
-            if whole and not whole.isspace():
-                yield line, whole
-            line += whole.count(b"\n") + len(newline)
+        yield from ((line, lines) for line, lines in whole_lines(file, path) if not lines.isspace())
+
+
+def _check_nesting(path: str, line: int, chunk: bytes) -> None:
+    try:
+        check_json(chunk)
+    except NestingError as error:
+        found = line + (error.line or 1) - 1
+        raise InputError(f"line {found} of {path} is nested more than {MAX_DEPTH} levels deep: flatten it") from None
 
 
 def _parsed(

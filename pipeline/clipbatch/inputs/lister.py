@@ -8,10 +8,11 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clipbatch.config import SourceSettings
@@ -112,10 +113,33 @@ def uris(names: pa.Array, root: str) -> pa.Array:
 
 
 BATCH_ROWS = 65_536
+MAX_NAME_BYTES = 2**16
+"""Of one image's name: sixteen times the longest path that Linux opens."""
 SPAN = pa.struct([("container", pa.string()), ("start", pa.int64()), ("length", pa.int64()), ("method", pa.string())])
 LISTED = pa.schema([("uri", pa.string()), ("root", pa.dictionary(pa.int32(), pa.string())), ("span", SPAN)])
 """Columns that every lister's batches begin with. `span`: the container of an image that is no file of its own, and
 where it stands there (`types.Span`); null for a file."""
+
+
+def check_names(names: pa.Array, where: Callable[[int], str], before: int = 0) -> None:
+    """names: text or bytes, null for none; `before` rows came before them. where: the place of a row, in words, by its
+    number among all.
+
+    Raises: InputError for a name of more than `MAX_NAME_BYTES`.
+    """
+    sizes = pc.binary_length(names)
+    longest = pc.max(sizes).as_py()
+    if longest is not None and longest > MAX_NAME_BYTES:
+        row = pc.index(pc.greater(sizes, MAX_NAME_BYTES), True).as_py()
+        raise InputError(
+            f"{where(before + row)} has a name of {sizes[row]} bytes, and {MAX_NAME_BYTES} are the most: mend it, or "
+            "leave it out"
+        )
+
+
+def row_of(text: str, row: int) -> str:
+    """The place of a row of the input `text`, in words."""
+    return f"row {row} (from 0) of {text}"
 
 
 def batch(names: list[str], root: str) -> pa.RecordBatch:

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clipbatch.errors import InputError
-from clipbatch.inputs.lister import BATCH_ROWS, only_once, types_of
+from clipbatch.inputs.lister import BATCH_ROWS, only_once, row_of, types_of
 from clipbatch.inputs.opening import refused, unreadable
 from clipbatch.storage.tables import arrow_batches, open_arrow, open_file, open_parquet
 from clipbatch.storage.uris import is_url
@@ -40,6 +40,15 @@ class ColumnarFiles:
         """The rows with `columns`; of a struct also one field, as `image.path`. Raises: InputError as `__init__`."""
         for path in self.paths:
             yield from self.batches_of(path, columns, verbatim)
+
+    def where(self, row: int) -> str:
+        """The place of a row, counted from 0 through all files."""
+        for path in self.paths:
+            rows = sum(batch.num_rows for batch in self.batches_of(path, []))
+            if row < rows:
+                return row_of(path, row)
+            row -= rows
+        return f"a row of {', '.join(self.paths)}"
 
     def batches_of(self, path: str, columns: list[str], verbatim: str = "") -> Iterator[pa.RecordBatch]:
         """The rows of one file with `columns`; none: batches with nothing but their number of rows."""
