@@ -13,7 +13,9 @@ import typer
 from clipbatch import __version__
 from clipbatch.cli import lists, machine, results, run, serve, submit
 from clipbatch.cli.output import logs_json
-from clipbatch.errors import ClipbatchError
+from clipbatch.cli.standard_streams import StandardStreams
+from clipbatch.config.memory_limits import check_memory, too_little_memory
+from clipbatch.errors import ClipbatchError, InputError
 from clipbatch.workers import signals
 
 EXIT_CODES = """\
@@ -51,14 +53,16 @@ def _root(
 
 def main() -> NoReturn:
     """Run the command line; end the process with the exit code of what happened."""
+    streams = StandardStreams()
     code = [1]  # of an exception that is a bug, whose trace Python prints
-    atexit.register(_leave, code)  # the first to be registered is the last to be called
+    atexit.register(_leave, streams, code)  # the first to be registered is the last to be called
     code[0] = exit_code(_run)
     sys.exit(code[0])
 
 
 def _run() -> None:
     signals.install()
+    check_memory()
     app()
 
 
@@ -67,27 +71,37 @@ def exit_code(work: Callable[[], object]) -> int:
     try:
         work()
     except ClipbatchError as error:
-        if logs_json():
-            from clipbatch.workers.progress import log_json
-
-            log_json("error", exit_code=error.exit_code, message=str(error))
-        else:
-            print(f"clipbatch: {error}", file=sys.stderr)
-        return error.exit_code
+        return _refused(error)
+    except Exception as error:
+        refusal = _refusal(error)
+        if refusal is None:
+            raise
+        return _refused(refusal)
     except SystemExit as asked:
         return asked.code if isinstance(asked.code, int) else 0 if asked.code is None else 1
     return 0
 
 
-def _leave(code: list[int]) -> NoReturn:
+def _refusal(error: Exception) -> InputError | None:
+    """What is wrong around this process, where `error` comes of that."""
+    from clipbatch.workers.child import working_folder
+
+    if isinstance(error, FileNotFoundError) and working_folder() is not None:
+        return InputError("the working folder has been deleted: cd to one that is there, and try again")
+    return too_little_memory(error)
+
+
+def _refused(error: ClipbatchError) -> int:
+    if logs_json():
+        from clipbatch.workers.progress import log_json
+
+        log_json("error", exit_code=error.exit_code, message=str(error))
+    else:
+        print(f"clipbatch: {error}", file=sys.stderr)
+    return error.exit_code
+
+
+def _leave(streams: StandardStreams, code: list[int]) -> NoReturn:
     """End the process at once: a thread of Arrow's that lets go of a Python object while the interpreter is taken down
     aborts it (apache/arrow#34314), and a command that did its work would exit with 134."""
-    try:
-        if sys.stdout:  # None where the caller closed it
-            sys.stdout.flush()
-    except BrokenPipeError:
-        pass  # whoever read has read enough
-    except OSError as error:
-        print(f"clipbatch: cannot write to standard output: {error}", file=sys.stderr)
-        code[0] = 1
-    os._exit(code[0])
+    os._exit(streams.close(code[0]))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from clipbatch.cli.options import Input, Json, complete_labels, complete_models, takes_some
+from clipbatch.cli.standard_streams import result_is_on_disk
 from clipbatch.config import from_flat
 from clipbatch.errors import InputError, UnfitError
 
@@ -53,6 +54,7 @@ def init_command(
     from clipbatch.config import models
     from clipbatch.tools import quickstart
 
+    result_is_on_disk()
     quickstart.check_free(folder)
     asks = not yes and sys.stdin.isatty()
     images = images or (_ask("What to label (a folder, a manifest, a url)", quickstart.check_images) if asks else None)
@@ -124,6 +126,7 @@ def fetch_command(
     """
     from clipbatch.tools import models
 
+    result_is_on_disk()
     found = models.fetch(model, pretrained)
     print(json.dumps(found, indent=2) if as_json else _offline(found))
 
@@ -206,6 +209,7 @@ def tune_command(
     from clipbatch.config import from_flat
     from clipbatch.tools.tune import search, tune
 
+    result_is_on_disk()
     search.check_target(out)
     settings = from_flat({**given, "inputs": inputs})
     rates: list[float | None] = []

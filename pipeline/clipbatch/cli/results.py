@@ -9,6 +9,7 @@ import typer
 
 from clipbatch.cli.options import Json
 from clipbatch.cli.output import RunDirectory, print_facts
+from clipbatch.cli.standard_streams import result_is_on_disk
 from clipbatch.errors import DamagedError
 
 app = typer.Typer()
@@ -68,6 +69,7 @@ def report_command(
     """
     from clipbatch.tools import htmlreport
 
+    result_is_on_disk()
     print(htmlreport.write(run, out=out, examples=examples))
 
 
@@ -88,5 +90,6 @@ def compact_command(
     from clipbatch.runs import increments
     from clipbatch.runs import run as api
 
+    result_is_on_disk()
     for source, target in increments.each(run, out):
         print_facts(api.compact(source, target, rows_per_file=rows_per_file), as_json)

@@ -9,6 +9,7 @@ import typer
 
 from clipbatch.cli.options import Json, Out, Overwrite, takes_settings, takes_some
 from clipbatch.cli.output import LogFormat, Quiet, RunDirectory, logs_json, print_facts, show
+from clipbatch.cli.standard_streams import result_is_on_disk
 from clipbatch.config import Settings
 from clipbatch.errors import InputError
 
@@ -47,6 +48,7 @@ def run_command(
     from clipbatch.runs import run as runner
     from clipbatch.workers import progress
 
+    result_is_on_disk()
     silent = quiet or one_line
     if incremental:
         from clipbatch.runs import increments
@@ -86,6 +88,7 @@ def plan_command(settings: Settings, *, out: Out, overwrite: Overwrite = False, 
     """
     from clipbatch.runs import plan as planner
 
+    result_is_on_disk()
     plan = planner.plan(settings, out, overwrite=overwrite)
     found = {
         "rows": plan.rows,
@@ -119,6 +122,7 @@ def rescore_command(
     from clipbatch.runs import increments
     from clipbatch.runs import run as runner
 
+    result_is_on_disk()
     for source, target in increments.each(run, out):
         made = runner.rescore(source, target, given, device=device, overwrite=overwrite, quiet=quiet)
         show(made, target, quiet, as_json)
@@ -135,4 +139,5 @@ def demo_command(
     """
     from clipbatch.tools.quickstart import label
 
+    result_is_on_disk()
     print(label(out, quiet=quiet))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from clipbatch.cli.options import Json, Out, Overwrite, takes_settings
+from clipbatch.cli.standard_streams import result_is_on_disk
 from clipbatch.config import Settings
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def slurm_command(
     from clipbatch.runs import slurm
     from clipbatch.runs.slurm_scripts import Job
 
+    result_is_on_disk()
     job = Job(
         array=array,
         gres=gres,

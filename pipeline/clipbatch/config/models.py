@@ -8,13 +8,13 @@ from __future__ import annotations
 import csv
 import functools
 import importlib.util
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipbatch.errors import InputError, nearest
+from clipbatch.config.nesting import parse_json
+from clipbatch.errors import InputError, nearest, reading_failed
 
 DEMO = "clipbatch-demo"
 _DEMO_FOLDER = Path(__file__).parents[1] / "data" / "demo"
@@ -68,7 +68,7 @@ def _with_the_tower_of(config: str) -> set[str]:
 
 
 def _tower(config: Path) -> Any:
-    return json.loads(config.read_bytes()).get("vision_cfg")
+    return parse_json(config.read_bytes()).get("vision_cfg")
 
 
 def names() -> list[str]:
@@ -100,6 +100,12 @@ def canonical(model: str) -> str:
     if model.endswith(".json"):
         if not os.path.isfile(model):
             raise InputError(f"--model {model}: there is no such model config file")
+        try:
+            parse_json(Path(model).read_bytes())
+        except OSError as error:
+            raise reading_failed(f"--model {model}", error) from error
+        except ValueError as error:
+            raise InputError(f"--model {model} is no JSON: {error}; give one of open_clip's model configs") from error
         return os.path.abspath(model)
     if model.startswith("local-dir:"):
         folder = os.path.abspath(model.removeprefix("local-dir:"))

@@ -15,6 +15,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from clipbatch.config.nesting import NestingError, check_depth, check_toml
 from clipbatch.config.sections import (
     DecodeSettings,
     LabelSettings,
@@ -155,8 +156,13 @@ def from_flat(values: Mapping[str, Any]) -> Settings:
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """Raises: ValueError with the line where `text` is not TOML."""
-    found: dict[str, Any] = tomllib.loads(text)
+    """Raises: ValueError with the line where `text` is not TOML, or is nested too deep."""
+    check_toml(text)
+    try:
+        found: dict[str, Any] = tomllib.loads(text)
+    except RecursionError:
+        raise NestingError from None
+    check_depth(found)
     return found
 
 

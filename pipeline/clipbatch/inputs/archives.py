@@ -19,7 +19,7 @@ from clipbatch.config import SourceSettings
 from clipbatch.errors import InputError
 from clipbatch.inputs.archive_members import PACKED, Member, Sidecars, is_archive_name
 from clipbatch.inputs.folders import is_folder, is_image_name, root_of
-from clipbatch.inputs.lister import BATCH_ROWS, SPAN, listed
+from clipbatch.inputs.lister import BATCH_ROWS, MAX_NAME_BYTES, SPAN, listed
 from clipbatch.inputs.table_files import far_folder
 from clipbatch.inputs.tar import NoTarError, tar_members
 from clipbatch.inputs.zip import NoZipError, zip_members
@@ -42,6 +42,11 @@ class Archive:
         self.text, self._all_files = text, settings.all_files
         self._columns = list(dict.fromkeys(name.lstrip(".") for name in settings.columns or ()))
         self.passed_over: Counter[str] = Counter()
+        for name in self._columns:
+            if not is_text(name):
+                raise InputError(
+                    f"--columns {name!r} is not UTF-8: name a suffix of files that say something of an image"
+                )
         if text.lower().endswith(PACKED):
             raise InputError(_packed(text, "compressed"))
 
@@ -100,6 +105,11 @@ class Archive:
     def _images(self, file: Container, sidecars: Sidecars) -> Iterator[tuple[int, Member]]:
         """The members that become rows, each with its number among all."""
         for at, member in enumerate(self._members(file)):
+            if (size := len(os.fsencode(member.name))) > MAX_NAME_BYTES:
+                raise InputError(
+                    f"member {at + 1} of {self.text} has a name of {size} bytes, and {MAX_NAME_BYTES} are the most: "
+                    "pack it anew"
+                )
             if is_image_name(member.name):
                 yield at, member
             elif self._columns and sidecars.take(at, member):

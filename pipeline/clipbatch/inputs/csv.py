@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from clipbatch.errors import InputError
-from clipbatch.inputs.opening import open_input, unreadable
+from clipbatch.inputs.lister import only_once
+from clipbatch.inputs.opening import MAX_LINE_BYTES, open_input, unreadable
 from clipbatch.storage.uris import is_text
 
 _BLOCK_BYTES = 4 * 2**20
@@ -41,6 +44,9 @@ class CsvFiles:
 
         Raises: InputError with file and line for what is no CSV.
         """
+        return pa.schema(self._read_types().items())
+
+    def _read_types(self) -> dict[str, pa.DataType]:
         if self._types is None:
             guesses: dict[str, _Guess] = {}
             for path in self._paths:
@@ -53,11 +59,12 @@ class CsvFiles:
                 for name in self._header(path):
                     guesses.setdefault(name, _Guess())
             self._types = {name: guess.type() for name, guess in guesses.items()}
-        return pa.schema(self._types.items())
+        return self._types
 
     def batches(self, columns: list[str], verbatim: str) -> Iterator[pa.RecordBatch]:
         """The rows with `columns` in their types, but `verbatim` as bytes. Raises: InputError as `schema` does."""
-        types = {name: pa.binary() if name == verbatim else self.schema().field(name).type for name in columns}
+        found_types = self._read_types()
+        types = {name: pa.binary() if name == verbatim else found_types[name] for name in columns}
         schema = pa.schema(types.items())
         for path in self._paths:
             for batch in self._read(path, columns):
@@ -66,6 +73,15 @@ class CsvFiles:
                     [_converted(found[n], t) if n in found else pa.nulls(len(batch), t) for n, t in types.items()],
                     schema=schema,
                 )
+
+    def where(self, row: int) -> str:
+        """The place of a row, counted from 0 through all files."""
+        for path in self._paths:
+            for line, _ in islice(self._scan(path), 1, None):
+                if row == 0:
+                    return f"line {line} of {path}"
+                row -= 1
+        return f"a line of {', '.join(self._paths)}"
 
     def not_text(self, column: str) -> InputError:
         """The refusal for `column`, whose type is `binary`: with the first line that is not UTF-8."""
@@ -112,9 +128,7 @@ class CsvFiles:
             raise InputError(f"{path} is empty: write a line of column names, and a line for each image")
         if not all(is_text(name) and "\0" not in name for name in names):
             raise InputError(f"the column names of {path} are not UTF-8: save the file as UTF-8")
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise InputError(f"{path} has more than one column {twice[0]!r}: name every column differently")
+        only_once(path, names)
         others = [sign for sign in _SEPARATORS if len(names) == 1 and sign in names[0] and sign != self._separator]
         if others:
             word = "tabs" if self._separator == "\t" else "commas"
@@ -123,6 +137,7 @@ class CsvFiles:
 
     def _scan(self, path: str) -> Iterator[tuple[int, list[str]]]:
         """(line number, cells) of each row, slowly; surrogates stand for bytes that are not UTF-8."""
+        csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE_BYTES))
         with open_input(path) as file:
             text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
             try:
@@ -144,6 +159,10 @@ class CsvFiles:
                     return InputError(
                         f"line {line} of {path} has {len(row)} columns, its header {columns}: mend the line, or quote "
                         "values that hold separators"
+                    )
+                if (size := sum(len(os.fsencode(cell)) for cell in row)) > _BLOCK_BYTES:
+                    return InputError(
+                        f"line {line} of {path} has {size} bytes, and {_BLOCK_BYTES} are the most: shorten its values"
                     )
         except csv.Error as stop:
             return InputError(f"cannot read {path} after line {line}: {stop}; look for a quote that is not closed")

@@ -11,6 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +20,18 @@ import pyarrow.compute as pc
 from clipbatch.config import SourceSettings
 from clipbatch.errors import InputError, nearest
 from clipbatch.inputs.folders import root_of
-from clipbatch.inputs.lister import SPAN, chosen, is_binary_type, is_text_type, listed, uri_column, uri_root, uris
+from clipbatch.inputs.lister import (
+    SPAN,
+    check_names,
+    chosen,
+    is_binary_type,
+    is_text_type,
+    listed,
+    row_of,
+    uri_column,
+    uri_root,
+    uris,
+)
 from clipbatch.inputs.opening import size_and_end
 from clipbatch.inputs.parquet import ColumnarFiles, schema_of
 from clipbatch.inputs.table_files import COLUMNAR, table_files
@@ -73,11 +85,14 @@ class ImageTable:
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         fields, named, found = self.fields(), self._settings.uri_column, False
-        columns = [f.name if f.name != self._path_name() else f"{self._image.name}.path" for f in fields]
+        path_name = self._path_name()
+        columns = [f.name if f.name != path_name else f"{self._image.name}.path" for f in fields]
         for path in self._paths:
             root, size, at = folder_of(path) if is_url(path) else root_of(path), size_and_end(path, 0)[0], 0
             container = uri_of(path, root)
             for batch in self._files.batches_of(path, [named, *columns] if named else columns, named or ""):
+                if named:
+                    check_names(batch.column(0), partial(row_of, path), at)
                 rows = pa.array(np.arange(at, at := at + batch.num_rows))
                 names = (
                     uris(batch.column(0), root)

@@ -14,11 +14,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.json as pajson
 
+from clipbatch.config.nesting import MAX_DEPTH, NestingError, check_json
 from clipbatch.errors import InputError
-from clipbatch.inputs.opening import open_input, unreadable
+from clipbatch.inputs.opening import open_input, whole_lines
 
-_CHUNK_BYTES = 4 * 2**20
-_BOM = b"\xef\xbb\xbf"
 _KINDS = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
 _SAMPLES = {bool: pa.types.is_boolean, str: lambda t: pa.types.is_string(t) or pa.types.is_timestamp(t)}
 _SAMPLES |= {list: pa.types.is_list, dict: pa.types.is_struct, int: lambda t: t in (pa.int64(), pa.float64())}
@@ -33,21 +32,37 @@ class JsonFiles:
 
     def schema(self) -> pa.Schema:
         """Every key with its type. Reads all files to their end once. Raises: InputError with file and line."""
+        return pa.schema(self._read_types().items())
+
+    def _read_types(self) -> dict[str, pa.DataType]:
         if self._types is None:
             types: dict[str, pa.DataType] = {}
             for path in self._paths:
                 for line, chunk in _chunks(path):
+                    _check_nesting(path, line, chunk)
                     for field in _parsed(path, line, chunk, types).schema:
                         try:
                             types[field.name] = _wider(types.get(field.name, pa.null()), field.type)
                         except TypeError as error:
                             raise _explained(path, line, chunk, types, error) from error
             self._types = {name: pa.string() if pa.types.is_null(t) else t for name, t in types.items()}
-        return pa.schema(self._types.items())
+        return self._types
+
+    def where(self, row: int) -> str:
+        """The place of a row, counted from 0 through all files."""
+        for path in self._paths:
+            for first, chunk in _chunks(path):
+                for line, text in enumerate(chunk.split(b"\n"), first):
+                    if text and not text.isspace():
+                        if row == 0:
+                            return f"line {line} of {path}"
+                        row -= 1
+        return f"a line of {', '.join(self._paths)}"
 
     def batches(self, columns: list[str], verbatim: str) -> Iterator[pa.RecordBatch]:
         """The rows with `columns` in their types. Raises: InputError as `schema` does."""
-        types = {name: self.schema().field(name).type for name in columns}
+        found = self._read_types()
+        types = {name: found[name] for name in columns}
         for path in self._paths:
             for line, chunk in _chunks(path):
                 table = _parsed(path, line, chunk, types, pa.schema(types.items()))
@@ -56,20 +71,16 @@ class JsonFiles:
 
 def _chunks(path: str) -> Iterator[tuple[int, bytes]]:
     """(number of its first line, some whole lines), until the end of the file."""
-    line, rest, more = 1, b"", True
     with open_input(path) as file:
-        while more:
-            try:
-                chunk = file.read(_CHUNK_BYTES)
-            except OSError as error:
-                raise unreadable(path, error) from error
-            more = bool(chunk)
-            whole, newline, rest = (rest + chunk).rpartition(b"\n") if more else (rest, b"", b"")
-            if line == 1:
-                whole = whole.removeprefix(_BOM)
-            if whole and not whole.isspace():
-                yield line, whole
-            line += whole.count(b"\n") + len(newline)
+        yield from ((line, lines) for line, lines in whole_lines(file, path) if not lines.isspace())
+
+
+def _check_nesting(path: str, line: int, chunk: bytes) -> None:
+    try:
+        check_json(chunk)
+    except NestingError as error:
+        found = line + (error.line or 1) - 1
+        raise InputError(f"line {found} of {path} is nested more than {MAX_DEPTH} levels deep: flatten it") from None
 
 
 def _parsed(

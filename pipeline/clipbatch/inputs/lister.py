@@ -8,10 +8,11 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clipbatch.config import SourceSettings
@@ -35,22 +36,38 @@ def chosen(text: str, schema: pa.Schema, columns: Sequence[str] | None, without:
 
     Raises: InputError for a name that is not there, and for a type that Parquet cannot hold.
     """
+    there = set(schema.names)
     for name in columns or ():
-        if name not in schema.names:
+        if name not in there:
             raise InputError(
                 f"{text} has no column {name!r} as --columns names it: it has {', '.join(schema.names)}"
                 f".{nearest(name, schema.names)}"
             )
-    fields = [f for f in schema if f.name not in without and (columns is None or f.name in columns)]
-    for field in fields:
-        try:
-            with pq.ParquetWriter(pa.BufferOutputStream(), pa.schema([field])):
-                pass
-        except pa.ArrowException as error:
-            raise InputError(
-                f"column {field.name!r} of {text} is {field.type}, which Parquet cannot hold: leave it out by --columns"
-            ) from error
+    wanted = (there if columns is None else there.intersection(columns)).difference(without)
+    fields = [f for f in schema if f.name in wanted]
+    if _refused_by_parquet(fields):
+        for field in fields:
+            if error := _refused_by_parquet([field]):
+                raise InputError(
+                    f"column {field.name!r} of {text} is {field.type}, which Parquet cannot hold: leave it out by "
+                    "--columns"
+                ) from error
     return fields
+
+
+def _refused_by_parquet(fields: list[pa.Field]) -> pa.ArrowException | None:
+    try:
+        with pq.ParquetWriter(pa.BufferOutputStream(), pa.schema(fields)):
+            return None
+    except pa.ArrowException as error:
+        return error
+
+
+def only_once(text: str, names: Sequence[str]) -> None:
+    """Raises: InputError where two columns of the table `text` have the same name."""
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    if twice:
+        raise InputError(f"{text} has more than one column {twice[0]!r}: name every column differently")
 
 
 def uri_column(text: str, schema: pa.Schema, wanted: str | None, *, any_type: bool = False) -> str:
@@ -64,7 +81,7 @@ def uri_column(text: str, schema: pa.Schema, wanted: str | None, *, any_type: bo
             f"which column of {text} names the images? It has {there}: say it with --uri-column, or with "
             "--image-column if one holds the images themselves"
         )
-    kind = type_of(schema, wanted)
+    kind = types_of(schema, [wanted])[wanted]
     if kind is None:
         near = nearest(wanted, schema.names)
         raise InputError(f"{text} has no column {wanted!r} as --uri-column names it: it has {there}.{near}")
@@ -73,15 +90,17 @@ def uri_column(text: str, schema: pa.Schema, wanted: str | None, *, any_type: bo
     return wanted
 
 
-def type_of(schema: pa.Schema, name: str) -> pa.DataType | None:
-    """The type of the column or, where `name` is `column.field`, of the struct's field; None where there is none."""
-    if name in schema.names:
-        return schema.field(name).type
-    column, _, field = name.partition(".")
-    struct = schema.field(column).type if column in schema.names else None
-    if struct is None or not pa.types.is_struct(struct) or struct.get_field_index(field) < 0:
-        return None
-    return struct.field(field).type
+def types_of(schema: pa.Schema, names: Iterable[str]) -> dict[str, pa.DataType | None]:
+    """The type of each column or, where a name is `column.field`, of the struct's field; None where there is none."""
+    columns = dict(zip(schema.names, schema.types, strict=True))
+    found = {}
+    for name in names:
+        column, _, field = name.partition(".")
+        kind = columns.get(name)
+        if kind is None and (struct := columns.get(column)) is not None and pa.types.is_struct(struct):
+            kind = struct.field(field).type if struct.get_field_index(field) >= 0 else None
+        found[name] = kind
+    return found
 
 
 def uris(names: pa.Array, root: str) -> pa.Array:
@@ -94,10 +113,33 @@ def uris(names: pa.Array, root: str) -> pa.Array:
 
 
 BATCH_ROWS = 65_536
+MAX_NAME_BYTES = 2**16
+"""Of one image's name: sixteen times the longest path that Linux opens."""
 SPAN = pa.struct([("container", pa.string()), ("start", pa.int64()), ("length", pa.int64()), ("method", pa.string())])
 LISTED = pa.schema([("uri", pa.string()), ("root", pa.dictionary(pa.int32(), pa.string())), ("span", SPAN)])
 """Columns that every lister's batches begin with. `span`: the container of an image that is no file of its own, and
 where it stands there (`types.Span`); null for a file."""
+
+
+def check_names(names: pa.Array, where: Callable[[int], str], before: int = 0) -> None:
+    """names: text or bytes, null for none; `before` rows came before them. where: the place of a row, in words, by its
+    number among all.
+
+    Raises: InputError for a name of more than `MAX_NAME_BYTES`.
+    """
+    sizes = pc.binary_length(names)
+    longest = pc.max(sizes).as_py()
+    if longest is not None and longest > MAX_NAME_BYTES:
+        row = pc.index(pc.greater(sizes, MAX_NAME_BYTES), True).as_py()
+        raise InputError(
+            f"{where(before + row)} has a name of {sizes[row]} bytes, and {MAX_NAME_BYTES} are the most: mend it, or "
+            "leave it out"
+        )
+
+
+def row_of(text: str, row: int) -> str:
+    """The place of a row of the input `text`, in words."""
+    return f"row {row} (from 0) of {text}"
 
 
 def batch(names: list[str], root: str) -> pa.RecordBatch:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator
+from functools import partial
 
 import pyarrow as pa
 
@@ -17,7 +18,7 @@ from clipbatch.errors import InputError
 from clipbatch.inputs.archives import Archive, ArchiveFolder
 from clipbatch.inputs.folders import Directory, ImageFile
 from clipbatch.inputs.image_tables import ImageTable
-from clipbatch.inputs.lister import LISTED, Lister
+from clipbatch.inputs.lister import LISTED, Lister, check_names, row_of
 from clipbatch.inputs.parquet import far_schema
 from clipbatch.inputs.patterns import Pattern, is_pattern
 from clipbatch.inputs.remote_folders import RemoteFolder, RemoteImage, top
@@ -91,7 +92,10 @@ class Listing:
         """The rows of all inputs in turn, `limit` at most. Raises: InputError where there are none."""
         left, found = self._limit, False
         for lister in self._inputs:
+            rows = 0
             for batch in lister.batches():
+                check_names(batch["uri"], partial(row_of, lister.text), rows)
+                rows += batch.num_rows
                 if left is not None:
                     batch = batch.slice(0, left)
                     left -= batch.num_rows

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -16,6 +17,9 @@ from clipbatch.storage import stores
 from clipbatch.storage.stores import open_input_file
 from clipbatch.storage.uris import is_url, name_of
 
+CHUNK_BYTES = 4 * 2**20
+"""Read at a time from a file of text."""
+MAX_LINE_BYTES = 2**28
 _CODECS = {".gz": "gzip", ".zst": "zstd"}
 
 
@@ -43,6 +47,34 @@ def decompressed(file: Any, name: str) -> Any:
     """`file`, or a stream of what it holds where `name` says that it is compressed."""
     codec = _CODECS.get(os.path.splitext(name.lower())[1])
     return pa.CompressedInputStream(file, codec) if codec else file
+
+
+def whole_lines(file: Any, path: str) -> Iterator[tuple[int, bytes]]:
+    """(number of its first line, some whole lines), until the end of `file`, which is at its beginning. Without the
+    last newline, and without a mark of byte order.
+
+    Raises: InputError where it cannot be read, and for a line of more than `MAX_LINE_BYTES`.
+    """
+    line, waiting, more = 1, list[bytes](), True
+    while more:
+        try:
+            chunk = file.read(CHUNK_BYTES)
+        except OSError as error:
+            raise unreadable(path, error) from error
+        more = bool(chunk)
+        if line == 1 and not waiting:
+            chunk = chunk.removeprefix(codecs.BOM_UTF8)
+        whole, newline, rest = chunk.rpartition(b"\n") if more else (b"", b"\n", b"")
+        if not newline:
+            waiting.append(rest)
+            if sum(map(len, waiting)) > MAX_LINE_BYTES:
+                raise InputError(f"line {line} of {path} is longer than {MAX_LINE_BYTES} bytes: shorten it")
+            continue
+        lines = b"".join([*waiting, whole])
+        if lines:
+            yield line, lines
+        line += lines.count(b"\n") + 1
+        waiting = [rest] if rest else []
 
 
 def unreadable(path: str, error: Exception) -> InputError:

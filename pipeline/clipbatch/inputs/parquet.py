@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clipbatch.errors import InputError
-from clipbatch.inputs.lister import BATCH_ROWS, type_of
+from clipbatch.inputs.lister import BATCH_ROWS, only_once, row_of, types_of
 from clipbatch.inputs.opening import refused, unreadable
 from clipbatch.storage.tables import arrow_batches, open_arrow, open_file, open_parquet
 from clipbatch.storage.uris import is_url
@@ -41,12 +41,23 @@ class ColumnarFiles:
         for path in self.paths:
             yield from self.batches_of(path, columns, verbatim)
 
+    def where(self, row: int) -> str:
+        """The place of a row, counted from 0 through all files."""
+        for path in self.paths:
+            rows = sum(batch.num_rows for batch in self.batches_of(path, []))
+            if row < rows:
+                return row_of(path, row)
+            row -= rows
+        return f"a row of {', '.join(self.paths)}"
+
     def batches_of(self, path: str, columns: list[str], verbatim: str = "") -> Iterator[pa.RecordBatch]:
         """The rows of one file with `columns`; none: batches with nothing but their number of rows."""
-        fields = [pa.field(n, pa.binary() if n == verbatim else type_of(self._schema, n)) for n in columns]
+        types = types_of(self._schema, columns)
+        fields = [pa.field(name, pa.binary() if name == verbatim else types[name]) for name in columns]
         with _refusing(path):
             for batch in self._open(path, columns):
-                arrays = [_picked(path, batch, field) for field in fields]
+                there = dict(zip(batch.schema.names, batch.columns, strict=True))
+                arrays = [_picked(path, there, len(batch), field) for field in fields]
                 yield pa.record_batch(arrays, schema=pa.schema(fields)) if arrays else batch
 
 
@@ -85,7 +96,7 @@ def _refusing(path: str) -> Iterator[None]:
 
 def _parquet(path: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
     with open_parquet(path) as file:
-        there = [name for name in columns if type_of(file.schema_arrow, name) is not None]
+        there = [name for name, kind in types_of(file.schema_arrow, columns).items() if kind is not None]
         groups = range(file.num_row_groups)
         if there and is_url(path):
             with pq.ParquetFile(open_file(path), metadata=file.metadata, pre_buffer=True) as far:  # all ranges at once
@@ -101,22 +112,22 @@ def _parquet(path: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
 
 
 def _arrow(path: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    names = open_arrow(path)[0].schema.names
+    names = set(open_arrow(path)[0].schema.names)
     there = list(dict.fromkeys(n if n in names else n.partition(".")[0] for n in columns))
     for batch in arrow_batches(path, [name for name in there if name in names]):
         for start in range(0, batch.num_rows, BATCH_ROWS):
             yield batch.slice(start, BATCH_ROWS)
 
 
-def _picked(path: str, batch: pa.RecordBatch, field: pa.Field) -> pa.Array:
+def _picked(path: str, there: dict[str, pa.Array], rows: int, field: pa.Field) -> pa.Array:
     """The column, or the field of one, in the type of `field`. Raises: InputError for text that is not UTF-8."""
     column, _, inside = field.name.partition(".")
-    if field.name in batch.schema.names:
-        values = batch.column(field.name)
-    elif column in batch.schema.names:
-        values = pc.struct_field(batch.column(column), inside)
+    if field.name in there:
+        values = there[field.name]
+    elif column in there:
+        values = pc.struct_field(there[column], inside)
     else:
-        return pa.nulls(len(batch), field.type)
+        return pa.nulls(rows, field.type)
     if pa.types.is_dictionary(values.type) and not pa.types.is_dictionary(field.type):
         values = values.dictionary_decode()
     if values.type != field.type:
@@ -133,9 +144,7 @@ def _picked(path: str, batch: pa.RecordBatch, field: pa.Field) -> pa.Array:
 def _unified(paths: Sequence[str], schemas: list[pa.Schema]) -> pa.Schema:
     made = pa.schema([])
     for path, schema in zip(paths, schemas, strict=True):
-        twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
-        if twice:
-            raise InputError(f"{path} has more than one column {twice[0]!r}: name every column differently")
+        only_once(path, schema.names)
         try:
             made = pa.unify_schemas([made, _wide(schema)], promote_options="permissive")
         except pa.ArrowException as error:

@@ -17,7 +17,16 @@ from clipbatch.config import SourceSettings
 from clipbatch.errors import InputError
 from clipbatch.inputs.csv import CsvFiles
 from clipbatch.inputs.jsonl import JsonFiles
-from clipbatch.inputs.lister import chosen, is_binary_type, is_text_type, listed, uri_column, uri_root, uris
+from clipbatch.inputs.lister import (
+    check_names,
+    chosen,
+    is_binary_type,
+    is_text_type,
+    listed,
+    uri_column,
+    uri_root,
+    uris,
+)
 from clipbatch.inputs.opening import copied_into, file_sha256
 from clipbatch.inputs.parquet import ColumnarFiles
 from clipbatch.inputs.table_files import table_files
@@ -38,6 +47,9 @@ class Table(Protocol):
 
     def batches(self, columns: list[str], verbatim: str) -> Iterator[pa.RecordBatch]:
         """The rows with `columns`. verbatim: the one of them that may be bytes, as its text need not be UTF-8."""
+
+    def where(self, row: int) -> str:
+        """The place of a row, counted from 0 through all files, in words."""
 
 
 class TableManifest:
@@ -73,12 +85,13 @@ class TableManifest:
         return fields
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        uri, fields, found = self._uri_column(self._table.schema()), self.fields(), False
+        uri, fields, rows = self._uri_column(self._table.schema()), self.fields(), 0
         for batch in self._table.batches([uri, *(field.name for field in fields)], uri):
-            found = found or batch.num_rows > 0
+            check_names(batch.column(0), self._table.where, rows)
+            rows += batch.num_rows
             carried = list(zip(fields, batch.columns[1:], strict=True))
             yield listed(uris(batch.column(0), self._root), uri_root(self._root), None, carried)
-        if not found:
+        if not rows:
             raise InputError(f"the manifest {self.text} names no images: it has columns, but no rows")
 
     def _uri_column(self, schema: pa.Schema) -> str:

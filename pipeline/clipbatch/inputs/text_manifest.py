@@ -4,7 +4,6 @@ and # comments skipped.
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import os
 import sys
@@ -12,6 +11,7 @@ import tempfile
 import weakref
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from typing import BinaryIO
 
 import pyarrow as pa
@@ -19,11 +19,9 @@ import pyarrow.compute as pc
 
 from clipbatch.config import SourceSettings
 from clipbatch.errors import InputError, reading_failed
-from clipbatch.inputs.lister import BATCH_ROWS, batch, listed
-from clipbatch.inputs.opening import copied, decompressed, suffix_of, unreadable
+from clipbatch.inputs.lister import BATCH_ROWS, MAX_NAME_BYTES, batch, check_names, listed
+from clipbatch.inputs.opening import CHUNK_BYTES, copied, decompressed, suffix_of, whole_lines
 from clipbatch.storage.uris import absolute, folder_of, is_text, is_url, name_of
-
-_CHUNK_BYTES = 4 * 2**20
 
 
 class TextManifest:
@@ -44,7 +42,7 @@ class TextManifest:
     def identity(self) -> str:
         self._file.seek(0)
         digest = hashlib.sha256()
-        while chunk := self._file.read(_CHUNK_BYTES):
+        while chunk := self._file.read(CHUNK_BYTES):
             digest.update(chunk)
         place = "-" if self.text == "-" else absolute(self.text)
         return f"{place} sha256:{digest.hexdigest()} root:{self._root}"
@@ -54,18 +52,28 @@ class TextManifest:
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         found = False
-        for chunk in self._whole_lines():
-            for rows in self._rows(chunk):
+        self._file.seek(0)
+        for line, lines in whole_lines(decompressed(self._file, name_of(self.text)), self.text):
+            if b"\0" in lines:
+                raise InputError(f"the manifest {self.text} is not a text file: write one path a line")
+            for rows in self._rows(lines):
+                check_names(rows["uri"], partial(self._where, line, lines))
                 found = found or rows.num_rows > 0
                 yield rows
         if not found:
             raise InputError(f"the manifest {self.text} names no images: write one path a line")
 
+    def _where(self, first: int, lines: bytes, row: int) -> str:
+        """The place of the first name in `lines` that is too long."""
+        sizes = (len(line) if line[:1] != b"#" and not line.isspace() else 0 for line in lines.split(b"\n"))
+        number = next((number for number, size in enumerate(sizes, first) if size > MAX_NAME_BYTES), first)
+        return f"line {number} of the manifest {self.text}"
+
     def _open(self) -> BinaryIO:
         if self.text == "-":  # read once, used twice: for the identity and for the rows
             spool = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the lister)
             try:
-                while chunk := sys.stdin.buffer.read(_CHUNK_BYTES):
+                while chunk := sys.stdin.buffer.read(CHUNK_BYTES):
                     spool.write(chunk)
                 spool.flush()
             except OSError as error:
@@ -98,24 +106,3 @@ class TextManifest:
         found = found.filter(pc.invert(other))
         for start in range(0, len(found), BATCH_ROWS):
             yield listed(found.slice(start, BATCH_ROWS), self._root)
-
-    def _whole_lines(self) -> Iterator[bytes]:
-        """The file in pieces of whole lines."""
-        self._file.seek(0)
-        file, rest, first = decompressed(self._file, name_of(self.text)), b"", True
-        while True:
-            try:
-                chunk = file.read(_CHUNK_BYTES)
-            except OSError as error:
-                raise unreadable(self.text, error) from error
-            if not chunk:
-                break
-            if b"\0" in chunk:
-                raise InputError(f"the manifest {self.text} is not a text file: write one path a line")
-            if first:
-                chunk, first = chunk.removeprefix(codecs.BOM_UTF8), False
-            whole, newline, rest = (rest + chunk).rpartition(b"\n")
-            if newline:
-                yield whole
-        if rest:
-            yield rest

@@ -5,6 +5,8 @@ Among 100 million different uris the chance that any two share a hash is 1 in 3,
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -12,6 +14,8 @@ from numpy.typing import NDArray
 MOST_ROWS = 100_000_000
 """Above it nothing is counted: eight bytes a row would be more memory than planning takes otherwise."""
 _WORD = 8
+_LONG_BYTES = 1024
+"""Longer strings are hashed one by one: word by word takes a turn of the loop for every eight bytes of the longest."""
 _MIX = np.uint64(0xFF51AFD7ED558CCD)  # multiplier of MurmurHash3's finaliser
 _LENGTH_MIX = np.uint64(0x9E3779B97F4A7C15)
 _ALL_ONES = np.uint64(2**64 - 1)
@@ -40,13 +44,16 @@ class Duplicates:
 
 
 def hashes(texts: pa.Array) -> NDArray[np.uint64]:
-    """A 64-bit hash of each string, mixed in word by word as MurmurHash does."""
+    """A 64-bit hash of each string: mixed in word by word, as MurmurHash does, or BLAKE2's of a long one."""
     _, offsets, data = texts.buffers()
     bounds = np.frombuffer(offsets, np.int32)[texts.offset : texts.offset + len(texts) + 1].astype(np.int64)
     data = np.frombuffer(data or b"", np.uint8)[bounds[0] : bounds[-1]]
     padded = np.concatenate([data, np.zeros(_WORD, np.uint8)])
     words = np.ndarray((len(padded) - _WORD + 1,), "<u8", padded, strides=(1,))  # one from every byte on
-    at, left = bounds[:-1] - bounds[0], np.diff(bounds)
+    begins, sizes = bounds[:-1] - bounds[0], np.diff(bounds)
+    at = begins.copy()
+    long = np.flatnonzero(sizes > _LONG_BYTES)
+    left = np.where(sizes > _LONG_BYTES, 0, sizes)
     found: NDArray[np.uint64] = left.astype(np.uint64) * _LENGTH_MIX
     for _ in range(int(left.min()) // _WORD if len(left) else 0):  # words that all of them have
         found = _mixed(found, words[at])
@@ -59,6 +66,9 @@ def hashes(texts: pa.Array) -> NDArray[np.uint64]:
         found[longer] = _mixed(found[longer], word)
         at[longer] += _WORD
         left[longer] -= _WORD
+    for row in long:
+        text = data[begins[row] : begins[row] + sizes[row]].tobytes()
+        found[row] = int.from_bytes(hashlib.blake2b(text, digest_size=_WORD).digest(), "little")
     return found
 
 

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from clipbatch.config.memory_limits import too_little_memory
 from clipbatch.rundir.checksum import is_whole
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.manifest import Manifest
@@ -40,6 +41,8 @@ def _problem(
             footer = {k.decode(): v.decode() for k, v in (file.metadata.metadata or {}).items()}
             table = file.read()
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        if refusal := too_little_memory(error):
+            raise refusal from error
         return f"damaged ({str(error).splitlines()[0]})"
     if footer.get("clipbatch.fingerprint") != fingerprint:
         return "of another run (its fingerprint differs)"

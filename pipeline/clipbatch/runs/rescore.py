@@ -25,7 +25,7 @@ from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.schema import group_columns, result_fields
 from clipbatch.runs import plan as planner
 from clipbatch.storage.atomic import file_sha256, temp_name, writing_failed
-from clipbatch.storage.paths import StorePath
+from clipbatch.storage.paths import StorePath, place
 
 _SCORES_AT_ONCE = 2**22
 _MOST_ROWS_AT_ONCE = 4096
@@ -59,6 +59,7 @@ def plan(source: RunDir, run: RunDir, given: Mapping[str, Any], *, overwrite: bo
 
 
 def _check_source(source: RunDir, frozen: Plan, run: RunDir) -> None:
+    place(_named(source))  # by which workers will open it; refused where that is not UTF-8
     if _named(source) == _named(run):
         raise InputError(f"--out {run.path} is the run that is to be rescored: choose another folder")
     if not frozen.settings["embeddings"]:

@@ -15,7 +15,6 @@ What a service counts, for Prometheus.
 
 from __future__ import annotations
 
-import json
 import socket
 import threading
 import time
@@ -35,6 +34,7 @@ from starlette.routing import Route
 from starlette.types import Message
 
 from clipbatch import __version__
+from clipbatch.config.nesting import parse_json
 from clipbatch.config.validation import SettingError, at_least
 from clipbatch.errors import InputError
 from clipbatch.serving import Classifier, Results
@@ -168,7 +168,7 @@ class Api:
         if root is None:
             raise HTTPException(403, "paths are taken only where the service has a --root: send the images themselves")
         try:
-            paths = json.loads(body)["paths"]
+            paths = parse_json(body)["paths"]
         except (ValueError, TypeError, KeyError):
             raise HTTPException(400, 'the body is not as it should be: {"paths": ["a.jpg", ...]}') from None
         if not isinstance(paths, list) or not all(isinstance(path, str) and _is_text(path) for path in paths):

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from clipbatch.storage.atomic import locked, remove_leftovers, write_json, writing_failed
+from clipbatch.storage.paths import place
 
 _UNFINISHED = (".tmp", ".part")
 
@@ -29,8 +30,9 @@ class Spool:
     """The folder at `path`, made where it is not there. Used by one thread of one process: see `locked`."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Raises: InputError where it cannot be made."""
+        """Raises: InputError where it cannot be made, or is not UTF-8."""
         self.path = Path(path).absolute()
+        place(self.path)
         self.incoming, self.working, self.done, self.failed, self.runs = (
             self.path / name for name in ("in", "working", "done", "failed", "runs")
         )

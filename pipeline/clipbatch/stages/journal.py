@@ -6,6 +6,7 @@ that may have killed it. Written at two points of a batch's way, 16 bytes each t
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 import struct
@@ -21,7 +22,7 @@ class Journal:
 
     def __init__(self, fd: int | None = None) -> None:
         """fd: of the supervisor's journal; None to make one."""
-        self.fd = os.memfd_create("clipbatch-journal") if fd is None else fd
+        self.fd = _made() if fd is None else fd
         if fd is None:  # the flow holds about two batches a core, and a dozen
             os.ftruncate(self.fd, _ENTRY.size * max(256, 8 * hardware.cores()))
         self._memory = mmap.mmap(self.fd, 0)
@@ -52,3 +53,13 @@ class Journal:
     def close(self) -> None:
         self._memory.close()
         os.close(self.fd)
+
+
+def _made() -> int:
+    """New memory, under a number that no standard stream has: where the caller closed these, theirs are free, and the
+    worker's pipes would take its place."""
+    fd = os.memfd_create("clipbatch-journal")
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    finally:
+        os.close(fd)

@@ -1,14 +1,11 @@
 """What glibc's malloc does with blocks that are freed. Other C libraries have no such settings and are left alone.
 
 For the whole process.
-
-What a process that looks at hostile images allows itself.
 """
 
 from __future__ import annotations
 
 import ctypes
-import resource
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h of glibc
 _SMALLER_THAN_A_GIANT = 2**28
@@ -40,11 +37,3 @@ def _set(*options: tuple[int, int]) -> None:
         return
     for name, value in options:
         mallopt(name, value)
-
-
-def limit_memory(mib: int) -> None:
-    """Let this process take `mib` more than it has mapped by now; libraries map far more than they use."""
-    with open("/proc/self/statm") as file:
-        mapped = int(file.read().split()[0]) * resource.getpagesize()
-    limit = mapped + mib * 2**20
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

@@ -17,7 +17,7 @@ from typing import Any, Union
 
 from clipbatch.errors import InputError
 from clipbatch.storage.stores import open_store
-from clipbatch.storage.uris import is_url
+from clipbatch.storage.uris import is_text, is_url
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +86,15 @@ class StorePath:
 Place = Union[Path, StorePath]
 
 
-def place(text: str | os.PathLike[str] | StorePath) -> Place:
-    """The place that `text` names: a url, or a path."""
+def place(text: str | os.PathLike[str] | StorePath, *, any_name: bool = False) -> Place:
+    """The place that `text` names: a url, or a path.
+
+    Raises: InputError where it is not UTF-8, since readers of Parquet cannot open such a path. any_name: it may be.
+    """
     if isinstance(text, StorePath):
         return text
+    if not (any_name or is_text(str(text))):
+        raise InputError(f"{str(text)!r} is not UTF-8, and Parquet files there could not be read: choose another name")
     return StorePath(text.rstrip("/")) if isinstance(text, str) and is_url(text) else Path(text)
 
 

@@ -21,6 +21,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from clipbatch.config.memory_limits import too_little_memory
 from clipbatch.errors import ClipbatchError, brief, from_message
 from clipbatch.workers import signals
 
@@ -34,6 +35,18 @@ def safe_environment() -> dict[str, str]:
     """The environment for `python -m`: without the working folder on the path (from Python 3.11 on), where a user's
     torch.py would be taken for the library."""
     return {**os.environ, "PYTHONSAFEPATH": "1"}
+
+
+def working_folder() -> str | None:
+    """The folder for a child to work in: None for this process's own, or `/` if that has been deleted.
+
+    torch cannot be loaded in a deleted folder. Relative paths lead nowhere then, and have been refused before.
+    """
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return "/"
+    return None
 
 
 def describe_exit(code: int) -> str:
@@ -69,6 +82,7 @@ class Child:
             stderr=None if aloud else subprocess.PIPE,
             pass_fds=pass_fds,
             env=safe_environment(),
+            cwd=working_folder(),
         )
         self._max_line_bytes = max_line_bytes
         self._received = bytearray()
@@ -174,6 +188,8 @@ def messages_of(module: str, *arguments: str, aloud: bool = False) -> Iterator[d
             raise_failure(message)
             yield message
         if child.exit_code():
+            if refusal := too_little_memory("\n".join(child.log())):
+                raise refusal
             raise ClipbatchError("\n".join([f"the process {module} ended {child.how_it_ended()}", *child.log()]))
 
 
@@ -219,7 +235,7 @@ def serve(work: Callable[[Parent], None]) -> None:
     try:
         work(parent)
     except Exception as error:
-        report = failure(error)
+        report = failure(too_little_memory(error) or error)
         code = report["exit_code"]
         parent.send(report)
     sys.stderr.flush()

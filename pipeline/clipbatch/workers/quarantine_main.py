@@ -11,11 +11,11 @@ from __future__ import annotations
 import json
 import sys
 
+from clipbatch.config.memory_limits import limit_memory
 from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.manifest import Manifest
 from clipbatch.stages.decode import Decode
 from clipbatch.stages.decode.geometry import Target
-from clipbatch.stages.memory import limit_memory
 from clipbatch.stages.read import Read
 from clipbatch.types import ItemBatch
 from clipbatch.workers.child import Parent, serve

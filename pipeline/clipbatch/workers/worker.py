@@ -14,10 +14,11 @@ from collections.abc import Hashable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from clipbatch.config.memory_limits import too_little_memory
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.stages.journal import Journal
 from clipbatch.types import Reject
-from clipbatch.workers.child import Child
+from clipbatch.workers.child import Child, failure
 from clipbatch.workers.devices import Seat
 
 Event = tuple["Worker", dict[str, Any]]
@@ -75,10 +76,15 @@ class WorkerProcess(Worker):
         self._child.kill()
 
     def _forward(self) -> None:
+        explained = False
         with contextlib.suppress(EOFError):
             while True:
-                self._events.put((self, self._child.receive()))
+                message = self._child.receive()
+                self._events.put((self, message))
+                explained = explained or message["event"] in ("batch", "error")
         code = self._child.exit_code()
+        if code and not explained and (refusal := too_little_memory("\n".join(self._child.log()))):
+            self._events.put((self, {"event": "error", **failure(refusal)}))
         self._child.close()
         in_flight = self._journal.in_flight()
         self._journal.close()

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol
 
+from clipbatch.config.memory_limits import too_little_memory
 from clipbatch.errors import ClipbatchError, InterruptedRunError
 from clipbatch.stages import fast_import, memory
 from clipbatch.workers.child import Parent, failure
@@ -51,6 +52,8 @@ class _Channel(Parent):
     def __init__(self) -> None:
         super().__init__()
         self._answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self.works = False
+        """Whether it has labelled a batch."""
         self.last_words: Callable[[], None] = lambda: None
         """Called when it is told to stop."""
         threading.Thread(target=self._listen, name="listen", daemon=True).start()
@@ -87,7 +90,8 @@ def main() -> None:
         _stay_on({int(core) for core in cores.split(",")})
         _work(channel, path, plan, device, json.loads(runtime), int(journal))
     except BaseException as error:
-        report = failure(error)
+        refusal = None if channel.works else too_little_memory(error)
+        report = failure(refusal or error)
         code = report["exit_code"]
         if code == ClipbatchError.exit_code:
             print(report["message"], file=sys.stderr)
@@ -122,6 +126,7 @@ def _work(
     profile = Profile(runtime["profile"], here)
     channel.last_words = lambda: channel.emit("stages", **pipeline.report(), device=device)
     for _ in label(channel, pipeline):
+        channel.works = True
         profile.step()
     profile.save()
     channel.last_words()

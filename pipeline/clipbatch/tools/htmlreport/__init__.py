@@ -25,7 +25,7 @@ def write(path: str | os.PathLike[str], *, out: str | None = None, examples: int
     """
     run = RunDir(path)
     plan = run.plan()
-    target = place(out) if out else run.path / "report.html"
+    target = place(out, any_name=True) if out else run.path / "report.html"
     if isinstance(target, Path) and target.is_dir():
         raise InputError(f"--out {target} is a folder: name a file in it, such as {target / 'report.html'}")
     found = gather.gather(run, plan, examples=examples)

@@ -13,9 +13,9 @@ import sys
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from clipbatch.config.memory_limits import limit_memory
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.manifest import Manifest
-from clipbatch.stages.memory import limit_memory
 from clipbatch.stages.pillow import FORMATS, MOST_SCANS, rgb, scans, valid_orientation
 from clipbatch.stages.read import Fetch
 from clipbatch.types import Reject

@@ -64,7 +64,7 @@ def compare(settings: Settings, *, limit: int, out: str | None = None) -> tuple[
     """
     if not settings.source.inputs:
         raise InputError("no INPUT: name a folder, image files, a manifest or an archive to take images from")
-    target = place(out) if out else None
+    target = place(out, any_name=True) if out else None
     if isinstance(target, Path) and target.is_dir():
         raise InputError(f"--out {target} is a folder: name a file in it, such as {target / 'parity.html'}")
     labelled = bool(settings.labels.labels)
