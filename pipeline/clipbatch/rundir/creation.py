@@ -41,12 +41,12 @@ def check_place(run: RunDir) -> bool:
         if isinstance(run.path, Path):
             made = not run.path.exists()
             run.path.mkdir(parents=True, exist_ok=True)
-        stranger = None if run.exists() else _stranger(run)
+        strange = None if run.exists() else stranger(run)
     except OSError as error:
         raise writing_failed(run.path, error) from error
-    if stranger:
+    if strange:
         raise InputError(
-            f"the output folder {run.path} holds other files ({stranger!r} ...): choose a new or empty folder"
+            f"the output folder {run.path} holds other files ({strange!r} ...): choose a new or empty folder"
         )
     probe = run.path / temp_name(Path(".writable")).name
     with publish(probe):
@@ -145,7 +145,7 @@ def _digests(folder: Path) -> dict[str, str]:
         return {}
 
 
-def _stranger(run: RunDir) -> str | None:
+def stranger(run: RunDir) -> str | None:
     """The name of something in the directory that no run wrote."""
     for name in sorted(names(run.path)):
         if name in (run.manifest.name, run.parts.name):
