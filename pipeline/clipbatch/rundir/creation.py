@@ -16,6 +16,7 @@ Knows no listing and no settings.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -126,9 +127,12 @@ def _place_manifest(run: RunDir, plan: Plan, staged: Path) -> None:
         return
     begun = time.monotonic()
     while not run.exists():
-        with contextlib.suppress(OSError):  # a folder that is there and not empty
+        try:
             os.rename(staged, run.manifest)
             return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # a folder that is there and not empty
+                raise
         if _digests(run.manifest) == plan.manifest_sha256:
             return
         if time.monotonic() - begun > _PATIENCE_S:

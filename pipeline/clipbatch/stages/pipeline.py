@@ -138,6 +138,7 @@ class Worker:
 
     def _from_images(self, engine: Loaded, journal: Journal) -> list[Stage]:
         read, decode, encode, gate = engine.read, engine.decode, engine.encode, Gate()
+        read.forget()
         self._encoded = encode.facts
         self.read, self._admit = read, gate.admit
         return [
