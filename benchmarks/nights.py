@@ -43,7 +43,7 @@ CHANGES = 60
 """Of the file system in a night, at most, before one that is played dies."""
 MOMENTS = (".*manifest*", "manifest/*", "run.json", "model.json", "parts/.*", "parts/part-*")
 """What appears in a new increment in the course of a night: one of these is waited for before a kill."""
-EXPECTED = "no image without its latest row, no name given twice, nothing new in a further night."
+EXPECTED = "no image without its latest row, no name for other rows, nothing new in a further night."
 
 
 class Nights:
@@ -108,7 +108,7 @@ def live(nights: Nights, count: int, tally: Counter[str]) -> list[str]:
     history, wrong = nights.history, list[str]()
     for night in range(count):
         history.day()
-        before = history.increments()
+        before = history.labelled()
         tally["nights"] += 1
         if night < count - 1 and history.rng.random() < KILLED_SHARE:
             tally["killed"] += nights.kills(nights)
@@ -120,7 +120,7 @@ def live(nights: Nights, count: int, tally: Counter[str]) -> list[str]:
             tally["images known"] += said["increment"]["known"]
             tally["nights with odd times"] += bool(said["notes"])
             wrong += [f"night {night}: {text}" for text in history.problems(said)]
-        wrong += [f"night {night}: {text}" for text in history.note_increments(before)]
+        wrong += [f"night {night}: {text}" for text in history.note_names(before)]
     tally["increments removed"] += history.removed
     again = nights.whole()["increment"]
     if again["folder"]:

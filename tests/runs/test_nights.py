@@ -19,12 +19,12 @@ def test_every_image_has_its_latest_row_after_each_night(warm: Cli, tmp_path: Pa
     command = ("run", history.input, *DEMO, *SMALL, *history.options, "--out", history.dataset)
     for night in range(10):
         history.day()
-        before = history.increments()
+        before = history.labelled()
         if night < 9 and history.rng.random() < 0.3:
             DEATH.during(history.dataset, history.rng.randrange(40), lambda: warm(*command))
         else:
             assert history.problems(json.loads(warm(*command).stdout)) == []
-        assert history.note_increments(before) == []
+        assert history.note_names(before) == []
     again = json.loads(warm(*command).stdout)["increment"]
     assert (again["folder"], again["new"], again["changed"]) == (None, 0, 0)
     warm("run", history.input, *DEMO, "--out", tmp_path / "anew")

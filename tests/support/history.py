@@ -62,8 +62,8 @@ class History:
         self._tar_times: set[int] = set()
         self.removed = 0
         """Increments, so far."""
-        self._numbers: set[str] = set()
-        """Of all increments that there ever were."""
+        self._names: set[str] = set()
+        """Of all increments that ever had rows."""
         for _ in range(8):
             self._add()
         self._write_input()
@@ -81,7 +81,7 @@ class History:
                 shutil.rmtree(path)
             self.removed += len(gone)
         if rng.random() < 0.05:
-            strange = self.dataset / f"increment-{int(max(self._numbers, default='increment-0')[10:]) + 2:05d}"
+            strange = self.dataset / f"increment-{int(max(self._names, default='increment-0')[10:]) + 2:05d}"
             strange.mkdir(parents=True, exist_ok=True)
             (strange / rng.choice(("notes.txt", ".nfs0001"))).touch()
 
@@ -89,11 +89,15 @@ class History:
         """The run directories of the dataset, the oldest first."""
         return sorted(path.parent for path in self.dataset.glob("increment-*/run.json"))
 
-    def note_increments(self, before: list[Path]) -> list[str]:
-        """What is wrong with the names that a night has given. before: the increments before it."""
-        new = {path.name for path in self.increments()} - {path.name for path in before}
-        wrong = [f"{name} had been given before" for name in sorted(new & self._numbers)]
-        self._numbers |= new
+    def labelled(self) -> set[str]:
+        """The names of the increments that have rows."""
+        return {part.parent.parent.name for part in self.dataset.glob("increment-*/parts/part-*.parquet")}
+
+    def note_names(self, before: set[str]) -> list[str]:
+        """What is wrong with the names that a night has given. before: `labelled` before it."""
+        new = self.labelled() - before
+        wrong = [f"{name} has had other rows" for name in sorted(new & self._names)]
+        self._names |= new
         return wrong
 
     def last_rows(self) -> dict[str, dict[str, Any]]:
