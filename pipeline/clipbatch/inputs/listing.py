@@ -100,7 +100,7 @@ class Listing:
                     batch = batch.slice(0, left)
                     left -= batch.num_rows
                 found = found or batch.num_rows > 0
-                yield self._aligned(batch)
+                yield self._aligned(batch, lister.text)
                 if left == 0:
                     return
         if not found:
@@ -126,15 +126,19 @@ class Listing:
 
         return [field.with_name(free(field.name)) for field in fields]
 
-    def _aligned(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+    def _aligned(self, batch: pa.RecordBatch, text: str) -> pa.RecordBatch:
         own = len(LISTED)
         if len(self.schema) == own:
             return batch
         found = {field.name: at for at, field in enumerate(self._renamed(list(batch.schema)[own:]), own)}
-        carried = [
-            batch.column(found[field.name]).cast(field.type)
-            if field.name in found
-            else pa.nulls(len(batch), field.type)
-            for field in list(self.schema)[own:]
-        ]
+        carried = []
+        for field in list(self.schema)[own:]:
+            try:
+                column = batch.column(found[field.name]).cast(field.type) if field.name in found else None
+            except pa.ArrowInvalid as error:
+                raise InputError(
+                    f"column {field.name!r} of {text} has to be {field.type}, as the other inputs have it: {error}; "
+                    "label them in runs of their own, or leave it out with --columns"
+                ) from error
+            carried.append(pa.nulls(len(batch), field.type) if column is None else column)
         return pa.record_batch([*batch.columns[:own], *carried], schema=self.schema)

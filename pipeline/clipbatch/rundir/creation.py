@@ -16,6 +16,7 @@ Knows no listing and no settings.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -41,12 +42,12 @@ def check_place(run: RunDir) -> bool:
         if isinstance(run.path, Path):
             made = not run.path.exists()
             run.path.mkdir(parents=True, exist_ok=True)
-        stranger = None if run.exists() else _stranger(run)
+        strange = None if run.exists() else stranger(run)
     except OSError as error:
         raise writing_failed(run.path, error) from error
-    if stranger:
+    if strange:
         raise InputError(
-            f"the output folder {run.path} holds other files ({stranger!r} ...): choose a new or empty folder"
+            f"the output folder {run.path} holds other files ({strange!r} ...): choose a new or empty folder"
         )
     probe = run.path / temp_name(Path(".writable")).name
     with publish(probe):
@@ -126,9 +127,12 @@ def _place_manifest(run: RunDir, plan: Plan, staged: Path) -> None:
         return
     begun = time.monotonic()
     while not run.exists():
-        with contextlib.suppress(OSError):  # a folder that is there and not empty
+        try:
             os.rename(staged, run.manifest)
             return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # a folder that is there and not empty
+                raise
         if _digests(run.manifest) == plan.manifest_sha256:
             return
         if time.monotonic() - begun > _PATIENCE_S:
@@ -145,7 +149,7 @@ def _digests(folder: Path) -> dict[str, str]:
         return {}
 
 
-def _stranger(run: RunDir) -> str | None:
+def stranger(run: RunDir) -> str | None:
     """The name of something in the directory that no run wrote."""
     for name in sorted(names(run.path)):
         if name in (run.manifest.name, run.parts.name):

@@ -29,7 +29,8 @@ look for repetition among all of them takes longer than the rest of writing."""
 class ManifestWriter:
     """Numbers the rows of a listing and writes them into `part-*.parquet`; holds one row group in memory.
 
-    A context: the last file is whole when it ends well. Raises: OSError where the disk does not take it.
+    A context: the last file is whole when it ends well. Raises: OSError where the disk does not take it; InputError for
+    a value that Parquet cannot hold.
     """
 
     def __init__(self, folder: Path, file_rows: int, group_rows: int) -> None:
@@ -69,7 +70,14 @@ class ManifestWriter:
         table = table.add_column(0, "row_id", row_ids)
         if self._file is None:
             self._begin(table.schema)
-        self._writer.write_table(table, self._group_rows)
+        try:
+            self._writer.write_table(table, self._group_rows)
+        except pa.ArrowInvalid as error:  # Parquet has no seconds: they become milliseconds
+            last = self.rows + table.num_rows - 1
+            raise InputError(
+                f"rows {self.rows} to {last} hold a value that Parquet cannot hold: {error}; leave its column out with "
+                "--columns"
+            ) from error
         self.rows += table.num_rows
         self._waiting, self._count = [], 0
         if self._file is not None and self.rows % self._file_rows == 0:

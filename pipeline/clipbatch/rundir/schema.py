@@ -28,7 +28,7 @@ STAMPS = (
     pa.field("file_modified", pa.timestamp("ns")),
     pa.field("file_sha256", pa.string()),
 )
-"""What an increment keeps of a file beside its name."""
+"""What an increment keeps of a file beside its name; `stamps` fills them."""
 MOST_WIDE = 2_000
 """Labels that the layout wide takes. Readers plan for each column of each file: thousands make all of them slow."""
 

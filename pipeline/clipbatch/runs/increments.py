@@ -2,21 +2,23 @@
 
     dataset/increment-00001/    a run directory like any other, never touched again once it is complete
     dataset/increment-00002/    what was new or changed the next night
+    dataset/.highest            the highest number that an increment has had
 
-What a file looked like is kept in its row: `file_bytes` and `file_modified`, or `file_sha256`; null for what is in a
-store or on the web, which goes by its name alone. Old rows stay, so an image that has changed has a row in several
-increments, and the last one counts. One increment is made at a time.
+What a file looked like is kept in its row (`stamps`); null for what is in a store or on the web, which goes by its name
+alone. Old rows stay, so an image that has changed has a row in several increments. The last one counts: a file is
+compared with what it looked like then. One increment is made at a time.
+
+Increments may be removed, any of them, also the last one or all. What only these had is labelled again, since nothing
+else knows of it. A number is never used twice.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +28,21 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from clipbatch.config import Settings, from_flat
-from clipbatch.errors import ClipbatchError, InputError
+from clipbatch.errors import ClipbatchError, InputError, reading_failed
 from clipbatch.inputs import listing as listings
-from clipbatch.rundir.layout import RunDir
+from clipbatch.inputs.stamps import Stamper, hashes
+from clipbatch.rundir import creation
+from clipbatch.rundir.counts import tally
+from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.schema import STAMPS
-from clipbatch.runs import plan
+from clipbatch.runs import plan as planner
 from clipbatch.runs import run as runner
-from clipbatch.storage.atomic import locked
-from clipbatch.storage.paths import StorePath, place
-from clipbatch.storage.uris import is_url, path_of
+from clipbatch.storage.atomic import file_sha256, locked, publish, remove_leftovers
+from clipbatch.storage.paths import StorePath, names, parquet_source, place
 from clipbatch.workers import signals
 
-_NAME = re.compile(r"increment-\d{5,}")
-_THREADS = 16
-_CHUNK_BYTES = 2**20
+_NAME = re.compile(r"increment-(0[0-9]{4}|[1-9][0-9]{4,})")
+_HIGHEST = ".highest"
 
 
 class _NothingNewError(ClipbatchError):
@@ -60,10 +63,11 @@ def run(
 ) -> dict[str, Any]:
     """Label what is new or changed in the input of `settings` since the increments in `out`, as one more of them.
 
-    hash_contents: compare what files hold, which reads them all, in place of their size and time. An increment that was
-    interrupted is finished first. Returns the report of the increment, with `increment`: its folder, None where
-    there was nothing new, and how many rows were new, changed and known.
-    Raises: BusyError where another process is at it; as `api.run` does.
+    hash_contents: compare what files hold, which reads them all, in place of their size and time. Increments that are
+    not complete are finished first. Returns the report of the new increment, with `increment`: its folder, None where
+    there was nothing new, and how many rows were new, changed and known; `finished`: the reports of those that were
+    finished, each with its `folder`; `notes`: what else there is to say, in sentences.
+    Raises: BusyError where another process is at it; InputError where an increment is damaged; as `api.run` does.
     """
     folder = place(out)
     if isinstance(folder, StorePath):
@@ -72,32 +76,55 @@ def run(
         raise InputError("--incremental compares an INPUT with what is known: name one")
     busy = f"another process is making an increment in {folder}: let it finish, and run the same command later"
     with locked(folder, busy):
+        remove_leftovers(folder)
         done = increments(folder)
         again = from_flat(settings.within("invocation", "worker", "placement"))
-        if done and not runner.status(done[-1])["complete"]:
-            runner.run(again, done[-1], quiet=quiet, log_json=log_json)
-        known = _Known(done)
-        target = folder / f"increment-{len(done) + 1:05d}"
-        like = RunDir(done[-1]) if done else None
-        try:
-            plan.plan(settings, target, like=like, select=lambda listing: known.select(listing, hash_contents))
-        except _NothingNewError:
-            counts = {"folder": None, **_as_dict(known.found)}
-            return {"increment": counts, "status": {}, "rows_done": 0}
-        made = runner.run(again, target, quiet=quiet, log_json=log_json)
-        return made | {"increment": {"folder": str(target), **_as_dict(known.found)}}
+        finished = [
+            {**runner.run(again, path, quiet=quiet, log_json=log_json), "folder": str(path)}
+            for path in done
+            if not _is_complete(path)
+        ]
+        known, number, like = _Known(done), _next_number(folder), RunDir(done[-1]) if done else None
+        target = folder / _name(number)
+        made: dict[str, Any] = {"status": {}, "rows_done": 0}
+        with Stamper(hash_contents=hash_contents) as stamper:
+            try:
+                planner.plan(settings, target, like=like, select=lambda listing: known.select(listing, stamper))
+                is_new = True
+            except _NothingNewError:
+                is_new = False
+        if is_new:
+            with publish(folder / _HIGHEST) as file:
+                file.write(b"%d\n" % number)
+            made = runner.run(again, target, quiet=quiet, log_json=log_json)
+        counts = {"folder": str(target) if is_new else None, **asdict(known.found)}
+        return {**made, "increment": counts, "finished": finished, "notes": stamper.notes()}
 
 
 def increments(folder: Path) -> list[Path]:
-    """The run directories of a dataset, the oldest first. Raises: InputError where `folder` holds something else."""
-    names = sorted(os.listdir(folder))
-    strangers = [name for name in names if not _NAME.fullmatch(name) and not name.startswith(".")]
+    """The run directories of a dataset, the oldest first.
+
+    Raises: InputError where `folder` holds something else, or an increment without its `run.json`.
+    """
+    strangers = sorted(name for name in os.listdir(folder) if not _NAME.fullmatch(name) and not name.startswith("."))
     if strangers:
         raise InputError(
             f"{folder} holds {strangers[0]!r}, so it is no dataset of increments: choose a new or empty folder as --out"
         )
-    found = [folder / name for name in names if _NAME.fullmatch(name)]
-    return [path for path in found if RunDir(path).exists()]
+    found = []
+    for number in sorted(_numbers(folder)):
+        path = folder / _name(number)
+        try:
+            if RunDir(path).exists():
+                found.append(path)
+            elif path.is_dir() and _has_results(path):
+                raise InputError(
+                    f"{path} holds results but no run.json: restore that file, or remove the folder; what only it had "
+                    "is labelled again then"
+                )
+        except OSError as error:
+            raise reading_failed(str(path), error) from error
+    return found
 
 
 def each(source: str, out: str) -> list[tuple[str, str]]:
@@ -108,81 +135,116 @@ def each(source: str, out: str) -> list[tuple[str, str]]:
     return [(str(path), os.path.join(out, path.name)) for path in increments(Path(source))]
 
 
+def _name(number: int) -> str:
+    return f"increment-{number:05d}"
+
+
+def _numbers(folder: Path) -> list[int]:
+    """The numbers of what has an increment's name, whatever it is."""
+    return [int(match[1]) for match in map(_NAME.fullmatch, os.listdir(folder)) if match]
+
+
+def _next_number(folder: Path) -> int:
+    """One more than the highest number ever, or that of what a night left which was killed before it had a plan."""
+    highest = 0
+    with contextlib.suppress(OSError, ValueError):  # a folder of an older version has no such file
+        highest = int((folder / _HIGHEST).read_bytes())
+    last = max([highest, *_numbers(folder)])
+    return last if last > highest and _is_unplanned(folder / _name(last)) else last + 1
+
+
+def _is_unplanned(path: Path) -> bool:
+    """Whether nothing but pieces of a plan is in the folder, which the next planner clears away."""
+    run = RunDir(path)
+    ours = path.is_dir() and not path.is_symlink() and not run.exists()
+    return ours and not _has_results(path) and creation.stranger(run) is None
+
+
+def _has_results(path: Path) -> bool:
+    run = RunDir(path)
+    return run.model_file.exists() or bool(names(run.parts))
+
+
+def _is_complete(path: Path) -> bool:
+    run = RunDir(path)
+    plan = run.plan()
+    return len(run.done(plan)) == plan.shards
+
+
 class _Known:
-    """What the increments hold, as sorted 64-bit hashes: 16 bytes a row."""
+    """The last row of each image in the increments, as 64-bit hashes of its name and of what its file looked like:
+    16 bytes a row."""
 
     def __init__(self, done: list[Path]) -> None:
+        """done: the increments, all complete, the oldest first."""
         self.found = Found()
-        names, looks = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        rows = [(np.empty(0, np.int64), np.empty(0, np.int64))]
         for path in done:
-            for file in sorted((path / "manifest").glob("part-*.parquet")):
-                for batch in pq.ParquetFile(file).iter_batches():
-                    signals.check()
-                    name, look = _hashes(batch)
-                    names.append(name)
-                    looks.append(look)
-        self._names, self._looks = np.unique(np.concatenate(names)), np.unique(np.concatenate(looks))
+            run = RunDir(path)
+            plan = run.plan()
+            missing = _missing(run, plan)
+            for batch in _manifest(run, plan):
+                signals.check()
+                rows.append(hashes(batch, np.isin(batch["row_id"].to_numpy(), missing)))
+        by_name, looks = (np.concatenate(column)[::-1] for column in zip(*rows, strict=True))  # the last rows first
+        self._names, first = np.unique(by_name, return_index=True)
+        self._looks = looks[first]
 
-    def select(self, listing: listings.Listing, hash_contents: bool) -> Iterator[pa.RecordBatch]:
+    def select(self, listing: listings.Listing, stamper: Stamper) -> Iterator[pa.RecordBatch]:
         """The listing's rows that are not known, with what their files look like now."""
-        with ThreadPoolExecutor(_THREADS) as pool:
-            for batch in listing.batches():
-                stamps = list(pool.map(_hash_file if hash_contents else _stat_file, _paths(batch)))
-                columns = [
-                    pa.array(column, f.type) for column, f in zip(zip(*stamps, strict=True), STAMPS, strict=True)
-                ]
-                stamped = pa.record_batch([*batch.columns, *columns], schema=pa.schema([*batch.schema, *STAMPS]))
-                name, look = _hashes(stamped)
-                fresh, old = ~_among(look, self._looks), _among(name, self._names)
-                self.found.new += int((fresh & ~old).sum())
-                self.found.changed += int((fresh & old).sum())
-                self.found.known += int((~fresh).sum())
-                yield stamped.filter(pa.array(fresh))
+        for batch in listing.batches():
+            stamped = stamper.stamped(batch)
+            name, look = hashes(stamped, np.zeros(batch.num_rows, bool))
+            seen, same = self._compare(name, look)
+            self.found.new += int((~seen).sum())
+            self.found.changed += int((seen & ~same).sum())
+            self.found.known += int(same.sum())
+            yield stamped.filter(pa.array(~same))
         if not self.found.new + self.found.changed:
             raise _NothingNewError("nothing is new or changed")
 
-
-def _paths(batch: pa.RecordBatch) -> list[str]:
-    """The file that each row is in; for a member of an archive or table, that one."""
-    spans = batch["span"]
-    containers = spans.field("container").to_pylist() if spans.null_count < len(spans) else [None] * len(spans)
-    uris, roots = batch["uri"].to_pylist(), batch["root"].to_pylist()
-    return [path_of(inside or uri, root) for inside, uri, root in zip(containers, uris, roots, strict=True)]
-
-
-def _hashes(batch: pa.RecordBatch) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Of each row's name, and of its name and look together. Only comparable within this process."""
-    names = list(zip(_paths(batch), batch["uri"].to_pylist(), strict=True))
-    digests = batch["file_sha256"].to_pylist()
-    sizes, times = batch["file_bytes"].to_pylist(), batch["file_modified"].cast(pa.int64()).to_pylist()
-    looks = [digest or (size, time) for digest, size, time in zip(digests, sizes, times, strict=True)]
-    name = np.fromiter(map(hash, names), np.int64, len(names))
-    look = np.fromiter(map(hash, zip(names, looks, strict=True)), np.int64, len(names))
-    return name, look
+    def _compare(self, name: NDArray[np.int64], look: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Which rows have a name that is known, and which of these look as they did."""
+        if not len(self._names):
+            return np.zeros(len(name), bool), np.zeros(len(name), bool)
+        at = np.minimum(np.searchsorted(self._names, name), len(self._names) - 1)
+        seen = self._names[at] == name
+        return seen, seen & (self._looks[at] == look)
 
 
-def _among(values: NDArray[np.int64], ordered: NDArray[np.int64]) -> NDArray[np.bool_]:
-    at = np.searchsorted(ordered, values)
-    return (at < len(ordered)) & (ordered[np.minimum(at, len(ordered) - 1)] == values) if len(ordered) else at < 0
+def _manifest(run: RunDir, plan: Plan) -> Iterator[pa.RecordBatch]:
+    """The rows of an increment. Raises: InputError where they are not those that were frozen."""
+    remedy = "restore it, or remove the increment; what only it had is labelled again then"
+    for name, digest in sorted(plan.manifest_sha256.items()):
+        path = run.manifest / name
+        try:
+            if file_sha256(path) != digest:
+                raise InputError(f"the manifest {path} was changed after the run began: {remedy}")
+            with pq.ParquetFile(parquet_source(path)) as file:
+                strange = [field.name for field in STAMPS if field.name not in file.schema_arrow.names]
+                if strange:
+                    raise InputError(
+                        f"{run.path} was not made with --incremental, as {path} has no column {strange[0]}: move it to "
+                        "another folder"
+                    )
+                yield from file.iter_batches()
+        except OSError as error:
+            raise InputError(f"cannot read the manifest {path}: {error.strerror or error}; {remedy}") from error
 
 
-def _stat_file(path: str) -> tuple[int | None, int | None, str | None]:
-    if not is_url(path):
-        with contextlib.suppress(OSError, ValueError):  # not there: its row will say so, and be tried again if it comes
-            status = os.stat(path)
-            return status.st_size, status.st_mtime_ns, None
-    return None, None, None
+def _missing(run: RunDir, plan: Plan) -> NDArray[np.int64]:
+    """The row_ids of a complete increment whose file was not there when it was to be read.
 
-
-def _hash_file(path: str) -> tuple[int | None, int | None, str | None]:
-    if not is_url(path):
-        with contextlib.suppress(OSError, ValueError), open(path, "rb") as file:
-            digest = hashlib.sha256()
-            while chunk := file.read(_CHUNK_BYTES):
-                digest.update(chunk)
-            return None, None, digest.hexdigest()
-    return None, None, None
-
-
-def _as_dict(found: Found) -> dict[str, int]:
-    return {"new": found.new, "changed": found.changed, "known": found.known}
+    Raises: InputError naming a part that is damaged.
+    """
+    found = [np.empty(0, np.int64)]
+    for shard, counts in tally(run, plan, range(plan.shards)).items():
+        if not counts.get("missing"):
+            continue
+        path = run.part(shard, plan.shards)
+        try:
+            table = pq.read_table(parquet_source(path), columns=["row_id", "status"])
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(f"{path} is damaged: clipbatch run --out {run.path} --repair does it again") from error
+        found.append(table["row_id"].to_numpy()[np.asarray(table["status"].to_pylist()) == "missing"])
+    return np.concatenate(found)

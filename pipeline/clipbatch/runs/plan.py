@@ -150,7 +150,8 @@ def plan(
     Settings without inputs take up the run in `out` as it is. A plan of the same run is gone by, whoever made it; one
     with other settings is replaced as long as no worker has loaded a model for it. like: a run whose settings, but for
     the input, these have to be. select: makes of the listing what is to be frozen; for a new run.
-    Raises: InputError where something is refused; OtherRunError where `out` belongs to a run with other settings.
+    Raises: InputError where something is refused; OtherRunError where `out` belongs to a run with other settings, or,
+    with `select`, to any run.
     """
     run_dir = RunDir(out)
     if not settings.source.inputs:
@@ -162,6 +163,8 @@ def plan(
     inputs = listings.listers(settings.source)
     identities = [lister.identity() for lister in inputs]
     replace = overwrite
+    if run_dir.exists() and select:
+        raise OtherRunError(f"{run_dir.path} has become a run meanwhile: the same command goes on from there")
     if run_dir.exists() and not overwrite:
         frozen = run_dir.plan()
         try:

@@ -21,12 +21,12 @@ from clipbatch.workers.supervisor import WorkDone
 
 def text(out: str, report: dict[str, Any]) -> str:
     """The end of a run in a few lines. out: the run directory."""
+    lines = _asides(report)
     if "this_run" not in report:
-        return f"nothing is new or changed: {report['increment']['known']} images are known"
+        return "\n".join([*lines, f"nothing is new or changed: {report['increment']['known']} images are known"])
     done, here, out = report["rows_done"], report["this_run"], out.rstrip("/") or "/"
     passed = sum(report["passed_over"].values())
     part = report["part"]
-    lines = []
     if found := report.get("increment"):
         lines.append(f"{found['new']} new images, {found['changed']} changed, {found['known']} known: {out}")
     if part["planned"] < report["parts"]["planned"]:
@@ -58,12 +58,13 @@ def text(out: str, report: dict[str, Any]) -> str:
 def line(out: str, report: dict[str, Any]) -> str:
     """The end of a run in one line, fit for a mail."""
     found = report.get("increment")
+    also = "".join(f"; {aside}" for aside in _asides(report))
     if "this_run" not in report:
-        return f"{out}: nothing new, {report['increment']['known']} images known"
+        return f"{out}: nothing new, {report['increment']['known']} images known{also}"
     here = report["this_run"]
     news = f" ({found['new']} new, {found['changed']} changed, {found['known']} known)" if found else ""
     speed = f"; {here['rows']} labelled in {here['seconds']:.0f} s" if here["rows"] else "; nothing was left to do"
-    return f"{out}: {report['rows_done']} images{news}: {_statuses(report)}{speed}"
+    return f"{out}: {report['rows_done']} images{news}: {_statuses(report)}{speed}{also}"
 
 
 def write_metrics(target: Path, report: dict[str, Any]) -> None:
@@ -78,14 +79,19 @@ def write_metrics(target: Path, report: dict[str, Any]) -> None:
     def gauge(name: str, text: str, value: float) -> None:
         Gauge(f"clipbatch_{name}", text, registry=registry).set(value)
 
-    here = report.get("this_run", {"rows": 0, "seconds": 0.0, "images_per_s": 0.0, "restarts": 0})
+    reports = [*report.get("finished", ()), *([report] if "this_run" in report else ())]
+    total: Counter[str] = Counter()
+    for made in reports:
+        total.update({name: made["this_run"][name] for name in ("rows", "seconds", "restarts")})
     by_status = Gauge("clipbatch_rows", "Rows of the run by status.", ["status"], registry=registry)
-    for status, count in report["status"].items():
-        by_status.labels(status).set(count)
-    gauge("labelled_rows", "Rows that the last invocation labelled.", here["rows"])
-    gauge("duration_seconds", "How long the last invocation took.", here["seconds"])
-    gauge("images_per_second", "Rate of the last invocation, without loading the model.", here["images_per_s"])
-    gauge("worker_restarts", "Workers that ended in the last invocation.", here["restarts"])
+    for made in reports:
+        for status, count in made["status"].items():
+            by_status.labels(status).inc(count)
+    rate = reports[-1]["this_run"]["images_per_s"] if reports else 0.0
+    gauge("labelled_rows", "Rows that the last invocation labelled.", total["rows"])
+    gauge("duration_seconds", "How long the last invocation took.", total["seconds"])
+    gauge("images_per_second", "Rate of the last invocation, without loading the model.", rate)
+    gauge("worker_restarts", "Workers that ended in the last invocation.", total["restarts"])
     if found := report.get("increment"):
         for name in ("new", "changed", "known"):
             gauge(f"increment_{name}_rows", f"Rows that were {name} when the input was listed.", found[name])
@@ -95,6 +101,15 @@ def write_metrics(target: Path, report: dict[str, Any]) -> None:
         write_to_textfile(str(target), registry)
     except OSError as error:
         raise writing_failed(target, error) from error
+
+
+def _asides(report: dict[str, Any]) -> list[str]:
+    """What an increment's report has to say beside the increment itself."""
+    finished = (
+        f"finished first: {made['folder']}, {made['rows_done']} images: {_statuses(made)}"
+        for made in report.get("finished", ())
+    )
+    return [*finished, *report.get("notes", ())]
 
 
 def _statuses(report: dict[str, Any]) -> str:

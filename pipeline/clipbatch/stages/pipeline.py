@@ -184,6 +184,7 @@ class ShardPipeline:
         self.read: Read | Recall
         if model:
             gate = Gate()
+            model.read.forget()
             self.read, self._admit, self._encoded = model.read, gate.admit, model.encode.facts
             first = model.stages(gate, journal)
         else:

@@ -22,8 +22,11 @@ class Fetch:
 
     def __init__(self, settings: ReadSettings) -> None:
         self._settings = settings
-        self._archives = Archives()
-        self._tables = ReadTable(settings.max_bytes)
+        self.forget()
+
+    def forget(self) -> None:
+        """Open archives and tables anew from now on. What is being read is read to its end."""
+        self._archives, self._tables = Archives(), ReadTable(self._settings.max_bytes)
 
     def __call__(self, item: Item) -> Encoded | Reject:
         """The bytes of `item`, or why there are none."""

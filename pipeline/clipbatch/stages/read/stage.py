@@ -50,6 +50,10 @@ class Read:
                     readers.append(self._start(job))
         return ReadBatch(source=batch, slots=job.result())
 
+    def forget(self) -> None:
+        """Forget which archives and tables were open: to be called before each run, since they may have changed."""
+        self._fetch.forget()
+
     def close(self) -> None:
         """End the threads that wait for work; to be called when no batch is being read."""
         with contextlib.suppress(IndexError):

@@ -1,0 +1,123 @@
+"""What a file looks like, as an increment keeps it in its row: size and time, or a digest of what it holds.
+
+A file whose time `file_modified` cannot hold (before 1677-09-21 or after 2262-04-11) has a null there and, in place of
+its time, a digest. So it counts as changed when it holds something else, and only then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import stat
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from clipbatch.rundir.schema import STAMPS
+from clipbatch.storage.uris import is_url, path_of
+from clipbatch.workers import signals
+
+_THREADS = 16
+_CHUNK_BYTES = 2**20
+_MAX_TIME_NS = 2**63 - 1
+"""The latest time in a column of nanoseconds. The earliest is the negative of it: one lower is numpy's NaT."""
+
+Stamp = tuple["int | None", "int | None", "str | None"]
+"""The values of `STAMPS`: bytes, nanoseconds since 1970, sha256. All None: not there, or in a store or on the web."""
+
+
+class Stamper:
+    """Adds to the rows of a listing what their files look like now. Used by one thread, as a context."""
+
+    def __init__(self, *, hash_contents: bool) -> None:
+        """hash_contents: take a digest of every file, in place of its size and time."""
+        self._look: Callable[[str], Stamp] = _hashed if hash_contents else _seen
+        self._pool = ThreadPoolExecutor(_THREADS)
+        self._last: dict[str, Stamp] = {}
+        self._odd: list[str] = []
+        """The first file whose time does not fit."""
+        self._odd_count = 0
+
+    def __enter__(self) -> Stamper:
+        return self
+
+    def __exit__(self, *failed: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def stamped(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """`batch` with the columns `STAMPS` after its own."""
+        rows = files_of(batch)
+        new = [path for path in dict.fromkeys(rows) if path not in self._last]  # an archive has many rows
+        stamps = self._last | dict(zip(new, self._pool.map(self._look, new), strict=True))
+        self._note_odd(new, stamps)
+        self._last = {path: stamps[path] for path in rows[-1:]}
+        values = zip(*(stamps[path] for path in rows), strict=True) if rows else ([] for _ in STAMPS)
+        columns = [pa.array(column, field.type) for column, field in zip(values, STAMPS, strict=True)]
+        return pa.record_batch([*batch.columns, *columns], schema=pa.schema([*batch.schema, *STAMPS]))
+
+    def notes(self) -> list[str]:
+        """What there is to say about the files seen so far."""
+        if not self._odd:
+            return []
+        return [
+            f"files whose time is before 1677 or after 2262, so that they are compared by what they hold: "
+            f"{self._odd_count}, the first is {self._odd[0]!r}"
+        ]
+
+    def _note_odd(self, paths: list[str], stamps: dict[str, Stamp]) -> None:
+        odd = [path for path in paths if stamps[path][0] is not None and stamps[path][1] is None]
+        self._odd = self._odd or odd[:1]
+        self._odd_count += len(odd)
+
+
+def files_of(batch: pa.RecordBatch) -> list[str]:
+    """The file that each row of a listing or manifest is in: for a member of an archive or table, that one."""
+    spans = batch["span"]
+    containers = spans.field("container").to_pylist() if spans.null_count < len(spans) else [None] * len(spans)
+    uris, roots = batch["uri"].to_pylist(), batch["root"].to_pylist()
+    return [path_of(inside or uri, root) for inside, uri, root in zip(containers, uris, roots, strict=True)]
+
+
+def hashes(batch: pa.RecordBatch, missing: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Of the name of each row, and of what its file looked like. Only comparable within this process.
+
+    missing: the rows whose file was gone when it was to be read, whatever it looked like before: if it comes back as it
+    was, it still has to be labelled.
+    """
+    names = zip(files_of(batch), batch["uri"].to_pylist(), strict=True)
+    digests = batch["file_sha256"].to_pylist()
+    sizes, times = batch["file_bytes"].to_pylist(), batch["file_modified"].cast(pa.int64()).to_pylist()
+    looks = (
+        (None, None) if gone else digest or (size, time)
+        for gone, digest, size, time in zip(missing.tolist(), digests, sizes, times, strict=True)
+    )
+    count = batch.num_rows
+    return np.fromiter(map(hash, names), np.int64, count), np.fromiter(map(hash, looks), np.int64, count)
+
+
+def _seen(path: str) -> Stamp:
+    if not is_url(path):
+        with contextlib.suppress(OSError, ValueError):  # not there: its row will say so, and be tried again if it comes
+            status = os.stat(path)
+            if abs(status.st_mtime_ns) <= _MAX_TIME_NS:
+                return status.st_size, status.st_mtime_ns, None
+            return status.st_size, None, _hashed(path)[2]
+    return None, None, None
+
+
+def _hashed(path: str) -> Stamp:
+    if not is_url(path):
+        with contextlib.suppress(OSError, ValueError):
+            if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe waits for its writer
+                return None, None, None
+            with open(path, "rb") as file:
+                digest = hashlib.sha256()
+                while chunk := file.read(_CHUNK_BYTES):
+                    signals.check()
+                    digest.update(chunk)
+                return None, None, digest.hexdigest()
+    return None, None, None
