@@ -16,6 +16,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 from unittest import mock
 
@@ -87,7 +88,10 @@ class WarmWorker(worker.Worker):
             if "shard" not in message:
                 return
             rows = message.get("rows")
-            yield Task(shard=message["shard"], rows=None if rows is None else frozenset(rows), rejects=rejects)
+            force = message.get("force", False)
+            yield Task(
+                shard=message["shard"], rows=None if rows is None else frozenset(rows), rejects=rejects, force=force
+            )
 
     def _work(self, journal: Journal) -> None:
         run, plan, device = self._run, self._plan, self.seat.device
@@ -104,7 +108,7 @@ class WarmWorker(worker.Worker):
                     return
                 self._emit("batch", rows=written.rows, bad=written.bad, bottleneck=bottleneck(flow.times()))
                 if written.part:
-                    self._emit("part", shard=written.part.shard, rows=written.part.rows, counts=written.part.counts)
+                    self._emit("part", **asdict(written.part))
         peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
         self._emit("stages", times=flow.times(), peak_mib=peak_mib, **stages.device_facts())
 
