@@ -34,7 +34,7 @@ from clipbatch.runs import report
 from clipbatch.stages.write import Write
 from clipbatch.types import Decoded, ItemBatch, Reject, ScoredBatch
 from clipbatch.workers.ranks import Rank
-from clipbatch.workers.supervisor import WorkDone
+from clipbatch.workers.worker import WorkDone
 from memory import children, make_pool, resident_mib
 
 EVERY_S = 0.1

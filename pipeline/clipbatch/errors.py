@@ -4,7 +4,7 @@
     ├── InputError                 3  refused: an input, a label file, a setting, a model, an output folder
     │   └── OtherRunError          3  the output folder belongs to a run with other settings
     ├── TooManyBadError            4  more bad images than --max-bad allows
-    ├── DamagedError               5  verify found parts missing or damaged
+    ├── DamagedError               5  files of a run are missing or damaged, and stay so
     ├── UnfitError                 5  doctor found something that keeps runs from working here
     ├── BusyError                  6  another process is at the same dataset, or serves the same spool
     └── InterruptedRunError       75  stopped by a signal; the same command goes on where it stopped
@@ -51,7 +51,7 @@ class TooManyBadError(ClipbatchError):
 
 
 class DamagedError(ClipbatchError):
-    """`verify` found parts that are missing, damaged or of another run."""
+    """Files of a run are missing, damaged or of another run: `verify` found them, or what a run has written is gone."""
 
     exit_code = 5
 

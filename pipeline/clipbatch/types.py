@@ -9,6 +9,7 @@ slot of pixels; at any stage it may end as a `Reject`, which keeps its slot so t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -111,6 +112,8 @@ class ItemBatch:
     """True for the last batch of its shard."""
     whole: bool = True
     """False where only some rows of its shard are done again."""
+    force: bool = False
+    """True where its part may replace one that has more ok rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,9 +161,17 @@ class ScoredBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartDone:
-    """A shard whose part file has been published."""
+    """A shard that has been done, and whose part file is published unless a better one was there."""
 
     shard: int
     rows: int
     counts: dict[str, int]
     """Rows by status."""
+    kept: str | None = None
+    """Why the part that was there has been kept, in words; None where the new one is published."""
+
+
+def counts_text(counts: Mapping[str, int]) -> str:
+    """Rows by status in words, as in `30 ok, 5 missing, 1 empty`."""
+    bad = sorted(((count, status) for status, count in counts.items() if status != "ok"), reverse=True)
+    return ", ".join([f"{counts.get('ok', 0)} ok", *(f"{count} {status}" for count, status in bad)])

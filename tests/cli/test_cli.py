@@ -21,7 +21,8 @@ PLANNING = (
     "--worker-timeout --workers --world-size"
 )
 SURFACE = {
-    "run": PLANNING + " --hash-contents --incremental --log-format --metrics --one-line --quiet --repair --retry-bad",
+    "run": PLANNING
+    + " --force --hash-contents --incremental --log-format --metrics --one-line --quiet --repair --retry-bad",
     "plan": PLANNING,
     "submit slurm": PLANNING
     + " --array --cpus-per-task --dry-run --gres --mem --partition --requeues --sbatch-option --slurm-dir --time",

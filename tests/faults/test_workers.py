@@ -1,9 +1,7 @@
 """A worker may die, hang or be stopped; the run does not, and only the image that kills is given up."""
 
-import contextlib
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -14,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import DEMO, Cli, needs, rows, start
+from tests.faults.killing import workers
 from tests.support.corpus import make_folder, photo
 
 FILES = 600
@@ -67,19 +66,6 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     needs("cc")
     subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True)
     return library
-
-
-def workers(supervisor: int) -> list[int]:
-    """Processes that run `clipbatch.workers.worker_main` under `supervisor`."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            if parent == supervisor and b"clipbatch.workers.worker_main" in (entry / "cmdline").read_bytes():
-                found.append(int(entry.name))
-        except (OSError, ValueError, IndexError):
-            continue
-    return found
 
 
 def alive(pid: int) -> bool:
@@ -185,32 +171,3 @@ def test_two_workers_on_their_own_cores_leave_the_parts_of_one(cli: Cli, folder:
         assert cores[0] | cores[1] == os.sched_getaffinity(0)
     assert parts(tmp_path / "two") == parts(tmp_path / "one")
     assert (tmp_path / "two" / "text.npy").read_bytes() == (tmp_path / "one" / "text.npy").read_bytes()
-
-
-@pytest.mark.parametrize("workers_a_run", [1, 2])
-def test_random_kills_of_supervisor_and_workers_leave_no_trace(
-    cli: Cli, warm: Cli, folder: Path, tmp_path: Path, workers_a_run: int
-) -> None:
-    kills = int(os.environ.get("CLIPBATCH_KILLS", "20")) // 2
-    command = ("run", folder, *DEMO, "--shard-size", 32, "--workers", workers_a_run)
-    warm(*command[:-2], "--out", tmp_path / "whole")
-    dice, out, done = random.Random(kills), tmp_path / "out", 0
-    warm("plan", *command[1:], "--out", out)
-    while done < kills:
-        process = start(*command, "--out", out)
-        while process.poll() is None and done < kills:
-            time.sleep(dice.uniform(0.02, 3))
-            victims = [process.pid, *workers(process.pid) * 2]
-            if process.poll() is None:
-                with contextlib.suppress(ProcessLookupError):  # one that ended just now
-                    os.kill(dice.choice(victims), signal.SIGKILL)
-                    done += 1
-        _, err = process.communicate(timeout=600)
-        gave_up = "workers in a row have ended" in err  # more kills than a run takes for chance; the next one goes on
-        assert process.returncode in (0, -signal.SIGKILL) or gave_up, err
-        if process.returncode == 0:  # go on with a run in progress
-            for part in list((out / "parts").glob("*.parquet"))[::2]:
-                part.unlink()
-    cli(*command, "--out", out)
-    assert parts(out) == parts(tmp_path / "whole")
-    assert [path for path in (out / "parts").iterdir() if path.suffix != ".parquet"] == []

@@ -92,3 +92,10 @@ def test_the_lock_is_seen_held_in_the_stages_of_a_run(photos: Path, tmp_path: Pa
     assert held["decode"] > 0
     assert held["encode"] > 0
     assert "images/s at most" in (tmp_path / "lock.md").read_text()
+
+
+def test_kills_leave_no_trace_in_what_is_compacted(tmp_path: Path) -> None:
+    few = ("--kills", 1, "--only", "compact", "--report", tmp_path / "kills.md")
+    found = bench("kills.py", *few)["commands"]["compact"]
+    assert (found["kills"], found["wrong"]) == (1, [])
+    assert "| compact " in (tmp_path / "kills.md").read_text()

@@ -1,5 +1,6 @@
 """Scored batches -> parts: every layout's cells, row groups, rows done again, and what stays after a failure."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -219,6 +220,35 @@ def test_rows_done_again_leave_the_bytes_of_a_part_done_once(
     assert pq.read_metadata(once).num_row_groups == -(-ROWS // capacity)
     assert once.read_bytes() == twice.read_bytes()
     assert done.counts == {"ok": ROWS - 2, "corrupt": 1, "too_large": 1}
+
+
+def test_a_row_that_another_process_has_mended_meanwhile_is_not_lost_again(tmp_path: Path) -> None:
+    scores, plan = random_scores(3), frozen(label_set(3))
+    written(tmp_path, plan, batches(scores))
+    before = read(tmp_path).to_pylist()
+    gone = Reject(status="missing", error="gone")
+    done = written(tmp_path, plan, batches(scores, only={3, 4, 9}, bad={3: gone, 4: gone}))
+    assert (done.kept, done.counts) == (None, {"ok": ROWS - 1, "missing": 1})
+    after = read(tmp_path).to_pylist()
+    assert (after[3]["status"], after[9]["status"]) == ("missing", "ok")
+    assert [row for n, row in enumerate(after) if n not in (3, 9)] == [
+        row for n, row in enumerate(before) if n not in (3, 9)
+    ]
+
+
+@pytest.mark.parametrize(("bad", "force", "replaced"), [(2, False, True), (3, False, False), (3, True, True)])
+def test_a_part_is_replaced_by_one_with_as_many_ok_rows_or_by_force(
+    tmp_path: Path, bad: int, force: bool, replaced: bool
+) -> None:
+    plan, path = frozen(label_set(3)), tmp_path / "parts" / "part-00000.parquet"
+    written(tmp_path, plan, batches(random_scores(3)))
+    before = path.read_bytes()
+    gone = {n: Reject(status="missing", error="gone") for n in range(bad)}
+    given = batches(random_scores(3, seed=1), bad=gone)
+    forced = [dataclasses.replace(batch, source=dataclasses.replace(batch.source, force=force)) for batch in given]
+    done = written(tmp_path, plan, forced)
+    assert (path.read_bytes() != before, done.kept is None) == (replaced, replaced)
+    assert done.counts == {"ok": ROWS - bad, "missing": bad}
 
 
 def test_a_failure_in_the_middle_of_a_part_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,9 @@ def run_command(
     out: Out,
     retry_bad: Annotated[bool, typer.Option("--retry-bad", help="Try the bad images of finished parts again.")] = False,
     repair: Annotated[bool, typer.Option("--repair", help="Verify first, and do damaged parts again.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="With --repair: replace parts also by ones with fewer ok rows.")
+    ] = False,
     overwrite: Overwrite = False,
     incremental: Annotated[
         bool, typer.Option("--incremental", help="Add what is new or changed to the dataset in --out, as one more run.")
@@ -53,8 +56,10 @@ def run_command(
     if incremental:
         from clipbatch.runs import increments
 
-        if retry_bad or repair or overwrite:
-            raise InputError("--incremental adds a run: give --retry-bad, --repair or --overwrite to one of its runs")
+        if retry_bad or repair or force or overwrite:
+            raise InputError(
+                "--incremental adds a run: give --retry-bad, --repair, --force or --overwrite to one of its runs"
+            )
         made = increments.run(settings, out, hash_contents=hash_contents, quiet=silent, log_json=logs_json())
     elif hash_contents:
         raise InputError("--hash-contents says how --incremental compares: add that, or leave it out")
@@ -64,6 +69,7 @@ def run_command(
             out,
             retry_bad=retry_bad,
             repair=repair,
+            force=force,
             overwrite=overwrite,
             quiet=silent,
             log_json=logs_json(),

@@ -186,14 +186,12 @@ class RunDir:
         except OSError as error:
             raise writing_failed(self.parts, error) from error
 
-    def remove_part(self, shard: int, plan: Plan) -> None:
-        """Remove what stands in the place of a part, whatever it is."""
+    def remove_folder_of_part(self, shard: int, plan: Plan) -> None:
+        """Remove an empty folder that has the name of a part, which no file could get."""
         path = self.part(shard, plan.shards)
         try:
             if not isinstance(path, StorePath) and path.is_dir() and not path.is_symlink():
                 path.rmdir()
-            else:
-                path.unlink(missing_ok=True)
         except OSError as error:
             raise writing_failed(path, error) from error
 

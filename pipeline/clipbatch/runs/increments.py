@@ -30,13 +30,13 @@ from numpy.typing import NDArray
 from clipbatch.config import Settings, from_flat
 from clipbatch.errors import ClipbatchError, InputError, reading_failed
 from clipbatch.inputs import listing as listings
-from clipbatch.inputs.stamps import Stamper, hashes
 from clipbatch.rundir import creation
 from clipbatch.rundir.counts import tally
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.schema import STAMPS
 from clipbatch.runs import plan as planner
 from clipbatch.runs import run as runner
+from clipbatch.runs.stamps import Stamper, hashes
 from clipbatch.storage.atomic import file_sha256, locked, publish, remove_leftovers
 from clipbatch.storage.paths import StorePath, names, parquet_source, place
 from clipbatch.workers import signals

@@ -20,6 +20,7 @@ def run(
     labels: Name | Sequence[str] = "",
     retry_bad: bool = False,
     repair: bool = False,
+    force: bool = False,
     overwrite: bool = False,
     quiet: bool = True,
     **settings: Any,
@@ -50,6 +51,7 @@ def run(
         os.fspath(out),
         retry_bad=retry_bad,
         repair=repair,
+        force=force,
         overwrite=overwrite,
         quiet=quiet,
     )

@@ -1,22 +1,27 @@
 """A run's report in words, for a terminal or a cron mail, and in numbers for Prometheus.
 
-What happened in a run, as `report.json`.
+What happened in a run, as `report.json`, and whether all that it has written is there in the end.
 """
 
 from __future__ import annotations
 
 import shlex
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from clipbatch.config import hardware
+from clipbatch.errors import DamagedError
 from clipbatch.rundir.counts import tally
 from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.rundir.replacement import REPAIR
 from clipbatch.stages.flow import bottleneck
 from clipbatch.storage.atomic import write_json, writing_failed
+from clipbatch.storage.paths import names
+from clipbatch.types import counts_text
 from clipbatch.workers.ranks import Rank
-from clipbatch.workers.supervisor import WorkDone
+from clipbatch.workers.worker import WorkDone
 
 
 def text(out: str, report: dict[str, Any]) -> str:
@@ -35,7 +40,10 @@ def text(out: str, report: dict[str, Any]) -> str:
             f"{who}: {part['done']} of its {part['planned']} shards are done; of the whole run, "
             f"{report['parts']['done']} of {report['parts']['planned']}"
         )
-    lines.append(f"{done} images: {_statuses(report)}")
+    lines.append(f"{done} images: {counts_text(report['status'])}")
+    if (mended := here["repaired"])["parts"]:
+        lines.append(f"damaged parts that were done again: {mended['parts']}, with {counts_text(mended['status'])}")
+    lines += [f"kept: {text}" for text in here["kept"]]
     if passed:
         kinds = ", ".join(f"{count} {ascii(suffix)[1:-1]}" for suffix, count in report["passed_over"].items())
         lines.append(f"passed over, or noted: {kinds}")
@@ -64,7 +72,7 @@ def line(out: str, report: dict[str, Any]) -> str:
     here = report["this_run"]
     news = f" ({found['new']} new, {found['changed']} changed, {found['known']} known)" if found else ""
     speed = f"; {here['rows']} labelled in {here['seconds']:.0f} s" if here["rows"] else "; nothing was left to do"
-    return f"{out}: {report['rows_done']} images{news}: {_statuses(report)}{speed}{also}"
+    return f"{out}: {report['rows_done']} images{news}: {counts_text(report['status'])}{speed}{also}"
 
 
 def write_metrics(target: Path, report: dict[str, Any]) -> None:
@@ -106,29 +114,35 @@ def write_metrics(target: Path, report: dict[str, Any]) -> None:
 def _asides(report: dict[str, Any]) -> list[str]:
     """What an increment's report has to say beside the increment itself."""
     finished = (
-        f"finished first: {made['folder']}, {made['rows_done']} images: {_statuses(made)}"
+        f"finished first: {made['folder']}, {made['rows_done']} images: {counts_text(made['status'])}"
         for made in report.get("finished", ())
     )
     return [*finished, *report.get("notes", ())]
 
 
-def _statuses(report: dict[str, Any]) -> str:
-    bad = sorted(((count, status) for status, count in report["status"].items() if status != "ok"), reverse=True)
-    return ", ".join([f"{report['status'].get('ok', 0)} ok", *(f"{count} {status}" for count, status in bad)])
+_MAX_NAMED = 20
 
 
-def make(run: RunDir, plan: Plan, done: WorkDone, elapsed_s: float, rank: Rank, shards: list[int]) -> dict[str, Any]:
-    """The report on `shards`, those that this invocation answers for. elapsed_s: with planning and loading.
+def make(
+    run: RunDir,
+    plan: Plan,
+    done: WorkDone,
+    elapsed_s: float,
+    rank: Rank,
+    shards: list[int],
+    damaged: Collection[int] = (),
+) -> dict[str, Any]:
+    """The report on `shards`, those that this invocation answers for. elapsed_s: with planning and loading. damaged:
+    shards whose part was damaged before; unless it has been replaced, it does not count as done.
 
     Published as `report.json` where they are all of the run's; also, for all of them, where the run is complete.
     """
-    finished = run.done(plan)
+    mended = {shard: done.counts[shard] for shard in damaged if shard in done.counts and shard not in done.kept}
+    finished = run.done(plan) - (set(damaged) - mended.keys())
     if len(shards) < plan.shards and len(finished) == plan.shards:
-        make(run, plan, done, elapsed_s, rank, list(range(plan.shards)))
+        make(run, plan, done, elapsed_s, rank, list(range(plan.shards)), damaged)
     mine = [shard for shard in shards if shard in finished]
-    totals: Counter[str] = Counter()
-    for counts in tally(run, plan, mine).values():
-        totals.update(counts)
+    totals = _added(tally(run, plan, mine).values())
     rows = sum(sum(counts.values()) for counts in done.counts.values())
     stages = _sum_stages(done.stages)
     report = {
@@ -149,6 +163,8 @@ def make(run: RunDir, plan: Plan, done: WorkDone, elapsed_s: float, rank: Rank, 
             "peak_memory_mib": sum(entry["peak_mib"] for entry in done.stages),
             "workers": [{k: v for k, v in entry.items() if k != "times"} for entry in done.stages],
             "restarts": done.restarts,
+            "repaired": {"parts": len(mended), "status": dict(sorted(_added(mended.values()).items()))},
+            "kept": [done.kept[shard] for shard in sorted(done.kept)],
             "quarantined": [
                 {"row_id": row, "status": reject.status, "error": reject.error}
                 for row, reject in sorted(done.quarantined.items())
@@ -163,6 +179,42 @@ def make(run: RunDir, plan: Plan, done: WorkDone, elapsed_s: float, rank: Rank, 
     if len(shards) == plan.shards:
         write_json(run.path / "report.json", report)
     return report
+
+
+def check_nothing_vanished(run: RunDir, plan: Plan, shards: Collection[int]) -> None:
+    """See whether the files of the run are there, and the parts of `shards`, all of which are done.
+
+    Raises: DamagedError naming what is gone, and the remedy.
+    """
+    manifest, top, done = names(run.manifest), names(run.path), run.done(plan)
+    frozen = [run.manifest / name for name in plan.manifest_sha256 if name not in manifest]
+    frozen += [file for file in (run.plan_file, run.model_file) if file.name not in top]
+    parts = [run.part(shard, plan.shards) for shard in shards if shard not in done]
+    remedies = ["put back what is no part, as from a backup: nothing can make it anew"] if frozen else []
+    remedies += ["the same command does the parts again"] if parts else []
+    if gone := [*map(str, frozen), *map(str, parts)]:
+        what = f"{len(gone)} files of this run are gone, which somebody has deleted:"
+        raise DamagedError(_lines(what, gone, "; then ".join(remedies)))
+
+
+def check_mended(run: RunDir, done: WorkDone, damaged: Collection[int]) -> None:
+    """Raises: DamagedError where some of the `damaged` parts have been kept, naming them, and the remedy."""
+    if kept := [done.kept[shard] for shard in sorted(done.kept) if shard in damaged]:
+        what = f"{len(kept)} of {len(damaged)} damaged parts stay as they are, since new ones have fewer ok rows:"
+        again = REPAIR.format(run.path)
+        raise DamagedError(_lines(what, kept, f"put the images back, then {again}; or take the new rows with --force"))
+
+
+def _lines(what: str, named: list[str], remedy: str) -> str:
+    more = [f"and {len(named) - _MAX_NAMED} more"] if len(named) > _MAX_NAMED else []
+    return "\n".join([what, *named[:_MAX_NAMED], *more, f"remedy: {remedy}"])
+
+
+def _added(counts: Collection[dict[str, int]]) -> Counter[str]:
+    total: Counter[str] = Counter()
+    for some in counts:
+        total.update(some)
+    return total
 
 
 def _sum_stages(entries: list[dict[str, Any]]) -> dict[str, dict[str, float]]:

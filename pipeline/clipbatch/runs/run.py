@@ -6,13 +6,15 @@ Where workers run: on this machine (`local`), or on a Ray cluster (`ray_engine`)
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from clipbatch.config import Settings, from_flat
 from clipbatch.errors import ClipbatchError, InputError, TooManyBadError
+from clipbatch.rundir import replacement
 from clipbatch.rundir import verify as verifier
 from clipbatch.rundir.counts import tally
 from clipbatch.rundir.layout import Plan, RunDir
@@ -21,7 +23,7 @@ from clipbatch.runs import report
 from clipbatch.runs import rescore as rescorer
 from clipbatch.runs.plan import plan
 from clipbatch.storage.atomic import remove_leftovers
-from clipbatch.storage.paths import parquet_source, place
+from clipbatch.storage.paths import place
 from clipbatch.workers import ranks
 from clipbatch.workers import supervisor as launch
 from clipbatch.workers.engine import Engine, Job, Killable, check_trace, numbered
@@ -52,6 +54,7 @@ def run(
     *,
     retry_bad: bool = False,
     repair: bool = False,
+    force: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
     log_json: bool = False,
@@ -60,10 +63,14 @@ def run(
 
     settings: without inputs, to go on with the run in `out` as it is; their `launch` says where to work, and which part
     of the run is done here and answered for. retry_bad: also the rows without scores of finished parts. repair: first
-    verify the parts, and do damaged ones again. log_json: progress as JSON lines. Returns the report, as in
-    `report.json`.
-    Raises: InputError, TooManyBadError, InterruptedRunError; whatever happens, no part is ever half-written.
+    verify the parts, and do damaged ones again; each stays until its new part is there, and after that, too, where the
+    new one has fewer ok rows (`replacement`), unless `force`. log_json: progress as JSON lines. Returns the report, as
+    in `report.json`.
+    Raises: InputError, TooManyBadError, InterruptedRunError; DamagedError where a damaged part has been kept, or files
+    of the run have vanished; whatever happens, no part is ever half-written.
     """
+    if force and not repair:
+        raise InputError("--force says what --repair may replace: add that, or leave it out")
     begun = time.perf_counter()
     rank = ranks.find(settings.launch, os.environ)
     check_trace(settings.launch.profile)
@@ -75,13 +82,13 @@ def run(
         mine = rank.part(ranks.named_shards(settings.launch.shards, frozen.shards))
         remove_leftovers(run_dir.path)
         remove_leftovers(run_dir.parts)
-        if repair:
-            for shard, _ in _problems(run_dir, frozen, mine):
-                run_dir.remove_part(shard, frozen)
+        damaged = {shard for shard, _ in _problems(run_dir, frozen, mine)} if repair else set()
+        for shard in damaged:
+            run_dir.remove_folder_of_part(shard, frozen)
         run_dir.make_parts()
-        return _label(
-            settings, run_dir, frozen, workers, rank, mine, begun, retry_bad=retry_bad, quiet=quiet, log_json=log_json
-        )
+        again = {shard: Assignment(shard=shard, again=True, force=force) for shard in damaged}
+        progress = functools.partial(Progress, quiet=quiet, as_json=log_json)
+        return _label(settings, run_dir, frozen, workers, rank, mine, begun, progress, again=again, retry_bad=retry_bad)
 
 
 def _label(
@@ -92,30 +99,33 @@ def _label(
     rank: ranks.Rank,
     mine: list[int],
     begun: float,
+    progress_of: Callable[..., Progress],
     *,
+    again: Mapping[int, Assignment],
     retry_bad: bool,
-    quiet: bool,
-    log_json: bool,
 ) -> dict[str, Any]:
-    """Do what is not done of the shards `mine`; returns the report. begun: when the invocation began."""
-    finished = run_dir.done(frozen)
-    assignments = [Assignment(shard=shard) for shard in mine if shard not in finished]
+    """Do what is not done of the shards `mine`; returns the report. begun: when the invocation began. again: what is to
+    be done of shards whose part is damaged."""
+    finished = run_dir.done(frozen) - again.keys()
+    assignments = [again.get(shard, Assignment(shard=shard)) for shard in mine if shard not in finished]
     known = tally(run_dir, frozen, finished.intersection(mine)) if retry_bad or settings.max_bad is not None else {}
     bad = {shard: sum(counts.values()) - counts.get("ok", 0) for shard, counts in sorted(known.items())}
     if retry_bad:
-        assignments += [_bad_rows(run_dir, frozen, shard) for shard in bad if bad[shard]]
+        retries = {shard: replacement.bad_rows(run_dir, frozen, shard) for shard in bad if bad[shard]}
+        assignments += [Assignment(shard=shard, rows=some) for shard, some in retries.items() if some]
         bad = {}
     rows, open_rows = (sum(len(frozen.shard_rows(s)) for s in some) for some in (mine, set(mine) - finished))
-    again = sum(len(a.rows) for a in assignments if a.rows is not None)
-    progress = Progress(total=rows, done=rows - open_rows - again, bad=sum(bad.values()), quiet=quiet, as_json=log_json)
+    retried = sum(len(a.rows) for a in assignments if a.rows is not None)
+    progress = progress_of(total=rows, done=rows - open_rows - retried, bad=sum(bad.values()))
     allowed = settings.bad_allowed(rows)
     supervisor = launch.Supervisor(run_dir, frozen, settings.runtime(), workers, progress, allowed)
 
     def reported() -> dict[str, Any]:
-        return report.make(run_dir, frozen, supervisor.done, time.perf_counter() - begun, rank, mine)
+        return report.make(run_dir, frozen, supervisor.done, time.perf_counter() - begun, rank, mine, again)
 
     try:
         supervisor.work(assignments)
+        report.check_nothing_vanished(run_dir, frozen, mine)
     except ClipbatchError:
         with contextlib.suppress(ClipbatchError):  # the reason why the run ended is what counts
             reported()
@@ -124,6 +134,7 @@ def _label(
         progress.close()
         remove_leftovers(run_dir.parts)  # what a worker that was ended had not published
     made = reported()
+    report.check_mended(run_dir, supervisor.done, again)
     found = made["rows_done"] - made["status"].get("ok", 0)
     if allowed is not None and found > allowed:
         raise TooManyBadError(launch.too_many_bad(found, allowed, run_dir))
@@ -157,16 +168,6 @@ def compact(
     Raises: InputError where the run is not finished or `out` holds other files; DamagedError for damaged parts.
     """
     return compactor.compact(RunDir(source), place(out), rows_per_file)
-
-
-def _bad_rows(run_dir: RunDir, frozen: Plan, shard: int) -> Assignment:
-    """The rows without scores of a finished shard."""
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(parquet_source(run_dir.part(shard, frozen.shards)), columns=["row_id", "status"])
-    bad = table.filter(pc.not_equal(table["status"].cast("string"), "ok"))
-    return Assignment(shard=shard, rows=tuple(bad["row_id"].to_pylist()))
 
 
 def status(out: str | os.PathLike[str]) -> dict[str, Any]:

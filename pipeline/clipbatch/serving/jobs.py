@@ -26,7 +26,7 @@ from clipbatch.stages.journal import Journal
 from clipbatch.stages.pipeline import ShardPipeline, Task, execute
 from clipbatch.workers import signals
 from clipbatch.workers.ranks import Rank
-from clipbatch.workers.supervisor import WorkDone
+from clipbatch.workers.worker import WorkDone
 
 MOST_DEATHS = 10
 """Ends of services over a job after which it is given up."""
@@ -120,4 +120,5 @@ class _JobWorker:
             done.stages.append(pipeline.report())
         finally:
             journal.close()
+        report.check_nothing_vanished(run_dir, plan, range(plan.shards))
         return report.make(run_dir, plan, done, time.perf_counter() - begun, Rank(), list(range(plan.shards)))

@@ -48,6 +48,8 @@ class Task:
     rows: frozenset[int] | None = None
     rejects: Mapping[int, Reject] = field(default_factory=dict)
     """Rows (row_ids) that have ended a worker before, and are not to be touched."""
+    force: bool = False
+    """Its part may replace one that has more ok rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -283,6 +285,7 @@ def item_batches(plan: Plan, manifest: Manifest, task: Task) -> Iterator[ItemBat
             rows=carried.slice(at, size),
             last=at == starts[-1],
             whole=task.rows is None,
+            force=task.force,
         )
 
 
@@ -304,9 +307,8 @@ def row_batches(plan: Plan, manifest: Manifest, task: Task) -> Iterator[ItemBatc
     first = plan.shard_rows(task.shard).start
     for at in range(0, rows.num_rows, plan.batch_size):
         here = rows.slice(at, plan.batch_size)
-        yield ItemBatch(
-            shard=task.shard, start=first + at, items=(), rows=here, last=at + here.num_rows == rows.num_rows
-        )
+        last = at + here.num_rows == rows.num_rows
+        yield ItemBatch(shard=task.shard, start=first + at, items=(), rows=here, last=last, force=task.force)
 
 
 __all__ = ["LoadedModel", "ShardPipeline", "Task", "Written", "execute", "item_batches", "scorer", "scoring"]

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from clipbatch.rundir import replacement
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.part_file import ROW_GROUP_BYTES, PartFile
 from clipbatch.rundir.row_group import RowGroup
 from clipbatch.rundir.schema import layout_of
-from clipbatch.storage.paths import parquet_source
 from clipbatch.types import PartDone, ScoredBatch
 
 _LEAST_ROWS = 1024
@@ -47,7 +48,7 @@ class Write:
         row_bytes = len(labels.names) * 4 + (embedding * 2 if output.embeddings else 0)
         batches = min(plan.shard_size, max(_LEAST_ROWS, ROW_GROUP_BYTES // row_bytes)) // plan.batch_size
         self._rows = RowGroup(labels, output, capacity=max(1, batches) * plan.batch_size, embedding=embedding)
-        self._compression = output.compression
+        self._compression, self._fingerprint = output.compression, fingerprint
         self._footer = {
             "clipbatch.fingerprint": fingerprint,
             "clipbatch.shards": str(plan.shards),
@@ -69,7 +70,9 @@ class Write:
         self._again: list[pa.Table] = []
 
     def __call__(self, batch: ScoredBatch) -> Written:
-        """Raises: InputError where the part cannot be written; nothing of it stays."""
+        """Raises: InputError where the part cannot be written, DamagedError where rows of a damaged part are to be done
+        again; nothing of the new part stays.
+        """
         try:
             return self._add(batch)
         except BaseException:
@@ -90,7 +93,7 @@ class Write:
         if source.last:
             for table in self._merged(source.shard):
                 self._write(source.shard, table)
-            part = self._publish(source.shard)
+            part = self._publish(source.shard, force=source.force)
         return Written(rows=rows, bad=bad, part=part)
 
     def _write(self, shard: int, table: pa.Table) -> None:
@@ -103,26 +106,39 @@ class Write:
         self._counts.update({entry["values"]: entry["counts"] for entry in counted})
 
     def _merged(self, shard: int) -> Iterator[pa.Table]:
-        """The row groups of a part that is there, with the rows that were done again in their places."""
+        """The row groups of a part that is there, with the rows that were done again in their places.
+
+        A row that is ok there stays as it is, whatever came of it this time: another process may have done it since.
+        """
         if not self._again:
             return
         again, self._again = pa.concat_tables(self._again), []
-        row_ids = again["row_id"].to_numpy()
-        with pq.ParquetFile(parquet_source(self._run.part(shard, self._plan.shards))) as file:
+        data = replacement.read_whole(self._run, self._plan, shard, self._fingerprint)
+        with pq.ParquetFile(pa.BufferReader(data)) as file:
             for number in range(file.num_row_groups):
                 old = file.read_row_group(number).cast(again.schema)
                 old_ids = old["row_id"].to_numpy()
-                kept = old.filter(pa.array(~np.isin(old_ids, row_ids)))
-                new = again.filter(pa.array(np.isin(row_ids, old_ids)))
+                good_ids = old.filter(_is_ok(old))["row_id"].to_numpy()
+                lost = np.isin(again["row_id"].to_numpy(), good_ids) & ~_is_ok(again).to_numpy(zero_copy_only=False)
+                new = again.filter(pa.array(np.isin(again["row_id"].to_numpy(), old_ids) & ~lost))
+                kept = old.filter(pa.array(~np.isin(old_ids, new["row_id"].to_numpy())))
                 yield pa.concat_tables([kept, new]).sort_by("row_id").unify_dictionaries().combine_chunks()
 
-    def _publish(self, shard: int) -> PartDone:
+    def _publish(self, shard: int, *, force: bool) -> PartDone:
+        """Give the part its name, unless a better one is there. force: whatever is there."""
         assert self._part is not None
         part, self._part = self._part, None
         counts, self._counts = dict(self._counts), Counter()
+        path = self._run.part(shard, self._plan.shards)
         with part:
-            part.close({"clipbatch.counts": json.dumps(counts, sort_keys=True)})
-        return PartDone(shard=shard, rows=sum(counts.values()), counts=counts)
+            kept = None if force else replacement.refusal(path, shard, counts)
+            if kept is None:
+                part.close({"clipbatch.counts": json.dumps(counts, sort_keys=True)})
+        return PartDone(shard=shard, rows=sum(counts.values()), counts=counts, kept=kept)
+
+
+def _is_ok(table: pa.Table) -> pa.Array:
+    return pc.equal(table["status"].cast(pa.string()), "ok").combine_chunks()
 
 
 def _json(value: object) -> str:

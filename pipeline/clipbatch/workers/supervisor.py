@@ -12,7 +12,7 @@ import queue
 import signal
 import time
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from clipbatch.errors import ClipbatchError, TooManyBadError, from_message
@@ -23,7 +23,7 @@ from clipbatch.workers.child import describe_exit
 from clipbatch.workers.engine import Engine, Job, Killable
 from clipbatch.workers.progress import Progress
 from clipbatch.workers.scheduler import Assignment, Handout
-from clipbatch.workers.worker import Event, Worker
+from clipbatch.workers.worker import Event, WorkDone, Worker
 
 MOST_DEATHS = 10
 """Ends of workers on a seat in a row, with no part finished in between, after which it is given up."""
@@ -35,21 +35,6 @@ LOADING_S = 3600.0
 LAST_WORDS_S = 10.0
 """Within which a worker that was told to end has reported and ended."""
 _POLL_S = 1.0
-
-
-@dataclass(slots=True, kw_only=True)
-class WorkDone:
-    """What the workers reported."""
-
-    counts: dict[int, dict[str, int]] = field(default_factory=dict)
-    """Rows by status, of each shard done."""
-    stages: list[dict[str, Any]] = field(default_factory=list)
-    """Each worker's seconds by stage, peak memory and device."""
-    load_s: float = 0.0
-    """Longest time that a worker took to start and load the model, seconds."""
-    restarts: int = 0
-    quarantined: dict[int, Reject] = field(default_factory=dict)
-    """Rows (row_ids) that have ended a worker and are not touched again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,15 +132,15 @@ class Supervisor:
     def _feed(self, process: Worker) -> None:
         while assignment := self._handout.take(process, time.monotonic()):
             rows = self._plan.shard_rows(assignment.shard)
-            if assignment.rows is None and self._run.part(assignment.shard, self._plan.shards).exists():
+            done_again = assignment.again or assignment.rows is not None
+            if not done_again and self._run.part(assignment.shard, self._plan.shards).exists():
                 self._handout.skip(process, assignment.shard)
                 self._rows += len(rows)
                 continue
-            message = {"shard": assignment.shard} | ({} if assignment.rows is None else {"rows": assignment.rows})
             known = {row: reject for row, reject in self.done.quarantined.items() if row in rows}
             process.asks = False
             process.heard = time.monotonic()
-            return process.send(message, known)
+            return process.send(assignment.message(), known)
 
     def _explain_the_wait(self) -> None:
         for process in self._processes:
@@ -211,7 +196,10 @@ class Supervisor:
         if self._handout.done(process, message["shard"], time.monotonic()):
             self.done.counts[message["shard"]] = message["counts"]
             self._rows += process.rows
-            self._bad += process.bad
+            if kept := message.get("kept"):
+                self.done.kept[message["shard"]] = f"{self._run.part(message['shard'], self._plan.shards)}: {kept}"
+            else:
+                self._bad += process.bad
         process.rows = process.bad = 0
         self._deaths_in_a_row[process.seat] = 0
 

@@ -11,7 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Hashable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from clipbatch.config.memory_limits import too_little_memory
@@ -22,6 +22,23 @@ from clipbatch.workers.child import Child, failure
 from clipbatch.workers.devices import Seat
 
 Event = tuple["Worker", dict[str, Any]]
+
+
+@dataclass(slots=True, kw_only=True)
+class WorkDone:
+    """What the workers of a run have reported."""
+
+    counts: dict[int, dict[str, int]] = field(default_factory=dict)
+    """Rows by status, of each shard done."""
+    kept: dict[int, str] = field(default_factory=dict)
+    """Shards among them whose old part was better and has been kept: which one that is, and why."""
+    stages: list[dict[str, Any]] = field(default_factory=list)
+    """Each worker's seconds by stage, peak memory and device."""
+    load_s: float = 0.0
+    """Longest time that a worker took to start and load the model, seconds."""
+    restarts: int = 0
+    quarantined: dict[int, Reject] = field(default_factory=dict)
+    """Rows (row_ids) that have ended a worker and are not touched again."""
 
 
 class Worker(abc.ABC):

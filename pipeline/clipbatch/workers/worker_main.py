@@ -3,9 +3,9 @@
 PLAN: fingerprint of the plan that its supervisor goes by. CORES: CPU cores to stay on, as in 0,1. RUNTIME: JSON of the
 settings that this invocation chose anew. It is spoken to in JSON lines. On standard output: loaded, say, next, batch,
 part, stages, alive, error. On standard input the answers to next: {"shard": 3}, {"finish": true},
-{"shard": 3, "rows": [..], "rejects": {..}}; and at any time {"stop": true}, when what it does has been done by another.
-When its input ends without a finish its supervisor has died, and so does it, within an instant and in the middle of
-whatever it does: nothing half-written can come of that.
+{"shard": 3, "rows": [..], "rejects": {..}, "force": true}; and at any time {"stop": true}, when what it does has been
+done by another. When its input ends without a finish its supervisor has died, and so does it, within an instant and in
+the middle of whatever it does: nothing half-written can come of that.
 """
 
 from __future__ import annotations
@@ -141,7 +141,12 @@ def label(channel: Channel, pipeline: ShardPipeline) -> Iterator[Written]:
         while "shard" in (message := channel.ask()):
             rows = message.get("rows")
             rejects = {int(row): Reject(**reject) for row, reject in message.get("rejects", {}).items()}
-            yield Task(shard=message["shard"], rows=None if rows is None else frozenset(rows), rejects=rejects)
+            yield Task(
+                shard=message["shard"],
+                rows=None if rows is None else frozenset(rows),
+                rejects=rejects,
+                force=message.get("force", False),
+            )
 
     def tell_batches(rows: int, bad: int, bottleneck: str) -> None:
         channel.emit("batch", rows=rows, bad=bad, bottleneck=bottleneck)
