@@ -29,6 +29,7 @@ def problems(run: RunDir, plan: Plan, shards: Iterable[int]) -> Iterator[tuple[i
 def _problem(
     run: RunDir, plan: Plan, manifest: Manifest, shard: int, fingerprint: str | None, groups: list[GroupColumns]
 ) -> str | None:
+    manifest.check(shard)
     path = run.part(shard, plan.shards)
     if not path.exists():
         return "not there"

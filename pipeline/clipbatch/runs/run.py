@@ -13,6 +13,7 @@ from typing import Any
 
 from clipbatch.config import Settings, from_flat
 from clipbatch.errors import ClipbatchError, InputError, TooManyBadError
+from clipbatch.rundir import damage
 from clipbatch.rundir import verify as verifier
 from clipbatch.rundir.counts import tally
 from clipbatch.rundir.layout import Plan, RunDir
@@ -72,6 +73,7 @@ def run(
         settings = settings.replace(device=workers.device)
         frozen = plan(settings, out, overwrite=overwrite)
         run_dir = RunDir(out)
+        damage.protect(run_dir, frozen)
         mine = rank.part(ranks.named_shards(settings.launch.shards, frozen.shards))
         remove_leftovers(run_dir.path)
         remove_leftovers(run_dir.parts)

@@ -6,22 +6,20 @@ each batch. The pipeline does not drain between shards.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
 from clipbatch.config import Settings
 from clipbatch.errors import InputError
+from clipbatch.rundir import features
+from clipbatch.rundir.damage import protect
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.manifest import Manifest
 from clipbatch.rundir.schema import LISTING
 from clipbatch.stages.decode import Decode
 from clipbatch.stages.decode.geometry import Target
 from clipbatch.stages.encode import Encode, Model, check_device, device_facts, load, text_features
-from clipbatch.stages.encode.text import npy_bytes
 from clipbatch.stages.flow import Flow, Stage
 from clipbatch.stages.journal import Journal
 from clipbatch.stages.profiling import ranged
@@ -110,12 +108,11 @@ class Worker:
         facts = model.facts() if model else (saved and saved.model_facts()) or {}
         kind = scoring(settings, facts)
         run.plan_of(fingerprint)  # again, as loading takes long, and what is frozen now is for whoever comes after
-        sealed = run.freeze_model({**facts, "score": kind})
-        frozen = run.frozen("text.npy")
-        if frozen is None:
-            features = text_features(model or _load_the_same(settings, facts), plan.labels.prompts)
-            frozen = run.freeze("text.npy", npy_bytes(features))
-        text_LD = np.load(io.BytesIO(frozen))
+        text_LD, text_sha256 = features.freeze(
+            run, plan, lambda: text_features(model or _load_the_same(settings, facts), plan.labels.prompts, say)
+        )
+        sealed = run.freeze_model({**facts, "score": kind, "text_sha256": text_sha256})
+        protect(run, plan)
         score = Score(
             text_LD,
             device=device,
