@@ -24,6 +24,12 @@ from tests.support.servers import Buckets
 
 SHARED_PHOTOS = Path(__file__).parents[2] / "shared" / "photos"
 DEMO = ("--labels", "cifar10", "--model", "clipbatch-demo")
+FACTS: dict[str, Any] = {
+    **{"name": "RN50", "weights_sha256": "ab" * 32, "height": 64, "width": 64, "mean": [0.5, 0.25, 0.5], "fill": 0},
+    **{"std": [0.5, 0.5, 0.5], "interpolation": "bicubic", "resize_mode": "shortest", "logit_scale": 100.0},
+    **{"logit_bias": None, "score": "softmax"},
+}
+"""Facts of a model, as the first worker of a run records them."""
 collect_ignore_glob = [] if hardware.has_gpu() else ["gpu/*"]
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
