@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from clipbatch.errors import InputError
-from clipbatch.rundir.records import DamagedRecordError, OtherVersionError, unseal
+from clipbatch.rundir.records import OtherVersionError, unseal
+from clipbatch.rundir.shapes import DamagedRecordError
 from clipbatch.storage.atomic import publish, writing_failed
 from clipbatch.storage.paths import Place
 

@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 
 from clipbatch.errors import InputError
 from clipbatch.rundir.layout import Plan, RunDir, part_name
-from clipbatch.rundir.records import DamagedRecordError, seal, unseal
+from clipbatch.rundir.records import seal, unseal
+from clipbatch.rundir.shapes import DamagedRecordError
 from clipbatch.storage.atomic import publish
 from clipbatch.storage.paths import Place, StorePath, parquet_source
 

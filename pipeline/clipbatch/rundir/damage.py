@@ -15,7 +15,8 @@ from clipbatch.errors import InputError
 from clipbatch.rundir import copies, features
 from clipbatch.rundir.counts import CACHE
 from clipbatch.rundir.layout import Plan, RunDir
-from clipbatch.rundir.records import DamagedRecordError, unseal
+from clipbatch.rundir.records import unseal
+from clipbatch.rundir.shapes import DamagedRecordError
 from clipbatch.storage.atomic import writing_failed
 from clipbatch.storage.paths import Place
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from clipbatch.errors import InputError
 from clipbatch.rundir import copies
 from clipbatch.rundir.layout import Plan, RunDir
-from clipbatch.rundir.records import DamagedRecordError
+from clipbatch.rundir.shapes import DamagedRecordError
 
 NAME = "text.npy"
 _UNIT = 1e-3

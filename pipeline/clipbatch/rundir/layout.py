@@ -31,7 +31,7 @@ from clipbatch.config.labels import LabelSet
 from clipbatch.errors import InputError, OtherRunError
 from clipbatch.rundir import copies, records
 from clipbatch.storage.atomic import as_json, publish, sync_folder, temp_name, writing_failed
-from clipbatch.storage.paths import Place, StorePath, names, place
+from clipbatch.storage.paths import Place, StorePath, names, parquet_source, place
 
 FORMAT = 3
 """Version of the run directory's layout and output schema; part of every fingerprint."""
@@ -132,7 +132,10 @@ class RunDir:
             remedy = f"it is a dataset, so name a run in it: {inside[-1]}" if inside else "start one with clipbatch run"
             raise InputError(f"{self.path} is not a run directory: it has no run.json; {remedy}")
         if self._read is None or self._read[0] != content:
-            self._read = content, copies.parsed(self.path, self.plan_file.name, content, Plan.of)
+            plan = copies.parsed(self.path, self.plan_file.name, content, Plan.of)
+            if plan.sha256 is None:
+                _check_rows(self, plan)
+            self._read = content, plan
         return self._read[1]
 
     def plan_of(self, fingerprint: str) -> Plan:
@@ -273,22 +276,26 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
 
+def _check_rows(run: RunDir, plan: Plan) -> None:
+    """Of a run that carries no digests: whether the files of its manifest have the rows that `run.json` says.
+
+    Raises: InputError where they do not, or cannot be read.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for number, name in enumerate(sorted(plan.manifest_sha256)):
+        path = run.manifest / name
+        try:
+            rows = pq.read_metadata(parquet_source(path)).num_rows
+        except (OSError, pa.ArrowException) as error:
+            what = "it is gone" if isinstance(error, FileNotFoundError) else str(error).splitlines()[0]
+            raise InputError(f"cannot read the manifest {path}: {what}; restore it from a backup") from error
+        if rows != plan.file_rows(number):
+            what = f"by it the manifest file {name} has {plan.file_rows(number)} rows, and it has {rows}"
+            raise copies.damaged(run.path, run.plan_file.name, what)
+
+
 def _same(frozen: Mapping[str, Any], given: Mapping[str, Any], what: str, remedy: str) -> None:
-    for name in sorted(frozen.keys() | given.keys()):
-        ours, theirs = (_comparable(side.get(name)) for side in (frozen, given))
-        if ours != theirs:
-            ours, theirs = (_short(side, other) for side, other in ((ours, theirs), (theirs, ours)))
-            raise OtherRunError(f"{what}: {name} is {theirs} now and {ours} there; {remedy}")
-
-
-def _comparable(value: Any) -> Any:
-    return json.dumps(value)
-
-
-def _short(text: str, other: str) -> str:
-    """`text` cut to a line's worth from where it begins to differ from `other`."""
-    if len(text) <= 80:
-        return text
-    differ = next((at for at, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), 0)
-    at = max(0, differ - 20)
-    return f"{'...' if at else ''}{text[at : at + 60]}... ({len(text)} characters)"
+    if differs := records.difference(frozen, given):
+        raise OtherRunError(f"{what}: {differs}; {remedy}")

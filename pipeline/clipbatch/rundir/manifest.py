@@ -165,8 +165,8 @@ class Manifest:
             self._file, self._number = pq.ParquetFile(parquet_source(path)), number
             if (rows := self._file.metadata.num_rows) != self._plan.file_rows(number):
                 raise InputError(
-                    f"{self._run.plan_file} is damaged: the manifest {path} has {rows} rows, and not the "
-                    f"{self._plan.file_rows(number)} that follow from it; put it back from a backup"
+                    f"{self._run.plan_file} is damaged: by it the manifest {path} has {self._plan.file_rows(number)} "
+                    f"rows, and it has {rows}; put it back from a backup"
                 )
             sizes = [self._file.metadata.row_group(g).num_rows for g in range(self._file.num_row_groups)]
             self._starts = [sum(sizes[:group]) for group in range(len(sizes) + 1)]

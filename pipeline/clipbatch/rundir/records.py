@@ -12,12 +12,28 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from clipbatch.config import ANEW, from_flat
 from clipbatch.config.labels import LabelSet
 from clipbatch.errors import InputError
+from clipbatch.rundir.shapes import (
+    COUNT,
+    DIGEST,
+    MOST,
+    NOTHING,
+    NUMBER,
+    SIZE,
+    TEXT,
+    TEXTS,
+    DamagedRecordError,
+    Every,
+    Kind,
+    check,
+    integers,
+    name_of,
+)
 
 
 def _words(text: str) -> frozenset[str]:
@@ -41,16 +57,48 @@ FACTS_3 = _words(
     """name weights_sha256 height width mean std interpolation resize_mode fill logit_scale logit_bias score"""
 )
 """The same for `model.json`."""
+_GROUP = _words("group names phrases")
 LATER_IDENTITY = frozenset(("rescored",))
 """Fields of the identity that are optional and no settings."""
 
-_MOST = 2**53
-_MOST_SIDE = 2**16
+_PLAN: dict[str, Any] = {
+    "rows": SIZE,
+    "identity": Every(dict, None),
+    "settings": Every(dict, None),
+    "manifest_rows": SIZE,
+    "manifest_sha256": Every(dict, DIGEST, 1),
+    "passed_over": Every(dict, COUNT),
+    "versions": Every(dict, TEXT),
+    "duplicates": (COUNT, NOTHING),
+    "rescored": (TEXT, NOTHING),
+}
+_IDENTITY: dict[str, Any] = {
+    "batch_size": SIZE,
+    "shard_size": SIZE,
+    "inputs": Every(list, TEXT),
+    "labels": Every(list, {"group": TEXT, "names": TEXTS, "phrases": Every(list, TEXTS, 1)}, 1),
+    "templates": Every(list, TEXTS, 1),
+    "threshold": Every(list, (Kind("a number from -1 to 1", (int, float), lambda value: -1 <= value <= 1), NOTHING), 1),
+    "rescored": DIGEST,
+}
+_FACTS: dict[str, Any] = {
+    "name": TEXT,
+    "weights_sha256": DIGEST,
+    "height": integers(1, 2**16),
+    "width": integers(1, 2**16),
+    "mean": Every(list, NUMBER, 1),
+    "std": Every(list, Kind("a number above 0", (int, float), lambda value: 0 < value <= MOST), 1),
+    "interpolation": TEXT,
+    "resize_mode": Kind("shortest, longest or squash", str, ("shortest", "longest", "squash").__contains__),
+    "fill": integers(0, 255),
+    "logit_scale": NUMBER,
+    "logit_bias": (NUMBER, NOTHING),
+    "score": Kind("softmax, sigmoid or cosine", str, ("softmax", "sigmoid", "cosine").__contains__),
+}
+LATER_FACTS: dict[str, Any] = {"text_sha256": DIGEST}
+"""Facts of the model that are optional, with what each may be."""
+
 _SEAL = re.compile(rb'\{"sha256": "([0-9a-f]{64})"(,|\})')
-
-
-class DamagedRecordError(ValueError):
-    """A file that does not hold what was written; the message says why, in a few words."""
 
 
 class OtherVersionError(ValueError):
@@ -60,6 +108,24 @@ class OtherVersionError(ValueError):
 def sparse(values: Mapping[str, Any], always: frozenset[str]) -> dict[str, Any]:
     """`values` without what is None and optional: it is not written, and no part of a fingerprint."""
     return {name: value for name, value in values.items() if value is not None or name in always}
+
+
+def difference(frozen: Mapping[str, Any], given: Mapping[str, Any]) -> str | None:
+    """The first field in which both differ, with its two values; absent and None are the same. None: they do not."""
+    for name in sorted(frozen.keys() | given.keys()):
+        ours, theirs = (json.dumps(side.get(name)) for side in (frozen, given))
+        if ours != theirs:
+            return f"{name} is {_shortened(theirs, ours)} now and {_shortened(ours, theirs)} there"
+    return None
+
+
+def _shortened(text: str, other: str) -> str:
+    """`text` cut to a line's worth from where it begins to differ from `other`."""
+    if len(text) <= 80:
+        return text
+    differ = next((at for at, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), 0)
+    at = max(0, differ - 20)
+    return f"{'...' if at else ''}{text[at : at + 60]}... ({len(text)} characters)"
 
 
 def seal(body: bytes) -> bytes:
@@ -86,7 +152,7 @@ def unseal(content: bytes) -> tuple[dict[str, Any], str | None]:
     except ValueError as error:
         raise DamagedRecordError(f"it is no JSON: {str(error).splitlines()[0]}") from error
     if not isinstance(value, dict):
-        raise DamagedRecordError(f"it holds {_name(value)}, not an object")
+        raise DamagedRecordError(f"it holds {name_of(value)}, not an object")
     if found is None and "sha256" in value:
         raise DamagedRecordError("its bytes are not those that were written")
     value.pop("sha256", None)
@@ -96,7 +162,7 @@ def unseal(content: bytes) -> tuple[dict[str, Any], str | None]:
 def check_format(value: Mapping[str, Any], known: int) -> None:
     """Whether `run.json` is of the format `known`. Raises: DamagedRecordError, OtherVersionError."""
     _keys(value, frozenset(["format"]), value.keys())
-    _check(value["format"], _COUNT, "format")
+    check(value["format"], COUNT, "format")
     if value["format"] != known:
         older = "an older" if value["format"] < known else "a newer"
         raise OtherVersionError(f"{older} clipbatch: its format is {value['format']}, and this version knows {known}")
@@ -105,15 +171,17 @@ def check_format(value: Mapping[str, Any], known: int) -> None:
 def check_plan(value: Mapping[str, Any]) -> None:
     """Whether `run.json` holds what a plan has to. Raises: DamagedRecordError, OtherVersionError."""
     _keys(value, PLAN_3, frozenset())
-    _check(value, _PLAN, "")
+    check({name: value[name] for name in _PLAN}, _PLAN, "")
     settings, identity = value["settings"], value["identity"]
     _settings(settings)
     _keys(identity, IDENTITY_3, (settings.keys() | LATER_IDENTITY) - _TOLD_APART, "identity.")
-    _check(identity, _IDENTITY, "identity.")
+    check(identity, _present(_IDENTITY, identity), "identity.")
     for name in (identity.keys() & settings.keys()) - _TOLD_APART:
         if json.dumps(identity[name]) != json.dumps(settings[name]):
             raise DamagedRecordError(f"identity.{name} and settings.{name} differ")
     _labels(identity)
+    if (value["rescored"] is None) != ("rescored" not in identity):
+        raise DamagedRecordError("rescored and identity.rescored do not go together")
     rows, per_file = value["rows"], value["manifest_rows"]
     _whole(identity["batch_size"], identity["shard_size"], "identity.shard_size is no multiple of identity.batch_size")
     _whole(identity["shard_size"], per_file, "manifest_rows is no multiple of identity.shard_size")
@@ -126,7 +194,7 @@ def check_plan(value: Mapping[str, Any]) -> None:
 def check_facts(value: Mapping[str, Any]) -> None:
     """Whether `model.json` holds what facts of a model have to. Raises: as `check_plan`."""
     _keys(value, FACTS_3, frozenset(LATER_FACTS))
-    _check(value, {**_FACTS, **LATER_FACTS}, "")
+    check(value, _present({**_FACTS, **LATER_FACTS}, value), "")
     if len(value["mean"]) != len(value["std"]):
         raise DamagedRecordError("mean and std differ in length")
 
@@ -146,6 +214,7 @@ def _labels(identity: Mapping[str, Any]) -> None:
     except ValueError as error:
         raise DamagedRecordError("its labels, templates and thresholds do not go together") from error
     for labels, group in zip(identity["labels"], groups, strict=True):
+        _keys(labels, _GROUP, frozenset(), "identity.labels.")
         if len(group.phrases) != len(labels["names"]) or not all(prompts for prompts in group.prompts):
             raise DamagedRecordError("a label stands twice in a group, or has no prompt")
     if not groups or len({group.name for group in groups}) != len(groups):
@@ -159,6 +228,11 @@ def _keys(value: Mapping[str, Any], needed: frozenset[str], known: Any, where: s
         raise OtherVersionError(f"a newer clipbatch: it has {where}{name}, which this version does not know")
 
 
+def _present(shape: Mapping[str, Any], value: Mapping[str, Any]) -> dict[str, Any]:
+    """`shape` without the keys that `value` does not have, each of which is optional."""
+    return {name: each for name, each in shape.items() if name in value}
+
+
 def _whole(of: int, value: int, what: str) -> None:
     if value % of:
         raise DamagedRecordError(what)
@@ -170,104 +244,3 @@ def _sha256(data: bytes) -> str:
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON")
-
-
-def _name(value: Any) -> str:
-    kinds = {list: "a list", str: "a text", bool: "true or false", type(None): "null", dict: "an object"}
-    return kinds.get(type(value), "a number")
-
-
-class _Test:
-    """Values of `kind` for which `holds`; what they are, in words."""
-
-    def __init__(
-        self, words: str, kind: type | tuple[type, ...], holds: Callable[[Any], bool] = lambda _: True
-    ) -> None:
-        self.words, self.kind, self.holds = words, kind, holds
-
-
-def _integers(least: int, most: int) -> _Test:
-    return _Test(f"a whole number from {least} to {most}", int, lambda value: least <= value <= most)
-
-
-class _Every:
-    """A list of a `least` number of values, or an object of any keys, each value being an `entry`."""
-
-    def __init__(self, kind: type, entry: Any, least: int = 0) -> None:
-        self.kind, self.entry, self.least = kind, entry, least
-
-
-_TEXT = _Test("a text", str)
-_NUMBER = _Test("a number", (int, float), lambda value: -_MOST <= value <= _MOST)
-_DIGEST = _Test("a digest", str, lambda value: re.fullmatch("[0-9a-f]{64}", value) is not None)
-_SHARE = _Test("a number from -1 to 1", (int, float), lambda value: -1 <= value <= 1)
-_NOTHING = _Test("null", type(None))
-_COUNT, _SIDE = _integers(0, _MOST), _integers(1, _MOST_SIDE)
-_SIZE = _integers(1, _MOST)
-_TEXTS = _Every(list, _TEXT, 1)
-_PLAN: dict[str, Any] = {
-    "rows": _SIZE,
-    "identity": _Every(dict, None),
-    "settings": _Every(dict, None),
-    "manifest_rows": _SIZE,
-    "manifest_sha256": _Every(dict, _DIGEST, 1),
-    "passed_over": _Every(dict, _COUNT),
-    "versions": _Every(dict, _TEXT),
-    "duplicates": (_COUNT, _NOTHING),
-    "rescored": (_TEXT, _NOTHING),
-}
-_IDENTITY: dict[str, Any] = {
-    "batch_size": _SIZE,
-    "shard_size": _SIZE,
-    "inputs": _Every(list, _TEXT),
-    "labels": _Every(list, {"group": _TEXT, "names": _TEXTS, "phrases": _Every(list, _TEXTS, 1)}, 1),
-    "templates": _Every(list, _TEXTS, 1),
-    "threshold": _Every(list, (_SHARE, _NOTHING), 1),
-    "rescored": _DIGEST,
-}
-_FACTS: dict[str, Any] = {
-    "name": _TEXT,
-    "weights_sha256": _DIGEST,
-    "height": _SIDE,
-    "width": _SIDE,
-    "mean": _Every(list, _NUMBER, 1),
-    "std": _Every(list, _Test("a number above 0", (int, float), lambda value: 0 < value <= _MOST), 1),
-    "interpolation": _TEXT,
-    "resize_mode": _Test("shortest, longest or squash", str, ("shortest", "longest", "squash").__contains__),
-    "fill": _integers(0, 255),
-    "logit_scale": _NUMBER,
-    "logit_bias": (_NUMBER, _NOTHING),
-    "score": _Test("softmax, sigmoid or cosine", str, ("softmax", "sigmoid", "cosine").__contains__),
-}
-LATER_FACTS: dict[str, Any] = {"text_sha256": _DIGEST}
-"""Facts of the model that are optional, with what each may be."""
-
-
-def _check(value: Any, shape: Any, where: str) -> None:
-    """Raises: DamagedRecordError naming the first place in `value` that is not as `shape` says."""
-    if isinstance(shape, Mapping):
-        if not isinstance(value, dict) or (where.endswith("]") and value.keys() != shape.keys()):
-            raise DamagedRecordError(f"{where or 'it'} is {_name(value)}, not an object with its keys")
-        for name in shape.keys() & value.keys():
-            _check(value[name], shape[name], f"{where}{'.' * where.endswith(']')}{name}")
-    elif isinstance(shape, _Every):
-        if not isinstance(value, (dict, list)) or type(value) is not shape.kind or len(value) < shape.least:
-            kind = "an object" if shape.kind is dict else "a list"
-            raise DamagedRecordError(f"{where} is {_short(value)}, not {kind} of {shape.least} or more")
-        if shape.entry is not None:
-            for key, entry in value.items() if isinstance(value, dict) else enumerate(value):
-                _check(entry, shape.entry, f"{where}[{key!r}]")
-    elif isinstance(shape, tuple):
-        if not any(_is(value, test) for test in shape):
-            raise DamagedRecordError(f"{where} is {_short(value)}, not {' or '.join(test.words for test in shape)}")
-    elif not _is(value, shape):
-        raise DamagedRecordError(f"{where} is {_short(value)}, not {shape.words}")
-
-
-def _is(value: Any, test: _Test) -> bool:
-    return isinstance(value, test.kind) and not isinstance(value, bool) and test.holds(value)
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else f"{text[:40]}..."

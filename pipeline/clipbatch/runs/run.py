@@ -198,4 +198,5 @@ def verify(out: str | os.PathLike[str]) -> tuple[Plan, list[tuple[int, str]]]:
 def _problems(run_dir: RunDir, frozen: Plan, shards: Iterable[int]) -> list[tuple[int, str]]:
     if run_dir.done(frozen) and run_dir.model_facts() is None:
         raise InputError(f"{run_dir.model_file} is gone, without which no part can be checked: restore it")
+    verifier.check_plan(run_dir, frozen)
     return list(verifier.problems(run_dir, frozen, shards))

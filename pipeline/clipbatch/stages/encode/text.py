@@ -17,7 +17,7 @@ from torch.nn import functional
 from clipbatch.config import hardware
 from clipbatch.errors import InputError
 from clipbatch.rundir import features
-from clipbatch.rundir.records import DamagedRecordError
+from clipbatch.rundir.shapes import DamagedRecordError
 from clipbatch.stages.encode.model import Model
 from clipbatch.storage.atomic import publish
 
