@@ -162,6 +162,8 @@ def test_no_odd_value_of_any_key_ends_in_anything_but_one_line(warm: Cli, old: P
     let_through = set()
     for where in keys:
         for new in [*VALUES, GONE]:
+            if _spoiled(value, where, new) == json.dumps(value).encode():
+                continue
             path.write_bytes(_spoiled(value, where, new))
             run = RunDir(old / "run")
             refusal = ""
@@ -176,9 +178,7 @@ def test_no_odd_value_of_any_key_ends_in_anything_but_one_line(warm: Cli, old: P
             let_through.add(where)
             assert facts
             assert len(plan.labels.names) == 12
-            assert plan.shards in (12, 10**15 // 4)
-            if where[-1] == "rows":
-                raise AssertionError(new)
+            assert plan.shards == 12
     if name == "run.json":
         assert {where for where in let_through if where[0] == "identity"} == {("identity", "inputs")}
         freely = {"passed_over", "versions", "duplicates", "manifest_sha256", "settings", "identity"}
@@ -223,7 +223,8 @@ def test_a_file_that_is_gone_comes_back_from_its_copy_and_a_copy_from_its_file(
     for line in _every_command(here, "/proc/self/cwd/images"):
         if line[0] in commands and not (line[0] == "submit" and name != "run.json"):
             error = _refused(warm, here, *line)
-            assert f"run/{name} is damaged: it is gone; clipbatch verify run --restore puts back its copy" in error
+            assert f"run/{name} is damaged: it is gone; clipbatch verify " in error
+            assert "run --restore puts back its copy" in error
     shown = warm("verify", "run", "--restore", cwd=here)
     assert shown.stderr == f"put back run/{name} from copies/{name}\n"
     assert "every one there once, in order and whole" in shown.stdout
@@ -365,26 +366,23 @@ def test_an_odd_report_is_left_out_of_the_page(warm: Cli, here: Path) -> None:
     report = json.loads(path.read_text())
     warm("report", "run", cwd=here)
     assert "Bound by" in (here / "run" / "report.html").read_text()
-    for key in report["this_run"]:
-        for new in VALUES:
-            path.write_bytes(_spoiled(report, ("this_run", key), new))
-            if key in ("rows", "seconds", "stages", "workers", "peak_memory_mib") or new in ("x", 10**400):
-                warm("report", "run", "--examples", 0, cwd=here)
-    for content in ODD.values():
+    odd = [_spoiled(report, ("this_run", key), "x") for key in ("rows", "stages", "workers")]
+    odd += [_spoiled(report, ("this_run", "stages"), {"read": 3}), _spoiled(report, ("hardware", "cpu"), 10**400)]
+    for content in (*odd, ODD["a list"], ODD["deep"]):
         path.write_bytes(content)
-        warm("report", "run", "--examples", 0, cwd=here)
+        warm("report", "run", "--examples", 0, "--out", "page.html", cwd=here)
+        assert "18 images" in (here / "page.html").read_text()
 
 
-def test_a_damaged_cache_of_label_features_is_said_once_and_made_anew(cli: Cli, here: Path, tmp_path: Path) -> None:
+def test_a_damaged_cache_of_label_features_is_said_once_and_made_anew(warm: Cli, here: Path, tmp_path: Path) -> None:
     env = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
-    cli(*_run(), "--out", "first", cwd=here, env=env)
+    warm(*_run(), "--out", "first", cwd=here, env=env)
     (cached,) = (tmp_path / "cache" / "clipbatch" / "text").iterdir()
     content = cached.read_bytes()
     cached.write_bytes(content[:300] + bytes([content[300] ^ 1]) + content[301:])
-    said = cli(
-        *_run(), "--workers", 2, "--shard-size", 4, "--batch-size", 4, "--out", "second", cwd=here, env=env
-    ).stderr
-    assert said.count("were damaged: they are computed anew") == 1
+    said = [warm(*_run(), "--out", out, cwd=here, env=env) for out in ("second", "third")]
+    counts = [(one.stdout + one.stderr).count("were damaged: they are computed anew") for one in said]
+    assert counts == [1, 0]
     assert cached.read_bytes() == content
     assert (here / "second" / "text.npy").read_bytes() == (here / "first" / "text.npy").read_bytes()
 

@@ -65,7 +65,7 @@ _PLAN: dict[str, Any] = {
     "rows": SIZE,
     "identity": Every(dict, None),
     "settings": Every(dict, None),
-    "manifest_rows": SIZE,
+    "manifest_rows": integers(1, 2**40),
     "manifest_sha256": Every(dict, DIGEST, 1),
     "passed_over": Every(dict, COUNT),
     "versions": Every(dict, TEXT),
