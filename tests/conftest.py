@@ -1,5 +1,6 @@
 """What the end-to-end tests share: the command line as users start it, and the parts as one table."""
 
+import json
 import os
 import shutil
 import signal
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipbatch.config import hardware
+from clipbatch.rundir import copies, records
 from tests.support.corpus import photo
 from tests.support.servers import Buckets
 
@@ -82,6 +84,15 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Cli:
     from tests.support.warm import Warm
 
     return Warm({"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("warm")), "HF_HUB_OFFLINE": "1"})
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Write a JSON file of a run directory, and its copy, as if it had been written with what `change` makes of it."""
+    value = json.loads(path.read_text())
+    change(value)
+    del value["sha256"]
+    for target in (path, path.parent / copies.FOLDER / path.name):
+        target.write_bytes(records.seal(json.dumps(value).encode()))
 
 
 def rows(out: Path) -> pa.Table:
