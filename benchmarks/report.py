@@ -48,6 +48,12 @@ REJECTS = (
     Reject(status="too_large", error="60000 x 60000 pixels, over the limit of 178956970", width=60000, height=60000),
 )
 BUSY = {"read": 0.11, "decode": 0.94, "encode": 0.41, "score": 0.02, "write": 0.05}
+MODEL = {
+    **{"name": "clipbatch-demo", "weights_sha256": "0" * 64, "height": 64, "width": 64, "mean": [0.5], "std": [0.5]},
+    **{"interpolation": "bicubic", "resize_mode": "shortest", "fill": 0, "logit_scale": 100.0, "logit_bias": None},
+    "score": "softmax",
+}
+"""Facts of a model; none is loaded."""
 EXPECTED = "a million rows within 60 s and 1 GiB, a page under 5 MB; memory by the number of labels, not of rows."
 
 
@@ -59,7 +65,7 @@ def make_run(images: Path, rows: int, labels: str, out: Path) -> None:
     settings = from_flat({"inputs": [str(listing)], "labels": labels, "model": "clipbatch-demo"})
     plan = planner.plan(settings.replace(shard_size=SHARD, batch_size=BATCH), out)
     run = RunDir(out)
-    fingerprint = run.freeze_model({"name": "clipbatch-demo", "score": "softmax", "width": 64, "height": 64})
+    fingerprint = run.freeze_model(MODEL)
     write, manifest, rng = (
         Write(run, plan, fingerprint=fingerprint, score="softmax", embedding=0),
         Manifest(run, plan),

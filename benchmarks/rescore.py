@@ -70,8 +70,8 @@ def make_source(like: Path, out: Path, listed: Path) -> None:
     run = RunDir(out)
     facts = RunDir(like).model_facts()
     assert facts
-    fingerprint = run.freeze_model(facts)
     run.freeze("text.npy", (like / "text.npy").read_bytes())
+    fingerprint = run.freeze_model(facts)
     width = np.load(like / "text.npy").shape[1]
     write = Write(run, plan, fingerprint=fingerprint, score=facts["score"], embedding=width)
     rng = np.random.default_rng(0)

@@ -1,5 +1,6 @@
 """What the end-to-end tests share: the command line as users start it, and the parts as one table."""
 
+import json
 import os
 import shutil
 import signal
@@ -19,11 +20,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipbatch.config import hardware
+from clipbatch.rundir import copies, records
 from tests.support.corpus import photo
 from tests.support.servers import Buckets
 
 SHARED_PHOTOS = Path(__file__).parents[2] / "shared" / "photos"
 DEMO = ("--labels", "cifar10", "--model", "clipbatch-demo")
+FACTS: dict[str, Any] = {
+    **{"name": "RN50", "weights_sha256": "ab" * 32, "height": 64, "width": 64, "mean": [0.5, 0.25, 0.5], "fill": 0},
+    **{"std": [0.5, 0.5, 0.5], "interpolation": "bicubic", "resize_mode": "shortest", "logit_scale": 100.0},
+    **{"logit_bias": None, "score": "softmax"},
+}
+"""Facts of a model, as the first worker of a run records them."""
 collect_ignore_glob = [] if hardware.has_gpu() else ["gpu/*"]
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -82,6 +90,15 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Cli:
     from tests.support.warm import Warm
 
     return Warm({"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("warm")), "HF_HUB_OFFLINE": "1"})
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Write a JSON file of a run directory, and its copy, as if it had been written with what `change` makes of it."""
+    value = json.loads(path.read_text())
+    change(value)
+    del value["sha256"]
+    for target in (path, path.parent / copies.FOLDER / path.name):
+        target.write_bytes(records.seal(json.dumps(value).encode()))
 
 
 def rows(out: Path) -> pa.Table:

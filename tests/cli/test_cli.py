@@ -34,7 +34,7 @@ SURFACE = {
     "--scores-dtype --template --top-k",
     "compact": "--json --out --rows-per-file",
     "status": "--json",
-    "verify": "--json",
+    "verify": "--json --restore",
     "report": "--examples --out",
     "doctor": "--json --model --pretrained",
     "tune": "--batch-size --budget --decoder --device --image-column --json --limit --model --orientation --out "

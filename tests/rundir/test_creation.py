@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
+from clipbatch.config import from_flat, labels
 from clipbatch.errors import OtherRunError
 from clipbatch.rundir import creation
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.manifest import Manifest
+from clipbatch.runs import plan as planner
 from clipbatch.storage.atomic import file_sha256, temp_name
 from tests.conftest import DEMO, Cli, rows, start
 from tests.support.corpus import make_folder
@@ -61,7 +63,8 @@ def test_planners_of_one_run_agree_on_one_plan(folder: Path, tmp_path: Path) -> 
         plan = RunDir(out).plan()
         assert said == [plan.fingerprint] * 4
         assert [len(Manifest(RunDir(out), plan).rows(shard)) for shard in range(7)] == [32] * 6 + [8]
-        assert sorted(os.listdir(out)) == ["manifest", "parts", "run.json"]
+        assert sorted(os.listdir(out)) == ["copies", "manifest", "parts", "run.json"]
+        assert (out / "copies" / "run.json").read_bytes() == (out / "run.json").read_bytes()
 
 
 def test_of_planners_with_other_settings_one_wins_and_the_others_are_told_why(folder: Path, tmp_path: Path) -> None:
@@ -80,9 +83,10 @@ def plan_in(run: RunDir, text: str) -> tuple[Plan, Path]:
     staged = temp_name(run.path / f"manifest-{text}")
     staged.mkdir()
     (staged / "part-00000.parquet").write_text(text)
-    identity = {"shard_size": 1, "batch_size": 1, "phrases": {"a": "a"}, "templates": ["{}"]}
+    settings = from_flat({"inputs": ["in"], "labels": "a,b", "batch_size": 1, "shard_size": 1})
     digests = {"part-00000.parquet": file_sha256(staged / "part-00000.parquet")}
-    facts: dict[str, Any] = {"settings": {}, "passed_over": {}, "versions": {}}
+    facts: dict[str, Any] = {"settings": settings.flat(), "passed_over": {}, "versions": {}}
+    identity = planner.identity(settings, labels.load(settings.labels), ["in"])
     return Plan(rows=1, identity=identity, manifest_rows=1, manifest_sha256=digests, **facts), staged
 
 

@@ -13,11 +13,12 @@ import pytest
 from clipbatch.config import Settings, auto, from_flat, labels
 from clipbatch.errors import InputError, OtherRunError
 from clipbatch.inputs import listing as listings
-from clipbatch.rundir import creation
+from clipbatch.rundir import copies, creation
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.manifest import Manifest
 from clipbatch.runs import plan
 from clipbatch.runs import plan as planner
+from tests.conftest import FACTS
 
 BASE: dict[str, Any] = {"labels": "zebra,ant", "batch_size": 2, "shard_size": 4, "device": "cpu", "precision": "fp32"}
 BASE["compile"] = "off"
@@ -169,12 +170,12 @@ def test_a_manifest_that_was_changed_is_refused_by_name(tmp_path: Path, images: 
 
 
 def test_the_model_of_a_run_is_frozen_by_the_first_worker_and_another_is_refused(tmp_path: Path, images: Path) -> None:
-    run, facts = RunDir(tmp_path / "out"), {"name": "RN50", "mean": (0.5, 0.25), "weights_sha256": "ab" * 32}
+    run, facts = RunDir(tmp_path / "out"), {**FACTS, "mean": (0.5, 0.25, 0.5)}
     _freeze(run.path, images)
     assert run.fingerprint() is None
     first = run.freeze_model(facts)
     assert run.freeze_model(dict(reversed(facts.items()))) == first == run.fingerprint()
-    for name, value in (("weights_sha256", "cd" * 32), ("mean", (0.5, 0.5)), ("bias", 1.0)):
+    for name, value in (("weights_sha256", "cd" * 32), ("mean", (0.5, 0.5, 0.5)), ("logit_bias", 1.0)):
         with pytest.raises(OtherRunError, match=f"begun with another model: {name} is .* use the same weights"):
             run.freeze_model({**facts, name: value})
     assert run.fingerprint() == first
@@ -230,7 +231,7 @@ def test_overwrite_touches_no_folder_that_is_not_a_run(tmp_path: Path, images: P
 )
 def test_clearing_removes_what_the_run_wrote_and_nothing_else(tmp_path: Path, images: Path, mine: str) -> None:
     run, made = RunDir(tmp_path / "out"), _freeze(tmp_path / "out", images)
-    run.freeze_model({"name": "RN50"})
+    run.freeze_model(FACTS)
     for path in (run.part(0, made.shards), run.path / "report.json", run.path / "text.npy", run.path / mine):
         path.parent.mkdir(exist_ok=True)
         path.touch()
@@ -253,7 +254,8 @@ def test_leftovers_of_the_killed_are_no_part_of_the_next_run(tmp_path: Path, ima
     left = left.replace("PID", str(os.getpid()))
     (run.path / left).parent.mkdir(exist_ok=True)
     (run.path / left).touch()
-    run.plan_file.unlink()  # made by the last step of planning, removed by the first of clearing
+    copies.remove(run.path)
+    run.plan_file.unlink()  # made by the last step of planning but for its copy, and removed by the first of clearing
     made = _freeze(run.path, images, labels="bee,fly", limit=5)
     assert run.done(made) == set()
     assert Manifest(run, made).rows(1)["row_id"].to_pylist() == [4]

@@ -13,12 +13,14 @@ from clipbatch.errors import InputError, OtherRunError
 from clipbatch.rundir.layout import RunDir
 from clipbatch.runs import rescore
 from clipbatch.storage.atomic import file_sha256
-from tests.conftest import DEMO, Cli, rows
+from tests.conftest import DEMO, Cli, rewrite, rows
 from tests.support.corpus import make_folder
 
 FILES, SHARD = 150, 32
 NEAR = 2e-3
 """Embeddings are saved as float16, so scores move a little: by less than this where softmax has a scale of 100."""
+IN_BOTH = ("settings", "identity")
+"""Where `run.json` has a setting that decides what rows are."""
 GROUPS = """
 [groups.thing]
 labels = ["airplane", "cat", "ship"]
@@ -179,9 +181,7 @@ def test_what_cannot_be_rescored_is_refused_and_nothing_is_left(
     shutil.copytree(source, run)
     (manifest,) = (run / "manifest").iterdir()
     if spoil == "no embeddings":
-        plan = json.loads((run / "run.json").read_text())
-        plan["settings"]["embeddings"] = False
-        (run / "run.json").write_text(json.dumps(plan))
+        rewrite(run / "run.json", lambda plan: [plan[where].update(embeddings=False) for where in IN_BOTH])
     elif spoil == "unfinished":
         (run / "parts" / "part-00002.parquet").unlink()
     elif spoil == "manifest":
@@ -212,9 +212,7 @@ def test_a_carried_column_that_the_new_scores_would_hide_is_refused(source: Path
     table = pq.read_table(manifest)
     manifest.unlink()
     pq.write_table(table.append_column("Kind_Label", pa.nulls(len(table), pa.string())), manifest)
-    plan = json.loads((run / "run.json").read_text())
-    plan["manifest_sha256"] = {manifest.name: file_sha256(manifest)}
-    (run / "run.json").write_text(json.dumps(plan))
+    rewrite(run / "run.json", lambda plan: plan.update(manifest_sha256={manifest.name: file_sha256(manifest)}))
     (tmp_path / "g.toml").write_text('[groups.kind]\nlabels = ["a", "b"]')
     with pytest.raises(InputError, match=r"a column 'Kind_Label' of its input.* rename the label group"):
         _plan(run, tmp_path / "out", labels=str(tmp_path / "g.toml"))
@@ -225,8 +223,7 @@ def test_a_damaged_source_is_refused_with_the_remedy(warm: Cli, source: Path, tm
     run = tmp_path / "run"
     shutil.copytree(source, run)
     if damage == "another model":
-        facts = json.loads((run / "model.json").read_text())
-        (run / "model.json").write_text(json.dumps({**facts, "weights_sha256": "0" * 64}))
+        rewrite(run / "model.json", lambda facts: facts.update(weights_sha256="0" * 64))
         said = "are not those that the embeddings were made with"
     else:
         said = f"{run / 'parts' / 'part-00002.parquet'} is damaged: "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Annotated, Optional
 
 import typer
@@ -29,27 +30,47 @@ def status_command(run: RunDirectory, as_json: Json = False) -> None:
 
 
 @app.command("verify", rich_help_panel=PANEL)
-def verify_command(run: RunDirectory, as_json: Json = False) -> None:
+def verify_command(
+    run: RunDirectory,
+    restore: Annotated[
+        bool,
+        typer.Option("--restore", help="First put back run.json, model.json and text.npy where they are damaged."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Check that every row is there once, in order, whole and of this run. Exit code 5 if not.
+
+    --restore takes a damaged file of the three from its second copy, or makes the copy anew; it touches no part.
 
     Example: clipbatch verify scores/
     """
+    from clipbatch.rundir import damage
+    from clipbatch.rundir.layout import RunDir
     from clipbatch.runs import run as api
 
+    for line in damage.restore(RunDir(run)) if restore else ():
+        print(line, file=sys.stderr)
     plan, found = api.verify(run)
+    files = damage.problems(RunDir(run), plan)
     if as_json:
-        print(json.dumps({"rows": plan.rows, "parts": plan.shards, "problems": [text for _, text in found]}, indent=2))
-    elif not found:
+        texts = [*files, *(text for _, text in found)]
+        print(json.dumps({"rows": plan.rows, "parts": plan.shards, "problems": texts}, indent=2))
+    elif not found and not files:
         parts = "1 part" if plan.shards == 1 else f"{plan.shards} parts"
         print(f"{run}: {plan.rows} rows in {parts}, every one there once, in order and whole")
+    wrong = []
+    if files:
+        wrong.append(_damage(f"{len(files)} files beside the parts are", files, damage.remedy(RunDir(run))))
     if found:
-        lines = [text for _, text in found[:_SHOWN]]
-        if len(found) > _SHOWN:
-            lines.append(f"and {len(found) - _SHOWN} more, which --json names")
-        raise DamagedError(
-            "\n".join([f"{len(found)} of {plan.shards} parts are not as they should be:", *lines, ""])
-            + f"remedy: clipbatch run --out {run} --repair"
-        )
+        remedy = f"clipbatch run --out {run} --repair"
+        wrong.append(_damage(f"{len(found)} of {plan.shards} parts are", [text for _, text in found], remedy))
+    if wrong:
+        raise DamagedError("\n\n".join(wrong))
+
+
+def _damage(what: str, lines: list[str], remedy: str) -> str:
+    more = [f"and {len(lines) - _SHOWN} more, which --json names"] if len(lines) > _SHOWN else []
+    return "\n".join([f"{what} not as they should be:", *lines[:_SHOWN], *more, "", f"remedy: {remedy}"])
 
 
 @app.command("report", rich_help_panel=PANEL)

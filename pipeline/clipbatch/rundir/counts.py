@@ -1,8 +1,8 @@
 """How many rows of which status finished parts have, as their footers say; each footer is read once.
 
 What was read is kept in `.counts.json`, with the size, time and file number that the part had then: a part that was
-replaced differs in one of them and is read again. The file is a cache. Without it everything is read, and of many
-writers the last one's stays.
+replaced differs in one of them and is read again. The file is a cache, and carries a digest of its own. Without it, or
+where it is damaged, everything is read, and of many writers the last one's stays.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import pyarrow.parquet as pq
 
 from clipbatch.errors import InputError
 from clipbatch.rundir.layout import Plan, RunDir, part_name
+from clipbatch.rundir.records import seal, unseal
+from clipbatch.rundir.shapes import DamagedRecordError
 from clipbatch.storage.atomic import publish
 from clipbatch.storage.paths import Place, StorePath, parquet_source
 
@@ -41,7 +43,7 @@ def tally(run: RunDir, plan: Plan, shards: Collection[int]) -> dict[int, Counts]
                 names[shard]: [facts.get(names[shard]), counts] for shard, counts in zip(unread, fresh, strict=True)
             }
         with contextlib.suppress(InputError), publish(run.path / CACHE) as file:
-            file.write(json.dumps({name: entry for name, entry in cached.items() if name in facts}).encode())
+            file.write(seal(json.dumps({name: entry for name, entry in cached.items() if name in facts}).encode()))
     return {shard: cached[name][1] for shard, name in names.items()}
 
 
@@ -68,8 +70,8 @@ def _facts(run: RunDir) -> dict[str, list[int]]:
 
 
 def _cached(run: RunDir) -> dict[str, Any]:
-    with contextlib.suppress(OSError, ValueError):
-        cached = json.loads((run.path / CACHE).read_bytes())
-        if isinstance(cached, dict):
+    with contextlib.suppress(OSError, DamagedRecordError):
+        cached, digest = unseal((run.path / CACHE).read_bytes())
+        if digest is not None:
             return cached
     return {}

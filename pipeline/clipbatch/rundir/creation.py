@@ -4,11 +4,12 @@
 their own plan and go by that one. No lock is held, so nobody waits for one that died: what was left without a
 `run.json` belongs to no run, and is cleared away by the next planner.
 
-    replacing a run   run.json goes first: from then on its workers write no further part (`RunDir.plan_of`)
+    replacing a run   run.json goes first, but for its copy: from then on its workers write no further part
+                      (`RunDir.plan_of`)
     clearing          parts and what its workers froze; the folder of parts is renamed away, so that a worker which had
                       begun to write one cannot finish it
     the manifest      renamed in, or found there with the same bytes
-    run.json          last
+    run.json          last, but for its copy; so a copy without run.json is damage, and no planner clears that away
 
 Knows no listing and no settings.
 """
@@ -24,6 +25,7 @@ import time
 from pathlib import Path
 
 from clipbatch.errors import InputError, OtherRunError
+from clipbatch.rundir import copies
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.storage.atomic import file_sha256, publish, sync_folder, temp_name, writing_failed
 from clipbatch.storage.paths import Place, StorePath, names
@@ -65,6 +67,7 @@ def begin(run: RunDir, plan: Plan, staged: Path, *, replace: bool) -> Plan:
     if replace:
         clear(run)
     else:
+        _check_lost(run)
         with contextlib.suppress(OtherRunError):  # one that stands, or just came: it is gone by then
             _clear_results(run)
     if not run.exists():
@@ -77,6 +80,7 @@ def begin(run: RunDir, plan: Plan, staged: Path, *, replace: bool) -> Plan:
 
 def clear(run: RunDir) -> None:
     """Remove what a run wrote here, and nothing else."""
+    copies.remove(run.path)
     with contextlib.suppress(FileNotFoundError):
         if isinstance(run.plan_file, StorePath):
             run.plan_file.unlink()
@@ -94,6 +98,7 @@ def _clear_results(run: RunDir) -> None:
     for name in _FILES:
         _check_nobody_began(run)
         (run.path / name).unlink(missing_ok=True)
+    copies.remove(run.path)
 
 
 def _remove_folder(run: RunDir, folder: Place) -> None:
@@ -110,6 +115,14 @@ def _remove_folder(run: RunDir, folder: Place) -> None:
         else:
             for name in ours:
                 (folder / name).unlink(missing_ok=True)
+
+
+def _check_lost(run: RunDir) -> None:
+    """Raises: InputError where `run.json` is gone, and its copy shows that nobody has thrown the run away."""
+    name = run.plan_file.name
+    copied, there = copies.content(run.path, name), run.exists()  # in this order: run.json comes first, and goes last
+    if copied is not None and not there and copies.content(run.path, name) is not None:
+        raise InputError(f"{copies.damaged(run.path, name, 'it is gone')}, and --overwrite throws the run away")
 
 
 def _check_nobody_began(run: RunDir) -> None:
@@ -152,8 +165,9 @@ def _digests(folder: Path) -> dict[str, str]:
 def stranger(run: RunDir) -> str | None:
     """The name of something in the directory that no run wrote."""
     for name in sorted(names(run.path)):
-        if name in (run.manifest.name, run.parts.name):
-            inside = [entry for entry in names(run.path / name) if not _OURS.fullmatch(entry)]
+        if name in (run.manifest.name, run.parts.name, copies.FOLDER):
+            ours = copies.NAMES if name == copies.FOLDER else ()
+            inside = [entry for entry in names(run.path / name) if not _OURS.fullmatch(entry) and entry not in ours]
             if inside:
                 return f"{name}/{min(inside)}"
         elif name not in (*_FILES, "slurm") and not name.startswith("."):

@@ -3,7 +3,14 @@
     run.json                    the frozen `Plan`
     manifest/part-*.parquet     row_id, uri, root, span, and the columns that the input carries
     model.json, text.npy        facts of the loaded model and its label features, frozen by the first worker
+    copies/                     run.json, model.json and text.npy once more (`copies`)
     parts/part-*.parquet        one file a shard; there or not there is the only record of what is done
+
+Old runs go on. The rule for a field that is added to the identity, to `Plan` or to the facts of the model after format
+3 was begun: its default is None, which means "as before"; absent and None are the same, and None is not written, so
+that a run without it keeps its fingerprint. `records` has the names that are always written; whatever is not among
+them is optional, without more ado. `FORMAT` stays, a fingerprint is computed with the run's own format, and a key that
+is not known is refused as a newer version's. Columns follow the run's plan, never the version of the code.
 
 Knows nothing of images or models.
 """
@@ -22,8 +29,9 @@ from typing import Any
 from clipbatch.config import Settings, from_flat
 from clipbatch.config.labels import LabelSet
 from clipbatch.errors import InputError, OtherRunError
+from clipbatch.rundir import copies, records
 from clipbatch.storage.atomic import as_json, publish, sync_folder, temp_name, writing_failed
-from clipbatch.storage.paths import Place, StorePath, names, place
+from clipbatch.storage.paths import Place, StorePath, names, parquet_source, place
 
 FORMAT = 3
 """Version of the run directory's layout and output schema; part of every fingerprint."""
@@ -49,6 +57,10 @@ class Plan:
     """Rows whose uri an earlier row has; None: not counted."""
     rescored: str | None = None
     """The run directory whose embeddings are scored in place of images: a url or an absolute path."""
+    format: int = FORMAT
+    """In which the run was begun."""
+    sha256: str | None = dataclasses.field(default=None, compare=False)
+    """Which `run.json` carries; None where it has not been written, or by an old version, which wrote no digests."""
 
     @property
     def shard_size(self) -> int:
@@ -64,7 +76,8 @@ class Plan:
 
     @property
     def fingerprint(self) -> str:
-        return digest_of({**self.identity, "manifest": self.manifest_sha256, "format": FORMAT})
+        identity = records.sparse(self.identity, records.IDENTITY_3)
+        return digest_of({**identity, "manifest": self.manifest_sha256, "format": self.format})
 
     @property
     def labels(self) -> LabelSet:
@@ -77,6 +90,25 @@ class Plan:
         """The row_ids of `shard`."""
         return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.rows))
 
+    def file_rows(self, number: int) -> int:
+        """Rows in file `number` of the manifest."""
+        return min(self.manifest_rows, self.rows - number * self.manifest_rows)
+
+    def content(self) -> bytes:
+        """What `run.json` is to hold, with its digest."""
+        value = dataclasses.asdict(self) | {"sha256": None}
+        value["identity"] = records.sparse(self.identity, records.IDENTITY_3)
+        value["settings"] = records.sparse(self.settings, records.SETTINGS_3)
+        return records.seal(as_json(records.sparse(value, records.PLAN_3)))
+
+    @staticmethod
+    def of(content: bytes) -> Plan:
+        """The plan in `content`. Raises: DamagedRecordError, OtherVersionError."""
+        value, sha256 = records.unseal(content)
+        records.check_format(value, FORMAT)
+        records.check_plan(value)
+        return Plan(**value, sha256=sha256)
+
 
 class RunDir:
     """A run directory at `path`, a local one or a url in a store; making the object touches nothing."""
@@ -87,20 +119,24 @@ class RunDir:
         self.model_file = self.path / "model.json"
         self.manifest = self.path / "manifest"
         self.parts = self.path / "parts"
+        self._read: tuple[bytes, Plan] | None = None
 
     def exists(self) -> bool:
         return self.plan_file.is_file()
 
     def plan(self) -> Plan:
-        """Raises: InputError where there is no plan, or one of another version."""
-        found = self._read_json(self.plan_file)
-        if found is None:
+        """Raises: InputError where there is no plan, one of another version, or a damaged one, with the remedy."""
+        content = copies.read(self.path, self.plan_file.name)
+        if content is None:
             inside = sorted(self.path.glob("increment-*")) if not isinstance(self.path, StorePath) else []
             remedy = f"it is a dataset, so name a run in it: {inside[-1]}" if inside else "start one with clipbatch run"
             raise InputError(f"{self.path} is not a run directory: it has no run.json; {remedy}")
-        if found.pop("format", None) != FORMAT:
-            raise InputError(f"{self.plan_file} is of another clipbatch version: finish it with that one")
-        return Plan(**found)
+        if self._read is None or self._read[0] != content:
+            plan = copies.parsed(self.path, self.plan_file.name, content, Plan.of)
+            if plan.sha256 is None:
+                _check_rows(self, plan)
+            self._read = content, plan
+        return self._read[1]
 
     def plan_of(self, fingerprint: str) -> Plan:
         """The plan, if it is still the one with `fingerprint`. Raises: OtherRunError where it is not."""
@@ -118,8 +154,10 @@ class RunDir:
 
     def freeze_plan(self, plan: Plan) -> Plan:
         """Publish `run.json`, from when on the run exists, unless it is there already; returns the plan that stands."""
-        self.freeze(self.plan_file.name, as_json(dataclasses.asdict(plan) | {"format": FORMAT}))
-        return self.plan()
+        self.freeze(self.plan_file.name, plan.content())
+        if (standing := self.plan()).sha256 is not None:
+            copies.make(self.path, self.plan_file.name)
+        return standing
 
     def freeze_model(self, facts: Mapping[str, Any]) -> str:
         """Record the loaded model's facts, or compare them with what the first worker recorded.
@@ -127,8 +165,13 @@ class RunDir:
         Returns the fingerprint that every part of this run carries: the plan's and the model's together.
         Raises: OtherRunError naming the fact that differs.
         """
-        facts = json.loads(json.dumps(facts))
-        frozen = json.loads(self.freeze(self.model_file.name, json.dumps(facts, indent=2).encode()))
+        facts = json.loads(json.dumps(records.sparse(facts, records.FACTS_3)))
+        if (frozen := self.model_facts()) is None:
+            old = self.plan().sha256 is None
+            self.freeze(self.model_file.name, as_json(facts) if old else records.seal(as_json(facts)))
+            frozen = self.model_facts() or {}
+            if not old:
+                copies.make(self.path, self.model_file.name)
         _same(
             frozen, facts, f"{self.path} was begun with another model", "use the same weights, or choose another --out"
         )
@@ -167,7 +210,11 @@ class RunDir:
         return target.read_bytes()
 
     def model_facts(self) -> dict[str, Any] | None:
-        return self._read_json(self.model_file)
+        """What `model.json` holds; None where no worker has loaded the model.
+
+        Raises: InputError where it is damaged, with the remedy."""
+        content = copies.read(self.path, self.model_file.name)
+        return None if content is None else copies.parsed(self.path, self.model_file.name, content, facts_of)
 
     def fingerprint(self) -> str | None:
         """Of the plan and the model together; None before a worker has loaded the model."""
@@ -209,14 +256,12 @@ class RunDir:
             "choose another --out, give the same settings, or --overwrite",
         )
 
-    def _read_json(self, path: Place) -> dict[str, Any] | None:
-        try:
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except (OSError, ValueError) as error:
-            raise InputError(f"cannot read {path}: {error}; restore it, or start again with --overwrite") from error
-        return found
+
+def facts_of(content: bytes) -> dict[str, Any]:
+    """The facts of the model in `content`. Raises: DamagedRecordError, OtherVersionError."""
+    facts, _ = records.unseal(content)
+    records.check_facts(facts)
+    return facts
 
 
 def part_name(shard: int, shards: int) -> str:
@@ -229,22 +274,26 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
 
+def _check_rows(run: RunDir, plan: Plan) -> None:
+    """Of a run that carries no digests: whether the files of its manifest have the rows that `run.json` says.
+
+    Raises: InputError where they do not, or cannot be read.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for number, name in enumerate(sorted(plan.manifest_sha256)):
+        path = run.manifest / name
+        try:
+            rows = pq.read_metadata(parquet_source(path)).num_rows
+        except (OSError, pa.ArrowException) as error:
+            what = "it is gone" if isinstance(error, FileNotFoundError) else str(error).splitlines()[0]
+            raise InputError(f"cannot read the manifest {path}: {what}; restore it from a backup") from error
+        if rows != plan.file_rows(number):
+            what = f"by it the manifest file {name} has {plan.file_rows(number)} rows, and it has {rows}"
+            raise copies.damaged(run.path, run.plan_file.name, what)
+
+
 def _same(frozen: Mapping[str, Any], given: Mapping[str, Any], what: str, remedy: str) -> None:
-    for name in sorted(frozen.keys() | given.keys()):
-        ours, theirs = (_comparable(side.get(name)) for side in (frozen, given))
-        if ours != theirs:
-            ours, theirs = (_short(side, other) for side, other in ((ours, theirs), (theirs, ours)))
-            raise OtherRunError(f"{what}: {name} is {theirs} now and {ours} there; {remedy}")
-
-
-def _comparable(value: Any) -> Any:
-    return json.dumps(value)
-
-
-def _short(text: str, other: str) -> str:
-    """`text` cut to a line's worth from where it begins to differ from `other`."""
-    if len(text) <= 80:
-        return text
-    differ = next((at for at, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), 0)
-    at = max(0, differ - 20)
-    return f"{'...' if at else ''}{text[at : at + 60]}... ({len(text)} characters)"
+    if differs := records.difference(frozen, given):
+        raise OtherRunError(f"{what}: {differs}; {remedy}")

@@ -135,6 +135,10 @@ class Manifest:
         table = file.read_row_groups(groups)
         return table.slice(first - self._starts[groups[0]], len(wanted))
 
+    def check(self, shard: int) -> None:
+        """Raises: InputError where the file with the rows of `shard` is not the one that was frozen."""
+        self._open(self._plan.shard_rows(shard).start // self._plan.manifest_rows)
+
     def items(self, rows: pa.Table) -> list[Item]:
         """The rows of a shard, or some of them, as items to read."""
         columns = (rows[name].to_pylist() for name in ("row_id", "uri", "root", "span"))
@@ -163,9 +167,15 @@ class Manifest:
                 raise InputError(f"cannot read the manifest {path}: {error.strerror}; restore it") from error
             if digest != self._plan.manifest_sha256.get(path.name):
                 raise InputError(
-                    f"the manifest {path} was changed after the run began: restore it, or start again with --overwrite"
+                    f"the manifest {path} was changed after the run began: restore it from a backup, or plan the same "
+                    "input into another folder and copy it from there"
                 )
             self._file, self._number = pq.ParquetFile(parquet_source(path)), number
+            if (rows := self._file.metadata.num_rows) != self._plan.file_rows(number):
+                raise InputError(
+                    f"{self._run.plan_file} is damaged: by it the manifest {path} has {self._plan.file_rows(number)} "
+                    f"rows, and it has {rows}; put it back from a backup"
+                )
             sizes = [self._file.metadata.row_group(g).num_rows for g in range(self._file.num_row_groups)]
             self._starts = [sum(sizes[:group]) for group in range(len(sizes) + 1)]
         return self._file

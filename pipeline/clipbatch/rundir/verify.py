@@ -10,10 +10,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clipbatch.config.memory_limits import too_little_memory
+from clipbatch.errors import InputError
 from clipbatch.rundir.checksum import is_whole
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.manifest import Manifest
 from clipbatch.rundir.schema import GroupColumns, group_columns
+from clipbatch.storage.paths import Place, parquet_source
 
 
 def problems(run: RunDir, plan: Plan, shards: Iterable[int]) -> Iterator[tuple[int, str]]:
@@ -27,9 +29,32 @@ def problems(run: RunDir, plan: Plan, shards: Iterable[int]) -> Iterator[tuple[i
             yield shard, f"{run.part(shard, plan.shards)}: {wrong}"
 
 
+def check_plan(run: RunDir, plan: Plan) -> None:
+    """Raises: InputError where the run carries no digests, and all of its parts agree that they are of another one:
+    then its `run.json` or `model.json` is damaged, and no part."""
+    done = sorted(run.done(plan))
+    if plan.sha256 is not None or not done:
+        return
+    found = {_fingerprint(run.part(shard, plan.shards)) for shard in done}
+    if len(found) == 1 and found.isdisjoint((run.fingerprint(), None)):
+        raise InputError(
+            f"{run.plan_file} or {run.model_file} is damaged: all {len(done)} parts were made with others; put back "
+            "the ones that go with them from a backup"
+        )
+
+
+def _fingerprint(part: Place) -> str | None:
+    """Of the run that the part says it is of; None where it cannot be read."""
+    try:
+        return str((pq.read_metadata(parquet_source(part)).metadata or {})[b"clipbatch.fingerprint"].decode())
+    except (OSError, pa.ArrowException, KeyError, ValueError):
+        return None
+
+
 def _problem(
     run: RunDir, plan: Plan, manifest: Manifest, shard: int, fingerprint: str | None, groups: list[GroupColumns]
 ) -> str | None:
+    manifest.check(shard)
     path = run.part(shard, plan.shards)
     if not path.exists():
         return "not there"

@@ -14,7 +14,7 @@ from typing import Any
 
 from clipbatch.config import Settings, from_flat
 from clipbatch.errors import ClipbatchError, InputError, TooManyBadError
-from clipbatch.rundir import replacement
+from clipbatch.rundir import damage, replacement
 from clipbatch.rundir import verify as verifier
 from clipbatch.rundir.counts import tally
 from clipbatch.rundir.layout import Plan, RunDir
@@ -79,6 +79,7 @@ def run(
         settings = settings.replace(device=workers.device)
         frozen = plan(settings, out, overwrite=overwrite)
         run_dir = RunDir(out)
+        damage.protect(run_dir, frozen)
         mine = rank.part(ranks.named_shards(settings.launch.shards, frozen.shards))
         remove_leftovers(run_dir.path)
         remove_leftovers(run_dir.parts)
@@ -197,4 +198,5 @@ def verify(out: str | os.PathLike[str]) -> tuple[Plan, list[tuple[int, str]]]:
 def _problems(run_dir: RunDir, frozen: Plan, shards: Iterable[int]) -> list[tuple[int, str]]:
     if run_dir.done(frozen) and run_dir.model_facts() is None:
         raise InputError(f"{run_dir.model_file} is gone, without which no part can be checked: restore it")
+    verifier.check_plan(run_dir, frozen)
     return list(verifier.problems(run_dir, frozen, shards))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import io
 import resource
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,13 +20,14 @@ from numpy.typing import NDArray
 from clipbatch.config import Settings
 from clipbatch.config.labels import LabelSet
 from clipbatch.errors import InputError
+from clipbatch.rundir import features
+from clipbatch.rundir.damage import protect
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.manifest import Manifest
 from clipbatch.rundir.schema import LISTING
 from clipbatch.stages.decode import Decode
 from clipbatch.stages.decode.geometry import Target
 from clipbatch.stages.encode import Encode, Model, check_device, device_facts, load, text_features
-from clipbatch.stages.encode.text import npy_bytes
 from clipbatch.stages.flow import Flow, Stage, bottleneck
 from clipbatch.stages.journal import Journal
 from clipbatch.stages.profiling import ranged
@@ -171,12 +171,13 @@ class ShardPipeline:
         facts = model.model.facts() if model else (saved and saved.model_facts()) or {}
         kind = scoring(settings, facts)
         run.plan_of(fingerprint)  # again, as loading takes long, and what is frozen now is for whoever comes after
-        sealed = run.freeze_model({**facts, "score": kind})
-        frozen = run.frozen("text.npy")
-        if frozen is None:
-            features = text_features(model.model if model else _load_the_same(settings, facts), plan.labels.prompts)
-            frozen = run.freeze("text.npy", npy_bytes(features))
-        text_LD = np.load(io.BytesIO(frozen))
+
+        def encode_labels() -> NDArray[np.float32]:
+            return text_features(model.model if model else _load_the_same(settings, facts), plan.labels.prompts, say)
+
+        text_LD, text_sha256 = features.freeze(run, plan, encode_labels)
+        sealed = run.freeze_model({**facts, "score": kind, "text_sha256": text_sha256})
+        protect(run, plan)
         score = scorer(text_LD, facts, kind, labels=plan.labels, embeddings=settings.output.embeddings, device=device)
         write = Write(run, plan, fingerprint=sealed, score=kind, embedding=text_LD.shape[1])
         check = functools.partial(run.plan_of, fingerprint)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,28 +16,38 @@ from torch.nn import functional
 
 from clipbatch.config import hardware
 from clipbatch.errors import InputError
+from clipbatch.rundir import features
+from clipbatch.rundir.shapes import DamagedRecordError
 from clipbatch.stages.encode.model import Model
 from clipbatch.storage.atomic import publish
 
 _PROMPTS_AT_ONCE = 64
+_SUFFIX = ".npy+sha256"
+"""Of a file with its digest at its end; a file of an old version, without one, has another name and is not read."""
+_DIGEST_BYTES = hashlib.sha256().digest_size
 
 
-def text_features(model: Model, prompts: list[list[str]]) -> NDArray[np.float32]:
+def text_features(model: Model, prompts: list[list[str]], say: Callable[[str], object] = print) -> NDArray[np.float32]:
     """`text_LD`: for each label the mean of its prompts' unit vectors, brought to unit length, as
-    `open_clip.build_zero_shot_classifier` does it. Read from the cache where they are there already."""
+    `open_clip.build_zero_shot_classifier` does it. Read from the cache where they are there already.
+
+    say: told where what the cache held was damaged.
+    """
     key = json.dumps([model.name, model.weights_sha256, prompts, _PROMPTS_AT_ONCE])  # the last bits depend on that too
-    cached = cache_folder("text") / f"{hashlib.sha256(key.encode()).hexdigest()}.npy"
+    cached = cache_folder("text") / f"{hashlib.sha256(key.encode()).hexdigest()}{_SUFFIX}"
     try:
-        found: NDArray[np.float32] = np.load(cached, allow_pickle=False)
-        if found.shape[0] == len(prompts):
-            return found
-    except (OSError, ValueError, EOFError):
+        content = cached.read_bytes()
+        return features.parse(content[:-_DIGEST_BYTES], len(prompts), content[-_DIGEST_BYTES:].hex())
+    except DamagedRecordError:
+        say(f"the label features kept in {cached} were damaged: they are computed anew")
+    except OSError:
         pass
     text_LD = _encode(model, prompts)
+    content = features.npy_bytes(text_LD)
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
         with publish(cached) as file:
-            file.write(npy_bytes(text_LD))
+            file.write(content + hashlib.sha256(content).digest())
     except (OSError, InputError):  # a cache that cannot be written is no reason to stop
         pass
     return text_LD
@@ -47,13 +57,6 @@ def cache_folder(name: str) -> Path:
     """`$XDG_CACHE_HOME/clipbatch/NAME`, by default below ~/.cache."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(base, "clipbatch", name)
-
-
-def npy_bytes(array: NDArray[np.float32]) -> bytes:
-    """`array` as the content of an .npy file."""
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()
 
 
 def _encode(model: Model, prompts: list[list[str]]) -> NDArray[np.float32]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -10,6 +10,8 @@ from typing import Any
 
 from clipbatch.errors import InputError
 from clipbatch.rundir.layout import RunDir
+from clipbatch.rundir.records import unseal
+from clipbatch.rundir.shapes import DamagedRecordError
 from clipbatch.storage.atomic import publish
 from clipbatch.storage.paths import Place, place
 from clipbatch.tools.htmlreport import gather, page, thumbnails
@@ -47,9 +49,7 @@ def write(path: str | os.PathLike[str], *, out: str | None = None, examples: int
 
 
 def _report_json(run: RunDir) -> dict[str, Any]:
-    """What the last invocation wrote; nothing where it never came to its end."""
-    try:
-        found = json.loads(run.frozen("report.json") or b"{}")
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
+    """What the last invocation wrote; nothing where it never came to its end, or the file is damaged."""
+    with contextlib.suppress(OSError, DamagedRecordError):
+        return unseal(run.frozen("report.json") or b"{}")[0]
+    return {}

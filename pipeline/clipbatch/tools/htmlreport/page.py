@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from clipbatch import __version__
 from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.rundir.shapes import NUMBER, TEXT, Every, fits
 from clipbatch.storage.paths import Place, StorePath
 from clipbatch.tools.htmlreport import figures, series, template
 from clipbatch.tools.htmlreport.gather import MOST_BAD, BadImage, Gathered, LabelFacts, SetFacts
@@ -73,17 +74,14 @@ _LABELS_AT_ONCE = 20
 """Rows of the labels' table that show without opening it."""
 _SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _MESSAGES = 3
-_THIS_RUN = (
-    "rows",
-    "seconds",
-    "images_per_s",
-    "load_s",
-    "bottleneck",
-    "stages",
-    "peak_memory_mib",
-    "restarts",
-    "workers",
-)
+_STAGE = {"load": NUMBER, "starved_s": NUMBER, "blocked_s": NUMBER}
+_THIS_RUN = {
+    **dict.fromkeys(("rows", "seconds", "images_per_s", "load_s", "peak_memory_mib", "restarts"), NUMBER),
+    "bottleneck": TEXT,
+    "stages": Every(dict, _STAGE),
+    "workers": Every(list, {"device": TEXT}),
+}
+_HARDWARE = {"host": TEXT, "cpu": TEXT, "cores": NUMBER, "memory_gib": NUMBER}
 _PICTURE_BYTES = 3_200_000
 """For all thumbnails together, in base64."""
 
@@ -134,7 +132,7 @@ def _fixed(facts: Facts) -> dict[str, Any]:
         "ok": found.statuses["ok"],
         "bad_rows": found.rows - found.statuses["ok"],
         "this_run": _complete(facts.report.get("this_run"), _THIS_RUN),
-        "hardware": _complete(facts.report.get("hardware"), ("host", "cpu", "cores", "memory_gib")),
+        "hardware": _complete(facts.report.get("hardware"), _HARDWARE),
         "model": facts.run.model_facts() or {},
         "fingerprint": facts.run.fingerprint() or "",
         "statuses": _statuses(found),
@@ -153,9 +151,9 @@ def _title(path: Place) -> str:
     return path.name if isinstance(path, StorePath) else path.resolve().name
 
 
-def _complete(entry: Any, names: tuple[str, ...]) -> dict[str, Any] | None:
-    """`entry`, or None where another version of clipbatch left out one of `names`."""
-    return entry if isinstance(entry, dict) and all(name in entry for name in names) else None
+def _complete(entry: Any, shape: Mapping[str, Any]) -> dict[str, Any] | None:
+    """`entry`, or None where another version of clipbatch left out what the page shows, or it is damaged."""
+    return entry if fits(entry, shape) else None
 
 
 def _cut(fixed: Mapping[str, Any], most: int) -> dict[str, Any]:
