@@ -171,6 +171,18 @@ class PartDone:
     """Why the part that was there has been kept, in words; None where the new one is published."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerReport:
+    """What a worker has to say of its work at its end."""
+
+    times: dict[str, dict[str, float]]
+    """Seconds and load by stage, as `flow.Flow.times` gives them."""
+    peak_mib: int
+    """Peak resident memory of the process."""
+    facts: dict[str, str | float]
+    """The device in words, its peak memory, and what came of memory and precision."""
+
+
 def counts_text(counts: Mapping[str, int]) -> str:
     """Rows by status in words, as in `30 ok, 5 missing, 1 empty`."""
     bad = sorted(((count, status) for status, count in counts.items() if status != "ok"), reverse=True)

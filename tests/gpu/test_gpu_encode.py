@@ -59,11 +59,10 @@ def test_fp16_is_near_fp32_on_the_cpu(model: Model) -> None:
     assert cosine.min() >= 0.99
 
 
-def test_a_graph_replays_the_same_bits(model: Model) -> None:
-    said: list[str] = []
-    encode = encoder(model, "fp16", say=said.append)
+def test_a_graph_replays_the_same_bits(model: Model, caplog: pytest.LogCaptureFixture) -> None:
+    encode = encoder(model, "fp16")
     assert isinstance(encode._whole, Graph)
-    assert said == []
+    assert caplog.messages == []
     stream = encode._stream
     for seed in range(4):
         batch = batch_of(seed)
@@ -116,11 +115,10 @@ def test_fp8_is_near_where_the_chip_has_it_and_refused_where_not(model: Model) -
     assert facts["fp8_cosine_mean"] >= 0.98
 
 
-def test_a_batch_that_does_not_fit_is_encoded_in_pieces(model: Model) -> None:
-    said: list[str] = []
+def test_a_batch_that_does_not_fit_is_encoded_in_pieces(model: Model, caplog: pytest.LogCaptureFixture) -> None:
     batch = batch_of(1, 2048)
     expected = embedded(encoder(model, "fp16", batch=2048), batch)
-    encode = encoder(model, "fp16", batch=2048, say=said.append)
+    encode = encoder(model, "fp16", batch=2048)
     encode._whole = encode.embed  # the graph has its memory already
     torch.cuda.empty_cache()
     held, total = torch.cuda.memory_allocated(), torch.cuda.get_device_properties(0).total_memory
@@ -129,7 +127,7 @@ def test_a_batch_that_does_not_fit_is_encoded_in_pieces(model: Model) -> None:
         made = embedded(encode, batch)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    assert any("ran out of memory" in text for text in said)
+    assert any("ran out of memory" in text for text in caplog.messages)
     assert 1 <= encode.facts()["encoded_at_once"] < 2048
     torch.testing.assert_close(made, expected, rtol=0, atol=5e-3)
 

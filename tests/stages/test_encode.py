@@ -78,19 +78,20 @@ def test_a_batch_that_is_not_full_costs_little_more_than_its_images(images: int,
     torch.testing.assert_close(torch.as_tensor(made).double(), whole[:slots], rtol=0, atol=1e-6)
 
 
-def test_batches_that_do_not_fit_are_encoded_in_halves_from_then_on_and_that_is_said() -> None:
-    said: list[str] = []
+def test_batches_that_do_not_fit_are_encoded_in_halves_from_then_on_and_that_is_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     tower = Tower(most=3)
-    encode = Encode(model_of(tower), precision="fp32", device="cpu", batch_size=BATCH, say=said.append)
+    encode = Encode(model_of(tower), precision="fp32", device="cpu", batch_size=BATCH)
     for seed in (1, 2):
         made = encode(batch_of(seed)).image_BD
         torch.testing.assert_close(
             torch.as_tensor(made).double(), reference(Tower(BATCH), batch_of(seed)), rtol=0, atol=1e-6
         )
     assert tower.seen == [8, 4, 2, 2, 2, 2, 2, 2, 2, 2]
-    assert [text.split(":")[0] for text in said] == ["the GPU ran out of memory"] * 2
-    assert "2 images at a time" in said[-1]
-    assert "--batch-size" in said[-1]
+    assert [text.split(":")[0] for text in caplog.messages] == ["the GPU ran out of memory"] * 2
+    assert "2 images at a time" in caplog.messages[-1]
+    assert "--batch-size" in caplog.messages[-1]
 
 
 def test_a_model_that_does_not_fit_with_one_image_is_an_error() -> None:

@@ -15,7 +15,6 @@ import sys
 import threading
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 from unittest import mock
 
@@ -26,12 +25,12 @@ from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.stages.journal import Journal
 from clipbatch.stages.pipeline import LoadedModel, ShardPipeline
 from clipbatch.storage import stores
-from clipbatch.types import Reject
 from clipbatch.workers import engine as local
 from clipbatch.workers import worker
 from clipbatch.workers.child import failure
 from clipbatch.workers.devices import Seat
-from clipbatch.workers.worker_main import label
+from clipbatch.workers.messages import Ended, Failed, Finish, Loaded, Order, Ready, Report
+from clipbatch.workers.worker_main import label, remarks_to
 
 
 @functools.lru_cache(maxsize=3)
@@ -56,43 +55,42 @@ class WarmWorker(worker.Worker):
     ) -> None:
         super().__init__(seat)
         self._run, self._plan, self._runtime, self._events = run, plan, runtime, events
-        self._answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
         self._killed = False
         assert self._only.acquire(blocking=False), "several workers are several processes"
         self._thread = threading.Thread(target=self._live)
         self._thread.start()
 
-    def send(self, message: dict[str, Any], rejects: Mapping[int, Reject] | None = None) -> None:
-        given = {str(row): asdict(reject) for row, reject in (rejects or {}).items()}
-        self._answers.put(message | {"rejects": given})
+    def send(self, order: Order) -> None:
+        self._orders.put(order)
 
     def kill(self) -> None:
         self._killed = True
-        self.send({"finish": True})
+        self.send(Finish())
         self._thread.join()
 
-    def emit(self, event: str, **values: Any) -> None:
+    def report(self, message: Report) -> None:
         if self._killed:
             raise _KilledError
-        self._events.put((self, {"event": event, **values}))
+        self._events.put((self, message))
 
-    def ask(self) -> dict[str, Any]:
-        self.emit("next")
-        return self._answers.get()
+    def ask(self) -> Order:
+        self.report(Ready())
+        return self._orders.get()
 
     def _live(self) -> None:
         code = 0
         try:
-            with contextlib.closing(Journal()) as journal:
+            with contextlib.closing(Journal()) as journal, remarks_to(self):
                 self._work(journal)
         except _KilledError:
             code = -signal.SIGKILL
         except Exception as error:
             report = failure(error)
             code = report["exit_code"]
-            self._events.put((self, {"event": "error", **report}))
+            self._events.put((self, Failed(**report)))
         self._only.release()
-        self._events.put((self, {"event": "ended", "code": code, "in_flight": [], "log": []}))
+        self._events.put((self, Ended(code=code)))
 
     def _work(self, journal: Journal) -> None:
         run, plan, device = self._run, self._plan, self.seat.device
@@ -101,10 +99,10 @@ class WarmWorker(worker.Worker):
         if plan.rescored is None:
             model = _loaded(settings.model, settings.decode, settings.read, plan.batch_size, device)
         pipeline = ShardPipeline(run, plan.fingerprint, device, self._runtime, journal, model=model)
-        self.emit("loaded")
+        self.report(Loaded())
         for _ in label(self, pipeline):
             pass
-        self.emit("stages", **pipeline.report())
+        self.report(pipeline.report())
 
 
 class Warm:

@@ -19,7 +19,7 @@ from clipbatch.rundir.replacement import REPAIR
 from clipbatch.stages.flow import bottleneck
 from clipbatch.storage.atomic import write_json, writing_failed
 from clipbatch.storage.paths import names
-from clipbatch.types import counts_text
+from clipbatch.types import WorkerReport, counts_text
 from clipbatch.workers.ranks import Rank
 from clipbatch.workers.worker import WorkDone
 
@@ -160,8 +160,8 @@ def make(
             "images_per_s": round(rows / max(elapsed_s - done.load_s, 1e-9), 2) if rows else 0.0,
             "bottleneck": bottleneck(stages),
             "stages": stages,
-            "peak_memory_mib": sum(entry["peak_mib"] for entry in done.stages),
-            "workers": [{k: v for k, v in entry.items() if k != "times"} for entry in done.stages],
+            "peak_memory_mib": sum(report.peak_mib for report in done.stages),
+            "workers": [{"peak_mib": report.peak_mib, **report.facts} for report in done.stages],
             "restarts": done.restarts,
             "repaired": {"parts": len(mended), "status": dict(sorted(_added(mended.values()).items()))},
             "kept": [done.kept[shard] for shard in sorted(done.kept)],
@@ -217,12 +217,12 @@ def _added(counts: Collection[dict[str, int]]) -> Counter[str]:
     return total
 
 
-def _sum_stages(entries: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+def _sum_stages(reports: list[WorkerReport]) -> dict[str, dict[str, float]]:
     """The workers' stage times added up; `load` averaged."""
     total: dict[str, dict[str, float]] = {}
-    for entry in entries:
-        for stage, times in entry["times"].items():
+    for report in reports:
+        for stage, times in report.times.items():
             into = total.setdefault(stage, dict.fromkeys(times, 0.0))
             for name, value in times.items():
-                into[name] = round(into[name] + (value / len(entries) if name == "load" else value), 3)
+                into[name] = round(into[name] + (value / len(reports) if name == "load" else value), 3)
     return total

@@ -35,7 +35,17 @@ from clipbatch.stages.read import Gate, Read
 from clipbatch.stages.saved_embeddings import Recall
 from clipbatch.stages.score import Score
 from clipbatch.stages.write import Write, Written
-from clipbatch.types import EmbeddedBatch, Item, ItemBatch, PartDone, PixelBatch, ReadBatch, Reject, ScoredBatch
+from clipbatch.types import (
+    EmbeddedBatch,
+    Item,
+    ItemBatch,
+    PartDone,
+    PixelBatch,
+    ReadBatch,
+    Reject,
+    ScoredBatch,
+    WorkerReport,
+)
 
 _TELL_EVERY_S = 0.2
 
@@ -62,27 +72,24 @@ class LoadedModel:
     encode: Encode
 
     @staticmethod
-    def load(settings: Settings, batch_size: int, device: str, say: Callable[[str], object] = print) -> LoadedModel:
-        """settings: resolved. say: told what the user should know.
+    def load(settings: Settings, batch_size: int, device: str) -> LoadedModel:
+        """settings: resolved.
 
         Raises: InputError if the model cannot be loaded.
         """
-        return LoadedModel.around(load(settings.model), settings, batch_size, device, say)
+        return LoadedModel.around(load(settings.model), settings, batch_size, device)
 
     @staticmethod
-    def around(
-        model: Model, settings: Settings, batch_size: int, device: str, say: Callable[[str], object] = print
-    ) -> LoadedModel:
+    def around(model: Model, settings: Settings, batch_size: int, device: str) -> LoadedModel:
         """The stages that `settings` ask for, around a model that is loaded already."""
         target = Target.from_facts(model.facts())
-        decode = Decode(settings.decode, target, batch_size=batch_size, device=device, say=say)
+        decode = Decode(settings.decode, target, batch_size=batch_size, device=device)
         encode = Encode(
             model,
             precision=settings.model.precision,
             device=device,
             batch_size=batch_size,
             compiles=settings.model.compile == "on" and device != "cpu",
-            say=say,
         )
         read = Read(settings.read, batches=4 * decode.threads)
         return LoadedModel(model=model, read=read, decode=decode, encode=encode)
@@ -155,11 +162,10 @@ class ShardPipeline:
         device: str,
         runtime: Mapping[str, Any],
         journal: Journal,
-        say: Callable[[str], object] = print,
         model: LoadedModel | None = None,
     ) -> None:
         """fingerprint: of the plan to go by. runtime: settings that this invocation chose anew (`Settings.runtime`).
-        say: told what the user should know. model: loaded before with the settings of the plan; None to load it.
+        model: loaded before with the settings of the plan; None to load it.
 
         Raises: InputError where the model cannot be had, or is not the one that the run was begun with."""
         self._plan, self._device = (plan := run.plan_of(fingerprint)), device
@@ -167,13 +173,13 @@ class ShardPipeline:
         check_device(device)
         saved = None if plan.rescored is None else RunDir(plan.rescored)
         if saved is None and model is None:
-            model = LoadedModel.load(settings, plan.batch_size, device, say)
+            model = LoadedModel.load(settings, plan.batch_size, device)
         facts = model.model.facts() if model else (saved and saved.model_facts()) or {}
         kind = scoring(settings, facts)
         run.plan_of(fingerprint)  # again, as loading takes long, and what is frozen now is for whoever comes after
 
         def encode_labels() -> NDArray[np.float32]:
-            return text_features(model.model if model else _load_the_same(settings, facts), plan.labels.prompts, say)
+            return text_features(model.model if model else _load_the_same(settings, facts), plan.labels.prompts)
 
         text_LD, text_sha256 = features.freeze(run, plan, encode_labels)
         sealed = run.freeze_model({**facts, "score": kind, "text_sha256": text_sha256})
@@ -198,11 +204,12 @@ class ShardPipeline:
         self.stages = [*first, Stage(name="score", work=score), Stage(name="write", work=last)]
         self._flow: Flow | None = None
 
-    def report(self) -> dict[str, Any]:
-        """Seconds by stage so far (`times`), peak memory of the process (`peak_mib`), and facts of the device."""
+    def report(self) -> WorkerReport:
+        """What has been done so far."""
         peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
         times = self._flow.times() if self._flow else {}
-        return {"times": times, "peak_mib": peak_mib, **device_facts(self._device), **self._encoded()}
+        facts = device_facts(self._device) | self._encoded()
+        return WorkerReport(times=times, peak_mib=peak_mib, facts=facts)
 
     def label(self, tasks: Iterable[Task]) -> Flow:
         """Do `tasks`; iterate over the flow to get a `Written` for each batch, in order."""

@@ -13,7 +13,6 @@ import collections
 import statistics
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 COPY_AFTER = 1.25
 """A shard is given to a second worker after this many times the median time of the last ones. That worker would be
@@ -33,11 +32,6 @@ class Assignment:
     """Also where it has a part, which a new one replaces unless that has fewer ok rows."""
     force: bool = False
     """The new part replaces any other."""
-
-    def message(self) -> dict[str, Any]:
-        """What a worker is told."""
-        rows = {} if self.rows is None else {"rows": self.rows}
-        return {"shard": self.shard, **rows, **({"force": True} if self.force else {})}
 
 
 class Handout:

@@ -17,13 +17,26 @@ from typing import Any
 
 from clipbatch.errors import ClipbatchError, TooManyBadError, from_message
 from clipbatch.rundir.layout import Plan, RunDir
-from clipbatch.types import Reject
+from clipbatch.types import PartDone, Reject, WorkerReport
 from clipbatch.workers import signals
 from clipbatch.workers.child import describe_exit
 from clipbatch.workers.engine import Engine, Job, Killable
+from clipbatch.workers.messages import (
+    Alive,
+    Assign,
+    BatchDone,
+    Ended,
+    Failed,
+    Finish,
+    Loaded,
+    Ready,
+    Remark,
+    Report,
+    Stop,
+)
 from clipbatch.workers.progress import Progress
 from clipbatch.workers.scheduler import Assignment, Handout
-from clipbatch.workers.worker import Event, WorkDone, Worker
+from clipbatch.workers.worker import WorkDone, Worker
 
 MOST_DEATHS = 10
 """Ends of workers on a seat in a row, with no part finished in between, after which it is given up."""
@@ -57,6 +70,14 @@ class _Death:
     """Its last lines."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Searched:
+    """A search for the rows that killed a worker has ended."""
+
+    killers: dict[int, Reject] | ClipbatchError | None
+    death: _Death
+
+
 class Supervisor:
     """Does assignments with the workers of `engine`."""
 
@@ -73,7 +94,7 @@ class Supervisor:
         that `progress` begins with included; None: any number."""
         self._run, self._plan, self._engine, self._progress = run, plan, engine, progress
         self._runtime, self._bad_allowed = runtime, bad_allowed
-        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[tuple[Worker, Any]] = queue.SimpleQueue()
         self._handout = Handout([])
         self._deaths: collections.Counter[int] = collections.Counter()
         self._deaths_in_a_row: collections.Counter[Hashable] = collections.Counter()
@@ -103,7 +124,7 @@ class Supervisor:
                 except queue.Empty:
                     continue
                 process.heard = time.monotonic()
-                getattr(self, f"_on_{message['event']}")(process, message)
+                self._handle(process, message)
         finally:
             for process in self._processes:
                 process.kill()
@@ -124,7 +145,7 @@ class Supervisor:
             if self._handout.complete and not process.finished and (process.asks or self._of_no_use(process)):
                 process.finished = True
                 process.heard = time.monotonic()
-                process.send({"finish": True} if process.asks else {"stop": True})
+                process.send(Finish() if process.asks else Stop())
 
     def _of_no_use(self, process: Worker) -> bool:
         return not process.loaded or bool(self._handout.held(process))
@@ -140,7 +161,8 @@ class Supervisor:
             known = {row: reject for row, reject in self.done.quarantined.items() if row in rows}
             process.asks = False
             process.heard = time.monotonic()
-            return process.send(assignment.message(), known)
+            order = Assign(shard=assignment.shard, rows=assignment.rows, rejects=known, force=assignment.force)
+            return process.send(order)
 
     def _explain_the_wait(self) -> None:
         for process in self._processes:
@@ -159,27 +181,37 @@ class Supervisor:
                 process.hung = True
                 process.kill()
 
-    def _on_loaded(self, process: Worker, message: dict[str, Any]) -> None:
-        process.loaded = True
-        self.done.load_s = max(self.done.load_s, round(time.monotonic() - process.begun, 3))
+    def _handle(self, process: Worker, message: Report | _Searched) -> None:
+        match message:
+            case Loaded():
+                process.loaded = True
+                self.done.load_s = max(self.done.load_s, round(time.monotonic() - process.begun, 3))
+            case Ready():
+                process.asks = True
+            case Alive():
+                pass  # that it was heard of is all that counts
+            case Remark(text=text):
+                self._say_once(str(process.seat), text)
+            case BatchDone():
+                process.rows += message.rows
+                process.bad += message.bad
+                self._bottleneck = message.bottleneck
+                self._show()
+            case PartDone():
+                self._on_part(process, message)
+            case WorkerReport():
+                self.done.stages.append(message)
+            case Failed():
+                self._on_failed(process, message)
+            case Ended():
+                self._on_ended(process, message)
+            case _Searched():
+                self._on_searched(process, message)
 
-    def _on_alive(self, process: Worker, message: dict[str, Any]) -> None:
-        """It still reads; that it was heard of is all that counts."""
-
-    def _on_say(self, process: Worker, message: dict[str, Any]) -> None:
-        remark = (str(process.seat), message["text"])
-        if remark not in self._said:
-            self._said.add(remark)
-            self._progress.say("on {}: {}".format(*remark))
-
-    def _on_next(self, process: Worker, message: dict[str, Any]) -> None:
-        process.asks = True
-
-    def _on_batch(self, process: Worker, message: dict[str, Any]) -> None:
-        process.rows += message["rows"]
-        process.bad += message["bad"]
-        self._bottleneck = message["bottleneck"]
-        self._show()
+    def _say_once(self, seat: str, text: str) -> None:
+        if (seat, text) not in self._said:
+            self._said.add((seat, text))
+            self._progress.say(f"on {seat}: {text}")
 
     def _show(self) -> None:
         """Rows of finished shards and of those in work; of a shard that two workers do, the further one's."""
@@ -192,36 +224,33 @@ class Supervisor:
         if self._bad_allowed is not None and bad > self._bad_allowed:
             raise TooManyBadError(too_many_bad(bad, self._bad_allowed, self._run))
 
-    def _on_part(self, process: Worker, message: dict[str, Any]) -> None:
-        if self._handout.done(process, message["shard"], time.monotonic()):
-            self.done.counts[message["shard"]] = message["counts"]
+    def _on_part(self, process: Worker, part: PartDone) -> None:
+        if self._handout.done(process, part.shard, time.monotonic()):
+            self.done.counts[part.shard] = part.counts
             self._rows += process.rows
-            if kept := message.get("kept"):
-                self.done.kept[message["shard"]] = f"{self._run.part(message['shard'], self._plan.shards)}: {kept}"
+            if part.kept:
+                self.done.kept[part.shard] = f"{self._run.part(part.shard, self._plan.shards)}: {part.kept}"
             else:
                 self._bad += process.bad
         process.rows = process.bad = 0
         self._deaths_in_a_row[process.seat] = 0
 
-    def _on_stages(self, process: Worker, message: dict[str, Any]) -> None:
-        self.done.stages.append({name: value for name, value in message.items() if name != "event"})
+    def _on_failed(self, process: Worker, failed: Failed) -> None:
+        if failed.exit_code != ClipbatchError.exit_code or not process.loaded:
+            raise from_message(failed.exit_code, failed.message)
+        if failed.message == self._last_error:
+            raise ClipbatchError(failed.message)
+        self._last_error = failed.message  # once it may be a passing one, such as of a GPU
+        process.failure = failed.what
 
-    def _on_error(self, process: Worker, message: dict[str, Any]) -> None:
-        if message["exit_code"] != ClipbatchError.exit_code or not process.loaded:
-            raise from_message(message["exit_code"], message["message"])
-        if message["message"] == self._last_error:
-            raise ClipbatchError(message["message"])
-        self._last_error = message["message"]  # once it may be a passing one, such as of a GPU
-        process.failure = message["what"]
-
-    def _on_ended(self, process: Worker, message: dict[str, Any]) -> None:
+    def _on_ended(self, process: Worker, ended: Ended) -> None:
         self._processes.remove(process)
-        suspects = [row for row in message["in_flight"] if row not in self.done.quarantined]
+        suspects = [row for row in ended.in_flight if row not in self.done.quarantined]
         shards = list(self._handout.held(process))
         lost = self._handout.lost(process)
         if process.finished:
             return
-        cause = "as it did not answer" if process.hung else message.get("cause") or describe_exit(message["code"])
+        cause = "as it did not answer" if process.hung else ended.cause or describe_exit(ended.code)
         cause += f": {process.failure}" if process.failure else ""
         self._deaths.update(shards)
         self._deaths_in_a_row[process.seat] += 1
@@ -229,12 +258,12 @@ class Supervisor:
         self._progress.say(f"a worker on {process.seat} ended {cause}: it is started again")
         death = _Death(
             cause=cause,
-            from_outside=message["code"] == -signal.SIGKILL and not process.hung,
-            by_itself=message["code"] < 0,
+            from_outside=ended.code == -signal.SIGKILL and not process.hung,
+            by_itself=ended.code < 0,
             times=max((self._deaths[shard] for shard in shards), default=0),
             suspects=suspects,
             lost=lost,
-            log="\n".join(message["log"]),
+            log="\n".join(ended.log),
         )
         if suspects and (death.times >= 2 or not death.from_outside):
             self._search(process, death)
@@ -246,13 +275,13 @@ class Supervisor:
         self._progress.say(f"trying the {len(death.suspects)} images that it had in hand one by one")
 
         def found(killers: dict[int, Reject] | ClipbatchError | None) -> None:
-            self._events.put((process, {"event": "searched", "killers": killers, "death": death}))
+            self._events.put((process, _Searched(killers=killers, death=death)))
 
         self._searches[process] = self._engine.search(process, death.suspects, found)
 
-    def _on_searched(self, process: Worker, message: dict[str, Any]) -> None:
+    def _on_searched(self, process: Worker, searched: _Searched) -> None:
         del self._searches[process]
-        killers, death = message["killers"], message["death"]
+        killers, death = searched.killers, searched.death
         if isinstance(killers, ClipbatchError):
             raise killers
         if killers is None:

@@ -10,18 +10,19 @@ import json
 import queue
 import threading
 import time
-from collections.abc import Hashable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Hashable
+from dataclasses import dataclass, field
 from typing import Any
 
 from clipbatch.config.memory_limits import too_little_memory
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.stages.journal import Journal
-from clipbatch.types import Reject
+from clipbatch.types import Reject, WorkerReport
 from clipbatch.workers.child import Child, failure
 from clipbatch.workers.devices import Seat
+from clipbatch.workers.messages import BatchDone, Ended, Failed, Order, Report, from_json, to_json
 
-Event = tuple["Worker", dict[str, Any]]
+Event = tuple["Worker", Report]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -32,8 +33,8 @@ class WorkDone:
     """Rows by status, of each shard done."""
     kept: dict[int, str] = field(default_factory=dict)
     """Shards among them whose old part was better and has been kept: which one that is, and why."""
-    stages: list[dict[str, Any]] = field(default_factory=list)
-    """Each worker's seconds by stage, peak memory and device."""
+    stages: list[WorkerReport] = field(default_factory=list)
+    """What each worker reported at its end."""
     load_s: float = 0.0
     """Longest time that a worker took to start and load the model, seconds."""
     restarts: int = 0
@@ -42,11 +43,7 @@ class WorkDone:
 
 
 class Worker(abc.ABC):
-    """One worker, wherever it runs. Its messages, and its end, reach the supervisor as events.
-
-    The end is `{"event": "ended", "code", "in_flight", "log"}`: exit code, rows (row_ids) between decode and done, and
-    the last lines that it printed; also `cause`, in words, where no exit code is known.
-    """
+    """One worker, wherever it runs. What it reports, `Ended` included, reaches the supervisor as events."""
 
     def __init__(self, seat: Hashable) -> None:
         """seat: where it runs, in words as str(seat)."""
@@ -60,8 +57,8 @@ class Worker(abc.ABC):
         """What it has reported: type and text of an exception."""
 
     @abc.abstractmethod
-    def send(self, message: dict[str, Any], rejects: Mapping[int, Reject] | None = None) -> None:
-        """Tell the worker something; rejects: rows of the shard that it must not touch."""
+    def send(self, order: Order) -> None:
+        """Tell the worker what to do."""
 
     @abc.abstractmethod
     def kill(self) -> None:
@@ -84,25 +81,24 @@ class WorkerProcess(Worker):
         self._child = Child("clipbatch.workers.worker_main", *arguments, pass_fds=[self._journal.fd])
         threading.Thread(target=self._forward, daemon=True).start()
 
-    def send(self, message: dict[str, Any], rejects: Mapping[int, Reject] | None = None) -> None:
-        if rejects:
-            message = message | {"rejects": {row: asdict(reject) for row, reject in rejects.items()}}
-        self._child.send(message)
+    def send(self, order: Order) -> None:
+        self._child.send(to_json(order))
 
     def kill(self) -> None:
         self._child.kill()
 
     def _forward(self) -> None:
         explained = False
-        with contextlib.suppress(EOFError):
+        with contextlib.suppress(EOFError, ValueError):  # ValueError: its last words, cut off
             while True:
-                message = self._child.receive()
+                message = from_json(self._child.receive())
                 self._events.put((self, message))
-                explained = explained or message["event"] in ("batch", "error")
+                explained = explained or isinstance(message, (BatchDone, Failed))
         code = self._child.exit_code()
-        if code and not explained and (refusal := too_little_memory("\n".join(self._child.log()))):
-            self._events.put((self, {"event": "error", **failure(refusal)}))
+        log = tuple(self._child.log())
+        if code and not explained and (refusal := too_little_memory("\n".join(log))):
+            self._events.put((self, Failed(**failure(refusal))))
         self._child.close()
-        in_flight = self._journal.in_flight()
+        in_flight = tuple(self._journal.in_flight())
         self._journal.close()
-        self._events.put((self, {"event": "ended", "code": code, "in_flight": in_flight, "log": self._child.log()}))
+        self._events.put((self, Ended(code=code, in_flight=in_flight, log=log)))

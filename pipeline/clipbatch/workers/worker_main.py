@@ -1,18 +1,17 @@
 """The worker process: `python -m clipbatch.workers.worker_main RUN_DIR PLAN DEVICE CORES RUNTIME JOURNAL_FD`.
 
 PLAN: fingerprint of the plan that its supervisor goes by. CORES: CPU cores to stay on, as in 0,1. RUNTIME: JSON of the
-settings that this invocation chose anew. It is spoken to in JSON lines. On standard output: loaded, say, next, batch,
-part, stages, alive, error. On standard input the answers to next: {"shard": 3}, {"finish": true},
-{"shard": 3, "rows": [..], "rejects": {..}, "force": true}; and at any time {"stop": true}, when what it does has been
-done by another. When its input ends without a finish its supervisor has died, and so does it, within an instant and in
-the middle of whatever it does: nothing half-written can come of that.
+settings that this invocation chose anew. It talks to its supervisor in the `messages`, a line of JSON each.
+
+When its input ends without a `Finish` its supervisor has died, and so does it, within an instant and in the middle of
+whatever it does: nothing half-written can come of that.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
+import logging
 import os
 import queue
 import signal
@@ -20,18 +19,32 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from clipbatch.config.memory_limits import too_little_memory
 from clipbatch.errors import ClipbatchError, InterruptedRunError
 from clipbatch.stages import fast_import, memory
 from clipbatch.workers.child import Parent, failure
+from clipbatch.workers.messages import (
+    Alive,
+    Assign,
+    BatchDone,
+    Failed,
+    Finish,
+    Loaded,
+    Order,
+    Ready,
+    Remark,
+    Report,
+    Stop,
+    from_json,
+    to_json,
+)
 
 if TYPE_CHECKING:
     from clipbatch.stages.pipeline import ShardPipeline
     from clipbatch.stages.write import Written
-    from clipbatch.types import PartDone
 
 _EMIT_EVERY_S = 0.2
 
@@ -39,42 +52,69 @@ _EMIT_EVERY_S = 0.2
 class Channel(Protocol):
     """Both directions of the talk with a supervisor."""
 
-    def emit(self, event: str, **values: Any) -> None:
-        """Tell it something."""
+    def report(self, message: Report) -> None:
+        """Tell the supervisor something."""
 
-    def ask(self) -> dict[str, Any]:
+    def ask(self) -> Order:
         """What is next; waits for the answer."""
 
 
-class _Channel(Parent):
+class _Channel:
     """The channel of a worker process."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self._answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._parent = Parent()
+        self._orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
         self.works = False
         """Whether it has labelled a batch."""
         self.last_words: Callable[[], None] = lambda: None
         """Called when it is told to stop."""
         threading.Thread(target=self._listen, name="listen", daemon=True).start()
 
-    def emit(self, event: str, **values: Any) -> None:
-        self.send({"event": event, **values})
+    def report(self, message: Report) -> None:
+        self._parent.send(to_json(message))
 
-    def ask(self) -> dict[str, Any]:
-        """What is next; waits for the answer."""
-        self.emit("next")
-        return self._answers.get()
+    def ask(self) -> Order:
+        self.report(Ready())
+        return self._orders.get()
 
     def _listen(self) -> None:
-        for message in self.messages():
-            if "stop" in message:
+        for line in self._parent.messages():
+            order = from_json(line)
+            if isinstance(order, Stop):
                 self.last_words()
                 os._exit(0)
-            self._answers.put(message)
-            if "finish" in message:
+            self._orders.put(order)
+            if isinstance(order, Finish):
                 return
         os._exit(InterruptedRunError.exit_code)
+
+
+class _Remarks(logging.Handler):
+    """Passes what the package logs on to the supervisor, which says each remark once."""
+
+    def __init__(self, channel: Channel) -> None:
+        super().__init__(logging.INFO)
+        self._channel = channel
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._channel.report(Remark(text=record.getMessage()))
+
+
+@contextlib.contextmanager
+def remarks_to(channel: Channel) -> Iterator[None]:
+    """Meanwhile the package's log goes to `channel` and nowhere else."""
+    logger, handler = logging.getLogger("clipbatch"), _Remarks(channel)
+    before = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
 
 
 def main() -> None:
@@ -88,14 +128,15 @@ def main() -> None:
     code = 0
     try:
         _stay_on({int(core) for core in cores.split(",")})
-        _work(channel, path, plan, device, json.loads(runtime), int(journal))
+        with remarks_to(channel):
+            _work(channel, path, plan, device, json.loads(runtime), int(journal))
     except BaseException as error:
         refusal = None if channel.works else too_little_memory(error)
         report = failure(refusal or error)
         code = report["exit_code"]
         if code == ClipbatchError.exit_code:
             print(report["message"], file=sys.stderr)
-        channel.emit("error", **report)
+        channel.report(Failed(**report))
     sys.stderr.flush()
     os._exit(code)  # reading threads may hang in a file that never answers
 
@@ -119,12 +160,16 @@ def _work(
         from clipbatch.stages.pipeline import ShardPipeline
         from clipbatch.stages.profiling import Profile
 
-    say = functools.partial(_say, channel)
-    pipeline = ShardPipeline(run, fingerprint, here, runtime, Journal(journal_fd), say)
-    channel.emit("loaded")
+    pipeline = ShardPipeline(run, fingerprint, here, runtime, Journal(journal_fd))
+    channel.report(Loaded())
     threading.Thread(target=_show_life, args=(channel, pipeline), daemon=True).start()
     profile = Profile(runtime["profile"], here)
-    channel.last_words = lambda: channel.emit("stages", **pipeline.report(), device=device)
+
+    def last_words() -> None:
+        report = pipeline.report()
+        channel.report(replace(report, facts={**report.facts, "device": device}))
+
+    channel.last_words = last_words
     for _ in label(channel, pipeline):
         channel.works = True
         profile.step()
@@ -135,30 +180,16 @@ def _work(
 def label(channel: Channel, pipeline: ShardPipeline) -> Iterator[Written]:
     """Do what the supervisor assigns over `channel` until it says finish, and tell it what became of each shard."""
     from clipbatch.stages.pipeline import Task, execute
-    from clipbatch.types import Reject
 
     def tasks() -> Iterator[Task]:
-        while "shard" in (message := channel.ask()):
-            rows = message.get("rows")
-            rejects = {int(row): Reject(**reject) for row, reject in message.get("rejects", {}).items()}
-            yield Task(
-                shard=message["shard"],
-                rows=None if rows is None else frozenset(rows),
-                rejects=rejects,
-                force=message.get("force", False),
-            )
+        while isinstance(order := channel.ask(), Assign):
+            rows = None if order.rows is None else frozenset(order.rows)
+            yield Task(shard=order.shard, rows=rows, rejects=order.rejects, force=order.force)
 
-    def tell_batches(rows: int, bad: int, bottleneck: str) -> None:
-        channel.emit("batch", rows=rows, bad=bad, bottleneck=bottleneck)
+    def report_batches(rows: int, bad: int, bottleneck: str) -> None:
+        channel.report(BatchDone(rows=rows, bad=bad, bottleneck=bottleneck))
 
-    def tell_part(part: PartDone) -> None:
-        channel.emit("part", **asdict(part))
-
-    return execute(pipeline, tasks(), on_part=tell_part, on_batches=tell_batches)
-
-
-def _say(channel: Channel, text: str) -> None:
-    channel.emit("say", text=text)
+    return execute(pipeline, tasks(), on_part=channel.report, on_batches=report_batches)
 
 
 def _show_life(channel: Channel, pipeline: ShardPipeline) -> None:
@@ -168,7 +199,7 @@ def _show_life(channel: Channel, pipeline: ShardPipeline) -> None:
         time.sleep(_EMIT_EVERY_S)
         if pipeline.read.files != known:
             known = pipeline.read.files
-            channel.emit("alive")
+            channel.report(Alive())
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ skip a sample. Only images that `inspect` vouches for may come here: others can 
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,8 @@ _FAILED_SAMPLE = re.compile(r"Failed to decode sample #(\d+)")
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|bad_alloc|memory allocation|allocation failed|can't allocate|ALLOCATOR_FAILURE", re.IGNORECASE
 )
+
+_log = logging.getLogger(__name__)
 _TRIES = 4
 _PIXELS_AT_ONCE = 2**28
 """268 megapixels: 0.8 GB of uint8 RGB."""
@@ -45,11 +48,8 @@ class DaliDecoder:
         device_id: int | None,
         threads: int,
         hw_decoder_load: float | None = None,
-        say: Callable[[str], object] = print,
     ) -> None:
-        """hw_decoder_load: share of JPEGs for the GPU's JPEG engines; None: DALI's own default. say: told what the user
-        should know."""
-        self._say = say
+        """hw_decoder_load: share of JPEGs for the GPU's JPEG engines; None: DALI's own default."""
         self._copied: torch.cuda.Event | None = None
         self._in_use: list[Any] = []
         """What the GPU reads until `_copied`: encoded bytes, and crops in DALI's memory."""
@@ -102,7 +102,7 @@ class DaliDecoder:
 
     def _in_halves(self, pixels_BCHW: Tensor, jobs: list[Job]) -> list[Job]:
         """What becomes of `jobs` where memory does not suffice for all at once; one alone counts as failed."""
-        self._say("DALI ran out of memory: such batches are decoded in pieces; a smaller --batch-size is faster")
+        _log.warning("DALI ran out of memory: such batches are decoded in pieces; a smaller --batch-size is faster")
         torch.cuda.empty_cache()  # what torch keeps for later
         if len(jobs) == 1:
             return jobs

@@ -86,11 +86,9 @@ class Decode:
         batch_size: int,
         device: str,
         threads: int | None = None,
-        say: Callable[[str], object] = print,
     ) -> None:
-        """say: told what the user should know."""
         self._settings, self._target = settings, target
-        self._batch_size, self._device, self._say = batch_size, device, say
+        self._batch_size, self._device = batch_size, device
         self._threads = settings.decode_threads or hardware.cores()
         self.threads = threads or (2 if settings.decoder == "dali" else self._threads)
         self._cores = Cores(target, threads=self._threads) if settings.decoder == "dali" else None
@@ -114,7 +112,6 @@ class Decode:
                 device_id=int(index) if self._device.startswith("cuda") else None,
                 threads=max(1, self._threads // self.threads),
                 hw_decoder_load=self._settings.hw_decoder_load,
-                say=self._say,
             )
         return None
 

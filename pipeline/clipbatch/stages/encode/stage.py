@@ -6,8 +6,9 @@ uint8 pixels -> what an image tower takes.
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -20,6 +21,8 @@ from clipbatch.stages.encode import fp8
 from clipbatch.stages.encode.compile import Graph, Work, compiled
 from clipbatch.stages.encode.model import DTYPES, Model
 from clipbatch.types import Decoded, EmbeddedBatch, PixelBatch
+
+_log = logging.getLogger(__name__)
 
 
 class Normalise:
@@ -78,10 +81,9 @@ class Encode:
         device: str,
         batch_size: int,
         compiles: bool = False,
-        say: Callable[[str], object] = print,
     ) -> None:
         """batch_size: of whole batches; others are encoded without graph and compiler. compiles: with torch.compile, in
-        here. say: told what the user should know.
+        here.
 
         Raises: InputError where the device cannot compute in `precision`.
         """
@@ -94,7 +96,7 @@ class Encode:
             torch.backends.cudnn.allow_tf32 = False  # on by default, and no fp32: 10 bits of mantissa
         if precision == "fp8":
             fp8.to_fp8(model.module.visual)
-        self._module, self._dtype, self._say = model.module, DTYPES[precision], say
+        self._module, self._dtype = model.module, DTYPES[precision]
         self._normal = Normalise(model.mean, model.std, model.width, device)
         torch.set_num_threads(1)
         self._stream = stream_on(device)
@@ -117,7 +119,9 @@ class Encode:
         except torch.OutOfMemoryError:
             pass  # `_encode` has its own way with that
         except RuntimeError as error:  # the result is the same, later
-            self._say(f"this model runs without a CUDA graph, as it cannot be recorded: {str(error).splitlines()[0]}")
+            _log.warning(
+                f"this model runs without a CUDA graph, as it cannot be recorded: {str(error).splitlines()[0]}"
+            )
         torch.cuda.empty_cache()  # only now that nothing holds what was begun
         return whole
 
@@ -153,7 +157,7 @@ class Encode:
                 break
         if not loss.wanted:
             found = loss.facts()
-            self._say(
+            _log.warning(
                 f"fp8 against fp32 on the first {found['fp8_images']} images: cosine {found['fp8_cosine_mean']:.4f} in "
                 f"the mean, {found['fp8_cosine_worst']:.4f} at the worst"
             )
@@ -175,7 +179,7 @@ class Encode:
             self._whole = self.embed
             self._at_once = at_once // 2
             torch.cuda.empty_cache()
-            self._say(
+            _log.warning(
                 f"the GPU ran out of memory: batches are encoded {self._at_once} images at a time from here on, which "
                 "may move scores in the last digit; use a smaller --batch-size"
             )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,17 +21,17 @@ from clipbatch.rundir.shapes import DamagedRecordError
 from clipbatch.stages.encode.model import Model
 from clipbatch.storage.atomic import publish
 
+_log = logging.getLogger(__name__)
+
 _PROMPTS_AT_ONCE = 64
 _SUFFIX = ".npy+sha256"
 """Of a file with its digest at its end; a file of an old version, without one, has another name and is not read."""
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
-def text_features(model: Model, prompts: list[list[str]], say: Callable[[str], object] = print) -> NDArray[np.float32]:
+def text_features(model: Model, prompts: list[list[str]]) -> NDArray[np.float32]:
     """`text_LD`: for each label the mean of its prompts' unit vectors, brought to unit length, as
     `open_clip.build_zero_shot_classifier` does it. Read from the cache where they are there already.
-
-    say: told where what the cache held was damaged.
     """
     key = json.dumps([model.name, model.weights_sha256, prompts, _PROMPTS_AT_ONCE])  # the last bits depend on that too
     cached = cache_folder("text") / f"{hashlib.sha256(key.encode()).hexdigest()}{_SUFFIX}"
@@ -39,7 +39,7 @@ def text_features(model: Model, prompts: list[list[str]], say: Callable[[str], o
         content = cached.read_bytes()
         return features.parse(content[:-_DIGEST_BYTES], len(prompts), content[-_DIGEST_BYTES:].hex())
     except DamagedRecordError:
-        say(f"the label features kept in {cached} were damaged: they are computed anew")
+        _log.warning(f"the label features kept in {cached} were damaged: they are computed anew")
     except OSError:
         pass
     text_LD = _encode(model, prompts)

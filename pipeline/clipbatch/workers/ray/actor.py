@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import queue
-from collections.abc import Mapping
 from typing import Any
 
 import clipbatch
@@ -17,6 +16,7 @@ from clipbatch.rundir.layout import RunDir
 from clipbatch.storage.atomic import remove_leftovers
 from clipbatch.types import Reject
 from clipbatch.workers import devices
+from clipbatch.workers.messages import Ended, Order, Report
 from clipbatch.workers.quarantine import Search
 from clipbatch.workers.worker import Event, WorkerProcess
 
@@ -65,29 +65,29 @@ class RayActor:
                 "it, under the same path, or in a store (s3://...)"
             )
 
-    def start(self, slot: int, slots: int) -> list[dict[str, Any]]:
+    def start(self, slot: int, slots: int) -> list[Report]:
         """Start a worker process on the `slot`-th of `slots` equal pieces of this node's cores; nothing is reported."""
         seat = devices.Seat(device=self._device, cores=devices.share(devices.cores_by_node(), slot, slots))
         self._process = WorkerProcess(self._run, self._plan, seat, self._runtime, self._events)
         return []
 
-    def events(self) -> list[dict[str, Any]]:
+    def events(self) -> list[Report]:
         """What the worker has reported, in order; waits for it a while."""
-        found = []
+        found: list[Report] = []
         try:
             found.append(self._events.get(timeout=_WAIT_S)[1])
             while True:
                 found.append(self._events.get_nowait()[1])
         except queue.Empty:
             pass
-        if found and found[-1]["event"] == "ended":
+        if found and isinstance(found[-1], Ended):
             remove_leftovers(self._run.parts)
         return found
 
-    def send(self, message: dict[str, Any], rejects: Mapping[int, Reject] | None) -> None:
-        """Tell the worker something."""
+    def send(self, order: Order) -> None:
+        """Tell the worker what to do."""
         if self._process:
-            self._process.send(message, rejects)
+            self._process.send(order)
 
     def kill(self) -> None:
         """End the worker."""

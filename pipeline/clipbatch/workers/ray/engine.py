@@ -14,9 +14,9 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import clipbatch
@@ -24,14 +24,15 @@ from clipbatch.config import Settings
 from clipbatch.errors import ClipbatchError, InputError
 from clipbatch.rundir.manifest import Manifest
 from clipbatch.storage.uris import absolute, is_url
-from clipbatch.types import Reject
+from clipbatch.types import Reject, WorkerReport
 from clipbatch.workers.engine import Job
+from clipbatch.workers.messages import Ended, Failed, Order, Report
 from clipbatch.workers.quarantine import Found
 from clipbatch.workers.ray.actor import RayActor
 from clipbatch.workers.ray.cluster import RayCluster
 from clipbatch.workers.worker import Worker
 
-Answer = tuple["RayWorker", "Future[list[dict[str, Any]]]"]
+Answer = tuple["RayWorker", "Future[list[Report]]"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,8 +78,8 @@ class RayWorker(Worker):
         self.place, self._put = place, put
         self._expect(place.actor.start.remote(seat.slot, seat.slots))
 
-    def send(self, message: dict[str, Any], rejects: Mapping[int, Reject] | None = None) -> None:
-        self.place.actor.send.remote(message, rejects)
+    def send(self, order: Order) -> None:
+        self.place.actor.send.remote(order)
 
     def kill(self) -> None:
         self.place.actor.kill.remote()
@@ -90,24 +91,27 @@ class RayWorker(Worker):
     def _expect(self, answer: Any) -> None:
         answer.future().add_done_callback(lambda future: self._put((self, future)))
 
-    def reported(self, answer: Future[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    def reported(self, answer: Future[list[Report]]) -> list[Report]:
         """What it reported, with its place; that it has ended where its actor does not answer any more."""
         from ray.exceptions import RayActorError
 
         if (error := answer.exception()) is not None:
             cause = f"with its actor or its node ({last_line(error)})"
-            messages = [{"event": "ended", "code": -signal.SIGKILL, "cause": cause, "in_flight": [], "log": []}]
+            messages: list[Report] = [Ended(code=-signal.SIGKILL, cause=cause)]
             if not isinstance(error, RayActorError):  # the actor lives, and could not do what it was asked
-                messages.insert(0, {"event": "error", "exit_code": ClipbatchError.exit_code, "message": str(error)})
+                messages.insert(0, Failed(exit_code=ClipbatchError.exit_code, message=str(error)))
             self.place.gone = True
         else:
             messages = answer.result()
-        for message in messages:
-            if message["event"] == "error":
-                message["message"] = f"{self.seat}: {message['message']}"
-            elif message["event"] == "stages":
-                message["node"] = self.seat.address
-        return messages
+        return [self._placed(message) for message in messages]
+
+    def _placed(self, message: Report) -> Report:
+        """`message`, with where it comes from."""
+        if isinstance(message, Failed):
+            return replace(message, message=f"{self.seat}: {message.message}")
+        if isinstance(message, WorkerReport):
+            return replace(message, facts={**message.facts, "node": self.seat.address})
+        return message
 
 
 def last_line(error: BaseException) -> str:
@@ -249,7 +253,7 @@ class RayEngine:
             messages = worker.reported(future)
             for message in messages:
                 self._job.events.put((worker, message))
-            if not (messages and messages[-1]["event"] == "ended"):
+            if not (messages and isinstance(messages[-1], Ended)):
                 worker.listen()
 
 
