@@ -67,3 +67,11 @@ def _cpuinfo(key: str) -> str:
     except OSError:
         return ""
     return next((line.split(":", 1)[1].strip() for line in lines if line.split(":")[0].strip() == key), "")
+
+
+def text_of(path: Path) -> str:
+    """What a small file of the kernel's says; empty if it is not there."""
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import hashlib
 import os
 import tempfile
 import time
@@ -81,18 +80,6 @@ def unreadable(path: str, error: Exception) -> InputError:
     """The refusal for a file that cannot be read, or not to its end."""
     reason = getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__
     return InputError(f"cannot read {path}: {reason}; check that it is whole and readable")
-
-
-def file_sha256(path: str) -> str:
-    """sha256 of the bytes of the file at `path`. Raises: InputError where they cannot be read."""
-    try:
-        with open(path, "rb", buffering=0) as file:
-            digest, chunk = hashlib.sha256(), memoryview(bytearray(2**22))
-            while count := file.readinto(chunk):
-                digest.update(chunk[:count])
-    except OSError as error:
-        raise unreadable(path, error) from error
-    return digest.hexdigest()
 
 
 def size_and_end(path: str, length: int) -> tuple[int, bytes]:

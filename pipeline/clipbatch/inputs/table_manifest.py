@@ -9,6 +9,7 @@ import tempfile
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import pyarrow as pa
@@ -27,9 +28,10 @@ from clipbatch.inputs.lister import (
     uri_root,
     uris,
 )
-from clipbatch.inputs.opening import copied_into, file_sha256
+from clipbatch.inputs.opening import copied_into, unreadable
 from clipbatch.inputs.parquet import ColumnarFiles
 from clipbatch.inputs.table_files import table_files
+from clipbatch.storage.atomic import file_sha256
 from clipbatch.storage.uris import absolute, folder_of, is_url
 
 _READERS: dict[str, type[Table]] = {".csv": CsvFiles, ".tsv": CsvFiles, ".jsonl": JsonFiles, ".ndjson": JsonFiles}
@@ -72,7 +74,7 @@ class TableManifest:
         return found is not None and not (settings.all_files and found[1] != [text])
 
     def identity(self) -> str:
-        digests = [f"{os.path.basename(path)} {file_sha256(path)}" for path in self._paths]
+        digests = [f"{os.path.basename(path)} {_digest(path)}" for path in self._paths]
         digest = hashlib.sha256(os.fsencode("\n".join(digests))).hexdigest()
         return f"{absolute(self.text)} sha256:{digest} root:{self._root}"
 
@@ -106,3 +108,10 @@ class TableManifest:
         named = [f.name for f in schema if f.name.lower() in _NAMES and (any_type or is_text_type(f.type))]
         texts = [f.name for f in schema if is_text_type(f.type)]
         return next((found[0] for found in (named, texts) if len(found) == 1), None)
+
+
+def _digest(path: str) -> str:
+    try:
+        return file_sha256(Path(path))
+    except OSError as error:
+        raise unreadable(path, error) from error

@@ -4,7 +4,6 @@ and # comments skipped.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from clipbatch.config import SourceSettings
 from clipbatch.errors import InputError, reading_failed
 from clipbatch.inputs.lister import BATCH_ROWS, MAX_NAME_BYTES, batch, check_names, listed
 from clipbatch.inputs.opening import CHUNK_BYTES, copied, decompressed, suffix_of, whole_lines
+from clipbatch.storage.atomic import sha256_of
 from clipbatch.storage.uris import absolute, folder_of, is_text, is_url, name_of
 
 
@@ -41,11 +41,9 @@ class TextManifest:
 
     def identity(self) -> str:
         self._file.seek(0)
-        digest = hashlib.sha256()
-        while chunk := self._file.read(CHUNK_BYTES):
-            digest.update(chunk)
+        digest = sha256_of(self._file)
         place = "-" if self.text == "-" else absolute(self.text)
-        return f"{place} sha256:{digest.hexdigest()} root:{self._root}"
+        return f"{place} sha256:{digest} root:{self._root}"
 
     def fields(self) -> list[pa.Field]:
         return []

@@ -21,7 +21,9 @@ import errno
 import os
 import re
 import shutil
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from clipbatch.errors import InputError, OtherRunError
@@ -34,6 +36,29 @@ _FILES = (".counts.json", "report.json", "report.html", "text.npy", "model.json"
 _OURS = re.compile(r"part-\d+\.parquet|\..+\.tmp")
 _PATIENCE_S = 3.0
 """A planner that has renamed its manifest in makes `run.json` within milliseconds; after this long it has died."""
+
+
+@contextlib.contextmanager
+def staged(run: RunDir) -> Iterator[Path]:
+    """A folder to write the manifest of a new run into, for `begin`.
+
+    It is gone at the end, and so is a run directory that was made for it and stayed empty.
+
+    Raises: InputError if the directory cannot be written, or holds what no run wrote.
+    """
+    made = check_place(run)
+    folder = Path(tempfile.mkdtemp()) if isinstance(run.manifest, StorePath) else temp_name(run.manifest)
+    try:
+        shutil.rmtree(folder, ignore_errors=True)  # of a killed planner that had the same pid
+        folder.mkdir()
+        yield folder
+    except OSError as error:
+        raise writing_failed(run.path, error) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if made and isinstance(run.path, Path):
+            with contextlib.suppress(OSError):  # nothing was written, as the listing was refused
+                run.path.rmdir()
 
 
 def check_place(run: RunDir) -> bool:

@@ -6,18 +6,14 @@ in, and `run.json` comes last, so a killed planner leaves nothing that counts as
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import os
 import platform
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -36,8 +32,6 @@ from clipbatch.rundir.duplicates import Duplicates
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.manifest import ManifestWriter
 from clipbatch.rundir.schema import STAMPS, group_columns, result_fields
-from clipbatch.storage.atomic import temp_name, writing_failed
-from clipbatch.storage.paths import StorePath
 from clipbatch.storage.uris import is_url
 from clipbatch.workers import signals
 
@@ -74,14 +68,10 @@ def freeze(
     assert settings.batch_size
     if settings.shard_size % settings.batch_size:
         raise SettingError(f"shard_size {settings.shard_size} is not a multiple of batch_size {settings.batch_size}")
-    made = creation.check_place(run)
     per_file = settings.shard_size * max(1, MANIFEST_ROWS // settings.shard_size)
     row_group = settings.shard_size * max(1, ROW_GROUP_ROWS // settings.shard_size)
-    staged = Path(tempfile.mkdtemp()) if isinstance(run.manifest, StorePath) else temp_name(run.manifest)
-    try:
-        shutil.rmtree(staged, ignore_errors=True)  # of a killed planner that had the same pid
-        staged.mkdir()
-        duplicates, writer = Duplicates(), ManifestWriter(staged, per_file, row_group)
+    with creation.staged(run) as folder:
+        duplicates, writer = Duplicates(), ManifestWriter(folder, per_file, row_group)
         with writer, ThreadPoolExecutor(1, thread_name_prefix="duplicates") as aside:
             for batch in rows:
                 signals.check()
@@ -101,14 +91,7 @@ def freeze(
             passed_over=_most_frequent(passed_over()),
             versions=versions(),
         )
-        standing = creation.begin(run, plan, staged, replace=replace)
-    except OSError as error:
-        raise writing_failed(run.path, error) from error
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
-        if made and isinstance(run.path, Path):
-            with contextlib.suppress(OSError):  # where nothing was written, as the listing was refused
-                run.path.rmdir()
+        standing = creation.begin(run, plan, folder, replace=replace)
     run.check_same(standing, plan.identity)
     return standing
 

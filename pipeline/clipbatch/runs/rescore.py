@@ -6,11 +6,9 @@ was, by fingerprint. From then on it is a run like any other: `pipeline.Worker` 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,8 +22,8 @@ from clipbatch.rundir import creation
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.schema import group_columns, result_fields
 from clipbatch.runs import plan as planner
-from clipbatch.storage.atomic import file_sha256, temp_name, writing_failed
-from clipbatch.storage.paths import StorePath, place
+from clipbatch.storage.atomic import file_sha256
+from clipbatch.storage.paths import place
 
 _SCORES_AT_ONCE = 2**22
 _MOST_ROWS_AT_ONCE = 4096
@@ -99,23 +97,13 @@ def _check_columns(source: RunDir, manifest: Path, taken: set[str]) -> None:
 
 def _freeze(source: RunDir, run: RunDir, plan: Plan, taken: set[str], overwrite: bool) -> Plan:
     """taken: names of the columns that the scores need, in lower case."""
-    made = creation.check_place(run)
-    staged = Path(tempfile.mkdtemp()) if isinstance(run.manifest, StorePath) else temp_name(run.manifest)
-    try:
-        staged.mkdir(exist_ok=True)
+    with creation.staged(run) as folder:
         for name, digest in plan.manifest_sha256.items():
-            _bring(source, name, staged / name)
-            if file_sha256(staged / name) != digest:
+            _bring(source, name, folder / name)
+            if file_sha256(folder / name) != digest:
                 raise InputError(f"the manifest {source.manifest / name} was changed after its run began: restore it")
-            _check_columns(source, staged / name, taken)
-        standing = creation.begin(run, plan, staged, replace=overwrite)
-    except OSError as error:
-        raise writing_failed(run.path, error) from error
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
-        if made and isinstance(run.path, Path):
-            with contextlib.suppress(OSError):  # where nothing was written
-                run.path.rmdir()
+            _check_columns(source, folder / name, taken)
+        standing = creation.begin(run, plan, folder, replace=overwrite)
     run.check_same(standing, plan.identity)
     return standing
 

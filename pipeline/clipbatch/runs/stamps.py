@@ -7,7 +7,6 @@ its time, a digest. So it counts as changed when it holds something else, and on
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import stat
 from collections.abc import Callable
@@ -18,6 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from clipbatch.rundir.schema import STAMPS
+from clipbatch.storage.atomic import sha256_of
 from clipbatch.storage.uris import is_url, path_of
 from clipbatch.workers import signals
 
@@ -115,9 +115,5 @@ def _hashed(path: str) -> Stamp:
             if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe waits for its writer
                 return None, None, None
             with open(path, "rb") as file:
-                digest = hashlib.sha256()
-                while chunk := file.read(_CHUNK_BYTES):
-                    signals.check()
-                    digest.update(chunk)
-                return None, None, digest.hexdigest()
+                return None, None, sha256_of(file, between=signals.check)
     return None, None, None

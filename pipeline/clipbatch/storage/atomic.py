@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -146,8 +146,15 @@ def writing_failed(target: Place, error: OSError) -> InputError:
 
 
 def file_sha256(path: Place) -> str:
+    """sha256 of the file at `path`, in hexadecimal. Raises: OSError."""
     with path.open_input() if isinstance(path, StorePath) else open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(2**20):
-            digest.update(chunk)
+        return sha256_of(file)
+
+
+def sha256_of(file: Any, between: Callable[[], object] = lambda: None) -> str:
+    """sha256 of what is left in `file`, in hexadecimal. between: called after each piece of a mebibyte."""
+    digest = hashlib.sha256()
+    while chunk := file.read(2**20):
+        digest.update(chunk)
+        between()
     return digest.hexdigest()

@@ -122,14 +122,6 @@ class Ranges:
         return data if isinstance(data, bytearray) else bytearray(data)
 
 
-def read_range(url: str, start: int, length: int) -> bytes:
-    """`length` bytes of the object at `url` from `start` on, fewer at its end. Where many are wanted, keep
-    `open_input_file` open instead: opening it is a request too. Raises: as `open_input_file`."""
-    with open_input_file(url) as file:
-        data: bytes = file.read_at(length, start)
-        return data
-
-
 def chunks(url: str) -> Iterator[bytes]:
     """The object at `url`, of a store or of the web, from its beginning. Raises: as `open_input_file`."""
     if is_web(url):

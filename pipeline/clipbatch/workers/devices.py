@@ -95,10 +95,10 @@ def gpu_nodes(root: Path = _ROOT) -> list[int]:
     """The memory node of each GPU that CUDA sees, in its order; -1 where it is not known."""
     found: list[tuple[str, str, int]] = []
     for folder in sorted((root / "proc/driver/nvidia/gpus").glob("*")):
-        facts = dict(re.findall(r"^(.+?):\s*(.*?)\s*$", _text(folder / "information"), re.MULTILINE))
+        facts = dict(re.findall(r"^(.+?):\s*(.*?)\s*$", hardware.text_of(folder / "information"), re.MULTILINE))
         minor = facts.get("Device Minor", "")
         if minor and (root / f"dev/nvidia{minor}").exists():
-            node = _text(root / f"sys/bus/pci/devices/{folder.name.lower()}/numa_node")
+            node = hardware.text_of(root / f"sys/bus/pci/devices/{folder.name.lower()}/numa_node")
             found.append((facts.get("GPU UUID", ""), minor, int(node or -1)))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
@@ -114,11 +114,13 @@ def cores_by_node(root: Path = _ROOT) -> list[int]:
     node_of = {
         core: int(folder.name.removeprefix("node"))
         for folder in (root / "sys/devices/system/node").glob("node[0-9]*")
-        for core in _numbers_in(_text(folder / "cpulist"))
+        for core in _numbers_in(hardware.text_of(folder / "cpulist"))
     }
 
     def place(core: int) -> tuple[int, int, int]:
-        siblings = _numbers_in(_text(root / f"sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list"))
+        siblings = _numbers_in(
+            hardware.text_of(root / f"sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list")
+        )
         return node_of.get(core, 0), min(siblings, default=core), core
 
     return sorted(usable, key=place)
@@ -136,10 +138,3 @@ def _numbers_in(text: str) -> list[int]:
     for first, last in re.findall(r"([0-9]+)(?:-([0-9]+))?", text):
         found += range(int(first), int(last or first) + 1)
     return found
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""

@@ -64,7 +64,7 @@ _NVIDIA = "0x10de"
 def driver(root: Path = Path("/")) -> Finding:
     """Whether NVIDIA's kernel driver is there, and lets this process have its GPUs."""
     if hardware.has_gpu():
-        said = re.search(r"Kernel Module\D*([0-9.]+)", _text(root / "proc/driver/nvidia/version"))
+        said = re.search(r"Kernel Module\D*([0-9.]+)", hardware.text_of(root / "proc/driver/nvidia/version"))
         version = f"version {said[1]}" if said else "version not stated"
         return Finding(name="driver", level="ok", text=f"{version}, GPUs that CUDA may use: {devices.gpu_count()}")
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
@@ -179,11 +179,6 @@ def _read(path: Path, until: float) -> int:
 
 
 def _is_nvidia(card: Path) -> bool:
-    return _text(card / "vendor") == _NVIDIA and _text(card / "class").startswith("0x03")  # a display controller
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""
+    return hardware.text_of(card / "vendor") == _NVIDIA and hardware.text_of(card / "class").startswith(
+        "0x03"
+    )  # a display controller
