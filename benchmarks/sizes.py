@@ -79,12 +79,32 @@ def measure(folder: Path, name: str, model: list[str], crops: Path, count: int) 
     return sizes
 
 
+def measure_names(folder: Path, count: int) -> dict[str, float]:
+    """Bytes a row of the manifest, which is nearly all names, by how the names are made. No image is read."""
+    rng = np.random.default_rng(0)
+    kinds = {
+        "counted, `07/product-00000007-front.jpg`": [
+            f"{number % 64:02d}/product-{number:08d}-front.jpg" for number in range(count)
+        ],
+        "hashed, 32 hexadecimal digits and `.jpg`": [f"{rng.bytes(16).hex()}.jpg" for _ in range(count)],
+    }
+    sizes = {}
+    for number, (kind, names) in enumerate(kinds.items()):
+        listed, out = folder / f"{number}.txt", folder / f"names-{number}"
+        listed.write_text("\n".join(names))
+        command = (sys.executable, "-m", "clipbatch", "plan", listed, "--model", "clipbatch-demo", "--out", out)
+        subprocess.run([*command, "--labels", "cifar10"], check=True, stdout=subprocess.DEVNULL)
+        sizes[kind] = bytes_in(out / "manifest") / count
+    return sizes
+
+
 def main() -> None:
     """Parse, measure, report."""
     parser = arguments(__doc__ or "")
     parser.add_argument("--photos", type=Path, required=True, help="a folder of JPEGs to cut the crops from")
     parser.add_argument("--images", type=int, default=8192, help="labelled with the embedded model")
     parser.add_argument("--vit-images", type=int, default=2048, help="labelled with ViT-B-32")
+    parser.add_argument("--names", type=int, default=100_000, help="rows of the plans that show what names cost")
     given = parser.parse_args()
     on = machine()
     with tempfile.TemporaryDirectory() as name:
@@ -98,6 +118,7 @@ def main() -> None:
 
         weights = folder / "vit.safetensors"
         safetensors.torch.save_model(open_clip.create_model("ViT-B-32"), str(weights))
+        names = measure_names(folder, given.names)
         found = {
             f"embedded model, embeddings of 96, {given.images} rows": measure(
                 folder, "demo", ["--model", "clipbatch-demo"], crops, given.images
@@ -114,9 +135,12 @@ def main() -> None:
     ]
     body = (
         f"Crops of {CROP_PX} x {CROP_PX} pixels, all different, names such as `07/product-00000007-front.jpg`, "
-        "zstd, no carried columns.\n\n" + "\n\n".join(bodies)
+        "zstd, no carried columns.\n\n"
+        + "\n\n".join(bodies)
+        + f"\n\nManifests of {given.names} rows, without carried columns:\n\n"
+        + table(["names", "bytes a row"], [[kind, f"{size:.0f}"] for kind, size in names.items()])
     )
-    finish("Bytes a row", body, EXPECTED, {"machine": on, **found}, given.report)
+    finish("Bytes a row", body, EXPECTED, {"machine": on, "names": names, **found}, given.report)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """What the site needs beyond plain Markdown, as hooks of MkDocs and an extension of mkdocstrings.
 
 The pages link to files of the repository outside of docs/ (reports, job files, SECURITY.md) by relative paths, which
-work in a repository browser. MkDocs knows only docs/. So every such file is added to the site below `repository/`, and the
-links to it are rewritten. A link to a file that does not exist is a warning, which fails a strict build.
+work in a repository browser. MkDocs knows only docs/. So every such file is added to the site below `repository/`, and
+the links to it are rewritten. A link to a file that does not exist is a warning, which fails a strict build.
 """
 
 from __future__ import annotations
