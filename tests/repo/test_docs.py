@@ -3,23 +3,30 @@
 A section of a page is one session in one folder. Its ```sh blocks run line by line, its ```sql blocks in DuckDB and its
 ```python blocks in a process, in the order of the page; ```text blocks are lines that must have been printed by then. A
 ```toml block begins with the name of its file, which lies in the folder. A block without a language is an illustration.
+
+The README's commands run as users start them. Those of docs/ run in the tests' own process, whose models stay loaded,
+unless they need a shell or are about processes.
 """
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import open_clip
 import pytest
 import yaml
+from huggingface_hub import constants
 from markdown_it import MarkdownIt
 from safetensors.torch import save_file
 
 from clipbatch.data import demo
 from clipbatch.runs import report as summary
+from tests.conftest import Cli
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = "docs/reference/options.md"
@@ -40,6 +47,8 @@ ELSEWHERE = {
 """Commands that begin so are not run here, and why."""
 ADDED = {"clipbatch submit slurm": " --dry-run", "clipbatch tune": " --budget 60"}
 """What is added to commands that begin so: tests/slurm submits to a cluster, and what `tune` finds does not matter."""
+PROCESSES = ("--workers", "--engine", "doctor", "tune", "parity")
+"""Words of commands that start processes of several kinds."""
 DEFAULT_WEIGHTS = "models--laion--CLIP-ViT-B-32-laion2B-s34B-b79K"
 _BLOCK = re.compile(r"^#+ (?P<heading>[^\n]+)$|^```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"(?<=\]\()(?!\w+:)([^)#\s]*)(?:#([^)\s]+))?(?=\))")
@@ -64,7 +73,7 @@ def sessions() -> list[object]:
             sections.setdefault(heading, []).append((kind, text))
         for heading, steps in sections.items():
             if any(kind in RUN for kind, _ in steps):
-                found.append(pytest.param(steps, id=f"{page.removesuffix('.md')}: {heading}"))
+                found.append(pytest.param(page, steps, id=f"{page.removesuffix('.md')}: {heading}"))
     return found
 
 
@@ -95,55 +104,65 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("steps", sessions())
+@pytest.mark.parametrize(("page", "steps"), sessions())
 def test_a_section_runs_and_prints_what_it_shows(
-    steps: list[tuple[str, str]], folder: Path, hub: Path, bucket: str
+    page: str,
+    steps: list[tuple[str, str]],
+    folder: Path,
+    hub: Path,
+    bucket: str,
+    warm: Cli,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "HF_HOME": str(hub),
-        "HF_HUB_OFFLINE": "1",
-        "XDG_CACHE_HOME": str(folder / "cache"),
-        "RAY_USAGE_STATS_ENABLED": "0",
-    }
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub / "hub"))
+    monkeypatch.setenv("HF_HOME", str(hub))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(hub / "cache"))
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
     printed = ""
     for kind, text in steps:
         if kind == "toml":
             (folder / _file_of(text)).write_text(text)
-        for command, arguments in _commands(kind, text):
-            done = subprocess.run(
-                arguments,
-                cwd=ROOT if command.startswith("make ") else folder,
-                env=environment,
-                capture_output=True,
-                text=True,
-                timeout=300,
-            )
-            assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-            assert "Traceback" not in done.stderr, command
-            printed += done.stdout
-        if kind == "text":
+        elif kind == "sql":
+            printed += _started(["duckdb", "-bail", "-c", text], folder)
+        elif kind == "python":
+            printed += _started([sys.executable, "-c", text], folder)
+        elif kind == "sh":
+            for command in _commands(text):
+                arguments = None if page == "README.md" else _of_clipbatch(command)
+                if arguments is None:
+                    place = ROOT if command.startswith("make ") else folder
+                    printed += _started(["bash", "-o", "pipefail", "-c", command], place)
+                else:
+                    printed += warm(*arguments, cwd=folder).stdout
+        elif kind == "text":
             lines = [_without_numbers(line) for line in printed.splitlines()]
             missing = [line for line in text.splitlines() if line != "..." and _without_numbers(line) not in lines]
             assert missing == [], printed
 
 
-def _commands(kind: str, text: str) -> list[tuple[str, list[str]]]:
-    """What a block runs: each command with the arguments of its process."""
-    if kind == "sql":
-        return [(text, ["duckdb", "-bail", "-c", text])]
-    if kind == "python":
-        return [(text, [sys.executable, "-c", text])]
-    if kind != "sh":
-        return []
-    commands = []
+def _started(arguments: list[str], place: Path) -> str:
+    """What a process prints that has to end well."""
+    done = subprocess.run(arguments, cwd=place, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, f"{arguments[-1]}\n{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stderr, arguments[-1]
+    return done.stdout
+
+
+def _commands(text: str) -> Iterator[str]:
+    """The commands of a ```sh block that run here, without their comments, and with what is added."""
     for command in re.sub(r"\\\n\s*", "", text).splitlines():
         if not command.startswith(tuple(ELSEWHERE)):
-            bare = command.partition("  #")[0].rstrip()
             added = next((more for start, more in ADDED.items() if command.startswith(start)), "")
-            commands.append((command, ["bash", "-o", "pipefail", "-c", bare + added]))
-    return commands
+            yield re.sub(r"\s#.*", "", command).rstrip() + added
+
+
+def _of_clipbatch(command: str) -> list[str] | None:
+    """The arguments of a command that needs neither a shell nor processes of its own; None for any other."""
+    program, *arguments = shlex.split(command)
+    needs_shell = re.search(r"[|<>&;`]|\$\(", re.sub(r"'[^']*'", "", command))
+    return None if program != "clipbatch" or needs_shell or {*arguments} & {*PROCESSES} else arguments
 
 
 def _file_of(text: str) -> str:
