@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict  # not --quiet: a warning that is not shown is not counted
 
 .PHONY: help setup run test check docs bench gpu-check clean
 
@@ -29,7 +29,7 @@ check: setup  ## lint, format, types, import rules, documentation
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python scripts/options_page.py --check
-	$(MKDOCS) --quiet
+	$(MKDOCS)
 
 docs: setup  ## build docs/ into site/, with the page of options made anew
 	$(BIN)/python scripts/options_page.py
