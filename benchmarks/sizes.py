@@ -62,20 +62,22 @@ def bytes_in(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("part-*.parquet"))
 
 
-def measure(folder: Path, name: str, model: list[str], crops: Path, count: int) -> dict[str, dict[int, float]]:
-    """Bytes a row, by variant and number of labels; and of the manifest."""
+def measure(
+    folder: Path, name: str, model: list[str], crops: Path, count: int, numbers: list[int]
+) -> dict[str, dict[int, float]]:
+    """Bytes a row, by variant and number of labels (each of `numbers`); and of the manifest."""
     source = folder / f"{name}-source"
     shard = ("--shard-size", str(min(8192, count)), "--batch-size", "32", "--limit", str(count))
     cli("run", crops, *model, *shard, "--labels", "cifar10", "--embeddings", "--out", source)
     sizes: dict[str, dict[int, float]] = {variant: {} for variant in VARIANTS}
     for variant, options in VARIANTS.items():
-        for number, labels in LABELS.items():
+        for number in numbers:
             out = folder / f"{name}-{number}-{variant.replace(' ', '')}"
-            cli("rescore", source, "--labels", labels, *options, "--out", out)
+            cli("rescore", source, "--labels", LABELS[number], *options, "--out", out)
             rows = json.loads((out / "report.json").read_text())["rows"]
             sizes[variant][number] = bytes_in(out / "parts") / rows
             print(f"  {name}, {variant}, {number} labels: {sizes[variant][number]:.1f}", file=sys.stderr, flush=True)
-    sizes["manifest"] = dict.fromkeys(LABELS, bytes_in(source / "manifest") / count)
+    sizes["manifest"] = dict.fromkeys(numbers, bytes_in(source / "manifest") / count)
     return sizes
 
 
@@ -103,7 +105,8 @@ def main() -> None:
     parser = arguments(__doc__ or "")
     parser.add_argument("--photos", type=Path, required=True, help="a folder of JPEGs to cut the crops from")
     parser.add_argument("--images", type=int, default=8192, help="labelled with the embedded model")
-    parser.add_argument("--vit-images", type=int, default=2048, help="labelled with ViT-B-32")
+    parser.add_argument("--vit-images", type=int, default=2048, help="labelled with ViT-B-32; 0: leave it out")
+    parser.add_argument("--labels", type=int, nargs="+", choices=LABELS, default=list(LABELS))
     parser.add_argument("--names", type=int, default=100_000, help="rows of the plans that show what names cost")
     given = parser.parse_args()
     on = machine()
@@ -113,21 +116,28 @@ def main() -> None:
         crops = folder / "crops"
         crops.mkdir()
         draw_crops(given.photos, crops, max(given.images, given.vit_images))
-        import open_clip
-        import safetensors.torch
-
-        weights = folder / "vit.safetensors"
-        safetensors.torch.save_model(open_clip.create_model("ViT-B-32"), str(weights))
         names = measure_names(folder, given.names)
+        demo = ["--model", "clipbatch-demo"]
         found = {
             f"embedded model, embeddings of 96, {given.images} rows": measure(
-                folder, "demo", ["--model", "clipbatch-demo"], crops, given.images
-            ),
-            f"ViT-B-32, embeddings of 512, {given.vit_images} rows": measure(
-                folder, "vit", ["--model", "ViT-B-32", "--pretrained", str(weights)], crops, given.vit_images
-            ),
+                folder, "demo", demo, crops, given.images, given.labels
+            )
         }
-    header = ["bytes a row", *(f"{number} labels" for number in LABELS)]
+        if given.vit_images:
+            import open_clip
+            import safetensors.torch
+
+            weights = folder / "vit.safetensors"
+            safetensors.torch.save_model(open_clip.create_model("ViT-B-32"), str(weights))
+            found[f"ViT-B-32, embeddings of 512, {given.vit_images} rows"] = measure(
+                folder,
+                "vit",
+                ["--model", "ViT-B-32", "--pretrained", str(weights)],
+                crops,
+                given.vit_images,
+                given.labels,
+            )
+    header = ["bytes a row", *(f"{number} labels" for number in given.labels)]
     bodies = [
         f"{model}:\n\n"
         + table(header, [[variant, *(f"{size:.0f}" for size in sizes.values())] for variant, sizes in figures.items()])
