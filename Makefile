@@ -1,9 +1,10 @@
-# The commands of the README. `make help` lists them.
+# The commands of the README and of docs/. `make help` lists them.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict  # not --quiet: a warning that is not shown is not counted
 
-.PHONY: help setup run test check bench gpu-check clean
+.PHONY: help setup run test check docs bench gpu-check clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -22,11 +23,17 @@ run: setup  ## label the sample images with the embedded model and show the resu
 test: setup  ## run all tests
 	$(BIN)/python -m pytest -n logical --maxprocesses 4
 
-check: setup  ## lint, format, types, import rules
+check: setup  ## lint, format, types, import rules, documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python scripts/options_page.py --check
+	$(MKDOCS)
+
+docs: setup  ## build docs/ into site/, with the page of options made anew
+	$(BIN)/python scripts/options_page.py
+	$(MKDOCS)
 
 bench: setup  ## measure speed and memory on this machine (IMAGES=folder)
 	$(BIN)/python benchmarks/speed.py $(IMAGES)
@@ -38,4 +45,4 @@ gpu-check:  ## all there is to check and measure on a GPU, offline, in 10 minute
 		--report benchmarks/results/$$(date +%F)-gpu-check.md
 
 clean:  ## remove what was installed and made here
-	rm -rf $(VENV) demo-scores
+	rm -rf $(VENV) demo-scores site

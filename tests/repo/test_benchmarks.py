@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -99,3 +101,12 @@ def test_kills_leave_no_trace_in_what_is_compacted(tmp_path: Path) -> None:
     found = bench("kills.py", *few)["commands"]["compact"]
     assert (found["kills"], found["wrong"]) == (1, [])
     assert "| compact " in (tmp_path / "kills.md").read_text()
+
+
+def test_bytes_a_row_are_measured_in_every_layout(photos: Path, tmp_path: Path) -> None:
+    few = ("--images", 256, "--vit-images", 0, "--labels", 10, "--names", 100)
+    found = bench("sizes.py", "--photos", photos, *few, "--report", tmp_path / "sizes.md")
+    (sizes,) = [figures for name, figures in found.items() if name.startswith("embedded model")]
+    raw = 2 * 96  # an embedding, which hardly compresses
+    assert sizes["list and embedding"]["10"] - sizes["list"]["10"] == pytest.approx(raw, rel=0.2)
+    assert "| list" in (tmp_path / "sizes.md").read_text()

@@ -1,4 +1,4 @@
-"""The same scores, whatever the batch size, within what the README states."""
+"""The same scores, whatever the batch size, within what docs/explanation/accuracy.md states."""
 
 from pathlib import Path
 

@@ -21,7 +21,7 @@ select uri, label from (
     from read_parquet('{out}/*/parts/*.parquet', filename = true)
 ) where age = 1 order by uri
 """
-"""The query of the README that takes the last row of each image."""
+"""The query of docs/guides/increments.md that takes the last row of each image."""
 
 
 def draw(path: Path, seed: int) -> None:

@@ -1,4 +1,4 @@
-"""What is written: the schema of the README, read by the tools that people use."""
+"""What is written: the schema of docs/reference/output.md, read by the tools that people use."""
 
 import json
 import shutil

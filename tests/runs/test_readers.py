@@ -230,25 +230,23 @@ def test_the_footer_is_read_by_everybody_who_reads_footers(runs: dict[str, Path]
         assert found["clipbatch.model"] == "clipbatch-demo"
 
 
-def _statements() -> list[str]:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    section = readme.split("### The five queries that people run first")[1].split("\n#")[0]
+def _statements(heading: str) -> list[str]:
+    """The queries of a section of docs/reference/output.md, without their comments."""
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "output.md").read_text()
+    section = page.split(f"\n## {heading}\n")[1].split("\n#")[0]
     blocks = re.findall(r"```sql\n(.*?)```", section, re.DOTALL)
     return [text.strip() for block in blocks for text in re.sub(r"--[^\n]*", "", block).split(";") if text.strip()]
 
 
-def test_the_readmes_five_queries_run_as_they_stand(
+def test_the_five_queries_of_the_documentation_run_as_they_stand(
     runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     os.symlink(runs["list"], tmp_path / "scores")
     table = rows(runs["list"])
-    pd.DataFrame({"uri": table["uri"].to_pylist(), "price": range(FILES)}).to_csv(
-        tmp_path / "products.csv", index=False
-    )
     monkeypatch.chdir(tmp_path)
-    statements = _statements()
+    statements = _statements("The five queries that people run first")
     assert len(statements) == 5
-    there, wrong, doubtful, best, joined = (duckdb.sql(text).fetchall() for text in statements)
+    there, wrong, doubtful, best, placed = (duckdb.sql(text).fetchall() for text in statements)
     labels = Counter(table["label"].drop_null().to_pylist())
     assert {label: count for label, count, _ in there} == labels
     assert [(status, count) for status, _, count in wrong] == [("empty", SHARD)]
@@ -258,12 +256,25 @@ def test_the_readmes_five_queries_run_as_they_stand(
     )
     dogs = [(row["scores"][5], row["uri"]) for row in table.to_pylist() if row["scores"]]
     assert [uri for uri, _ in best] == [uri for _, uri in sorted(dogs, reverse=True)[:20]]
-    assert len(joined) == FILES
-    assert {row[:2] for row in joined} == {(uri, price) for price, uri in enumerate(table["uri"].to_pylist())}
+    assert len(placed) == FILES
+    assert all(Path(root, uri).exists() for uri, root, _ in placed)
+
+
+def test_a_table_of_ones_own_joins_the_parts_without_doubling_rows(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.symlink(runs["list"], tmp_path / "folder-scores")
+    uris = rows(runs["list"])["uri"].to_pylist()
+    named = [*uris, uris[0], uris[0]]  # a name that occurs three times
+    pd.DataFrame({"image": named, "price": range(len(named))}).to_csv(tmp_path / "products.csv", index=False)
+    monkeypatch.chdir(tmp_path)
+    (statement,) = _statements("With a table of your own")
+    joined = duckdb.sql(statement).fetchall()
+    assert sorted(row[:2] for row in joined) == sorted((uri, price) for price, uri in enumerate(uris))
 
 
 def test_the_embeddings_are_a_matrix_at_once(runs: dict[str, Path]) -> None:
-    """As the README says it: for a nearest-neighbour search of one's own."""
+    """As docs/reference/output.md does it: for a nearest-neighbour search of one's own."""
     table = ds.dataset(runs["list"] / "parts").to_table(filter=ds.field("status") == "ok", columns=["embedding"])
     matrix = np.vstack(table["embedding"].combine_chunks().flatten().to_numpy().reshape(len(table), -1))
     assert matrix.shape == (FILES - SHARD, 96)

@@ -25,7 +25,7 @@ from tests.support.corpus import make_folder, photo
 
 SAME = ["uri", "status", "error", "width", "height", "decoder", "label"]
 CLOSE = 1e-3
-"""Between scores of batches of other sizes, in bf16 (README)."""
+"""Between scores of batches of other sizes, in bf16 (docs/explanation/accuracy.md)."""
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from tests.support.serving import serving
 CLIENTS = 16
 REQUESTS = 600
 CLOSE = 1e-3
-"""Between scores of batches of other sizes, in bf16 (README)."""
+"""Between scores of batches of other sizes, in bf16 (docs/explanation/accuracy.md)."""
 
 
 @pytest.fixture(scope="module")

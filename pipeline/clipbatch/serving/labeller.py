@@ -1,7 +1,7 @@
 """The stages of a run without a run: batches of images -> tables. One of these serves many threads.
 
 A full batch takes the very way of a run's batch, so its scores are the same to the bit. One that is not full is
-trimmed: on a GPU its scores differ from those of a run within what the precision gives (README, "How right").
+trimmed: on a GPU its scores differ from those of a run within what the precision gives (docs/explanation/accuracy.md).
 """
 
 from __future__ import annotations

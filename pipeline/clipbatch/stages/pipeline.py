@@ -1,4 +1,5 @@
-"""What a worker does: join the stages over the shards that it is given. Reads like the table in the README.
+"""What a worker does: join the stages over the shards that it is given. Reads like the table in
+docs/explanation/how-an-image-flows.md.
 
 Knows nothing of other workers, of signals or of progress bars: it is handed shards and hands back what became of
 each batch. The pipeline does not drain between shards.
