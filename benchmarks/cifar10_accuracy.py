@@ -2,7 +2,7 @@
 
     python benchmarks/cifar10_accuracy.py CIFAR_DIR [--report PATH]
 
-Labels the 10,000 test pictures of CIFAR-10 (CIFAR_DIR/test/<class>/*.jpg, made by benchmarks/cifar10.py) with the
+Labels the 10,000 test pictures of CIFAR-10 (CIFAR_DIR/test/<class>/*.jpg, made by scripts/cifar10.py) with the
 embedded model and the prompt 'a photo of a {}': by `clipbatch run`, once in fp32 and once in bf16, and by open_clip's
 own transform (Pillow), model and zero-shot classifier in fp32, in this process. For each run: its accuracy, the share
 of pictures whose best label is open_clip's, and the mean and the lowest cosine of its embeddings (kept as float16) with
@@ -30,9 +30,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import timing
-from cifar10 import CLASSES
 from clipbatch.config import models
 
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 TEMPLATE = "a photo of a {}"
 BATCH = 200
 EXPECTED = (
@@ -60,9 +60,7 @@ def ours(pictures: Path, precision: str, out: Path) -> tuple[list[Path], Labels,
     parts = sorted(out.glob("parts/part-*.parquet"))
     rows = pa.concat_tables([pq.read_table(part, columns=["uri", "label", "embedding"]) for part in parts])
     if rows["label"].null_count:
-        raise SystemExit(
-            f"{rows['label'].null_count} pictures have no scores: make them again with benchmarks/cifar10.py"
-        )
+        raise SystemExit(f"{rows['label'].null_count} pictures have no scores: make them again with scripts/cifar10.py")
     embedding = np.array(rows["embedding"].to_pylist(), np.float32)
     return [Path(uri) for uri in rows["uri"].to_pylist()], np.array(rows["label"].to_pylist()), embedding
 
@@ -85,11 +83,11 @@ def reference(paths: list[Path]) -> tuple[Labels, NDArray[np.float32]]:
 
 def main() -> None:
     parser = timing.arguments("Compare clipbatch's labels with open_clip's on CIFAR-10.")
-    parser.add_argument("cifar", type=Path, metavar="CIFAR_DIR", help="as made by benchmarks/cifar10.py")
+    parser.add_argument("cifar", type=Path, metavar="CIFAR_DIR", help="as made by scripts/cifar10.py")
     args = parser.parse_args()
     pictures = args.cifar.resolve() / "test"
     if not pictures.is_dir():
-        raise SystemExit(f"{pictures} is not there: make it with python benchmarks/cifar10.py {args.cifar}")
+        raise SystemExit(f"{pictures} is not there: make it with python scripts/cifar10.py {args.cifar}")
     on = timing.machine()
     with tempfile.TemporaryDirectory(prefix="clipbatch-cifar10-") as scratch:
         runs = {precision: ours(pictures, precision, Path(scratch, precision)) for precision in ("fp32", "bf16")}

@@ -1,6 +1,6 @@
 """Write pipeline/clipbatch/models.csv: size and cost of the image tower of every model that open_clip ships.
 
-    python benchmarks/list_models.py
+    python scripts/list_models.py
 
 Each tower is built without memory for its weights (torch's meta device), and its operations are counted for one
 image: `torch.utils.flop_counter`, where a multiply-add is two. Models that cannot be built without a download are
