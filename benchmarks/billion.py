@@ -23,7 +23,7 @@ from PIL import Image
 from clipbatch.config import models
 from clipbatch.config.auto import minute_of_work
 from clipbatch.rundir.layout import RunDir, part_name
-from timing import arguments, finish, machine, spread, table
+from harness import arguments, finish, machine, spread, table
 
 IMAGES = 10**9
 TFLOPS = 989

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import gpu_sections as sections
-import timing
+import harness as timing
 from clipbatch.config import models
 from contestants import DEMO_IMAGES, SHARED_PHOTOS, photographs
 from gpu_facts import EXPECTED, Facts, tables

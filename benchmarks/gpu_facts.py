@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from clipbatch.config import models as catalog
-from timing import table
+from harness import table
 
 Facts = dict[str, dict[str, Any]]
 """Section -> fact -> figure or words; `error` where a section did not come to its end."""

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-import timing
+import harness as timing
 from clipbatch.config import DecodeSettings, ReadSettings, from_flat, hardware
 from clipbatch.config import models as catalog
 from clipbatch.runs import plan, run

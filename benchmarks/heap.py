@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import timing
+import harness as timing
 from clipbatch.config import models as catalog
 from clipbatch.stages import memory
 from contestants import DEMO_IMAGES, SHARED_PHOTOS, Ours, photographs, random_model

@@ -19,7 +19,7 @@ from collections import Counter
 from itertools import cycle, islice
 from pathlib import Path
 
-import timing
+import harness as timing
 from contestants import DEMO_IMAGES, SHARED_PHOTOS, photographs
 
 HZ = 250

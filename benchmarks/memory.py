@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-import timing
+import harness as timing
 from clipbatch.config import hardware
 
 EVERY_S = 0.5

@@ -31,7 +31,7 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional as tv
 
-import timing
+import harness as timing
 from clipbatch.config import DecodeSettings, hardware
 from clipbatch.stages.decode import Decode
 from clipbatch.stages.decode.geometry import Target

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import clipbatch
-import timing
+import harness as timing
 from clipbatch.config import from_flat, models
 from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.manifest import Manifest

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-import timing
+import harness as timing
 from clipbatch.config import from_flat
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.manifest import Manifest

@@ -29,7 +29,7 @@ from clipbatch.runs import plan as planner
 from clipbatch.runs import run as runner
 from clipbatch.stages.write import Write
 from clipbatch.types import Decoded, ItemBatch, ScoredBatch
-from timing import arguments, finish, machine, ratios, spread, table
+from harness import arguments, finish, machine, ratios, spread, table
 
 DEMO_IMAGES = Path(runner.__file__).parent / "demo" / "images"
 BATCH = 1024

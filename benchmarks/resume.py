@@ -22,7 +22,7 @@ from PIL import Image
 
 from clipbatch.rundir.counts import CACHE
 from clipbatch.rundir.layout import RunDir
-from timing import arguments, finish, interleave, machine, spread, table
+from harness import arguments, finish, interleave, machine, spread, table
 
 TARGETS = {"status": 2.0, "run, nothing to do": 5.0, "run, one shard open": 0.0, "run, all footers to be read": 0.0}
 """Seconds; 0 where nothing is promised."""

@@ -23,7 +23,7 @@ from typing import Any
 
 from clipbatch.workers.ranks import Rank
 from clipbatch.workers.scheduler import Assignment, Handout
-from timing import arguments, finish, machine, spread, table
+from harness import arguments, finish, machine, spread, table
 
 SHARDS = 10_000
 WORKERS = (1, 8, 64, 512)

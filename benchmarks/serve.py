@@ -34,11 +34,11 @@ from typing import Any
 
 import urllib3
 
-import timing
+import harness as timing
 from clipbatch.config import models
 from contestants import DEMO_IMAGES, SHARED_PHOTOS, photographs, random_weights
 from load import load, prepare
-from supervision import cpu_s
+from overheads import cpu_s
 
 JOB = 10
 REPEATS = 10

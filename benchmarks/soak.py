@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-import timing
+import harness as timing
 from memory import BAD_EVERY, LEAST_SAMPLES, Sample, children, make_pool, resident_mib, steady
 
 EVERY_S = 1.0

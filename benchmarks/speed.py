@@ -31,7 +31,7 @@ from typing import Any
 
 import torch
 
-import timing
+import harness as timing
 from clipbatch.config import hardware
 from clipbatch.config import models as catalog
 from clipbatch.config.auto import minute_of_work

@@ -31,7 +31,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import timing
+import harness as timing
 from clipbatch.config import LabelSettings, hardware, models
 from clipbatch.config.labels import load
 from clipbatch.stages.encode.model import DTYPES

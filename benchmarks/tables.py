@@ -33,7 +33,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-import timing
+import harness as timing
 from clipbatch.config import ReadSettings, SourceSettings
 from clipbatch.inputs import listing as listings
 from clipbatch.stages.flow import Flow, Stage

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from timing import arguments, finish, interleave, machine, ratios, spread, table
+from harness import arguments, finish, interleave, machine, ratios, spread, table
 
 TARGET = 1.8
 

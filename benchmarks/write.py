@@ -28,7 +28,7 @@ from clipbatch.rundir.part_file import options
 from clipbatch.rundir.row_group import RowGroup
 from clipbatch.stages.write import Write
 from clipbatch.types import Decoded, ItemBatch, Reject, ScoredBatch
-from timing import arguments, finish, interleave, machine, ratios, spread, table
+from harness import arguments, finish, interleave, machine, ratios, spread, table
 
 EXPECTED = "50,000 rows/s or more at 1,000 labels, and 0.9 or more of pyarrow's rate with the same options"
 

@@ -31,7 +31,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-import timing
+import harness as timing
 from clipbatch.rundir.layout import RunDir
 
 CHUNK = 1_000_000

@@ -29,7 +29,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-import timing
+import harness as timing
 from clipbatch.config import models
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

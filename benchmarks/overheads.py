@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import timing
+import harness as timing
 from clipbatch.config import from_flat
 from clipbatch.rundir.layout import RunDir
 from clipbatch.runs import plan as planner

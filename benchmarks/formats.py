@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-import timing
+import harness as timing
 from clipbatch.config import SourceSettings, from_flat, models
 from clipbatch.inputs import listing as listings
 from clipbatch.rundir.layout import RunDir
