@@ -2,20 +2,27 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: help setup run test check bench gpu-check clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
-setup: $(VENV)/.ready  ## install into .venv
+setup: $(VENV)/.dev-installed  ## install everything that development needs into .venv
 
-$(VENV)/.ready: pyproject.toml constraints.txt
+# What a user needs, and nothing else.
+$(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(INSTALL) -e .
 	touch $@
 
-run: setup  ## label the sample images with the embedded model and show the result
+# What tests and checks need besides: Spark, Ray, transformers, an S3 server, a browser driver, linters.
+$(VENV)/.dev-installed: $(VENV)/.installed
+	$(INSTALL) -e '.[dev]'
+	touch $@
+
+run: $(VENV)/.installed  ## label the sample images with the embedded model and show the result
 	rm -rf demo-scores  # an older version's run may have other settings
 	$(BIN)/clipbatch demo --out demo-scores
 
