@@ -36,9 +36,9 @@ check: setup  ## lint, format, types, import rules
 	$(BIN)/lint-imports --no-logo
 
 bench: setup  ## measure speed and memory on this machine (IMAGES=folder)
-	$(BIN)/python benchmarks/speed.py $(IMAGES)
-	$(BIN)/python benchmarks/steps.py $(IMAGES)
-	$(BIN)/python benchmarks/preprocess.py $(IMAGES)
+	$(BIN)/python benchmarks/speed.py run $(IMAGES)
+	$(BIN)/python benchmarks/speed.py steps $(IMAGES)
+	$(BIN)/python benchmarks/speed.py preprocess $(IMAGES)
 
 gpu-check:  ## all there is to check and measure on a GPU, offline, in 10 minutes (IMAGES=folder)
 	PYTHONPATH=pipeline $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu_check.py $(IMAGES) \

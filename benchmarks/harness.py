@@ -1,8 +1,9 @@
-"""What the benchmarks share: rounds, spread, the machine in words, tables, dated reports, a line of JSON at the end.
+"""What all benchmarks share: options, rounds in turn, median and spread, tables, the dated report, the line of JSON.
 
-Contestants take turns (A B C, A B C, ...), so that a machine that drifts (heat, neighbours, a full page cache) hits
-them all alike. A ratio is taken within each round, and the median of the rounds' ratios is what counts. One full
-round before the first warms up caches, threads and clocks and is thrown away. Knows nothing of images.
+A script says which questions it answers (`Benchmark`) and calls `run`. Contestants take turns (A B C, A B C, ...), so
+that a machine that drifts (heat, other work, a full page cache) hits them all alike. A ratio is taken within each
+round, and the median of the rounds' ratios counts. One full round before the first warms up caches, threads and
+clocks, and is not counted.
 """
 
 from __future__ import annotations
@@ -13,13 +14,83 @@ import json
 import os
 import statistics
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import clipbatch
 from clipbatch.config import hardware
 from clipbatch.runs.plan import versions
+
+DEMO_IMAGES = Path(clipbatch.__file__).parent / "demo" / "images"
+SHARED_PHOTOS = Path(__file__).resolve().parents[2] / "shared" / "photos"
+PHOTOS = SHARED_PHOTOS if SHARED_PHOTOS.is_dir() else DEMO_IMAGES
+Figures = dict[str, list[float]]
+"""The figure of each contestant in every round, in the order of rounds."""
+
+
+# What a script measures, and how it is called
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Benchmark:
+    """One question that a script answers."""
+
+    title: str
+    """Of the report; `{name}` is replaced by that option."""
+    expected: str
+    measure: Callable[[argparse.Namespace], tuple[str, dict[str, Any]]]
+    """Returns the tables in Markdown, and the same figures for the line of JSON."""
+    options: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
+    """Name -> default and help. The default's type is the option's; a class stands for that type and no default."""
+    folder: bool = False
+    """Whether it takes a folder of photographs."""
+
+
+def run(description: str, benchmarks: Mapping[str, Benchmark]) -> None:
+    """Parse the command line, measure, and report. Several benchmarks are subcommands by their names."""
+    parser = arguments(description.partition("\n")[0])
+    if len(benchmarks) == 1:
+        _add_options(parser, *benchmarks.values())
+        parser.set_defaults(which=next(iter(benchmarks)))
+    else:
+        commands = parser.add_subparsers(dest="which", required=True, metavar="|".join(benchmarks))
+        for name, benchmark in benchmarks.items():
+            own = commands.add_parser(name, help=benchmark.title.replace("{", "").replace("}", ""))
+            _add_options(own, benchmark)
+            own.add_argument("--report", type=Path, help=argparse.SUPPRESS, default=argparse.SUPPRESS)
+    args = parser.parse_args()
+    chosen, on = benchmarks[args.which], machine()
+    body, figures = chosen.measure(args)
+    name = " ".join([Path(sys.argv[0]).stem, *([args.which] if len(benchmarks) > 1 else [])])
+    result = {"benchmark": name, "machine": on, **figures}
+    finish(chosen.title.format(**vars(args)), body, chosen.expected, result, args.report)
+
+
+def arguments(description: str) -> argparse.ArgumentParser:
+    """A parser with the option that all benchmarks have."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--report", type=Path, help="write a dated Markdown report to this file")
+    return parser
+
+
+def _add_options(parser: argparse.ArgumentParser, benchmark: Benchmark) -> None:
+    if benchmark.folder:
+        what = "photographs (default: %(default)s)"
+        parser.add_argument("folder", nargs="?", type=Path, default=PHOTOS, help=what)
+    for name, (default, text) in benchmark.options.items():
+        option = f"--{name.replace('_', '-')}"
+        if default is False:
+            parser.add_argument(option, action="store_true", help=text)
+        elif isinstance(default, type):
+            parser.add_argument(option, type=default, help=text)
+        else:
+            parser.add_argument(option, type=type(default), default=default, help=f"{text} (default: %(default)s)")
+
+
+# Rounds and what comes of them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +103,7 @@ class Spread:
 
     def text(self, digits: int = 0) -> str:
         """For a table: `median (low-high)`."""
-        return f"{self.median:.{digits}f} ({self.low:.{digits}f}-{self.high:.{digits}f})"
+        return f"{self.median:,.{digits}f} ({self.low:,.{digits}f}-{self.high:,.{digits}f})"
 
     def facts(self) -> dict[str, float]:
         """For JSON: five significant digits, since no more are meant."""
@@ -44,22 +115,9 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(median=statistics.median(values), low=min(values), high=max(values))
 
 
-def interleave(contestants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Each contestant's figure in every round, in the order of rounds; the round that warms up is left out.
-
-    contestants: name -> a function that does its work once and returns its figure (images/s, or seconds).
-    """
-    if rounds < 1:
-        raise SystemExit(f"--rounds {rounds} measures nothing: use 1 or more")
-    figures: dict[str, list[float]] = {name: [] for name in contestants}
-    for number in range(rounds + 1):
-        what = f"round {number} of {rounds}" if number else "warm-up"
-        for name, work in contestants.items():
-            figure = work()
-            print(f"  {what}: {name} {figure:.4g}", file=sys.stderr, flush=True)
-            if number:
-                figures[name].append(figure)
-    return figures
+def spreads(figures: Mapping[str, Sequence[float]]) -> dict[str, Spread]:
+    """The spread of each contestant."""
+    return {name: spread(values) for name, values in figures.items()}
 
 
 def ratios(over: Sequence[float], under: Sequence[float]) -> Spread:
@@ -67,18 +125,58 @@ def ratios(over: Sequence[float], under: Sequence[float]) -> Spread:
     return spread([a / b for a, b in zip(over, under, strict=True)])
 
 
-def arguments(description: str) -> argparse.ArgumentParser:
-    """A parser with the option that all benchmarks have."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--report", type=Path, help="write a dated Markdown report here")
-    return parser
+def interleave(contestants: Mapping[str, Callable[[], float]], rounds: int) -> Figures:
+    """Each contestant's figure in every round; the round that warms up is left out.
+
+    contestants: name -> a function that does its work once and returns its figure (images/s, or seconds).
+    """
+    several = {name: lambda work=work: {"": work()} for name, work in contestants.items()}
+    return take_turns(several, rounds)[""]
 
 
-def machine() -> dict[str, Any]:
-    """The machine, the date, the versions, and the load that was on it before the benchmark began."""
-    load_1min = round(os.getloadavg()[0], 2)
-    date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    return {"date": date, **hardware.describe(), "load_1min": load_1min, "versions": versions()}
+def take_turns(contestants: Mapping[str, Callable[[], Mapping[str, float]]], rounds: int) -> dict[str, Figures]:
+    """As `interleave`, where a contestant returns several figures by name. Returns figure -> contestant -> rounds."""
+    if rounds < 1:
+        raise SystemExit(f"--rounds {rounds} measures nothing: use 1 or more")
+    result: dict[str, Figures] = {}
+    for number in range(rounds + 1):
+        what = f"round {number} of {rounds}" if number else "warm-up"
+        for contestant, work in contestants.items():
+            values = work()
+            said = ", ".join(f"{name} {value:.4g}".strip() for name, value in values.items())
+            print(f"  {what}: {contestant} {said}", file=sys.stderr, flush=True)
+            for name, value in values.items() if number else ():
+                result.setdefault(name, {}).setdefault(contestant, []).append(value)
+    return result
+
+
+def timed(work: Callable[[], object]) -> Callable[[], float]:
+    """Times `work`, in seconds."""
+
+    def seconds() -> float:
+        begun = time.perf_counter()
+        work()
+        return time.perf_counter() - begun
+
+    return seconds
+
+
+def counted(work: Callable[[], int], expected: int | None = None) -> Callable[[], dict[str, float]]:
+    """Rates of `work`, which returns how many images or rows it did: "per s", and "per CPU s" of this process's own
+    processor time, which other work on the machine changes less. expected: what it has to return."""
+
+    def figures() -> dict[str, float]:
+        begun, begun_cpu = time.perf_counter(), time.process_time()
+        count = work()
+        seconds, cpu_s = time.perf_counter() - begun, time.process_time() - begun_cpu
+        if expected is not None and count != expected:
+            raise SystemExit(f"{count} of {expected} were done")
+        return {"per s": count / seconds, "per CPU s": count / cpu_s}
+
+    return figures
+
+
+# Tables and the report
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -92,6 +190,34 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     return "\n".join(line(cells) for cells in (header, rule, *rows))
+
+
+def spread_table(title: str, columns: Mapping[str, tuple[Mapping[str, Sequence[float]], int]]) -> str:
+    """A row for each contestant. columns: heading -> figures and digits; a contestant without a figure has a gap."""
+    names = list(dict.fromkeys(name for figures, _ in columns.values() for name in figures))
+    rows = [
+        [name, *(spread(figures[name]).text(digits) if name in figures else "" for figures, digits in columns.values())]
+        for name in names
+    ]
+    return table((title, *columns), rows)
+
+
+def compare(figures: Mapping[str, Sequence[float]], pairs: Mapping[str, str]) -> tuple[str, dict[str, Spread]]:
+    """The ratios of pairs of contestants within each round, as a table and as spreads. pairs: `a / b` -> what is
+    wanted of it, in words."""
+    result = {}
+    for pair in pairs:
+        over, under = pair.split(" / ")
+        result[pair] = ratios(figures[over], figures[under])
+    rows = [(pair, ratio.text(2), pairs[pair]) for pair, ratio in result.items()]
+    return table(("ratio within a round", "median (min-max)", "wanted"), rows), result
+
+
+def machine() -> dict[str, Any]:
+    """The machine, the date, the versions, and the load that was on it before the benchmark began."""
+    load_1min = round(os.getloadavg()[0], 2)
+    date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    return {"date": date, **hardware.describe(), "load_1min": load_1min, "versions": versions()}
 
 
 def finish(title: str, body: str, expected: str, result: Mapping[str, Any], report: Path | None) -> None:
