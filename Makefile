@@ -3,20 +3,27 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict  # not --quiet: a warning that is not shown is not counted
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: help setup run test check docs bench gpu-check clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
-setup: $(VENV)/.ready  ## install into .venv
+setup: $(VENV)/.dev-installed  ## install everything that development needs into .venv
 
-$(VENV)/.ready: pyproject.toml constraints.txt
+# What a user needs, and nothing else.
+$(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(INSTALL) -e .
 	touch $@
 
-run: setup  ## label the sample images with the embedded model and show the result
+# What tests and checks need besides: Spark, Ray, transformers, an S3 server, a browser driver, linters.
+$(VENV)/.dev-installed: $(VENV)/.installed
+	$(INSTALL) -e '.[dev]'
+	touch $@
+
+run: $(VENV)/.installed  ## label the sample images with the embedded model and show the result
 	rm -rf demo-scores  # an older version's run may have other settings
 	$(BIN)/clipbatch demo --out demo-scores
 
@@ -36,9 +43,9 @@ docs: setup  ## build docs/ into site/, with the page of options made anew
 	$(MKDOCS)
 
 bench: setup  ## measure speed and memory on this machine (IMAGES=folder)
-	$(BIN)/python benchmarks/speed.py $(IMAGES)
-	$(BIN)/python benchmarks/steps.py $(IMAGES)
-	$(BIN)/python benchmarks/preprocess.py $(IMAGES)
+	$(BIN)/python benchmarks/speed.py run $(IMAGES)
+	$(BIN)/python benchmarks/speed.py steps $(IMAGES)
+	$(BIN)/python benchmarks/speed.py preprocess $(IMAGES)
 
 gpu-check:  ## all there is to check and measure on a GPU, offline, in 10 minutes (IMAGES=folder)
 	PYTHONPATH=pipeline $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu_check.py $(IMAGES) \

@@ -1,75 +1,59 @@
-"""What the speed benchmarks share: photographs, weights drawn at random, and clipbatch itself, taken apart.
-
-`Ours` is a planned run with the product's own worker, whose stages can be timed alone (reading, reading and decoding,
-encoding) and together, on a CPU or a GPU.
-"""
+"""clipbatch itself, taken apart, and what all contestants get: weights drawn at random, and the clock on a device."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 
-import clipbatch
-from clipbatch.config import from_flat
-from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.config import from_flat, models
+from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.manifest import Manifest
 from clipbatch.runs import plan
 from clipbatch.stages.flow import Flow
 from clipbatch.stages.journal import Journal
 from clipbatch.stages.pipeline import ShardPipeline, Task, item_batches
-
-DEMO_IMAGES = Path(clipbatch.__file__).parent / "demo" / "images"
-SHARED_PHOTOS = Path(__file__).resolve().parents[2] / "shared" / "photos"
+from clipbatch.types import Encoded, PixelBatch
 
 
-def photographs(folder: Path) -> list[Path]:
-    """The files under `folder` that Pillow can decode whole; the others would only stop the peer."""
-    found = []
-    for path in sorted(folder.resolve().rglob("*")):
-        with contextlib.suppress(OSError, SyntaxError), Image.open(path) as image:
-            image.load()
-            found.append(path)
-    if not found:
-        raise SystemExit(f"{folder} holds no photographs that can be decoded")
-    return found
-
-
-def random_weights(model: str, folder: Path) -> Path:
-    """Weights for an open_clip model drawn at random: they cost what trained ones cost."""
+def random_weights(model: str, folder: Path) -> str:
+    """A file of weights for an open_clip model drawn at random: they cost what trained ones cost. The embedded model
+    has its own."""
+    if model == models.DEMO:
+        return str(models.weights_file("embedded"))
     torch.manual_seed(0)
     logging.getLogger().setLevel(logging.ERROR)  # open_clip warns that no weights were loaded
-    module = open_clip.create_model(model)
     path = folder / f"{model}.safetensors"
-    save_file({name: value.contiguous() for name, value in module.state_dict().items()}, path)
-    return path
+    weights = open_clip.create_model(model).state_dict()
+    save_file({name: value.contiguous() for name, value in weights.items()}, path)
+    return str(path)
 
 
 def random_model(model: str, folder: Path) -> dict[str, str]:
     """The settings for an open_clip model with weights drawn at random. By a configuration of another name, since
     clipbatch refuses a file of weights for a model whose published weights want images prepared in different ways."""
+    if model == models.DEMO:
+        return {"model": model}
     config = folder / f"random-{model}.json"
     config.write_text(json.dumps(open_clip.get_model_config(model)))
-    return {"model": str(config), "pretrained": str(random_weights(model, folder))}
+    return {"model": str(config), "pretrained": random_weights(model, folder)}
 
 
 def rate(work: Callable[[], int], device: str) -> float:
     """Images/s of `work`, which returns how many images it did; on a GPU, until the GPU is done with them."""
     settle(device)
     begun = time.perf_counter()
-    done = work()
+    count = work()
     settle(device)
-    return done / (time.perf_counter() - begun)
+    return count / (time.perf_counter() - begun)
 
 
 def settle(device: str) -> None:
@@ -89,48 +73,54 @@ class NoJournal(Journal):
 
 
 class Ours:
-    """A planned run, and the product's worker with its model loaded."""
+    """A planned run, and the product's worker with its model loaded: the very stages of a run."""
 
     def __init__(
-        self, given: dict[str, Any], photos: list[Path], images: dict[str, int], folder: Path, device: str = "cpu"
+        self, settings: dict[str, Any], out: Path, device: str = "cpu", images: Mapping[str, int] | None = None
     ) -> None:
-        """given: settings of the run. images: in a round, by contestant. folder: empty."""
-        self._images = images
-        listing = folder / "photos.txt"
-        listing.write_text("".join(f"{path}\n" for path in islice(cycle(photos), images["run"])))
-        own = {"inputs": [str(listing)], "labels": "cifar10", "device": device}
-        self.plan: Plan = plan.plan(from_flat({**own, **given}), folder / "run")
-        run = RunDir(folder / "run")
-        self._device = device
-        self._worker = ShardPipeline(run, run.plan().fingerprint, device, {}, NoJournal())
+        """settings: of the run in `out`, which is planned here. images: that `read`, `decode` and `encode` do in a
+        round, by these names, taking the run's rows in turn; all of its rows where nothing is said."""
+        given = {"labels": "cifar10", "model": models.DEMO, "device": device, **settings}
+        self.plan, run, self._device = plan.plan(from_flat(given), out), RunDir(out), device
+        self._images = images or {}
+        self._worker = ShardPipeline(run, self.plan.fingerprint, device, {}, NoJournal())
         self._tasks = [Task(shard=shard) for shard in range(self.plan.shards)]
-        self._read, self._decode, self._encode, *_ = stages = self._worker.stages  # the very ones of a run
+        self._read, self._decode, self._encode, *_ = stages = self._worker.stages
         self.threads = ", ".join(f"{stage.name} {stage.threads}" for stage in stages)
         manifest = Manifest(run, self.plan)
         self._items = [batch for task in self._tasks for batch in item_batches(self.plan, manifest, task)]
-        self._to_pixels = [self._read, self._decode]
-        self._pixels = list(Flow(self._items[:8], self._to_pixels))
+        self._pixels: list[PixelBatch] = []
 
-    def read(self) -> float:
-        """Images/s from file names to bytes in memory."""
-        batches = islice(cycle(self._items), max(1, self._images["decode"] // self.plan.batch_size))
-        return self._rate(lambda: sum(len(done.slots) for done in Flow(batches, [self._read])))
+    def read(self) -> int:
+        """From names to bytes in memory; returns how many images."""
+        flow = Flow(self._round(self._items, "read"), [self._read])
+        return sum(isinstance(slot, Encoded) for batch in flow for slot in batch.slots)
 
-    def decode(self) -> float:
-        """Images/s from file names to pixels."""
-        batches = islice(cycle(self._items), max(1, self._images["decode"] // self.plan.batch_size))
-        return self._rate(lambda: sum(len(done.outcomes) for done in Flow(batches, self._to_pixels)))
+    def decode(self) -> int:
+        """From names to pixels; returns how many images."""
+        flow = Flow(self._round(self._items, "decode"), [self._read, self._decode])
+        return sum(len(batch.outcomes) for batch in flow)
 
-    def encode(self) -> float:
-        """Images/s from pixels to embeddings."""
-        batches = islice(cycle(self._pixels), max(1, self._images["encode"] // self.plan.batch_size))
-        return self._rate(lambda: sum(len(done.outcomes) for done in Flow(batches, [self._encode])))
+    def encode(self) -> int:
+        """From pixels that lie ready to embeddings; returns how many images."""
+        self._pixels = self._pixels or list(Flow(self._items[:8], [self._read, self._decode]))
+        flow = Flow(self._round(self._pixels, "encode"), [self._encode])
+        return sum(len(batch.outcomes) for batch in flow)
 
-    def run(self) -> float:
-        """Images/s of the whole run; the parts of the last round are replaced by the same ones."""
-        return self._rate(lambda: sum(written.rows - written.bad for written in self._worker.label(self._tasks)))
+    def run(self) -> int:
+        """From names to published Parquet; returns how many images were fine. The parts of the last round are replaced
+        by the same ones."""
+        return sum(written.rows - written.bad for written in self._worker.label(self._tasks))
 
-    def _rate(self, work: Callable[[], int]) -> float:
-        """work: returns how many images it did."""
-        torch.set_num_threads(1)  # as `Encode` sets it on a CPU: each of its lanes is a core
-        return rate(work, self._device)
+    def rate(self, work: Callable[[], int]) -> Callable[[], float]:
+        """Images/s of one of the above."""
+
+        def images_per_s() -> float:
+            torch.set_num_threads(1)  # as `Encode` sets it on a CPU: each of its lanes is a core
+            return rate(work, self._device)
+
+        return images_per_s
+
+    def _round(self, batches: list[Any], what: str) -> Any:
+        count = self._images.get(what)
+        return batches if count is None else islice(cycle(batches), max(1, count // self.plan.batch_size))

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-import timing
+import harness
 from clipbatch.config import DecodeSettings, ReadSettings, from_flat, hardware
 from clipbatch.config import models as catalog
 from clipbatch.runs import plan, run
@@ -30,6 +30,7 @@ from clipbatch.stages.flow import Flow, Stage
 from clipbatch.stages.read import Read
 from clipbatch.types import Decoded, Encoded, Item, ItemBatch, ReadBatch, Reject
 from contestants import Ours, random_model, random_weights, rate, settle
+from fixtures import list_names
 from peers import PEERS, Subject
 
 Tell = Callable[[str, Any], None]
@@ -92,13 +93,14 @@ def _median_s(work: Callable[[], object], device: str) -> float:
 def model(scale: Scale, tell: Tell, name: str) -> None:
     """Reading, reading and decoding, encoding, and the whole run, in turns."""
     with tempfile.TemporaryDirectory(prefix="clipbatch-gpu-") as scratch:
-        drawn = {"model": name} if name == catalog.DEMO else random_model(name, Path(scratch))
-        given = {**drawn, "batch_size": scale.batch}
         enough = max(scale.batch, int(min(1, 60 / catalog.gflop(name)) * scale.images) // scale.batch * scale.batch)
-        images = {"decode": scale.images, "encode": enough, "run": enough}
-        ours = Ours(given, list(scale.photos), images, Path(scratch), scale.device)
-        contestants = {"read": ours.read, "decode": ours.decode, "encode": ours.encode, "run": ours.run}
-        for what, values in timing.interleave(contestants, scale.rounds).items():
+        listed = list_names(scale.photos, enough, Path(scratch, "photos.txt"))
+        settings = {**random_model(name, Path(scratch)), "inputs": [str(listed)], "batch_size": scale.batch}
+        images = {"read": scale.images, "decode": scale.images, "encode": enough}
+        ours = Ours(settings, Path(scratch, "run"), scale.device, images)
+        work = {"read": ours.read, "decode": ours.decode, "encode": ours.encode, "run": ours.run}
+        contestants = {what: ours.rate(one) for what, one in work.items()}
+        for what, values in harness.interleave(contestants, scale.rounds).items():
             tell(f"{what} images/s", float(np.median(values)))
         if scale.device != "cpu":
             tell("peak GiB", torch.cuda.max_memory_reserved(scale.device) / 2**30)
@@ -150,13 +152,13 @@ def decoders(scale: Scale, tell: Tell) -> None:
         return sum(len(pipe.run()[0]) for _ in range(max(1, scale.images // scale.batch)))
 
     def torchvision() -> int:
-        done = 0
+        count = 0
         for at in range(0, len(paths), scale.batch):
             files = [read_file(path) for path in paths[at : at + scale.batch]]
             images = decode_jpeg(files, ImageReadMode.RGB, device=scale.device)
             small = [tv.center_crop(tv.resize(image_CHW, [224], antialias=True), [224, 224]) for image_CHW in images]
-            done += len(torch.stack(small))
-        return done
+            count += len(torch.stack(small))
+        return count
 
     for name, work in (("DALI's defaults", dali), ("torchvision", torchvision)):
         work()
@@ -198,15 +200,14 @@ def parity(scale: Scale, tell: Tell) -> None:
     """Whole runs against open_clip's own transform and model in fp32 on the CPU, stored orientation for both."""
     with tempfile.TemporaryDirectory(prefix="clipbatch-gpu-") as scratch:
         for name in dict.fromkeys((catalog.DEMO, scale.models[0])):
-            weights = None if name == catalog.DEMO else str(random_weights(name, Path(scratch)))
-            listing = Path(scratch, "photos.txt")
-            listing.write_text("".join(f"{path}\n" for path in scale.photos))
-            own = {"inputs": [str(listing)], "labels": "cifar10", "orientation": "stored", "embeddings": True}
+            weights = random_weights(name, Path(scratch))
+            listed = list_names(scale.photos, len(scale.photos), Path(scratch, "photos.txt"))
+            own = {"inputs": [str(listed)], "labels": "cifar10", "orientation": "stored", "embeddings": True}
             settings = from_flat({**own, "model": name, "pretrained": weights, "device": scale.device})
             out = Path(scratch, name)
             run.run(settings, out, quiet=True)
             table = pq.read_table(out / "parts", columns=["label", "embedding"])
-            image_BD, best = _reference(name, weights or catalog.weights_file("embedded"), scale.photos, out)
+            image_BD, best = _reference(name, weights, scale.photos, out)
             cosine_B = torch.cosine_similarity(
                 torch.tensor(np.array(table["embedding"].to_pylist(), np.float32)), image_BD
             )
@@ -217,7 +218,7 @@ def parity(scale: Scale, tell: Tell) -> None:
 
 
 @torch.inference_mode()
-def _reference(name: str, weights: str | None, photos: tuple[Path, ...], out: Path) -> tuple[torch.Tensor, list[str]]:
+def _reference(name: str, weights: str, photos: tuple[Path, ...], out: Path) -> tuple[torch.Tensor, list[str]]:
     if name == catalog.DEMO:
         open_clip.add_model_config(catalog.config_file(name))
     module, _, transform = open_clip.create_model_and_transforms(name, pretrained=weights)
@@ -237,13 +238,10 @@ def _reference(name: str, weights: str | None, photos: tuple[Path, ...], out: Pa
 def peer(scale: Scale, tell: Tell, name: str, which: str, images: int) -> None:
     """One of `PEERS`; a round to warm up, and one that counts."""
     with tempfile.TemporaryDirectory(prefix="clipbatch-gpu-") as scratch:
-        weights = (
-            catalog.weights_file("embedded") if which == catalog.DEMO else str(random_weights(which, Path(scratch)))
-        )
         work = PEERS[name](
             Subject(
                 model=which,
-                weights=weights,
+                weights=random_weights(which, Path(scratch)),
                 photos=list(scale.photos),
                 images=images,
                 device=scale.device,

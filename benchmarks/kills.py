@@ -21,11 +21,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import timing
+import harness
 
-TESTS = Path(__file__).resolve().parents[1] / "tests"
-sys.path += [str(TESTS), str(TESTS / "faults")]
-from killing import (  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from tests.faults.killing import (
     Kills,
     Work,
     compact_work,
@@ -54,12 +53,12 @@ MAKERS: dict[str, Callable[[Path], Work]] = {
 
 
 def main() -> None:
-    parser = timing.arguments("Kill every command that writes at random moments, and compare what it leaves.")
+    parser = harness.arguments("Kill every command that writes at random moments, and compare what it leaves.")
     parser.add_argument("--kills", type=int, default=200, help="of each command, that count")
     parser.add_argument("--only", default=",".join(MAKERS), help="some of the commands")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
-    on, found, lines = timing.machine(), dict[str, Any](), []
+    on, found, lines = harness.machine(), dict[str, Any](), []
     for name in args.only.split(","):
         with tempfile.TemporaryDirectory() as text:
             begun = time.perf_counter()
@@ -70,7 +69,7 @@ def main() -> None:
         lines.append(_line(name, done, seconds))
         found[name] = {"kills": done.counted, "early": done.early, "rounds": done.rounds, "wrong": done.wrong}
     header = ("command", "kills", "of supervisors", "of workers", "early", "rounds", "files that differ", "minutes")
-    timing.finish("Kills", timing.table(header, lines), EXPECTED, {"machine": on, "commands": found}, args.report)
+    harness.finish("Kills", harness.table(header, lines), EXPECTED, {"machine": on, "commands": found}, args.report)
     if any(entry["wrong"] for entry in found.values()):
         raise SystemExit(1)
 

@@ -1,216 +1,246 @@
-"""How much memory a run takes, and whether it stays flat however long the run is.
+"""How much memory a run takes, and whether it stays the same however long the run is.
 
-    python benchmarks/memory.py [--sizes 1000,10000,50000] [--report PATH]
+    python benchmarks/memory.py sizes [--sizes 1000,10000,50000]
+    python benchmarks/memory.py soak [--images 1000000] [--decoder auto|dali] [--bad-every 50]
 
-Runs `clipbatch run` with the embedded model on the CPU, as a user starts it, on so many small JPEGs, 2 in 100 of them
-bad (empty, an HTML page, cut off, noise, a link to nothing, a PNG with damaged pixels), and reads the resident memory
-of the supervisor and of its worker from /proc twice a second. Resident memory counts pages that both share in each of
-them, so the sum is a little too high. Steady state begins two seconds after the worker has loaded the model and ends
-with the worker.
+Runs `clipbatch run` with the embedded model on the CPU, as a user starts it, on small JPEGs, 2 in 100 of them bad, and
+reads from /proc what the supervisor and its worker hold. Resident memory counts pages that both share in each of them,
+so the sum is a little too high. Steady state begins two seconds after the worker has loaded the model and ends with
+the worker; a run whose steady state has fewer than 8 samples shows its peak only.
 
-Expected: flat. The mean over the last quarter of the steady state lies within a few percent of that over the first,
-and the peak does not grow any more once a run is longer than a shard: batches in flight are bounded by the queues, and
-of a shard the worker keeps only the rows done until its part is published, with a short peak there. The supervisor
-imports no torch and stays far below the worker; what it grows by is the listing that it froze. A size whose steady
-state is too short for quarters (fewer than 8 samples) shows its peak only.
+sizes: runs of several lengths. Batches in flight are bounded by the queues, and of a shard the worker keeps only the
+    rows done until its part is published, with a short peak there. The supervisor grows by the listing that it froze.
+soak: one long run, also with open files, threads and rate, by quarters of the steady state. In the end every row must
+    be there (`clipbatch verify`), and no worker may have been started again.
 
-With --report and matplotlib there is also a plot, PATH with the suffix .png.
+A report comes with a plot, PATH with the suffix .png.
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
+import argparse
+import itertools
 import json
 import os
 import statistics
-import subprocess
 import sys
-import tempfile
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
+import matplotlib
 
-import timing
-from clipbatch.config import hardware
+import harness
+from clipbatch.config import models
+from fixtures import BAD_EVERY, draw_pool, list_names
+from harness import Benchmark
+from processes import children, clipbatch_command, resident_mib, run_clipbatch, scratch_folder, watch
 
-EVERY_S = 0.5
 SETTLE_S = 2.0
 """After the model is loaded, until the queues are full and the allocators warm."""
-LEAST_SAMPLES = 8
-POOL = 1000
-"""Different files; more images than that are hard links to them, under names of their own."""
-BAD_EVERY = 50
-EXPECTED = (
-    "flat: the last quarter's mean within 5% of the first's, and no higher peak once a run is longer than a shard. The "
-    "supervisor, which imports no torch, stays far below the worker."
-)
+MIN_SAMPLES = 8
+SHARD = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
-    """Resident memory at a moment of a run, MiB."""
+class Moment:
+    """What a run holds at a moment, and how far it is. Memory in MiB."""
 
     at_s: float
-    supervisor: float
-    worker: float
     loaded: bool
     """Whether the worker has loaded its model."""
+    supervisor: float
+    worker: float
+    supervisor_files: int
+    worker_files: int
+    supervisor_threads: int
+    worker_threads: int
+    parts: int
 
     @property
     def both(self) -> float:
         return self.supervisor + self.worker
 
 
-def make_pool(folder: Path, bad_every: int = BAD_EVERY) -> list[Path]:
-    """POOL small files in `folder`, drawn with a fixed seed, each `bad_every`-th of them bad."""
-    rng = np.random.default_rng(0)
-    folder.mkdir()
-    for number in range(POOL):
-        path = folder / f"{number:04}.jpg"
-        width, height = (int(side) for side in rng.integers(96, 256, 2))
-        coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
-        coarse.resize((width, height), Image.Resampling.BICUBIC).save(path, quality=85)
-        if number % bad_every == bad_every - 1:
-            _spoil(path, number // bad_every % 6)
-    return sorted(folder.iterdir())
-
-
-def _spoil(path: Path, kind: int) -> None:
-    data = path.read_bytes()
-    if kind == 4:
-        path.unlink()
-        path.symlink_to("nowhere.jpg")
-    elif kind == 5:  # its header is fine, so that it reaches the fast decoder
-        with Image.open(path) as image:
-            image.save(path, "PNG")
-        whole = path.read_bytes()
-        path.write_bytes(whole[:200] + bytes(byte ^ 0x55 for byte in whole[200:300]) + whole[300:])
-    else:
-        noise = np.random.default_rng(kind).bytes(4096)
-        path.write_bytes([b"", b"<!DOCTYPE html><title>404</title>", data[: len(data) // 3], noise][kind])
-
-
-def link_images(pool: list[Path], images: int, folder: Path) -> None:
-    """`images` names in `folder`, each a hard link to one of `pool`, in turn."""
-    folder.mkdir()
-    for number in range(images):
-        os.link(pool[number % len(pool)], folder / f"{number:07}.jpg", follow_symlinks=False)
-
-
-def resident_mib(pid: int) -> float:
-    """Resident memory of a process; 0 where it has ended. Source: proc(5), statm."""
+def entries(pid: int, kind: str) -> int:
+    """Open file descriptors ("fd") or threads ("task") of a process; 0 where it has ended. Source: proc(5)."""
     try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
-    except (OSError, IndexError):
-        return 0.0
+        return len(os.listdir(f"/proc/{pid}/{kind}"))
+    except OSError:
+        return 0
 
 
-def children(pid: int) -> list[int]:
-    """The processes that `pid` started and that still run. Source: proc(5), children."""
-    found: list[int] = []
-    for listed in Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
-            found += map(int, listed.read_text().split())
-        except OSError:
-            continue
-    return found
+def watched_run(source: Path, out: Path, every_s: float, *options: object) -> list[Moment]:
+    """Label `source`; a moment every `every_s` seconds."""
+
+    def look(pid: int, at_s: float) -> Moment:
+        workers = children(pid)
+        return Moment(
+            at_s=at_s,
+            loaded=(out / "text.npy").exists(),  # the last thing that a worker freezes
+            supervisor=resident_mib(pid),
+            worker=sum(map(resident_mib, workers)),
+            supervisor_files=entries(pid, "fd"),
+            worker_files=sum(entries(worker, "fd") for worker in workers),
+            supervisor_threads=entries(pid, "task"),
+            worker_threads=sum(entries(worker, "task") for worker in workers),
+            parts=len(list(out.glob("parts/part-*.parquet"))),
+        )
+
+    model = ("--model", models.DEMO, "--labels", "cifar10", "--device", "cpu")
+    return watch(clipbatch_command("run", source, *model, *options, "--out", out, "--quiet"), every_s, look)
 
 
-def watch(images: Path, size: int, out: Path) -> list[Sample]:
-    """Label the first `size` files of `images`; the run's memory, every EVERY_S seconds."""
-    command = [sys.executable, "-m", "clipbatch", "run", str(images), "--limit", str(size), "--out", str(out)]
-    command += ["--model", "clipbatch-demo", "--labels", "cifar10", "--device", "cpu", "--quiet"]
-    environment = {**os.environ, "XDG_CACHE_HOME": str(out.parent / "cache")}
-    begun, samples = time.perf_counter(), list[Sample]()
-    with subprocess.Popen(command, env=environment) as process:
-        while process.poll() is None:
-            sample = Sample(
-                at_s=time.perf_counter() - begun,
-                loaded=(out / "text.npy").exists(),  # the last thing that a worker freezes
-                supervisor=resident_mib(process.pid),
-                worker=sum(map(resident_mib, children(process.pid))),
-            )
-            samples.append(sample)
-            time.sleep(EVERY_S)
-    if process.returncode:
-        raise SystemExit(f"clipbatch run ended with exit code {process.returncode}")
-    return samples
+def steady(moments: list[Moment]) -> list[Moment]:
+    """The moments of the steady state."""
+    working = [moment for moment in moments if moment.loaded and moment.worker]
+    return [moment for moment in working if moment.at_s >= working[0].at_s + SETTLE_S]
 
 
-def steady(samples: list[Sample]) -> list[Sample]:
-    """The samples of the steady state."""
-    working = [sample for sample in samples if sample.loaded and sample.worker]
-    return [sample for sample in working if sample.at_s >= working[0].at_s + SETTLE_S]
+def quarters(moments: list[Moment], value: Callable[[Moment], float]) -> list[float]:
+    """The mean of `value` in each quarter."""
+    size = len(moments) // 4
+    return [statistics.mean(map(value, moments[n * size : (n + 1) * size])) for n in range(4)]
 
 
-def measure(images: Path, size: int, out: Path) -> tuple[dict[str, Any], list[Sample]]:
-    """One run: its figures, MiB, and its samples."""
-    samples = watch(images, size, out)
-    report = json.loads((out / "report.json").read_text())
-    found: dict[str, Any] = {"images": size, "bad": report["rows_done"] - report["status"]["ok"]}
-    if report["rows_done"] != size:
-        raise SystemExit(f"{report['rows_done']} of {size} images were done")
-    found |= {"seconds": report["this_run"]["seconds"], "restarts": report["this_run"]["restarts"]}
-    found |= {f"peak_{who}": max(getattr(s, who) for s in samples) for who in ("both", "supervisor", "worker")}
-    calm = [sample.both for sample in steady(samples)]
-    found["steady_samples"] = len(calm)
-    if len(calm) >= LEAST_SAMPLES:
-        first, last = statistics.mean(calm[: len(calm) // 4]), statistics.mean(calm[-(len(calm) // 4) :])
-        found |= {"first_quarter": first, "last_quarter": last, "growth": last / first - 1}
-    return {name: round(value, 4) if isinstance(value, float) else value for name, value in found.items()}, samples
+def plot(panels: dict[str, dict[str, list[float]]], times: dict[str, list[float]], across: bool, target: Path) -> str:
+    """Draw lines over time, a panel each, beside or below one another; returns the picture in Markdown.
 
+    panels: title -> name -> values, at the `times` of that title.
+    """
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
 
-def row(found: dict[str, Any]) -> list[str]:
-    """A line of the table."""
-    names = ("images", "bad", "seconds", "peak_both", "peak_supervisor", "peak_worker", "first_quarter", "last_quarter")
-    growth = f"{found['growth']:+.1%}" if "growth" in found else "-"
-    return [*(f"{found[name]:.0f}" if name in found else "-" for name in names), growth]
-
-
-def plot(runs: dict[int, list[Sample]], target: Path) -> None:
-    """Memory over time, a panel a run."""
-    importlib.import_module("matplotlib").use("Agg")
-    pyplot = importlib.import_module("matplotlib.pyplot")
-    figure, axes = pyplot.subplots(1, len(runs), sharey=True, squeeze=False, figsize=(4.5 * len(runs), 4))
-    for panel, (size, samples) in zip(axes[0], runs.items(), strict=True):
-        for who in ("both", "worker", "supervisor"):
-            panel.plot([s.at_s for s in samples], [getattr(s, who) for s in samples], label=who)
-        panel.set(title=f"{size:,} images", xlabel="seconds")
-    axes[0][0].set_ylabel("resident memory, MiB")
-    axes[0][0].set_ylim(bottom=0)  # shared, so only once every panel has its lines
-    axes[0][-1].legend(loc="center")
+    count = len(panels)
+    shape, size = ((1, count), (4.5 * count, 4)) if across else ((count, 1), (9, 2.5 * count))
+    figure, axes = pyplot.subplots(*shape, sharex=not across, sharey=across, squeeze=False, figsize=size)
+    for panel, (title, lines) in zip(axes.flat, panels.items(), strict=True):
+        for name, values in lines.items():
+            panel.plot(times[title], values, label=name)
+        panel.set(title=title)
+    for panel in axes.flat:
+        panel.set_ylim(bottom=0)  # only when every panel has its lines, which may share an axis
+    axes.flat[0].legend(loc="center right")
+    axes.flat[-1].set_xlabel("seconds")
     figure.tight_layout()
+    target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target, dpi=120)
+    pyplot.close(figure)
+    return f"\n\n![over time]({target.name})"
 
 
-def main() -> None:
-    parser = timing.arguments("Watch the memory of clipbatch run.")
-    parser.add_argument("--sizes", default="1000,10000,50000", help="images of each run (default: %(default)s)")
-    args = parser.parse_args()
-    sizes, on = [int(size) for size in args.sizes.split(",")], timing.machine()
-    found, runs = [], {}
-    with tempfile.TemporaryDirectory(prefix="clipbatch-memory-") as scratch:
-        images = Path(scratch, "images")
-        link_images(make_pool(Path(scratch, "pool")), max(sizes), images)
-        for size in sizes:
-            print(f"  {size} images", file=sys.stderr, flush=True)
-            figures, runs[size] = measure(images, size, Path(scratch, f"run-{size}"))
-            found.append(figures)
+def sizes(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """Runs of several lengths."""
+    counts, results, rows = [int(size) for size in args.sizes.split(",")], [], []
+    panels, times = {}, {}
+    with scratch_folder() as scratch:
+        listed = list_names(draw_pool(scratch / "pool"), max(counts), scratch / "images.txt")
+        for count in counts:
+            print(f"  {count} images", file=sys.stderr, flush=True)
+            out = scratch / f"run-{count}"
+            moments = watched_run(listed, out, 0.5, "--limit", count)
+            report = json.loads((out / "report.json").read_text())
+            if report["rows_done"] != count:
+                raise SystemExit(f"{report['rows_done']} of {count} images were done")
+            peaks = {who: max(getattr(moment, who) for moment in moments) for who in ("both", "supervisor", "worker")}
+            calm, here = steady(moments), report["this_run"]
+            means = quarters(calm, lambda moment: moment.both) if len(calm) >= MIN_SAMPLES else []
+            results.append({"images": count, "status": report["status"], "restarts": here["restarts"]})
+            results[-1] |= {"seconds": here["seconds"], "peak_mib": peaks, "steady_samples": len(calm)}
+            results[-1]["quarters_mib"] = [round(mean, 2) for mean in means]
+            shown = [f"{means[0]:.0f}", f"{means[-1]:.0f}", f"{growth(means):+.1%}"] if means else ["-"] * 3
+            bad = count - report["status"]["ok"]
+            rows.append(
+                [f"{count:,}", str(bad), f"{here['seconds']:.0f}", *(f"{p:.0f}" for p in peaks.values()), *shown]
+            )
+            title = f"{count:,} images, MiB"
+            times[title] = [moment.at_s for moment in moments]
+            panels[title] = {who: [getattr(moment, who) for moment in moments] for who in peaks}
     header = ["images", "bad", "seconds", "peak, both", "supervisor", "worker", "1st quarter", "last quarter", "growth"]
-    body = f"Resident memory, MiB, every {EVERY_S} s; {hardware.cores()} cores; quarters of the steady state.\n\n"
-    body += timing.table(header, [row(figures) for figures in found])
-    if args.report and importlib.util.find_spec("matplotlib"):
-        picture = args.report.with_suffix(".png")
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        plot(runs, picture)
-        body += f"\n\n![memory over time]({picture.name})"
-    timing.finish("Memory of a run", body, EXPECTED, {"machine": on, "runs": found}, args.report)
+    body = f"Resident memory, MiB, every 0.5 s; quarters of the steady state.\n\n{harness.table(header, rows)}"
+    if args.report:
+        body += plot(panels, times, True, args.report.with_suffix(".png"))
+    return body, {"runs": results}
 
+
+def growth(means: list[float]) -> float:
+    """From the first quarter to the last, as a share of the first."""
+    return means[-1] / means[0] - 1
+
+
+def soak(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """One long run."""
+    with scratch_folder() as scratch:
+        listed = list_names(draw_pool(scratch / "pool", (36, 61), args.bad_every), args.images, scratch / "images.txt")
+        out = scratch / "run"
+        moments = watched_run(listed, out, 1.0, "--shard-size", SHARD, "--decoder", args.decoder)
+        run_clipbatch("verify", out)
+        report = json.loads((out / "report.json").read_text())
+    here, calm = report["this_run"], steady(moments)
+    if len(calm) < MIN_SAMPLES:
+        raise SystemExit(f"{args.images} images are done too soon for quarters: give more")
+    if report["rows_done"] != args.images or here["restarts"]:
+        raise SystemExit(f"{report['rows_done']} of {args.images} rows are done, {here['restarts']} restarts")
+    kinds = {"": "MiB", "_files": "open files", "_threads": "threads"}
+    means = {
+        f"{who}, {what}": quarters(calm, lambda moment, name=who + kind: getattr(moment, name))  # type: ignore[misc]
+        for kind, what in kinds.items()
+        for who in ("worker", "supervisor")
+    }
+    means["images/s"] = rates(calm)
+    rows = [[name, *(f"{mean:,.1f}" for mean in four), f"{growth(four):+.2%}"] for name, four in means.items()]
+    peaks = {who: max(getattr(moment, who) for moment in moments) for who in ("worker", "supervisor")}
+    body = (
+        f"{args.images:,} rows ({args.images - report['status']['ok']:,} bad) in {here['seconds']:,.0f} s, "
+        f"{here['images_per_s']:,.0f} images/s, bound by {here['bottleneck']}; {len(calm)} samples of the steady "
+        f"state, one a second. Peaks: worker {peaks['worker']:,.0f} MiB, supervisor {peaks['supervisor']:,.0f} MiB. "
+        f"Restarts: {here['restarts']}. Verified: every row is there once.\n\n"
+        + harness.table(["", *(f"quarter {number}" for number in (1, 2, 3, 4)), "growth"], rows)
+    )
+    if args.report:
+        panels = {
+            what: {who: [getattr(moment, who + kind) for moment in moments] for who in ("worker", "supervisor")}
+            for kind, what in kinds.items()
+        }
+        panels["images in parts"] = {"": [float(moment.parts * SHARD) for moment in moments]}
+        times = {title: [moment.at_s for moment in moments] for title in panels}
+        body += plot(panels, times, False, args.report.with_suffix(".png"))
+    result = {"images": args.images, "decoder": args.decoder, "status": report["status"], "peak_mib": peaks}
+    result |= {name: here[name] for name in ("seconds", "images_per_s", "restarts")}
+    return body, {**result, "quarters": {name: [round(mean, 2) for mean in four] for name, four in means.items()}}
+
+
+def rates(moments: list[Moment]) -> list[float]:
+    """Images a second in each quarter, from the first part that appears in it to the last."""
+    size, result = len(moments) // 4, list[float]()
+    for number in range(4):
+        quarter = moments[number * size : (number + 1) * size + 1]
+        steps = [after for before, after in itertools.pairwise(quarter) if after.parts > before.parts]
+        seconds = steps[-1].at_s - steps[0].at_s if len(steps) > 1 else 0.0
+        result.append((steps[-1].parts - steps[0].parts) * SHARD / seconds if seconds else float("nan"))
+    return result
+
+
+BENCHMARKS = {
+    "sizes": Benchmark(
+        title="Memory of a run",
+        expected="flat: the last quarter's mean within 5% of the first's, and no higher peak once a run is longer than "
+        "a shard. The supervisor, which imports no torch, stays far below the worker.",
+        measure=sizes,
+        options={"sizes": ("1000,10000,50000", "images of each run")},
+    ),
+    "soak": Benchmark(
+        title="A long run",
+        expected="flat: memory within 2%, open files and threads the same, rate within 5%, no restart, no row missing.",
+        measure=soak,
+        options={
+            "images": (1_000_000, "rows of the manifest"),
+            "decoder": ("auto", "as for clipbatch run"),
+            "bad_every": (BAD_EVERY, "one image in so many is bad"),
+        },
+    ),
+}
 
 if __name__ == "__main__":
-    main()
+    harness.run(__doc__ or "", BENCHMARKS)

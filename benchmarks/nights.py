@@ -30,11 +30,11 @@ from typing import Any
 
 import numpy as np
 
-import timing
+import harness
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-import history as histories
-from warm import Warm
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from tests.support import history as histories
+from tests.support.warm import Warm
 
 DEMO = ("--labels", "cifar10", "--model", "clipbatch-demo")
 SMALL = ("--batch-size", "4", "--shard-size", "4", "--incremental", "--json", "--quiet")
@@ -147,13 +147,13 @@ def scratches() -> list[str | None]:
 
 
 def main() -> None:
-    parser = timing.arguments("Random histories of a dataset of increments.")
+    parser = harness.arguments("Random histories of a dataset of increments.")
     parser.add_argument("--seeds", type=int, default=200, help="histories (default: %(default)s)")
     parser.add_argument("--first", type=int, default=0, help="the first seed (default: %(default)s)")
     parser.add_argument("--nights", type=int, default=10, help="of each (default: %(default)s)")
     parser.add_argument("--kills", type=int, default=24, help="seeds whose nights are real processes (%(default)s)")
     args = parser.parse_args()
-    on, begun, death = timing.machine(), time.perf_counter(), histories.Death()
+    on, begun, death = harness.machine(), time.perf_counter(), histories.Death()
     real = set(random.Random(0).sample(range(args.first, args.first + args.seeds), args.kills))
     tallies: dict[str, Counter[str]] = {"in this process": Counter(), "real processes": Counter()}
     wrong: dict[int, list[str]] = {}
@@ -178,12 +178,12 @@ def main() -> None:
     names = sorted({name for tally in tallies.values() for name in tally}, key=lambda name: (name != "histories", name))
     lines = [[name, *(f"{tally[name]:,}" for tally in tallies.values())] for name in names]
     seconds = time.perf_counter() - begun
-    body = f"{timing.table(['', *tallies], lines)}\n\n{seconds:,.0f} s. "
+    body = f"{harness.table(['', *tallies], lines)}\n\n{seconds:,.0f} s. "
     body += f"Histories in which something was wrong: {len(wrong)} of {args.seeds}."
     body += "".join(
         f"\n\nSeed {seed}:\n\n" + "\n".join(f"    {text}" for text in texts) for seed, texts in wrong.items()
     )
-    timing.finish(
+    harness.finish(
         "Ten nights of a random history" if args.nights == 10 else f"{args.nights} nights of a random history",
         body,
         EXPECTED,

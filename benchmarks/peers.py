@@ -18,6 +18,7 @@ does around its recipe (its writers, its cluster) is left out, which favours it.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -36,9 +37,14 @@ from torchvision.transforms.v2 import functional as tv
 from clipbatch.config import hardware, models
 from clipbatch.stages.encode.model import DTYPES
 from contestants import rate, settle
-from huggingface import clip_model, clip_processor, clip_tokenizer
 
 TEMPLATE = "a photo of a {}."
+_TINY = {
+    "embed_dim": 64,
+    "vision_cfg": {"image_size": 64, "layers": 2, "width": 64, "patch_size": 16},
+    "text_cfg": {"width": 64, "heads": 2, "layers": 2},
+}
+"""In place of the embedded model, whose image tower transformers' CLIP cannot have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +82,7 @@ class Photos(Dataset[Tensor]):
 
 
 class Scorer:
-    """open_clip's model with the label features ready."""
+    """open_clip's transform and model, with the features of the labels ready."""
 
     def __init__(self, subject: Subject) -> None:
         if subject.model == models.DEMO:
@@ -85,23 +91,31 @@ class Scorer:
         model, _, self.transform = open_clip.create_model_and_transforms(
             subject.model, pretrained=subject.weights, precision=subject.precision, device=subject.device
         )
-        self.model = model.eval()
-        tokenizer = open_clip.get_tokenizer(subject.model)
-        self._text_DL = open_clip.build_zero_shot_classifier(
-            self.model, tokenizer, subject.labels, [TEMPLATE.format], device=subject.device
-        )
+        self.model, self._tokenizer = model.eval(), open_clip.get_tokenizer(subject.model)
+        self.text_LD = self.text(subject.labels)
 
     @torch.inference_mode()
-    def score(self, pixels_BCHW: Tensor) -> Tensor:
+    def text(self, labels: list[str]) -> Tensor:
+        """The features of `labels`, encoded now."""
+        tokens = self._tokenizer([TEMPLATE.format(label) for label in labels]).to(self.subject.device)
+        return self.model.encode_text(tokens, normalize=True).float()
+
+    @torch.inference_mode()
+    def score(self, pixels_BCHW: Tensor, text_LD: Tensor | None = None) -> Tensor:
         """Normalised pixels -> softmax scores on the host."""
+        text_LD = self.text_LD if text_LD is None else text_LD
         pixels_BCHW = pixels_BCHW.to(self.subject.device, self._dtype, non_blocking=True)
-        image_BD = self.model.encode_image(pixels_BCHW, normalize=True)
-        return (self.model.logit_scale.exp() * image_BD.float() @ self._text_DL.float()).softmax(dim=-1).cpu()
+        image_BD = self.model.encode_image(pixels_BCHW, normalize=True).float()
+        return (self.model.logit_scale.exp() * image_BD @ text_LD.T).softmax(dim=-1).cpu()
+
+    def files(self, paths: list[Path], text_LD: Tensor | None = None) -> Tensor:
+        """Scores of a batch of files, prepared one after the other."""
+        return self.score(torch.stack([self.transform(Image.open(path)) for path in paths]), text_LD)
 
 
 class OpenClip:
     """open_clip's transform and model, fed by torch's DataLoader; its processes live through all rounds, and what they
-    have made before a round begins is off its clock."""
+    prepare before a round begins is off its clock."""
 
     def __init__(self, subject: Subject, threads: int | None = None, decoded: int | None = None) -> None:
         """threads: torch's own number of them; on a CPU the first round also tries one, and takes what was faster.
@@ -140,6 +154,45 @@ class OpenClip:
         return rate(lambda: sum(len(work(batch)) for batch in batches), self._scorer.subject.device)
 
 
+def _clip_shape(model: str) -> dict[str, Any]:
+    shape: dict[str, Any] = _TINY if model == models.DEMO else open_clip.get_model_config(model)
+    return shape
+
+
+def clip_model(model: str) -> torch.nn.Module:
+    """transformers' `CLIPModel` of the shape of an open_clip model, with random weights, in fp32, for evaluation."""
+    from transformers import CLIPConfig, CLIPModel
+
+    shape = _clip_shape(model)
+    towers = {}
+    for tower, heads in (("vision", shape["vision_cfg"]["width"] // 64), ("text", shape["text_cfg"]["heads"])):
+        own = shape[f"{tower}_cfg"]
+        sizes = {"hidden_size": own["width"], "intermediate_size": 4 * own["width"], "num_attention_heads": heads}
+        towers[f"{tower}_config"] = {**sizes, "num_hidden_layers": own["layers"]}
+    towers["vision_config"] |= {name: shape["vision_cfg"][name] for name in ("image_size", "patch_size")}
+    torch.manual_seed(0)
+    return CLIPModel(CLIPConfig(**towers, projection_dim=shape["embed_dim"])).eval()
+
+
+def clip_processor(model: str) -> Any:
+    """transformers' `CLIPImageProcessor` with CLIP's mean, standard deviation and the model's size."""
+    from transformers import CLIPImageProcessor
+
+    side = _clip_shape(model)["vision_cfg"]["image_size"]
+    return CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+
+
+def clip_tokenizer() -> Any:
+    """transformers' `CLIPTokenizer` over the vocabulary that open_clip ships."""
+    from open_clip.tokenizer import SimpleTokenizer
+    from transformers import CLIPTokenizer
+
+    renamed = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
+    own = SimpleTokenizer()
+    vocabulary = {renamed.get(token, token): number for token, number in own.encoder.items()}
+    return CLIPTokenizer(vocab=vocabulary, merges=list(own.bpe_ranks))
+
+
 def huggingface(subject: Subject, batched: bool) -> Callable[[], float]:
     """transformers' pipeline; batched: with the subject's batch and precision, else with its defaults."""
     from transformers import pipeline
@@ -163,46 +216,48 @@ def huggingface(subject: Subject, batched: bool) -> Callable[[], float]:
 
 def clip_retrieval(subject: Subject) -> Callable[[], float]:
     """clip-retrieval 2's `FilesReader` and `ClipMapper`."""
-    made = Scorer(Subject(**{name: getattr(subject, name) for name in subject.__slots__} | {"precision": "fp32"}))
+    scorer = Scorer(dataclasses.replace(subject, precision="fp32"))
     gpu = subject.device != "cpu"
-    photos = Photos(subject.photos, made.transform, subject.images)
+    photos = Photos(subject.photos, scorer.transform, subject.images)
     loader = DataLoader(photos, batch_size=256, num_workers=4, pin_memory=gpu, prefetch_factor=2)
 
     @torch.no_grad()
     def work() -> int:
-        done = 0
+        count = 0
         for pixels_BCHW in loader:
             with torch.autocast(subject.device.partition(":")[0], torch.bfloat16, enabled=gpu):
-                image_BD = made.model.encode_image(pixels_BCHW.to(subject.device))
+                image_BD = scorer.model.encode_image(pixels_BCHW.to(subject.device))
             image_BD = image_BD / image_BD.norm(dim=-1, keepdim=True)
-            done += len(image_BD.cpu().to(torch.float16).numpy())
-        return done
+            count += len(image_BD.cpu().to(torch.float16).numpy())
+        return count
 
     return lambda: rate(work, subject.device)
 
 
+def resized(image_CHW: Tensor, side: int) -> Tensor:
+    """torchvision's resize and crop as open_clip wants them."""
+    small_CHW = tv.resize(image_CHW, [side], interpolation=tv.InterpolationMode.BICUBIC, antialias=True)
+    return tv.center_crop(small_CHW, [side, side])
+
+
 def torchvision_nvjpeg(subject: Subject) -> Callable[[], float]:
     """torchvision's batched JPEG decoder, its resize, open_clip's model."""
-    made, paths = Scorer(subject), subject.paths()
-    size = made.model.visual.image_size
+    scorer, paths = Scorer(subject), subject.paths()
+    size = scorer.model.visual.image_size
     side = size if isinstance(size, int) else size[0]
-    normalise = made.transform.transforms[-1]
+    normalise = scorer.transform.transforms[-1]
 
     def read(path: Path) -> Tensor:
         return read_file(str(path))
 
-    def prepared(image_CHW: Tensor) -> Tensor:
-        resized_CHW = tv.resize(image_CHW, [side], interpolation=tv.InterpolationMode.BICUBIC, antialias=True)
-        return tv.center_crop(resized_CHW, [side, side])
-
     def work() -> int:
-        done = 0
+        count = 0
         with ThreadPoolExecutor(hardware.cores()) as pool:
             for files in _chunks(pool.map(read, paths), subject.batch):
                 images = decode_jpeg(files, ImageReadMode.RGB, device=subject.device)
-                pixels_BCHW = torch.stack([prepared(image_CHW) for image_CHW in images]).float() / 255
-                done += len(made.score(normalise(pixels_BCHW)))
-        return done
+                pixels_BCHW = torch.stack([resized(image_CHW, side) for image_CHW in images]).float() / 255
+                count += len(scorer.score(normalise(pixels_BCHW)))
+        return count
 
     return lambda: rate(work, subject.device)
 
@@ -212,11 +267,8 @@ def nemo_curator(subject: Subject) -> Callable[[], float]:
     from nvidia.dali import fn, pipeline_def, types
 
     gpu = subject.device != "cpu"
-    module, processor, paths = (
-        clip_model(subject.model).to(subject.device),
-        clip_processor(subject.model),
-        subject.paths(),
-    )
+    module, processor = clip_model(subject.model).to(subject.device), clip_processor(subject.model)
+    paths = subject.paths()
 
     @pipeline_def(batch_size=min(100, len(paths)), num_threads=8, device_id=0 if gpu else None)
     def reader() -> Any:
@@ -228,18 +280,18 @@ def nemo_curator(subject: Subject) -> Callable[[], float]:
 
     @torch.no_grad()
     def work() -> int:
-        done = 0
-        while done < len(paths):
+        count = 0
+        while count < len(paths):
             (images,) = decode.run()
             host = images.as_cpu()
-            arrays = [host.at(number) for number in range(min(len(host), len(paths) - done))]
+            arrays = [host.at(number) for number in range(min(len(host), len(paths) - count))]
             for some in _chunks(arrays, 32):
                 pixels_BCHW = processor(images=some, return_tensors="pt")["pixel_values"].to(subject.device)
                 image_BD = module.get_image_features(pixel_values=pixels_BCHW).pooler_output
                 (image_BD / torch.linalg.vector_norm(image_BD, dim=-1, keepdim=True)).cpu().numpy()
-            done += len(arrays)
+            count += len(arrays)
         settle(subject.device)
-        return done
+        return count
 
     return lambda: rate(work, subject.device)
 

@@ -9,8 +9,10 @@ on the same cores.
                  until its answer is there; their names sent to POST /classify, until they are answered. Of the two
                  services a round's figure is the median of REPEATS
     throughput   in turns: the images/s that the report of a `clipbatch run` states, without loading the model, and
-                 those over HTTP, where wrk keeps `--clients` connections busy with names or files; and the CPU
-                 milliseconds an image of the run or of the service, which feel other work on the machine less
+                 those over HTTP, with names or files; and the CPU milliseconds an image of the run or of the service,
+                 which feel other work on the machine less. wrk (https://github.com/wg/wrk) makes the load and takes
+                 next to nothing of the cores: each of `--clients` connections sends the next request when the last
+                 one is answered
 """
 
 from __future__ import annotations
@@ -20,48 +22,61 @@ import contextlib
 import json
 import os
 import re
-import resource
 import signal
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 import urllib3
 
-import timing
+import harness
 from clipbatch.config import models
-from contestants import DEMO_IMAGES, SHARED_PHOTOS, photographs, random_weights
-from load import load, prepare
-from supervision import cpu_s
+from fixtures import about, list_names, photographs
+from harness import Benchmark
+from processes import Took, clipbatch_command, cpu_s, run_report, scratch_folder
 
 JOB = 10
 REPEATS = 10
 OPTIONS = ("--labels", "cifar10", "--device", "cpu", "--model", models.DEMO)
-EXPECTED = (
-    "a job of ten images at least 50 times as fast as a process for it, as the start of Python, torch and the model "
-    "takes seconds; HTTP at least 0.8 of a run's images/s at 32 clients."
-)
+_WRK = """
+-- Requests that were prepared, sent in turns. The argument is a file with a line for each: its content type, a tab, and
+-- the file that holds its body.
+local requests, turn = {}, 0
+
+function init(args)
+   for line in io.lines(args[1]) do
+      local kind, path = line:match("^([^\\t]+)\\t(.+)$")
+      local file = assert(io.open(path, "rb"))
+      requests[#requests + 1] = wrk.format("POST", nil, {["Content-Type"] = kind}, file:read("*a"))
+      file:close()
+   end
+end
+
+function request()
+   turn = turn % #requests + 1
+   return requests[turn]
+end
+"""
 
 
 class Service:
     """`clipbatch serve` in a process of its own."""
 
     def __init__(self, spool: Path, root: Path, options: Sequence[str]) -> None:
-        command = [sys.executable, "-m", "clipbatch", "serve", str(spool), *options, "--http", "0", "--root", str(root)]
+        command = clipbatch_command("serve", spool, *options, "--http", "0", "--root", root)
         self.spool = spool
         self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         assert self._process.stderr
         said = self._process.stderr.readline()
-        found = re.search(r"http://\S+:\d+", said)
-        if not found:
+        url = re.search(r"http://\S+:\d+", said)
+        if not url:
             raise SystemExit(f"the service does not start: {said}{self._process.stderr.read()}")
-        self.url, self.pid = found[0], self._process.pid
+        self.url, self.pid = url[0], self._process.pid
         self._jobs = 0
 
     def job(self, paths: list[Path]) -> float:
@@ -118,32 +133,23 @@ class Client:
 class Contest:
     """All contestants over the same photographs."""
 
-    def __init__(
-        self, photos: list[Path], scratch: Path, service: Service, options: Sequence[str], args: argparse.Namespace
-    ) -> None:
+    def __init__(self, photos: list[Path], scratch: Path, service: Service, options: Sequence[str], args: Any) -> None:
         """options: of the service, and of a run."""
         self._photos, self._scratch, self._service, self._root = photos, scratch, service, args.folder.resolve()
-        self._options, self._clients, self._images, self._seconds = options, args.clients, args.images, args.seconds
-        self._used_s = self._start_cpu_s = 0.0
-        self.cpu_ms: dict[str, list[float]] = {}
-        """CPU milliseconds an image, the clients' not counted, by contestant, the warm-up's first."""
+        self._options, self._args, self._start_cpu_s = options, args, 0.0
 
-    def _run(self, paths: list[Path]) -> tuple[float, dict[str, Any]]:
-        """Seconds of a process, and its report."""
+    def _run(self, paths: list[Path], rows: int) -> tuple[Took, float]:
+        """What a process takes, and the images/s of its report."""
         with tempfile.TemporaryDirectory(dir=self._scratch) as folder:
-            listing = Path(folder, "list.txt")
-            listing.write_text("".join(f"{path}\n" for path in paths))
-            command = [sys.executable, "-m", "clipbatch", "run", str(listing), *self._options, "--json", "--quiet"]
-            begun, used = time.perf_counter(), _children_cpu_s()
-            made = subprocess.run([*command, "--out", f"{folder}/out"], check=True, capture_output=True, text=True)
-            self._used_s = _children_cpu_s() - used
-            return time.perf_counter() - begun, json.loads(made.stdout)
+            listed = list_names(paths, rows, Path(folder, "list.txt"))
+            report, took = run_report("run", listed, *self._options, "--out", f"{folder}/out")
+            return took, float(report["this_run"]["images_per_s"])
 
     def process(self) -> float:
         """Seconds of a process for a job."""
-        elapsed_s = self._run(self._photos[:JOB])[0]
-        self._start_cpu_s = self._used_s
-        return elapsed_s
+        took, _ = self._run(self._photos[:JOB], JOB)
+        self._start_cpu_s = took.cpu_s
+        return took.wall_s
 
     def spool(self) -> float:
         """Seconds of a job in the spool."""
@@ -151,39 +157,32 @@ class Contest:
 
     def http(self) -> float:
         """Seconds of a request with a job's names."""
-        client = Client(self._service.url)
-        request = as_names(self._names(self._photos[:JOB]))
-
-        def once() -> float:
-            begun = time.perf_counter()
-            client.rows(*request)
-            return time.perf_counter() - begun
-
+        client, request = Client(self._service.url), as_names(self._names(self._photos[:JOB]))
+        once = harness.timed(lambda: client.rows(*request))
         return statistics.median(once() for _ in range(REPEATS))
 
-    def batch(self) -> float:
-        """Images/s of a run, without its start."""
-        report = self._run(list(islice(cycle(self._photos), self._images)))[1]
-        used_s = self._used_s - self._start_cpu_s  # without what a process takes to start, as far as a job's images
-        self.cpu_ms.setdefault("a run", []).append(used_s / (self._images - JOB) * 1000)
-        return float(report["this_run"]["images_per_s"])
+    def batch(self) -> dict[str, float]:
+        """Images/s of a run, without its start, and its CPU time an image."""
+        images = self._args.images
+        took, images_per_s = self._run(self._photos, images)
+        used_s = took.cpu_s - self._start_cpu_s  # without what a process takes to start, as far as a job's images
+        return {"images/s": images_per_s, "CPU ms an image": used_s / (images - JOB) * 1000}
 
-    def load(self, name: str, *, per_request: int, send: bool) -> Callable[[], float]:
+    def load(self, *, per_request: int, send: bool) -> Callable[[], dict[str, float]]:
         """Images/s of all clients together. send: the files in place of their names."""
         images = cycle(self._photos)
         chunks = [list(islice(images, per_request)) for _ in self._photos]
         requests = [as_files(chunk) if send else as_names(self._names(chunk)) for chunk in chunks]
-        listing = prepare(Path(tempfile.mkdtemp(dir=self._scratch), "requests"), requests)
+        prepared = prepare(Path(tempfile.mkdtemp(dir=self._scratch)), requests)
 
-        def run() -> float:
-            used = cpu_s(self._service.pid)
-            done, elapsed_s = load(
-                f"{self._service.url}/classify", listing, clients=self._clients, seconds=self._seconds
-            )
-            used_s = cpu_s(self._service.pid) - used
+        def run() -> dict[str, float]:
+            used_s = cpu_s(self._service.pid)
+            url = f"{self._service.url}/classify"
+            count, elapsed_s = wrk(url, prepared, clients=self._args.clients, seconds=self._args.seconds)
+            images = count * per_request
+            used_s = cpu_s(self._service.pid) - used_s
             Client(self._service.url).rows(*requests[0])  # in its turn behind those that wrk has left behind
-            self.cpu_ms.setdefault(name, []).append(used_s / (done * per_request) * 1000)
-            return done * per_request / elapsed_s
+            return {"images/s": images / elapsed_s, "CPU ms an image": used_s / images * 1000}
 
         return run
 
@@ -191,10 +190,30 @@ class Contest:
         return [str(path.relative_to(self._root)) for path in paths]
 
 
-def _children_cpu_s() -> float:
-    """CPU seconds of all processes that this one has started and that have ended."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+def prepare(folder: Path, requests: Iterable[tuple[str, bytes]]) -> Path:
+    """Write requests, of content type and body, into `folder`; returns it."""
+    lines = []
+    for number, (kind, body) in enumerate(requests):
+        path = folder / str(number)
+        path.write_bytes(body)
+        lines.append(f"{kind}\t{path}\n")
+    (folder / "requests.tsv").write_text("".join(lines))
+    (folder / "send.lua").write_text(_WRK)
+    return folder
+
+
+def wrk(url: str, prepared: Path, *, clients: int, seconds: int) -> tuple[int, float]:
+    """Requests that were answered, and in how many seconds. Raises: RuntimeError where one was not, or not with 2xx."""
+    command = ["wrk", "--threads", 1, "--connections", clients, "--duration", seconds, "--timeout", 60]
+    command += ["--script", prepared / "send.lua", url, "--", prepared / "requests.tsv"]
+    try:
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    except FileNotFoundError:
+        raise SystemExit("wrk makes the load over HTTP, and is not installed: apt-get install wrk") from None
+    said = re.search(r"(\d+) requests in ([\d.]+)(m?s)", done.stdout)
+    if done.returncode or not said or "Non-2xx" in done.stdout or "Socket errors" in done.stdout:
+        raise RuntimeError(f"wrk: {done.stdout}{done.stderr}")
+    return int(said[1]), float(said[2]) / (1000 if said[3] == "ms" else 1)
 
 
 @contextlib.contextmanager
@@ -206,58 +225,59 @@ def serving(scratch: Path, root: Path, options: Sequence[str] = OPTIONS) -> Iter
         service.end()
 
 
-def main() -> None:
-    parser = timing.arguments("Measure what a model that stays loaded is worth.")
-    parser.add_argument(
-        "folder", nargs="?", type=Path, default=SHARED_PHOTOS if SHARED_PHOTOS.is_dir() else DEMO_IMAGES
-    )
-    parser.add_argument("--model", default=models.DEMO)
-    parser.add_argument("--pretrained", help="its weights, as for clipbatch run, or `random`")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--clients", type=int, default=32)
-    parser.add_argument("--seconds", type=int, default=10, help="of a round over HTTP (default: %(default)s)")
-    parser.add_argument("--per-request", type=int, nargs="+", default=(1, 10), help="images (default: 1 and 10)")
-    parser.add_argument("--images", type=int, default=2048, help="of a run (default: %(default)s)")
-    args = parser.parse_args()
-    on, photos = timing.machine(), photographs(args.folder)
-    with tempfile.TemporaryDirectory(prefix="clipbatch-serve-") as folder:
-        scratch, options = Path(folder), [*OPTIONS, "--model", args.model]
-        weights = str(random_weights(args.model, scratch)) if args.pretrained == "random" else args.pretrained
-        if weights:
-            options += ["--pretrained", weights]
+def serve(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """Latency of a job, and throughput."""
+    photos = photographs(args.folder)
+    if len(photos) < JOB:
+        raise SystemExit(f"{args.folder} holds {len(photos)} photographs: a job has {JOB}")
+    with scratch_folder() as scratch:
+        pretrained = args.pretrained
+        if pretrained == "random":
+            from contestants import random_weights
+
+            pretrained = random_weights(args.model, scratch)
+        chosen = ["--model", args.model, *(["--pretrained", pretrained] if pretrained else [])]
+        options = (*OPTIONS[:-2], *chosen)
         with serving(scratch, args.folder.resolve(), options) as service:
             contest = Contest(photos, scratch, service, options, args)
-            seconds = timing.interleave(
-                {"a process": contest.process, "spool": contest.spool, "HTTP": contest.http}, args.rounds
-            )
-            ways: dict[str, Callable[[], float]] = {"a run": contest.batch}
-            for count in args.per_request:
-                for send, what in ((False, "name(s)"), (True, "file(s)")):
-                    name = f"HTTP, {count} {what} a request"
-                    ways[name] = contest.load(name, per_request=count, send=send)
-            rates = timing.interleave(ways, args.rounds)
-    gains = {name: timing.ratios(seconds["a process"], seconds[name]) for name in ("spool", "HTTP")}
-    shares = {name: timing.ratios(rates[name], rates["a run"]) for name in rates if name != "a run"}
-    cpu = {name: timing.spread(values[1:]) for name, values in contest.cpu_ms.items()}
-    latency = [
-        (name, timing.spread([value * 1000 for value in values]).text(1), gains[name].text(0) if name in gains else "")
-        for name, values in seconds.items()
-    ]
-    throughput = [
-        (name, timing.spread(values).text(0), shares[name].text(2) if name in shares else "", cpu[name].text(2))
-        for name, values in rates.items()
-    ]
+            latency = {"a process": contest.process, "spool": contest.spool, "HTTP": contest.http}
+            seconds = harness.interleave(latency, args.rounds)
+            ways: dict[str, Callable[[], dict[str, float]]] = {"a run": contest.batch}
+            for what, send in (("names", False), ("files", True)):
+                for count in map(int, args.per_request.split(",")):
+                    ways[f"HTTP, {count} {what} a request"] = contest.load(per_request=count, send=send)
+            figures = harness.take_turns(ways, args.rounds)
+    rates = figures["images/s"]
+    gained, gains = harness.compare(seconds, {f"a process / {name}": ">= 50" for name in ("spool", "HTTP")})
+    shared, shares = harness.compare(rates, {f"{name} / a run": ">= 0.8" for name in rates if name != "a run"})
+    times_ms = {name: [1000 * value for value in values] for name, values in seconds.items()}
+    columns = {name: (values, digits) for (name, values), digits in zip(figures.items(), (0, 2), strict=True)}
     body = (
-        f"{args.model}, {len(photos)} photographs, {args.rounds} rounds; median (min-max).\n\n"
-        f"{timing.table((f'a job of {JOB} images', 'ms', 'a process / this, wanted >= 50'), latency)}\n\n"
+        f"{args.model}. {about(photos, args.rounds)}\n\n"
+        f"{harness.spread_table(f'a job of {JOB} images', {'ms': (times_ms, 1)})}\n\n{gained}\n\n"
         f"A run of {args.images:,} images; {args.clients} clients, {args.seconds} s a round:\n\n"
-        f"{timing.table(('throughput', 'images/s', 'this / a run, wanted >= 0.8', 'CPU ms an image'), throughput)}"
+        f"{harness.spread_table('throughput', columns)}\n\n{shared}"
     )
-    result: dict[str, Any] = {"machine": on, "gains": gains, "shares": shares}
-    result |= {"seconds": {name: timing.spread(values) for name, values in seconds.items()}}
-    result |= {"images_per_s": {name: timing.spread(values) for name, values in rates.items()}, "cpu_ms": cpu}
-    timing.finish("What a model that stays loaded is worth", body, EXPECTED, result, args.report)
+    result = {"gains": gains, "shares": shares, "seconds": harness.spreads(seconds)}
+    return body, result | {name: harness.spreads(values) for name, values in figures.items()}
 
+
+BENCHMARK = Benchmark(
+    title="What a model that stays loaded is worth",
+    expected="a job of ten images at least 50 times as fast as a process for it, as the start of Python, torch and the "
+    "model takes seconds; HTTP at least 0.8 of a run's images/s at 32 clients; a run's rate is the ceiling.",
+    measure=serve,
+    folder=True,
+    options={
+        "model": (models.DEMO, "to serve"),
+        "pretrained": (str, "its weights, as for clipbatch run, or `random`"),
+        "rounds": (3, "that count"),
+        "clients": (32, "connections"),
+        "seconds": (10, "of a round over HTTP"),
+        "per_request": ("1,10", "images"),
+        "images": (2048, "of a run"),
+    },
+)
 
 if __name__ == "__main__":
-    main()
+    harness.run(__doc__ or "", {"serve": BENCHMARK})

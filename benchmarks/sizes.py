@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from timing import arguments, finish, machine, table
+from harness import arguments, finish, machine, table
 
 CROP_PX = 96
 LABELS = {10: "cifar10", 27: "documents-27", 1000: "imagenet1k"}

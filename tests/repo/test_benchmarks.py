@@ -14,47 +14,90 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 def bench(name: str, *arguments: object) -> dict[str, Any]:
     """Run a script; returns its last line."""
     command = [sys.executable, "-W", "ignore", BENCHMARKS / name, *map(str, arguments)]
-    made = subprocess.run(command, capture_output=True, text=True, timeout=900)
-    assert made.returncode == 0, made.stderr
-    found: dict[str, Any] = json.loads(made.stdout.splitlines()[-1])
-    return found
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def test_every_script_says_what_it_measures_and_what_it_expects() -> None:
+    code = """
+import importlib, json, pathlib
+scripts = {}
+for path in sorted(pathlib.Path().glob("*.py")):
+    module = importlib.import_module(path.stem)
+    many = getattr(module, "BENCHMARKS", {"": module.BENCHMARK} if hasattr(module, "BENCHMARK") else {})
+    scripts[path.stem] = {name: [one.title, one.expected] for name, one in many.items()}
+print(json.dumps(scripts))
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], cwd=BENCHMARKS, capture_output=True, text=True, check=True
+    )
+    scripts = json.loads(done.stdout)
+    assert set(scripts["speed"]) == {"run", "peers", "steps", "preprocess"}
+    assert set(scripts["overheads"]) == {"lock", "heap", "supervision", "workers"}
+    assert set(scripts["formats"]) == {"archives", "tables", "remote"}
+    assert set(scripts["run_directory"]) == {"plan", "resume", "write", "report", "rescore"}
+    assert all(title and expected for many in scripts.values() for title, expected in many.values())
+    text = {path.stem: path.read_text() for path in BENCHMARKS.glob("*.py")}
+    runnable = {name for name, code in text.items() if 'if __name__ == "__main__"' in code}
+    assert runnable == {name for name, many in scripts.items() if many}
 
 
 def test_speed(photos: Path, tmp_path: Path) -> None:
     arguments = ("--model", "clipbatch-demo", "--rounds", 1, "--images", 32)
-    found = bench("speed.py", photos, *arguments, "--report", tmp_path / "speed.md")
-    (model,) = found["models"]
+    result = bench("speed.py", "run", photos, *arguments, "--report", tmp_path / "speed.md")
+    (model,) = result["models"]
     assert set(model["rates"]) == {"decode", "encode", "run", "peer decode", "peer run", "ceiling"}
     assert all(rate["median"] > 0 for rate in model["rates"].values())
-    assert "clipbatch-demo" in (tmp_path / "speed.md").read_text()
+    rates = {name: rate["median"] for name, rate in model["rates"].items()}
+    assert rates["ceiling"] == pytest.approx(1 / (1 / rates["decode"] + 1 / rates["encode"]), rel=1e-3)
+    text = (tmp_path / "speed.md").read_text()
+    assert text.startswith("# Speed on the CPU, 20")
+    assert result["machine"]["host"] in text
+    assert result["machine"]["versions"]["torch"] in text
+    assert "clipbatch-demo" in text
 
 
 def test_steps_name_every_change_and_what_was_not_measured(photos: Path, tmp_path: Path) -> None:
-    few = ("--rounds", 1, "--images", 16, "--batch", 8, "--singles", 2)
-    found = bench("steps.py", photos, "--models", "clipbatch-demo", *few, "--report", tmp_path / "steps.md")
-    steps = found["s_per_image"]["clipbatch-demo"]
+    few = ("--rounds", 1, "--images", 16, "--batch", 8, "--singles", 2, "--report", tmp_path / "steps.md")
+    steps = bench("speed.py", "steps", photos, "--models", "clipbatch-demo", *few)["s_per_image"]["clipbatch-demo"]
     assert len(steps) == 7
     assert all(seconds["median"] > 0 for seconds in steps.values())
     assert steps["a process for each image"]["median"] > steps["labels encoded once"]["median"]
-    last = [
-        line for line in (tmp_path / "steps.md").read_text().splitlines() if line.startswith("| decoded on the GPU")
-    ]
-    assert "not measured" in last[0]
+    lines = (tmp_path / "steps.md").read_text().splitlines()
+    assert ["not measured" in line for line in lines if line.startswith("| decoded on the GPU")] == [True]
 
 
 def test_preprocess(photos: Path, tmp_path: Path) -> None:
-    found = bench("preprocess.py", photos, "--counts", 4, "--rounds", 1, "--report", tmp_path / "preprocess.md")
-    assert set(found["seconds"]) == {"4 photographs", "4 32 x 32 pixels"}
-    for times in found["seconds"].values():
+    few = ("--counts", 4, "--rounds", 1, "--report", tmp_path / "preprocess.md")
+    seconds = bench("speed.py", "preprocess", photos, *few)["seconds"]
+    assert set(seconds) == {"4 photographs", "4 32 x 32 pixels"}
+    for times in seconds.values():
         assert set(times) == {"CLIPProcessor, CPU", "torchvision, CPU", "clipbatch", "clipbatch, DALI"}
     assert "torchvision, GPU" in (tmp_path / "preprocess.md").read_text()
+
+
+def test_images_in_tables_and_from_far_away_are_all_read(tmp_path: Path) -> None:
+    few = ("--rows", 150, "--bytes", 2000, "--latency", 0.001, "--rounds", 1, "--report", tmp_path / "tables.md")
+    rates = bench("formats.py", "tables", *few)["rates"]
+    forms = {"files", "groups of 100", "one group", "files, web", "table, web", "bare pyarrow"}
+    assert {name: set(rate) for name, rate in rates.items()} == {"per s": forms, "per CPU s": forms}
+
+
+def test_writing_parts_beside_pyarrow(tmp_path: Path) -> None:
+    few = ("--rows", 512, "--labels", 20, "--rounds", 2, "--report", tmp_path / "write.md")
+    result = bench("run_directory.py", "write", *few)
+    (ratio,) = result["wall"].values()
+    assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"]
+    assert "bytes a row" in (tmp_path / "write.md").read_text()
 
 
 def test_the_gpu_check_runs_every_section_on_the_cpu(photos: Path, tmp_path: Path) -> None:
     report = tmp_path / "check.md"
     facts = bench("gpu_check.py", photos, "--device", "cpu", "--small", "--report", report)["facts"]
     probes = [name for name in facts if name.startswith("crash probe")]
-    failed = {name: found["error"] for name, found in facts.items() if "error" in found and "without" not in name}
+    failed = {name: fact["error"] for name, fact in facts.items() if "error" in fact and "without" not in name}
     assert failed == {}
     assert len(probes) == 2
     assert facts["crash probe 64, with the pre-check"]["outcome"] == "63 decoded, 1 rejected of 64"
@@ -76,23 +119,24 @@ import gpu_check
 given = argparse.Namespace(folder=pathlib.Path(sys.argv[1]), device="cuda:0", small=False)
 print(*(section.name for section in gpu_check.plan(gpu_check.scale_of(given))), sep="\\n")
 """
-    made = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", code, photos], cwd=BENCHMARKS, capture_output=True, text=True, check=True
     )
-    assert {"ceilings", "ViT-B-32", "ViT-B-16", "ViT-L-14", "hw_decoder_load"} < set(made.stdout.splitlines())
+    assert {"ceilings", "ViT-B-32", "ViT-B-16", "ViT-L-14", "hw_decoder_load"} < set(done.stdout.splitlines())
 
 
 def test_what_keeping_freed_memory_is_worth_is_measured_both_ways(photos: Path, tmp_path: Path) -> None:
     few = ("--models", "clipbatch-demo", "--images", 64, "--rounds", 1, "--report", tmp_path / "heap.md")
-    ways = bench("heap.py", photos, *few)["models"]["clipbatch-demo"]
-    assert [len(figures) for figures in ways.values()] == [1, 1]
-    assert all(figure > 0 for (figures,) in ways.values() for figure in figures.values())
+    ways = bench("overheads.py", "heap", photos, *few)["models"]["clipbatch-demo"]
+    for name in ("images/s", "CPU ms an image", "peak MiB"):
+        assert [spread["median"] > 0 for spread in ways[name].values()] == [True, True]
 
 
 def test_the_lock_is_seen_held_in_the_stages_of_a_run(photos: Path, tmp_path: Path) -> None:
-    held = bench("lock.py", photos, "--images", 1024, "--report", tmp_path / "lock.md")["held_us"]
-    assert held["decode"] > 0
-    assert held["encode"] > 0
+    few = ("--images", 1024, "--rounds", 1, "--report", tmp_path / "lock.md")
+    held = bench("overheads.py", "lock", photos, *few)["held_us"]
+    assert held["decode"]["median"] > 0
+    assert held["encode"]["median"] > 0
     assert "images/s at most" in (tmp_path / "lock.md").read_text()
 
 

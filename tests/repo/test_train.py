@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from clipbatch.data.demo.train import BATCH, NAME, WORDS, main
 from tests.conftest import Cli, rows
 from tests.support.corpus import photo
+from train_demo_model import BATCH, NAME, WORDS, main
 
 
 def test_a_step_of_the_recipe_makes_weights_that_a_run_takes(cli: Cli, photos: Path, tmp_path: Path) -> None:

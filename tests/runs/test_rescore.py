@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import clipbatch
 from clipbatch.errors import InputError, OtherRunError
 from clipbatch.rundir.layout import RunDir
 from clipbatch.runs import rescore
@@ -144,7 +145,7 @@ def test_rows_that_the_source_has_mended_since_are_taken_over_on_request(
         (tmp_path / "in").mkdir(exist_ok=True)
         shutil.copy(path, tmp_path / "in" / f"{number}.jpg")
     good = tmp_path / "in" / "3.jpg"
-    shutil.copy(Path(rescore.__file__).parent / "demo" / "images" / "cat-1.jpg", good)
+    shutil.copy(Path(clipbatch.__file__).parent / "data" / "demo" / "images" / "cat-1.jpg", good)
     good.rename(tmp_path / "aside")
     good.touch()
     warm("run", tmp_path / "in", *DEMO, "--embeddings", "--out", tmp_path / "run")

@@ -1,6 +1,6 @@
 """Which models there are, what they cost and where their weights come from, known without importing torch.
 
-`models.csv` is made by `benchmarks/list_models.py`, which counts each image tower's operations with torch.
+`models.csv` is made by `scripts/list_models.py`, which counts each image tower's operations with torch.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Whether clipbatch gives the labels that open_clip gives, on real pictures whose classes are known.
 
-    python benchmarks/cifar10_accuracy.py CIFAR_DIR [--report PATH]
+    python benchmarks/accuracy.py --cifar CIFAR_DIR [--report PATH]
 
-Labels the 10,000 test pictures of CIFAR-10 (CIFAR_DIR/test/<class>/*.jpg, made by benchmarks/cifar10.py) with the
+Labels the 10,000 test pictures of CIFAR-10 (CIFAR_DIR/test/<class>/*.jpg, made by scripts/cifar10.py) with the
 embedded model and the prompt 'a photo of a {}': by `clipbatch run`, once in fp32 and once in bf16, and by open_clip's
 own transform (Pillow), model and zero-shot classifier in fp32, in this process. For each run: its accuracy, the share
 of pictures whose best label is open_clip's, and the mean and the lowest cosine of its embeddings (kept as float16) with
@@ -14,10 +14,7 @@ Expected: open_clip in fp32 gets 82.9% right. clipbatch in fp32 lies within 0.1 
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import tempfile
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +26,14 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-import timing
-from cifar10 import CLASSES
+import harness
 from clipbatch.config import models
+from harness import Benchmark
+from processes import run_clipbatch, scratch_folder
 
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 TEMPLATE = "a photo of a {}"
 BATCH = 200
-EXPECTED = (
-    "82.9% for open_clip in fp32, ours within 0.1 points of it in fp32; at least 99.5% (fp32) and 99% (bf16) of best "
-    "labels equal to open_clip's; mean cosines above 0.999."
-)
-
 COLUMNS = {
     "accuracy": ("accuracy", ".2%"),
     "same_label": ("best label as open_clip's", ".2%"),
@@ -53,16 +47,12 @@ Labels = NDArray[np.str_]
 
 def ours(pictures: Path, precision: str, out: Path) -> tuple[list[Path], Labels, NDArray[np.float32]]:
     """`clipbatch run` in a process of its own: each picture's path, best label and embedding."""
-    command = [sys.executable, "-m", "clipbatch", "run", str(pictures), "--out", str(out), "--embeddings", "--quiet"]
-    command += ["--model", models.DEMO, "--labels", "cifar10", "--template", TEMPLATE]
-    command += ["--precision", precision, "--device", "cpu"]
-    subprocess.run(command, check=True, env={**os.environ, "XDG_CACHE_HOME": str(out.parent / "cache")})
+    options = ("--model", models.DEMO, "--labels", "cifar10", "--template", TEMPLATE, "--embeddings")
+    run_clipbatch("run", pictures, *options, "--precision", precision, "--device", "cpu", "--out", out, "--quiet")
     parts = sorted(out.glob("parts/part-*.parquet"))
     rows = pa.concat_tables([pq.read_table(part, columns=["uri", "label", "embedding"]) for part in parts])
     if rows["label"].null_count:
-        raise SystemExit(
-            f"{rows['label'].null_count} pictures have no scores: make them again with benchmarks/cifar10.py"
-        )
+        raise SystemExit(f"{rows['label'].null_count} pictures have no scores: make them again with scripts/cifar10.py")
     embedding = np.array(rows["embedding"].to_pylist(), np.float32)
     return [Path(uri) for uri in rows["uri"].to_pylist()], np.array(rows["label"].to_pylist()), embedding
 
@@ -75,32 +65,29 @@ def reference(paths: list[Path]) -> tuple[Labels, NDArray[np.float32]]:
     model, _, transform = open_clip.create_model_and_transforms(models.DEMO, pretrained=weights)
     model.eval()
     text_DL = open_clip.build_zero_shot_classifier(model, open_clip.get_tokenizer(models.DEMO), CLASSES, [TEMPLATE])
-    found = []
+    embeddings = []
     for at in range(0, len(paths), BATCH):
         pixels_BCHW = torch.stack([transform(Image.open(path)) for path in paths[at : at + BATCH]])
-        found.append(model.encode_image(pixels_BCHW, normalize=True))
-    image_BD = torch.cat(found)
+        embeddings.append(model.encode_image(pixels_BCHW, normalize=True))
+    image_BD = torch.cat(embeddings)
     return np.array(CLASSES)[(image_BD @ text_DL).argmax(dim=1).numpy()], image_BD.numpy()
 
 
-def main() -> None:
-    parser = timing.arguments("Compare clipbatch's labels with open_clip's on CIFAR-10.")
-    parser.add_argument("cifar", type=Path, metavar="CIFAR_DIR", help="as made by benchmarks/cifar10.py")
-    args = parser.parse_args()
+def accuracy(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """Accuracy of each run, and how near it is to open_clip's."""
     pictures = args.cifar.resolve() / "test"
     if not pictures.is_dir():
-        raise SystemExit(f"{pictures} is not there: make it with python benchmarks/cifar10.py {args.cifar}")
-    on = timing.machine()
-    with tempfile.TemporaryDirectory(prefix="clipbatch-cifar10-") as scratch:
-        runs = {precision: ours(pictures, precision, Path(scratch, precision)) for precision in ("fp32", "bf16")}
+        raise SystemExit(f"{pictures} does not exist: make it with python scripts/cifar10.py {args.cifar}")
+    with scratch_folder() as scratch:
+        runs = {precision: ours(pictures, precision, scratch / precision) for precision in ("fp32", "bf16")}
     paths = runs["fp32"][0]
     true = np.array([path.parent.name for path in paths])
     their_labels, theirs_BD = reference(paths)
-    found: dict[str, dict[str, Any]] = {"open_clip, fp32": {"accuracy": float((their_labels == true).mean())}}
+    result: dict[str, dict[str, Any]] = {"open_clip, fp32": {"accuracy": float((their_labels == true).mean())}}
     for precision, (own_paths, labels, image_BD) in runs.items():
         assert own_paths == paths
         cosines = (image_BD * theirs_BD).sum(axis=1) / np.linalg.norm(image_BD, axis=1)
-        found[f"clipbatch, {precision}"] = {
+        result[f"clipbatch, {precision}"] = {
             "accuracy": float((labels == true).mean()),
             "same_label": float((labels == their_labels).mean()),
             "mean_cosine": float(cosines.mean()),
@@ -108,13 +95,20 @@ def main() -> None:
         }
     rows = [
         [name, *(format(figures[key], COLUMNS[key][1]) if key in figures else "-" for key in COLUMNS)]
-        for name, figures in found.items()
+        for name, figures in result.items()
     ]
     body = f"{len(paths)} pictures of CIFAR-10's test split, {models.DEMO}, '{TEMPLATE}'.\n\n"
-    body += timing.table(["", *(title for title, _ in COLUMNS.values())], rows)
-    result = {"machine": on, "pictures": len(paths), "runs": found}
-    timing.finish("CIFAR-10 accuracy", body, EXPECTED, result, args.report)
+    body += harness.table(["", *(title for title, _ in COLUMNS.values())], rows)
+    return body, {"pictures": len(paths), "runs": result}
 
+
+BENCHMARK = Benchmark(
+    title="CIFAR-10 accuracy",
+    expected="82.9% for open_clip in fp32, ours within 0.1 points of it in fp32; at least 99.5% (fp32) and 99% (bf16) "
+    "of best labels equal to open_clip's; mean cosines above 0.999.",
+    measure=accuracy,
+    options={"cifar": (Path("cifar10"), "the folder that scripts/cifar10.py fills")},
+)
 
 if __name__ == "__main__":
-    main()
+    harness.run(__doc__ or "", {"accuracy": BENCHMARK})

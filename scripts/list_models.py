@@ -1,6 +1,6 @@
 """Write pipeline/clipbatch/models.csv: size and cost of the image tower of every model that open_clip ships.
 
-    python benchmarks/list_models.py
+    python scripts/list_models.py
 
 Each tower is built without memory for its weights (torch's meta device), and its operations are counted for one
 image: `torch.utils.flop_counter`, where a multiply-add is two. Models that cannot be built without a download are
@@ -35,8 +35,8 @@ def tower_cost(config: dict) -> tuple[int, float, float]:
 
 def main() -> None:
     configs = {name: open_clip.get_model_config(name) for name in open_clip.list_models()}
-    configs["clipbatch-demo"] = json.loads((PACKAGE / "demo" / "clipbatch-demo.json").read_text())
-    with open(PACKAGE / "models.csv", "w", newline="") as file:
+    configs["clipbatch-demo"] = json.loads((PACKAGE / "data" / "demo" / "clipbatch-demo.json").read_text())
+    with open(PACKAGE / "data" / "models.csv", "w", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(("name", "image_size", "image_gflop", "image_mparams"))
         for name, config in sorted(configs.items()):

@@ -1,16 +1,16 @@
 """Train the demo model on CIFAR-10, on a CPU, from random weights.
 
-    python -m clipbatch.demo.train --data CIFAR_DIR --out OUT_DIR [--epochs N] [--minutes M] [--seed S]
+    python scripts/train_demo_model.py --data CIFAR_DIR --out OUT_DIR [--epochs N] [--minutes M] [--seed S]
 
-CIFAR_DIR holds train/<class>/*.jpg and test/<class>/*.jpg (benchmarks/cifar10.py makes it); test/ is only scored.
-OUT_DIR gets clipbatch-demo.json (the config beside this file) and clipbatch-demo.safetensors (fp16).
+CIFAR_DIR holds train/<class>/*.jpg and test/<class>/*.jpg (scripts/cifar10.py makes it); test/ is only scored.
+OUT_DIR gets clipbatch-demo.json (the config in the package) and clipbatch-demo.safetensors (fp16).
 
 CIFAR has classes and no captions. So each step draws one caption a class from templates and synonyms, and the loss is
 CLIP's with every picture of a class as a positive of its caption. Pictures get the preprocessing that open_clip will
 give them (bicubic, CLIP's mean and std), shifted and flipped; the first part of the run sees them at 3/4 size.
 
 With --minutes the schedule is cut to fit that time, so the outcome depends on the machine; without, on the arguments
-alone, up to rounding. The weights beside this file took 18.45 epochs on two cores: --epochs 60 --minutes 22.5 --seed 0.
+alone, up to rounding. The weights in the package took 18.45 epochs on two cores: --epochs 60 --minutes 22.5 --seed 0.
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ from torch import Tensor
 from torch.nn import functional
 from torch.optim import AdamW
 
+import clipbatch
+
 NAME = "clipbatch-demo"
-CONFIG = Path(__file__).with_name(f"{NAME}.json")
+CONFIG = Path(clipbatch.__file__).parent / "data" / "demo" / f"{NAME}.json"
 NAMES = (
     "airplane plane aeroplane jet aircraft, automobile car sedan, bird, cat kitten, deer, dog puppy, frog toad, "
     "horse pony, ship boat, truck lorry"
@@ -57,7 +59,7 @@ def read_split(folder: Path, *sides_px: int) -> tuple[list[Pictures], Tensor]:
     """All pictures of folder/<class>/ at each of the sizes asked for, and their class numbers (N,) int64."""
     files = [(number, file) for number, words in enumerate(WORDS) for file in sorted(folder.glob(f"{words[0]}/*.jpg"))]
     if not files:
-        raise SystemExit(f"{folder}: no <class>/*.jpg here; benchmarks/cifar10.py makes such a folder")
+        raise SystemExit(f"{folder}: no <class>/*.jpg here; scripts/cifar10.py makes such a folder")
     sized = [np.empty((len(files), side, side, 3), np.uint8) for side in sides_px]
     for row, (_, file) in enumerate(files):
         picture = Image.open(file).convert("RGB")
@@ -185,7 +187,7 @@ def train(data: Path, out: Path, *, epochs: float, minutes: float, seed: int) ->
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m clipbatch.demo.train", description="Train the demo model.")
+    parser = argparse.ArgumentParser(description="Train the demo model.")
     parser.add_argument("--data", type=Path, required=True, help="CIFAR-10 as JPEGs: train/<class>/, test/<class>/")
     parser.add_argument("--out", type=Path, required=True, help="folder for the config and the weights")
     parser.add_argument("--epochs", type=float, default=28)
