@@ -1,4 +1,4 @@
-"""clipbatch itself, taken apart, and what all contestants get: weights drawn at random, and the clock on a device."""
+"""clipbatch itself, taken apart, and what all contestants get: models with random weights, the clock on a device."""
 
 from __future__ import annotations
 
@@ -23,6 +23,13 @@ from clipbatch.stages.journal import Journal
 from clipbatch.stages.pipeline import ShardPipeline, Task, item_batches
 from clipbatch.types import Encoded, PixelBatch
 
+_TINY = {
+    "embed_dim": 64,
+    "vision_cfg": {"image_size": 64, "layers": 2, "width": 64, "patch_size": 16},
+    "text_cfg": {"width": 64, "heads": 2, "layers": 2},
+}
+"""In place of the embedded model, whose image tower transformers' CLIP cannot have."""
+
 
 def random_weights(model: str, folder: Path) -> str:
     """A file of weights for an open_clip model drawn at random: they cost what trained ones cost. The embedded model
@@ -45,6 +52,45 @@ def random_model(model: str, folder: Path) -> dict[str, str]:
     config = folder / f"random-{model}.json"
     config.write_text(json.dumps(open_clip.get_model_config(model)))
     return {"model": str(config), "pretrained": random_weights(model, folder)}
+
+
+def _clip_shape(model: str) -> dict[str, Any]:
+    shape: dict[str, Any] = _TINY if model == models.DEMO else open_clip.get_model_config(model)
+    return shape
+
+
+def clip_model(model: str) -> torch.nn.Module:
+    """transformers' `CLIPModel` of the shape of an open_clip model, with random weights, in fp32, for evaluation."""
+    from transformers import CLIPConfig, CLIPModel
+
+    shape = _clip_shape(model)
+    towers = {}
+    for tower, heads in (("vision", shape["vision_cfg"]["width"] // 64), ("text", shape["text_cfg"]["heads"])):
+        own = shape[f"{tower}_cfg"]
+        sizes = {"hidden_size": own["width"], "intermediate_size": 4 * own["width"], "num_attention_heads": heads}
+        towers[f"{tower}_config"] = {**sizes, "num_hidden_layers": own["layers"]}
+    towers["vision_config"] |= {name: shape["vision_cfg"][name] for name in ("image_size", "patch_size")}
+    torch.manual_seed(0)
+    return CLIPModel(CLIPConfig(**towers, projection_dim=shape["embed_dim"])).eval()
+
+
+def clip_processor(model: str) -> Any:
+    """transformers' `CLIPImageProcessor` with CLIP's mean, standard deviation and the model's size."""
+    from transformers import CLIPImageProcessor
+
+    side = _clip_shape(model)["vision_cfg"]["image_size"]
+    return CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+
+
+def clip_tokenizer() -> Any:
+    """transformers' `CLIPTokenizer` over the vocabulary that open_clip ships."""
+    from open_clip.tokenizer import SimpleTokenizer
+    from transformers import CLIPTokenizer
+
+    renamed = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
+    own = SimpleTokenizer()
+    vocabulary = {renamed.get(token, token): number for token, number in own.encoder.items()}
+    return CLIPTokenizer(vocab=vocabulary, merges=list(own.bpe_ranks))
 
 
 def rate(work: Callable[[], int], device: str) -> float:

@@ -6,8 +6,11 @@ Everything that is drawn has a fixed seed. Imports no torch.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
+import tarfile
 import time
+import zipfile
 from collections.abc import Iterable, Iterator
 from itertools import cycle, islice
 from pathlib import Path
@@ -136,6 +139,41 @@ def _spoil(path: Path, kind: int) -> None:
     else:
         noise = np.random.default_rng(kind).bytes(4096)
         path.write_bytes([b"", b"<!DOCTYPE html><title>404</title>", data[: len(data) // 3], noise][kind])
+
+
+def small_jpegs(count: int) -> list[bytes]:
+    """JPEGs of 64 by 64 pixels, about 2 kB each."""
+    rng, images = np.random.default_rng(0), []
+    for _ in range(count):
+        rough = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+        out = io.BytesIO()
+        rough.resize((64, 64), Image.Resampling.BICUBIC).save(out, "JPEG", quality=90)
+        images.append(out.getvalue())
+    return images
+
+
+def pack(folder: Path, name: str, contents: Iterable[bytes]) -> dict[str, Path]:
+    """The same images as a folder, a tar and a zip."""
+    paths = {"folder": folder / name, "tar": folder / f"{name}.tar", "zip": folder / f"{name}.zip"}
+    paths["folder"].mkdir()
+    with tarfile.open(paths["tar"], "w") as tar, zipfile.ZipFile(paths["zip"], "w") as stored:
+        for number, data in enumerate(contents):
+            member = tarfile.TarInfo(f"{number:08}.jpg")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+            stored.writestr(member.name, data)
+            (paths["folder"] / member.name).write_bytes(data)
+    return paths
+
+
+def big_folder(files: int, folder: Path) -> None:
+    """A folder of `files` names."""
+    folder.mkdir()
+    for number in range(files):
+        if number % 60_000 == 0:  # a file system allows just so many links to one file
+            (folder / f"{number}.jpg").touch()
+        else:
+            os.link(folder / f"{number - number % 60_000}.jpg", folder / f"{number}.jpg")
 
 
 def drawn_batches(

@@ -26,15 +26,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import io
-import os
 import re
 import subprocess
 import tarfile
 import tempfile
 import time
-import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -42,13 +39,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 import harness
 from clipbatch.config import SourceSettings
 from clipbatch.inputs import listing
 from clipbatch.stages.read.stage import REMOTE_READS
-from fixtures import about, list_names, photographs
+from fixtures import about, big_folder, list_names, pack, photographs, small_jpegs
 from harness import Benchmark
 from processes import in_own_process, run_command, scratch_folder
 
@@ -113,31 +109,6 @@ def archives(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     return "\n\n".join([about(paths, args.rounds), *sections, last]), result
 
 
-def small_jpegs(count: int) -> list[bytes]:
-    """JPEGs of 64 by 64 pixels, about 2 kB each."""
-    rng, images = np.random.default_rng(0), []
-    for _ in range(count):
-        rough = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
-        out = io.BytesIO()
-        rough.resize((64, 64), Image.Resampling.BICUBIC).save(out, "JPEG", quality=90)
-        images.append(out.getvalue())
-    return images
-
-
-def pack(folder: Path, name: str, contents: Iterable[bytes]) -> dict[str, Path]:
-    """The same images as a folder, a tar and a zip."""
-    paths = {"folder": folder / name, "tar": folder / f"{name}.tar", "zip": folder / f"{name}.zip"}
-    paths["folder"].mkdir()
-    with tarfile.open(paths["tar"], "w") as tar, zipfile.ZipFile(paths["zip"], "w") as stored:
-        for number, data in enumerate(contents):
-            member = tarfile.TarInfo(f"{number:08}.jpg")
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-            stored.writestr(member.name, data)
-            (paths["folder"] / member.name).write_bytes(data)
-    return paths
-
-
 def listed(given: Path) -> int:
     """Rows that a plan lists."""
     listers = listing.listers(SourceSettings(inputs=(str(given),)))
@@ -151,16 +122,6 @@ def by_tarfile(path: Path) -> int:
         while archive.next():
             count, archive.members = count + 1, []  # type: ignore[attr-defined]
     return count
-
-
-def big_folder(files: int, folder: Path) -> None:
-    """A folder of `files` names."""
-    folder.mkdir()
-    for number in range(files):
-        if number % 60_000 == 0:  # a file system allows just so many links to one file
-            (folder / f"{number}.jpg").touch()
-        else:
-            os.link(folder / f"{number - number % 60_000}.jpg", folder / f"{number}.jpg")
 
 
 def list_folder(folder: str) -> None:

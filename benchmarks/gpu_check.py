@@ -43,7 +43,6 @@ ALL_S = 540.0
 TESTS = Path(__file__).resolve().parents[1] / "tests" / "gpu"
 DONE = "done"
 CHECKED = "with the pre-check"
-FULL = ("ViT-B-32", "ViT-B-16", "ViT-L-14")
 Facts = dict[str, dict[str, Any]]
 """Section -> fact -> figure or words; `error` where a section did not come to its end."""
 
@@ -74,7 +73,7 @@ def plan(scale: sections.Scale) -> list[Section]:
         for how in (CHECKED, "without")
     ]
     found.append(Section(name="ceilings", budget_s=25, work=sections.ceilings))
-    budgets = dict(zip(FULL, (50, 55, 70), strict=True))
+    budgets = dict(zip(sections.FULL, (50, 55, 70), strict=True))
     for model in scale.models:
         found.append(Section(name=model, budget_s=budgets.get(model, 50), work=sections.model, arguments=(model,)))
     found.append(Section(name="decoders", budget_s=40, work=sections.decoders))
@@ -146,35 +145,8 @@ def run_tests(device: str, limit_s: float) -> dict[str, Any]:
 
 def scale_of(args: argparse.Namespace) -> sections.Scale:
     """How much of everything the arguments ask for."""
-    photos = tuple(photographs(args.folder))
-    jpegs = tuple(path for path in photos if path.read_bytes()[:2] == b"\xff\xd8")
-    if args.small:
-        return sections.Scale(
-            device=args.device,
-            photos=jpegs[:16],
-            models=(catalog.DEMO,),
-            images=16,
-            batch=8,
-            rounds=1,
-            copy_mib=16,
-            matmul=256,
-            crash_batches=(64,),
-            loads=(0.5,),
-            patience=8,
-        )
-    return sections.Scale(
-        device=args.device,
-        photos=jpegs,
-        models=FULL,
-        images=16384,
-        batch=256,
-        rounds=3,
-        copy_mib=4096,
-        matmul=8192,
-        crash_batches=(64, 256),
-        loads=(0.0, 0.3, 0.5, 0.65, 0.8, 0.95),
-        patience=1,
-    )
+    jpegs = tuple(path for path in photographs(args.folder) if path.read_bytes()[:2] == b"\xff\xd8")
+    return (sections.Scale.small if args.small else sections.Scale)(device=args.device, photos=jpegs)
 
 
 def check(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
@@ -268,24 +240,21 @@ def _verdicts(facts: Facts, models: tuple[str, ...]) -> str:
     best = math.nan if any(map(math.isnan, others)) else max(others)
     ours = figure(facts, "decoders", "ours images/s")
     rows.append(("decoding / best of DALI's defaults and torchvision", ours / best, 1.5))
-    for name in facts:
-        if name.startswith("peer ") and name.endswith(f", {first}"):
-            ratio = figure(facts, first, "run images/s") / figure(facts, name, "images/s")
-            rows.append((f"{first}: run / {name}", ratio, 10 if "peer open_clip" in name else 1))
-        elif name.startswith("peer "):
-            ratio = figure(facts, last, "run images/s") / figure(facts, name, "images/s")
-            rows.append((f"{last}: run / {name}", ratio, 1))
+    for name in (name for name in facts if name.startswith("peer ")):
+        model = name.rpartition(", ")[2]
+        ratio = figure(facts, model, "run images/s") / figure(facts, name, "images/s")
+        rows.append((f"{model}: run / {name}", ratio, 10 if "peer open_clip" in name else 1))
     if last == "ViT-L-14":
         rows.append((f"{last}: run / NeMo Curator's floor", figure(facts, last, "run images/s") / CURATOR_FLOOR, 25))
     for model in dict.fromkeys((catalog.DEMO, first)):
         for what, wanted in (("cosine, mean", 0.999), ("cosine, worst", 0.99), ("top-1 agreement", 0.99)):
             rows.append((f"{model}: {what}", figure(facts, "parity", f"{model} {what}"), wanted))
-    shown = [[name, text(value, 4), f"{wanted:g}", _verdict(value, wanted)] for name, value, wanted in rows]
+    verdicts = ["" if math.isnan(value) else "reached" if value >= wanted else "MISSED" for _, value, wanted in rows]
+    shown = [
+        [name, text(value, 4), f"{wanted:g}", verdict]
+        for (name, value, wanted), verdict in zip(rows, verdicts, strict=True)
+    ]
     return harness.table(("", "measured", "wanted, at least", ""), shown)
-
-
-def _verdict(value: float, wanted: float) -> str:
-    return "" if math.isnan(value) else "reached" if value >= wanted else "MISSED"
 
 
 def _sections(facts: Facts) -> str:

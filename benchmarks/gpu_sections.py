@@ -33,6 +33,7 @@ from contestants import Ours, random_model, random_weights, rate, settle
 from fixtures import list_names
 from peers import PEERS, Subject
 
+FULL = ("ViT-B-32", "ViT-B-16", "ViT-L-14")
 Tell = Callable[[str, Any], None]
 LABELS = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 _HTML = bytearray(b"<!doctype html><title>404</title>" + b"not found" * 500)
@@ -45,18 +46,26 @@ class Scale:
 
     device: str
     photos: tuple[Path, ...]
-    models: tuple[str, ...]
-    images: int
+    models: tuple[str, ...] = FULL
+    images: int = 16384
     """In a round."""
-    batch: int
-    rounds: int
-    copy_mib: int
-    matmul: int
-    crash_batches: tuple[int, ...]
-    loads: tuple[float, ...]
+    batch: int = 256
+    rounds: int = 3
+    copy_mib: int = 4096
+    matmul: int = 8192
+    crash_batches: tuple[int, ...] = (64, 256)
+    loads: tuple[float, ...] = (0.0, 0.3, 0.5, 0.65, 0.8, 0.95)
     """Shares for the JPEG engines to try; 0.65 is DALI's default."""
-    patience: float
+    patience: float = 1.0
     """What all time limits are multiplied by."""
+
+    @classmethod
+    def small(cls, device: str, photos: tuple[Path, ...]) -> Scale:
+        """As little as possible, with the embedded model."""
+        little: Any = {"images": 16, "batch": 8, "rounds": 1, "copy_mib": 16, "matmul": 256, "patience": 8.0}
+        return cls(
+            device=device, photos=photos[:16], models=(catalog.DEMO,), crash_batches=(64,), loads=(0.5,), **little
+        )
 
     @property
     def precision(self) -> str:

@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import harness
+import processes
 from clipbatch.config import from_flat, models
 from clipbatch.rundir.layout import RunDir
 from clipbatch.runs import plan as planner
@@ -42,16 +43,6 @@ from clipbatch.stages import memory
 from clipbatch.stages.journal import Journal
 from fixtures import about, draw_pool, list_names, photographs
 from harness import Benchmark
-from processes import (
-    children,
-    clipbatch_command,
-    cpu_s,
-    in_own_process,
-    run_command,
-    run_report,
-    scratch_folder,
-    watch,
-)
 
 DEMO = ("--labels", "cifar10", "--model", models.DEMO, "--device", "cpu")
 ROUNDS = {"rounds": (3, "that count")}
@@ -66,7 +57,7 @@ _THREAD = re.compile(r"thread \(\w+\): ([a-z]+)-\d+")
 def lock(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     """Microseconds for an image, by stage, that the lock is held."""
     photos = photographs(args.folder)
-    with scratch_folder() as scratch:
+    with processes.scratch_folder() as scratch:
         listed = list_names(photos, args.images, scratch / "photos.txt")
         turns = {"us": lambda: held_us(listed, args.images, scratch)}
         held = {stage: values["us"] for stage, values in harness.take_turns(turns, args.rounds).items()}
@@ -86,7 +77,7 @@ def held_us(listed: Path, images: int, scratch: Path) -> dict[str, float]:
     options = ("--decoder", "dali", "--batch-size", LOCK_BATCH, "--quiet", "--out", Path(out, "run"))
     spy = [str(Path(sys.executable).with_name("py-spy")), "record", "--gil", "--subprocesses", "--threads"]
     spy += ["--rate", str(HZ), "--format", "raw", "--output", str(samples), "--"]
-    run_command([*spy, *clipbatch_command("run", listed, *DEMO, *options)])
+    processes.run_command([*spy, *processes.clipbatch_command("run", listed, *DEMO, *options)])
     counts = Counter[str]()
     for line in samples.read_text().splitlines():
         stack, count = line.rsplit(" ", 1)
@@ -123,8 +114,8 @@ def heap_kept(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         images = args.images or 32 * max(2, min(64, round(64 / models.gflop(model))))
 
         def contestant(way: str, model: str = model, images: int = images) -> Callable[[], dict[str, float]]:
-            command = in_own_process(measured_run, way, model, args.folder, images)
-            return lambda: json.loads(run_command(command).output.splitlines()[-1])
+            command = processes.in_own_process(measured_run, way, model, args.folder, images)
+            return lambda: json.loads(processes.run_command(command).output.splitlines()[-1])
 
         figures = harness.take_turns({name: contestant(way) for name, way in WAYS.items()}, args.rounds)
         columns = {name: (figures[name], digits) for name, digits in HEAP_COLUMNS.items()}
@@ -142,7 +133,7 @@ def measured_run(way: str, model: str, folder: str, images: str) -> None:
     if way == "kept":
         memory.keep_freed()
     count = int(images)
-    with scratch_folder() as scratch:
+    with processes.scratch_folder() as scratch:
         listed = list_names(photographs(Path(folder)), count, scratch / "photos.txt")
         ours = Ours({**random_model(model, scratch), "inputs": [str(listed)]}, scratch / "run")
         ours.run()
@@ -164,7 +155,7 @@ def supervision(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     """What the supervisor and the journal cost."""
     if args.images < 4 * SHARD:
         raise SystemExit(f"--images {args.images} are too few: use {4 * SHARD} or more, in shards of {SHARD}")
-    with scratch_folder() as scratch:
+    with processes.scratch_folder() as scratch:
         listed = list_names(draw_pool(scratch / "pool", (36, 61)), args.images, scratch / "images.txt")
         turns = {turn: lambda turn=turn: watched_run(listed, scratch, "bare" in turn) for turn in TURNS}
         figures = harness.take_turns(turns, args.rounds)
@@ -196,13 +187,14 @@ def watched_run(listed: Path, scratch: Path, bare: bool) -> dict[str, float]:
     settings = {"inputs": [str(listed)], "labels": "cifar10", "model": models.DEMO, "device": "cpu"}
     with tempfile.TemporaryDirectory(dir=scratch) as out:
         plan = planner.plan(from_flat({**settings, "shard_size": SHARD}), out)
-        command = in_own_process(bare_run, out) if bare else clipbatch_command("run", "--quiet", "--out", out)
+        run = processes.clipbatch_command("run", "--quiet", "--out", out)
+        command = processes.in_own_process(bare_run, out) if bare else run
 
         def look(pid: int, age_s: float) -> tuple[int, float, float, float]:
             parts = len(list(Path(out).glob("parts/part-*.parquet")))
-            return parts, age_s, cpu_s(pid), sum(map(cpu_s, children(pid)))
+            return parts, age_s, processes.cpu_s(pid), sum(map(processes.cpu_s, processes.children(pid)))
 
-        moments = watch(command, 0.05, look)
+        moments = processes.watch(command, 0.05, look)
         if len(list(Path(out, "parts").iterdir())) != plan.shards:
             raise SystemExit(f"{command} left shards undone")
     first = next(moment for moment in moments if moment[0])
@@ -245,13 +237,13 @@ def workers(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     if len(cores) < 2:
         raise SystemExit("this machine has one core, and two workers want a core each")
     contestants = {"one worker": (cores[:1], 1), "two workers": (cores, 2), "one worker with two cores": (cores, 1)}
-    with scratch_folder() as scratch:
+    with processes.scratch_folder() as scratch:
         listed = list_names(photos, args.images, scratch / "photos.txt")
 
         def images_per_s(some: list[int], count: int) -> float:
             with tempfile.TemporaryDirectory(dir=scratch) as out:
                 options = (*DEMO, "--shard-size", 256, "--workers", count, "--out", f"{out}/run")
-                report, _ = run_report("run", listed, *options, cores=set(some))
+                report, _ = processes.run_report("run", listed, *options, cores=set(some))
                 return float(report["this_run"]["images_per_s"])
 
         turns = {name: lambda how=how: images_per_s(*how) for name, how in contestants.items()}

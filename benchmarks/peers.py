@@ -36,15 +36,9 @@ from torchvision.transforms.v2 import functional as tv
 
 from clipbatch.config import hardware, models
 from clipbatch.stages.encode.model import DTYPES
-from contestants import rate, settle
+from contestants import clip_model, clip_processor, clip_tokenizer, rate, settle
 
 TEMPLATE = "a photo of a {}."
-_TINY = {
-    "embed_dim": 64,
-    "vision_cfg": {"image_size": 64, "layers": 2, "width": 64, "patch_size": 16},
-    "text_cfg": {"width": 64, "heads": 2, "layers": 2},
-}
-"""In place of the embedded model, whose image tower transformers' CLIP cannot have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,45 +146,6 @@ class OpenClip:
         for _ in range(self._cores):
             work(next(batches))
         return rate(lambda: sum(len(work(batch)) for batch in batches), self._scorer.subject.device)
-
-
-def _clip_shape(model: str) -> dict[str, Any]:
-    shape: dict[str, Any] = _TINY if model == models.DEMO else open_clip.get_model_config(model)
-    return shape
-
-
-def clip_model(model: str) -> torch.nn.Module:
-    """transformers' `CLIPModel` of the shape of an open_clip model, with random weights, in fp32, for evaluation."""
-    from transformers import CLIPConfig, CLIPModel
-
-    shape = _clip_shape(model)
-    towers = {}
-    for tower, heads in (("vision", shape["vision_cfg"]["width"] // 64), ("text", shape["text_cfg"]["heads"])):
-        own = shape[f"{tower}_cfg"]
-        sizes = {"hidden_size": own["width"], "intermediate_size": 4 * own["width"], "num_attention_heads": heads}
-        towers[f"{tower}_config"] = {**sizes, "num_hidden_layers": own["layers"]}
-    towers["vision_config"] |= {name: shape["vision_cfg"][name] for name in ("image_size", "patch_size")}
-    torch.manual_seed(0)
-    return CLIPModel(CLIPConfig(**towers, projection_dim=shape["embed_dim"])).eval()
-
-
-def clip_processor(model: str) -> Any:
-    """transformers' `CLIPImageProcessor` with CLIP's mean, standard deviation and the model's size."""
-    from transformers import CLIPImageProcessor
-
-    side = _clip_shape(model)["vision_cfg"]["image_size"]
-    return CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
-
-
-def clip_tokenizer() -> Any:
-    """transformers' `CLIPTokenizer` over the vocabulary that open_clip ships."""
-    from open_clip.tokenizer import SimpleTokenizer
-    from transformers import CLIPTokenizer
-
-    renamed = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
-    own = SimpleTokenizer()
-    vocabulary = {renamed.get(token, token): number for token, number in own.encoder.items()}
-    return CLIPTokenizer(vocab=vocabulary, merges=list(own.bpe_ranks))
 
 
 def huggingface(subject: Subject, batched: bool) -> Callable[[], float]:

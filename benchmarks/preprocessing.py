@@ -33,9 +33,9 @@ from clipbatch.stages.decode.geometry import Target
 from clipbatch.stages.encode import Normalise
 from clipbatch.stages.flow import Flow, Stage
 from clipbatch.types import Encoded, ItemBatch, PixelBatch, ReadBatch
-from contestants import settle
+from contestants import clip_processor, settle
 from fixtures import about, photographs
-from peers import clip_processor, resized
+from peers import resized
 
 BATCH, SIDE = 50, 224
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

@@ -35,6 +35,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import harness
+import processes
 from clipbatch.config import from_flat, models
 from clipbatch.rundir.checksum import digest
 from clipbatch.rundir.counts import CACHE
@@ -45,17 +46,6 @@ from clipbatch.runs import plan as planner
 from clipbatch.stages.write import Write
 from fixtures import draw_pool, drawn_batches, embedded_run, list_names, reported_run, write_manifest
 from harness import Benchmark
-from processes import (
-    children,
-    clipbatch_command,
-    in_own_process,
-    resident_mib,
-    run_clipbatch,
-    run_command,
-    run_report,
-    scratch_folder,
-    watch,
-)
 
 DEMO = ("--labels", "cifar10", "--model", models.DEMO, "--device", "cpu")
 ROUNDS = {"rounds": (3, "that count")}
@@ -76,16 +66,16 @@ PLAN_COLUMNS = {
 def plan(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     """Planning by the format of the manifest."""
     formats = args.formats.split(",")
-    with scratch_folder() as scratch:
+    with processes.scratch_folder() as scratch:
         for suffix in formats:  # in a process of its own, since a child's peak begins with its parent's size
-            run_command(in_own_process(write_manifest, args.rows, scratch / f"manifest.{suffix}"))
+            processes.run_command(processes.in_own_process(write_manifest, args.rows, scratch / f"manifest.{suffix}"))
 
         def measured(suffix: str) -> dict[str, float]:
             manifest, out = scratch / f"manifest.{suffix}", scratch / f"run-{suffix}"
-            first = run_clipbatch("plan", manifest, *DEMO, "--out", out, "--overwrite")
+            first = processes.run_clipbatch("plan", manifest, *DEMO, "--out", out, "--overwrite")
             RunDir(out).freeze_model({"model": "as the first worker records it"})  # without it, planning begins anew
-            again = run_clipbatch("plan", manifest, *DEMO, "--out", out)
-            status = run_clipbatch("status", out)
+            again = processes.run_clipbatch("plan", manifest, *DEMO, "--out", out)
+            status = processes.run_clipbatch("status", out)
             figures = (args.rows / first.wall_s, args.rows / first.cpu_s, first.wall_s, first.peak_mib)
             return dict(zip(PLAN_COLUMNS, (*figures, again.wall_s, again.peak_mib, status.wall_s), strict=True))
 
@@ -100,12 +90,12 @@ def plan(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
 
 def resume(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     """What finished shards cost a run that is started again."""
-    with scratch_folder() as scratch:
+    with processes.scratch_folder() as scratch:
         (scratch / "one").mkdir()
         draw_pool(scratch / "pool")
         listed, out = list_names([scratch / "pool" / "0000.jpg"], args.shards, scratch / "list.txt"), scratch / "out"
-        run_clipbatch("plan", listed, *DEMO, "--batch-size", 1, "--shard-size", 1, "--out", out)
-        run_clipbatch("run", "--out", out, "--shards", "0", "--quiet")
+        processes.run_clipbatch("plan", listed, *DEMO, "--batch-size", 1, "--shard-size", 1, "--out", out)
+        processes.run_clipbatch("run", "--out", out, "--shards", "0", "--quiet")
         run, shards = RunDir(out), args.shards
         part = Path(str(run.part(0, shards))).read_bytes()
         for shard in range(1, shards):
@@ -115,11 +105,11 @@ def resume(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         def again(*missing: Path) -> float:
             for path in missing:
                 path.unlink(missing_ok=True)
-            return run_clipbatch("run", "--out", out, "--quiet").wall_s
+            return processes.run_clipbatch("run", "--out", out, "--quiet").wall_s
 
         seconds = harness.interleave(
             {
-                "status": lambda: run_clipbatch("status", out).wall_s,
+                "status": lambda: processes.run_clipbatch("status", out).wall_s,
                 "run, nothing to do": again,
                 "run, one shard open": lambda: again(Path(str(run.part(shards - 1, shards)))),
                 "run, all footers to be read": lambda: again(out / CACHE),
@@ -143,7 +133,7 @@ def write(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     """clipbatch's writer beside pyarrow's, on one core."""
     os.sched_setaffinity(0, {args.core})
     pa.set_cpu_count(1)
-    with scratch_folder() as scratch:
+    with processes.scratch_folder() as scratch:
         (scratch / "labels.txt").write_text("".join(f"label {number}\n" for number in range(args.labels)))
         names = list_names((f"photos/{number:09d}.jpg" for number in range(args.rows)), args.rows, scratch / "rows.txt")
         settings = {"inputs": [str(names)], "labels": str(scratch / "labels.txt"), "model": models.DEMO}
@@ -217,17 +207,17 @@ REPORT_COLUMNS = {"seconds": 1, "peak MiB, report": 0, "thumbnailer": 0, "page, 
 def report(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     """`clipbatch report` on runs of many rows."""
     label_sets = args.labels.split(",")
-    with scratch_folder() as scratch:
+    with processes.scratch_folder() as scratch:
         listed = list_names(draw_pool(scratch / "pool"), args.rows, scratch / "images.txt")
         for labels in label_sets:
             reported_run(listed, labels, scratch / labels)
 
         def measured(out: Path) -> dict[str, float]:
             begun = time.perf_counter()
-            peaks = watch(
-                clipbatch_command("report", out),
+            peaks = processes.watch(
+                processes.clipbatch_command("report", out),
                 0.1,
-                lambda pid, _: (resident_mib(pid), sum(map(resident_mib, children(pid)))),
+                lambda pid, _: (processes.resident_mib(pid), sum(map(processes.resident_mib, processes.children(pid)))),
             )
             seconds, (own, theirs) = time.perf_counter() - begun, map(max, zip(*peaks, strict=True))
             size_kb = (out / "report.html").stat().st_size / 1000
@@ -249,7 +239,7 @@ def rescore(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     tables, result = [], {}
     sizes = {models.DEMO: (args.images, args.rows), "ViT-B-32": (args.vit_images, args.vit_rows)}
     for model, (images, rows) in sizes.items():
-        with scratch_folder() as scratch:
+        with processes.scratch_folder() as scratch:
             rates = rescored(model, images, rows, args.rounds, scratch)
         compared, ratios = harness.compare(rates, {"rescore / run": ">= 100"})
         result[model] = {**harness.spreads(rates), "ratios": ratios}
@@ -267,7 +257,7 @@ def rescored(model: str, images: int, rows: int, rounds: int, scratch: Path) -> 
     chosen = [word for name, value in random_model(model, scratch).items() for word in (f"--{name}", value)]
 
     def report_of(*command: object) -> dict[str, Any]:
-        report: dict[str, Any] = run_report(*command, "--device", "cpu", "--overwrite")[0]["this_run"]
+        report: dict[str, Any] = processes.run_report(*command, "--device", "cpu", "--overwrite")[0]["this_run"]
         return report
 
     def label() -> float:

@@ -201,7 +201,9 @@ def changes(model: str, photos: list[Path], args: argparse.Namespace, scratch: P
     singles = list(islice(cycle(photos), args.singles))
 
     def alone() -> None:
-        run_command([sys.executable, "-W", "ignore", "-c", ALONE, model, weights, device, config, photos[0], *many])
+        run_command(
+            [sys.executable, "-W", "ignore", "-c", ALONE, model, weights, device, config, str(photos[0]), *many]
+        )
 
     def in_batches(scorer: Scorer) -> None:
         paths = subject.paths()
