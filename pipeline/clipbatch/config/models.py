@@ -105,7 +105,7 @@ def canonical(model: str) -> str:
         except OSError as error:
             raise reading_failed(f"--model {model}", error) from error
         except ValueError as error:
-            raise InputError(f"--model {model} is no JSON: {error}; give one of open_clip's model configs") from error
+            raise InputError(f"--model {model} is not one of open_clip's model configs: {error}") from error
         return os.path.abspath(model)
     if model.startswith("local-dir:"):
         folder = os.path.abspath(model.removeprefix("local-dir:"))

@@ -21,6 +21,7 @@ _TOML_TEXT = re.compile(
     re.DOTALL,
 )
 """A string or a comment; one that is not closed reaches as far as it may."""
+_TOML_NO_KEY = re.compile(r"[^\w\-. \t]")
 
 
 class NestingError(ValueError):
@@ -48,14 +49,18 @@ def parse_json(data: bytes | str) -> Any:
 
 
 def check_toml(text: str) -> None:
-    """Raises: NestingError with the line, for lists and inline tables; dotted keys are `check_depth`'s matter."""
-    _check(_TOML_TEXT.sub(lambda found: "\n" * found[0].count("\n"), text).encode(errors="replace"))
+    """Raises: NestingError with the line. What several tables come to together is `check_depth`'s matter."""
+    bare = _TOML_TEXT.sub(lambda found: "\n" * found[0].count("\n"), text)
+    _check(bare.encode(errors="replace"))
+    for number, line in enumerate(bare.split("\n"), 1):
+        if line.count(".") > MAX_DEPTH and any(key.count(".") > MAX_DEPTH for key in _TOML_NO_KEY.split(line)):
+            raise NestingError(number)
 
 
 def check_depth(value: Any) -> None:
     """value: dicts and lists inside of one another. Raises: NestingError."""
     level = [value]
-    for _ in range(MAX_DEPTH):
+    for _ in range(MAX_DEPTH + 1):  # one for the value itself
         level = [
             inner
             for outer in level

@@ -55,12 +55,16 @@ def chosen(text: str, schema: pa.Schema, columns: Sequence[str] | None, without:
     return fields
 
 
-def _refused_by_parquet(fields: list[pa.Field]) -> pa.ArrowException | None:
+def _refused_by_parquet(fields: list[pa.Field]) -> Exception | None:
+    """Why a file with these columns cannot be written, or not be read again, as when they are nested too deep."""
+    sink = pa.BufferOutputStream()
     try:
-        with pq.ParquetWriter(pa.BufferOutputStream(), pa.schema(fields)):
-            return None
-    except pa.ArrowException as error:
+        with pq.ParquetWriter(sink, pa.schema(fields)):
+            pass
+        pq.read_schema(pa.BufferReader(sink.getvalue()))
+    except (pa.ArrowException, OSError) as error:
         return error
+    return None
 
 
 def only_once(text: str, names: Sequence[str]) -> None:
