@@ -131,6 +131,7 @@ def test_wrong_requests_are_refused_with_a_reason(
             (b"x" * 2**21, "image/jpeg", 413, "more than 1 MiB"),
             (b"[1]", "application/json", 400, "paths"),
             (b"{", "application/json", 400, "paths"),
+            (b'{"paths": ' + b"[" * 10_000 + b"]" * 10_000 + b"}", "application/json", 400, "paths"),
             (b'{"paths": [1]}', "application/json", 400, "no list of texts"),
             (b'{"paths": ["\\ud800"]}', "application/json", 400, "no list of texts"),
             (b"a=b", "application/x-www-form-urlencoded", 415, "multipart/form-data"),

@@ -42,6 +42,7 @@ def serve_command(
 
     Example: clipbatch serve /var/spool/clipbatch --labels labels.txt --http 127.0.0.1:8000 --root /data/photos
     """
+    os.getcwd()  # fails where it has been deleted, in which torch cannot be loaded
     settings = from_flat(given)
     try:
         with fast_import.quick_imports(transformers=models.wants_transformers(settings.model.model)):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clipbatch.config import models
+from clipbatch.config.nesting import parse_json
 from clipbatch.storage.atomic import publish
 from clipbatch.workers import child
 
@@ -34,7 +35,7 @@ def note(model: str, images_per_s: float, date: str) -> None:
 
 def _entries() -> dict[str, Any]:
     try:
-        found = json.loads(speeds_file().read_bytes())
+        found = parse_json(speeds_file().read_bytes())
         return {model: entry for model, entry in found.items() if float(entry["images_per_s"]) > 0 and entry["host"]}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return {}
