@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from clipbatch.config.nesting import parse_json
 from clipbatch.errors import InputError
 from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.records import unseal
