@@ -153,7 +153,7 @@ def main() -> None:
     parser.add_argument("--nights", type=int, default=10, help="of each (default: %(default)s)")
     parser.add_argument("--kills", type=int, default=24, help="seeds whose nights are real processes (%(default)s)")
     args = parser.parse_args()
-    on, begun, death = harness.machine(), time.perf_counter(), histories.Death()
+    on, begun, death = harness.machine(), time.perf_counter(), histories.death()
     real = set(random.Random(0).sample(range(args.first, args.first + args.seeds), args.kills))
     tallies: dict[str, Counter[str]] = {"in this process": Counter(), "real processes": Counter()}
     wrong: dict[int, list[str]] = {}

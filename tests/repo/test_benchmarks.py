@@ -154,3 +154,10 @@ def test_bytes_a_row_are_measured_in_every_layout(photos: Path, tmp_path: Path) 
     raw = 2 * 96  # an embedding, which hardly compresses
     assert sizes["list and embedding"]["10"] - sizes["list"]["10"] == pytest.approx(raw, rel=0.2)
     assert "| list" in (tmp_path / "sizes.md").read_text()
+
+
+def test_nights_of_every_kind_leave_nothing_wrong(tmp_path: Path) -> None:
+    found = bench("nights.py", "--seeds", 2, "--nights", 3, "--kills", 1, "--report", tmp_path / "nights.md")
+    assert found["wrong"] == {}
+    assert [tally["nights"] for tally in found["counts"].values()] == [3, 3]
+    assert "Histories in which something was wrong: 0 of 2." in (tmp_path / "nights.md").read_text()

@@ -1,5 +1,6 @@
 """Many may begin a run in one folder at the same moment: one plan comes of it, whole, and nobody spoils it."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from clipbatch.runs import plan as planner
 from clipbatch.storage.atomic import file_sha256, temp_name
 from tests.conftest import DEMO, Cli, rows, start
 from tests.support.corpus import make_folder
+from tests.support.history import death
 
 PLANNER = """
 import sys
@@ -113,6 +115,20 @@ def test_a_manifest_whose_planner_is_about_to_publish_is_left_alone(tmp_path: Pa
     threading.Timer(0.5, run.freeze_plan, [first[0]]).start()
     assert creation.begin(run, *second, replace=False) == first[0]
     assert (run.manifest / "part-00000.parquet").read_text() == "first"
+
+
+def test_a_planner_ends_whenever_the_disk_fails_and_the_next_one_finds_its_way(
+    warm: Cli, folder: Path, tmp_path: Path
+) -> None:
+    command, died = ("plan", folder, *DEMO, "--out"), list[bool]()
+    for changes in itertools.count():
+        out = tmp_path / str(changes)
+        died.append(death().during(out, changes, lambda out=out: warm(*command, out)))  # type: ignore[misc]
+        warm(*command, out)
+        assert Manifest(RunDir(out), RunDir(out).plan()).rows(0).num_rows == 200
+        if not died[-1]:
+            break
+    assert len(died) > 8
 
 
 def test_clearing_stops_when_somebody_has_begun_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from tests.conftest import DEMO, Cli
-from tests.support.history import Death, History, rows_of
+from tests.support.history import History, death, rows_of
 
-DEATH = Death()
 SMALL = ("--batch-size", 4, "--shard-size", 4, "--incremental", "--json")
 
 
@@ -21,7 +20,7 @@ def test_every_image_has_its_latest_row_after_each_night(warm: Cli, tmp_path: Pa
         history.day()
         before = history.labelled()
         if night < 9 and history.rng.random() < 0.3:
-            DEATH.during(history.dataset, history.rng.randrange(40), lambda: warm(*command))
+            death().during(history.dataset, history.rng.randrange(40), lambda: warm(*command))
         else:
             assert history.problems(json.loads(warm(*command).stdout)) == []
         assert history.note_names(before) == []

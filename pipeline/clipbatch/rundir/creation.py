@@ -77,9 +77,12 @@ def check_place(run: RunDir) -> bool:
             f"the output folder {run.path} holds other files ({strange!r} ...): choose a new or empty folder"
         )
     probe = run.path / temp_name(Path(".writable")).name
-    with publish(probe):
-        pass
-    probe.unlink()
+    try:
+        with publish(probe):
+            pass
+        probe.unlink()
+    except OSError as error:
+        raise writing_failed(run.path, error) from error
     return made
 
 

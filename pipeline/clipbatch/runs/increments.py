@@ -43,6 +43,8 @@ from clipbatch.workers import signals
 
 _NAME = re.compile(r"increment-(0[0-9]{4}|[1-9][0-9]{4,})")
 _HIGHEST = ".highest"
+_COMPARED = ["row_id", "uri", "root", "span", *(field.name for field in STAMPS)]
+"""Columns of the manifest that tell whether an image is known."""
 
 
 class _NothingNewError(ClipbatchError):
@@ -78,14 +80,15 @@ def run(
     with locked(folder, busy):
         remove_leftovers(folder)
         done = increments(folder)
+        _note_highest(folder, done)  # before they may have rows that somebody sees
         again = from_flat(settings.within("invocation", "worker", "placement"))
         finished = [
             {**runner.run(again, path, quiet=quiet, log_json=log_json), "folder": str(path)}
             for path in done
             if not _is_complete(path)
         ]
-        known, number, like = _Known(done), _next_number(folder), RunDir(done[-1]) if done else None
-        target = folder / _name(number)
+        known, like = _Known(done), RunDir(done[-1]) if done else None
+        target = folder / _name(_next_number(folder))
         made: dict[str, Any] = {"status": {}, "rows_done": 0}
         with Stamper(hash_contents=hash_contents) as stamper:
             try:
@@ -94,8 +97,7 @@ def run(
             except _NothingNewError:
                 is_new = False
         if is_new:
-            with publish(folder / _HIGHEST) as file:
-                file.write(b"%d\n" % number)
+            _note_highest(folder, [target])
             made = runner.run(again, target, quiet=quiet, log_json=log_json)
         counts = {"folder": str(target) if is_new else None, **asdict(known.found)}
         return {**made, "increment": counts, "finished": finished, "notes": stamper.notes()}
@@ -146,11 +148,24 @@ def _numbers(folder: Path) -> list[int]:
 
 def _next_number(folder: Path) -> int:
     """One more than the highest number ever, or that of what a night left which was killed before it had a plan."""
-    highest = 0
-    with contextlib.suppress(OSError, ValueError):  # a folder of an older version has no such file
-        highest = int((folder / _HIGHEST).read_bytes())
+    highest = _highest(folder)
     last = max([highest, *_numbers(folder)])
     return last if last > highest and _is_unplanned(folder / _name(last)) else last + 1
+
+
+def _highest(folder: Path) -> int:
+    """The highest number that an increment has had, as far as it was noted."""
+    with contextlib.suppress(OSError, ValueError):  # a dataset of an older version has no such file
+        return int((folder / _HIGHEST).read_bytes())
+    return 0
+
+
+def _note_highest(folder: Path, made: list[Path]) -> None:
+    """Note the highest number of the increments `made`, unless a higher one is noted."""
+    number = max((int(path.name.removeprefix("increment-")) for path in made), default=0)
+    if number > _highest(folder):
+        with publish(folder / _HIGHEST) as file:
+            file.write(b"%d\n" % number)
 
 
 def _is_unplanned(path: Path) -> bool:
@@ -227,7 +242,7 @@ def _manifest(run: RunDir, plan: Plan) -> Iterator[pa.RecordBatch]:
                         f"{run.path} was not made with --incremental, as {path} has no column {strange[0]}: move it to "
                         "another folder"
                     )
-                yield from file.iter_batches()
+                yield from file.iter_batches(columns=_COMPARED)
         except OSError as error:
             raise InputError(f"cannot read the manifest {path}: {error.strerror or error}; {remedy}") from error
 

@@ -121,4 +121,7 @@ def _digest(text: str) -> str:
 
 
 def _time(unix_s: float) -> str:
-    return f"{datetime.datetime.fromtimestamp(unix_s, datetime.timezone.utc):%Y-%m-%d %H:%M:%S} UTC"
+    try:
+        return f"{datetime.datetime.fromtimestamp(unix_s, datetime.timezone.utc):%Y-%m-%d %H:%M:%S} UTC"
+    except (ValueError, OverflowError):  # of a part whose file has a time after the year 9999
+        return f"{unix_s:.0f} s after 1970"
