@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -29,14 +30,37 @@ EARLY = 0.15
 """Share of the processes that are killed before they have published anything."""
 _EARLY_S = 1.5
 _JITTER_S = 0.04
-_POLL_S = 0.003
+_IN_HAND = 26
+"""Parts that two workers have begun. Where two workers die over the same ones, images are tried one by one, which takes
+long, and is tested elsewhere."""
+_POLL_S = 0.005
 _DIFFERENT = ("report.json", ".counts.json", ".lock")
 """Files that tell of times, or of how often something was begun."""
-_PUBLISHED = ("parts/part-*", "increment-*/parts/part-*", "part-*-of-*")
 
 
 Do = Callable[..., object]
 """Does `clipbatch ARGS`, and raises an exception where that fails."""
+
+
+class Process(Protocol):
+    """As `subprocess.Popen` is one."""
+
+    pid: int
+
+    def poll(self) -> int | None: ...
+    def wait(self) -> int: ...
+    def kill(self) -> None: ...
+
+
+Start = Callable[[Sequence[str], Path], Process]
+"""Starts `clipbatch ARGS`, with a file for what it says."""
+
+
+def start(arguments: Sequence[str], log: Path) -> Process:
+    """A process as users start it."""
+    with open(log, "wb") as file:
+        command = [sys.executable, "-m", "clipbatch", *arguments]
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
 
 
 def _nothing(out: Path) -> None:
@@ -88,7 +112,7 @@ class Kills:
         return self.supervisors + self.workers
 
 
-def kill_often(work: Work, folder: Path, *, kills: int, seed: int, do: Do) -> Kills:
+def kill_often(work: Work, folder: Path, *, kills: int, seed: int, do: Do, start: Start = start) -> Kills:
     """Do `work` in `folder` again and again until `kills` have counted. Raises: RuntimeError where it fails itself."""
     dice, done = random.Random(seed), Kills()
     whole, out = folder / "whole", folder / "killed"
@@ -97,7 +121,9 @@ def kill_often(work: Work, folder: Path, *, kills: int, seed: int, do: Do) -> Ki
         shutil.rmtree(out, ignore_errors=True)
         for step in work.steps:
             step.prepare(out)
-            while not _is_done(work, step, out, whole, dice, done, kills):
+            command = [str(argument) for argument in (*step.arguments, "--out", out)]
+            most = max(1, len(_published(whole)) // (10 * len(work.steps)))
+            while not _is_done([*command, *map(str, dice.choice(work.variants))], out, most, dice, done, kills, start):
                 done.wrong += work.allowed(out)
         done.rounds += 1
         done.wrong += differences(whole, out)
@@ -112,28 +138,33 @@ def differences(whole: Path, out: Path) -> list[str]:
 
 
 def workers(supervisor: int) -> list[int]:
-    """Processes that run `clipbatch.worker` under `supervisor`."""
+    """Processes that run `clipbatch.worker` under `supervisor`, by their command line or name."""
     found = []
     for entry in Path("/proc").iterdir():
         try:
             parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            if parent == supervisor and b"clipbatch.worker" in (entry / "cmdline").read_bytes():
+            named = (entry / "cmdline").read_bytes() + (entry / "comm").read_bytes()
+            if parent == supervisor and b"clipbatch.worke" in named:
                 found.append(int(entry.name))
         except (OSError, ValueError, IndexError):
             continue
     return found
 
 
-def _is_done(work: Work, step: Step, out: Path, whole: Path, dice: random.Random, done: Kills, kills: int) -> bool:
-    """Start the step, and kill it or its workers, until `kills` have counted; whether it has come to its end."""
-    process = _start(step, out, dice.choice(work.variants))
-    most = max(1, len(_published(whole)) // (10 * len(work.steps)))
+def _is_done(
+    command: list[str], out: Path, most: int, dice: random.Random, done: Kills, kills: int, start: Start
+) -> bool:
+    """Start a command, and kill it or its workers each time that it has published up to `most` files, until `kills`
+    have counted; whether it has come to its end."""
+    log = out.with_name(f"{out.name}.log")
+    process = start(command, log)
     if done.counted < kills and dice.random() < EARLY:
         time.sleep(dice.uniform(0, _EARLY_S))
         if process.poll() is None and not _published(out):
             process.kill()
             done.early += 1
-    while done.counted < kills and _wait(process, out, dice.randint(1, most)):
+    least = 1
+    while done.counted < kills and _wait(process, out, dice.randint(least, least + most)):
         time.sleep(dice.uniform(0, _JITTER_S))
         victim = dice.choice([process.pid, *workers(process.pid) * 2])
         if victim == process.pid:
@@ -143,12 +174,15 @@ def _is_done(work: Work, step: Step, out: Path, whole: Path, dice: random.Random
             with contextlib.suppress(ProcessLookupError):  # it has ended just now
                 os.kill(victim, signal.SIGKILL)
                 done.workers += 1
-    if process.wait() not in (0, -signal.SIGKILL):
-        raise RuntimeError(_failed(process, step, out))
-    return process.returncode == 0
+                least = _IN_HAND
+    code = process.wait()
+    if code not in (0, -signal.SIGKILL):
+        said = log.read_text(errors="replace")
+        raise RuntimeError(f"clipbatch {' '.join(command)} ended with exit code {code}:\n{said}")
+    return code == 0
 
 
-def _wait(process: "subprocess.Popen[bytes]", out: Path, count: int) -> bool:
+def _wait(process: Process, out: Path, count: int) -> bool:
     """Wait until `count` more files are published, or all there will be; whether the process still runs then."""
     before = _published(out)
     while process.poll() is None and len(_published(out) - before) < count:
@@ -157,31 +191,13 @@ def _wait(process: "subprocess.Popen[bytes]", out: Path, count: int) -> bool:
 
 
 def _published(out: Path) -> set[tuple[str, int]]:
-    """Files that have their final name; one that is replaced counts again."""
-    found = set()
-    for pattern in _PUBLISHED:
-        for path in out.glob(pattern):
-            try:
-                found.add((str(path), path.stat().st_ino))
-            except OSError:
-                continue
+    """Files that have their final name, with their file numbers, since one that is replaced counts again. It is asked
+    often, so it must be cheap."""
+    found: set[tuple[str, int]] = set()
+    for folder in (out, out / "parts", *out.glob("increment-*/parts")):
+        with contextlib.suppress(OSError), os.scandir(folder) as entries:
+            found |= {(entry.path, entry.inode()) for entry in entries if entry.name.startswith("part-")}
     return found
-
-
-def _start(step: Step, out: Path, options: Sequence[object]) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", "clipbatch", *map(str, (*step.arguments, *options, "--out", out))]
-    environment = {**os.environ, "XDG_CACHE_HOME": str(out.parent / "cache"), "HF_HUB_OFFLINE": "1"}
-    with open(_log(out), "wb") as log:
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
-
-
-def _log(out: Path) -> Path:
-    return out.with_name(f"{out.name}.log")
-
-
-def _failed(process: "subprocess.Popen[bytes]", step: Step, out: Path) -> str:
-    said = _log(out).read_text(errors="replace")
-    return f"clipbatch {step.arguments[0]} ended with exit code {process.returncode}:\n{said}"
 
 
 def _content(path: Path) -> bytes | None:

@@ -59,6 +59,27 @@ def test_a_dataset_of_a_hub_is_listed_and_read() -> None:
     assert (good, status) == ("a.jpg", "missing")
 
 
+PLACE = """
+import json
+from clipbatch.storage.paths import names
+from clipbatch.storage.paths import place
+print(json.dumps([sorted(names(place("hf://datasets/u/d/p"))) for _ in range(2)]))
+"""
+
+
+def test_a_folder_of_a_run_is_listed_anew_each_time() -> None:
+    trees = [_tree("p/a.parquet"), _tree("p/a.parquet", "p/b.parquet")]
+    with web() as hub:
+        hub.answers |= {
+            "/api/datasets/u/d": body(json.dumps({"id": "u/d", "sha": "0" * 40, "siblings": []}).encode()),
+            "/api/datasets/u/d/tree/main": body(_tree("p")),
+            "/api/datasets/u/d/tree/main/p": lambda handler: body(trees.pop(0) if len(trees) > 1 else trees[0])(
+                handler
+            ),
+        }
+        assert _told(PLACE, hub.root) == [["a.parquet"], ["a.parquet", "b.parquet"]]
+
+
 TABLE = """
 import json
 from clipbatch.config import SourceSettings

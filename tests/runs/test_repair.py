@@ -88,7 +88,10 @@ def test_a_damaged_part_stays_as_long_as_its_images_are_gone(warm: Cli, moved: P
     assert SECOND in report["this_run"]["kept"][0]
     assert SECOND in warm("verify", out, code=5).stderr
     moved.with_name("elsewhere").rename(moved)
-    assert "damaged parts that were done again: 1, with 31 ok, 1 empty" in warm("run", "--out", out, "--repair").stdout
+    assert (
+        "repaired: 1 parts that were damaged or gone, now with 31 ok, 1 empty"
+        in warm("run", "--out", out, "--repair").stdout
+    )
     assert parts(out) == before
 
 
@@ -97,7 +100,7 @@ def test_force_takes_the_new_rows_and_says_what_they_are(warm: Cli, moved: Path,
     flip(out / "parts" / SECOND, 0.3)
     moved.rename(moved.with_name("elsewhere"))
     said = warm("run", "--out", out, "--repair", "--force").stdout
-    assert "damaged parts that were done again: 1, with 0 ok, 32 missing" in said
+    assert "repaired: 1 parts that were damaged or gone, now with 0 ok, 32 missing" in said
     assert "62 ok, 32 missing, 2 empty" in said
     assert {name for name, data in parts(out).items() if data == before[name]} == before.keys() - {SECOND}
     warm("verify", out)
@@ -119,7 +122,7 @@ def test_a_part_that_cannot_be_read_at_all_is_replaced_as_soon_as_one_row_is_ok(
         assert "its rows cannot be counted, and the new rows are 0 ok, 31 missing, 1 empty" in made.stderr
         assert (out / "parts" / SECOND).read_bytes() == b""
     else:
-        assert "damaged parts that were done again: 1, with 1 ok, 30 missing, 1 empty" in made.stdout
+        assert "repaired: 1 parts that were damaged or gone, now with 1 ok, 30 missing, 1 empty" in made.stdout
         warm("verify", out)
 
 

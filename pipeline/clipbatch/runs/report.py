@@ -42,7 +42,9 @@ def text(out: str, report: dict[str, Any]) -> str:
         )
     lines.append(f"{done} images: {counts_text(report['status'])}")
     if (mended := here["repaired"])["parts"]:
-        lines.append(f"damaged parts that were done again: {mended['parts']}, with {counts_text(mended['status'])}")
+        lines.append(
+            f"repaired: {mended['parts']} parts that were damaged or gone, now with {counts_text(mended['status'])}"
+        )
     lines += [f"kept: {text}" for text in here["kept"]]
     if passed:
         kinds = ", ".join(f"{count} {ascii(suffix)[1:-1]}" for suffix, count in report["passed_over"].items())

@@ -70,11 +70,13 @@ class StorePath:
             return store.open_input_file(path)
 
     def entries(self) -> list[Any]:
-        """What is in the folder (pyarrow.fs.FileInfo); nothing where it is not there."""
-        from pyarrow.fs import FileSelector
+        """What is in the folder now (pyarrow.fs.FileInfo); nothing where it is not there."""
+        from pyarrow.fs import FileSelector, PyFileSystem
 
         with _named(self.url):
             store, path = open_store(self.url)
+            if isinstance(store, PyFileSystem):  # one of fsspec's, many of which keep what they have listed once
+                store.handler.fs.invalidate_cache()
             return list(store.get_file_info(FileSelector(path, allow_not_found=True)))
 
     def _type(self) -> str:
