@@ -16,8 +16,8 @@ from clipbatch.rundir import records
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.runs.plan import versions
 from tests.conftest import Cli, rows
+from tests.support.old_run import FIXTURE
 
-FIXTURE = Path(__file__).parents[1] / "fixtures" / "run-e041681"
 SHARDS = 12
 NEAR = 1e-5
 """What scores and embeddings may differ by where another CPU, or another version of torch, computes them."""

@@ -290,7 +290,7 @@ def test_whether_the_encoder_is_compiled_is_frozen_with_the_run(tmp_path: Path, 
     made = _freeze(tmp_path / "out", images, compile="auto")
     assert made.settings["compile"] == made.identity["compile"] == "off"
     settings = _settings(images, compile="auto")
-    assert auto.resolve(settings, 8.8, {"compile": "on"}).model.compile == "on"
+    assert auto.resolve(settings, 8.8, {**made.identity, "compile": "on"}).model.compile == "on"
     assert auto.resolve(settings, 8.8).model.compile == "auto"
 
 

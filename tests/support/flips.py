@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-IMAGES = Path(__file__).parents[1] / "fixtures" / "run-e041681"
+from tests.support.old_run import FIXTURE
+
 COMMAND = ("run", "images", "--labels", "groups.toml", "--model", "clipbatch-demo", "--device", "cpu", "--embeddings")
 SIZES = ("--precision", "fp32", "--batch-size", "4", "--shard-size", "4")
 KINDS = {
@@ -53,7 +54,7 @@ class Flips:
 
     def __init__(self, cli: Callable[..., Any], folder: Path) -> None:
         """cli: called as `conftest.cli` is, with `code` None for any exit code."""
-        self._folder = shutil.copytree(IMAGES, folder, ignore=shutil.ignore_patterns("run", "finished"))
+        self._folder = shutil.copytree(FIXTURE, folder, ignore=shutil.ignore_patterns("run", "finished"))
         self._cli = lambda *args, code=0: cli(
             *args, code=code, cwd=self._folder, env={"XDG_CACHE_HOME": str(self._folder / "cache")}
         )

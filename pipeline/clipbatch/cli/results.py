@@ -60,7 +60,7 @@ def verify_command(
         print(f"{run}: {plan.rows} rows in {parts}, every one there once, in order and whole")
     wrong = []
     if files:
-        wrong.append(_damage(f"{len(files)} files beside the parts are", files, damage.remedy(RunDir(run))))
+        wrong.append(_damage("files beside the parts are", files, damage.remedy(RunDir(run))))
     if found:
         remedy = f"clipbatch run --out {run} --repair"
         wrong.append(_damage(f"{len(found)} of {plan.shards} parts are", [text for _, text in found], remedy))

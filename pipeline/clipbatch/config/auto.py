@@ -20,7 +20,10 @@ def resolve(settings: Settings, gflop: float, frozen: Mapping[str, Any] | None =
     gpu = device_of(settings).startswith("cuda")
 
     def chosen(name: str, given: Any, otherwise: Any) -> Any:
-        return frozen.get(name, otherwise) if given in (None, "auto") else given
+        """A setting that came later is not in the identity of an older run: there it stays None, which is as before."""
+        if given not in (None, "auto"):
+            return given
+        return frozen.get(name) if frozen else otherwise
 
     cpu_precision = "bf16" if hardware.has_fast_bf16() else "fp32"
     precision = chosen("precision", settings.model.precision, "fp16" if gpu else cpu_precision)

@@ -49,9 +49,7 @@ def problems(run: RunDir, plan: Plan) -> list[str]:
     facts = run.model_facts()
     for name in copies.NAMES if facts else copies.NAMES[:1]:
         original, copy = run.frozen(name), copies.content(run.path, name)
-        if original is None:
-            lines.append(f"{run.path / name}: it is gone, and so is its copy")
-        elif copy != original:
+        if original is not None and copy != original:  # label features that are gone with their copy are computed anew
             wrong = "not there" if copy is None else f"damaged (it does not hold what {name} does)"
             lines.append(f"{run.path / copies.FOLDER / name}: {wrong}")
     if _damaged_counts(run):
