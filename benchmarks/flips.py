@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=12)
     options = parser.parse_args()
     from tests.support.flips import KINDS, Flip, Flips
-    from warm import Warm
+    from tests.support.warm import Warm
 
     on, rng, found = machine(), random.Random(options.seed), list[Flip]()
     begun = time.perf_counter()

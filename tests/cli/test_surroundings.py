@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from clipbatch.stages.memory import too_little_memory
+from clipbatch.config.memory_limits import too_little_memory
 from tests.conftest import DEMO, Cli, rows
 
 ODD = os.fsdecode(b"\xff")
