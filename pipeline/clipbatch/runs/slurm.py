@@ -161,7 +161,7 @@ def _write_scripts(
 def _flags(settings: Settings) -> list[str]:
     """The settings that each invocation chooses anew, where they are not the defaults."""
     usual = Settings().flat()
-    ours = settings.within("invocation", "worker")
+    ours = settings.within("worker") | settings.within("invocation")
     return [f"--{name.replace('_', '-')}={value}" for name, value in ours.items() if value != usual[name]]
 
 
