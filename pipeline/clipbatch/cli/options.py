@@ -97,6 +97,9 @@ SETTINGS: dict[str, Any] = {
     "orientation": Annotated[
         Optional[str], _option("Images", "upright: follow EXIF; stored: ignore it, as open_clip does.")
     ],
+    "background": Annotated[
+        Optional[str], _option("Images", "Under transparent pictures: white, black or RRGGBB; default: as open_clip.")
+    ],
     "jpeg_scale": Annotated[
         Optional[str], _option("Images", "full; or reduced: decode big JPEGs at 1/2, 1/4 or 1/8, which is faster.")
     ],

@@ -5,6 +5,8 @@ twice. Every refusal is a ValueError of the kind `InputError` that names the val
 """
 
 from clipbatch.config.sections import (
+    MOVED,
+    PIXELS,
     Compression,
     DecodeSettings,
     LabelSettings,
@@ -20,6 +22,8 @@ from clipbatch.config.settings import ANEW, RUNTIME, Settings, from_flat, parse_
 
 __all__ = [
     "ANEW",
+    "MOVED",
+    "PIXELS",
     "RUNTIME",
     "Compression",
     "DecodeSettings",

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from clipbatch.config import ANEW, Settings, from_flat
+from clipbatch.config import ANEW, MOVED, PIXELS, Settings, from_flat
 from clipbatch.errors import ClipbatchError, InputError
 from clipbatch.inputs import listing as listings
 from clipbatch.rundir.layout import RunDir
@@ -36,6 +36,7 @@ from clipbatch.storage.atomic import locked
 from clipbatch.storage.paths import StorePath, place
 from clipbatch.storage.uris import is_url, path_of
 from clipbatch.workers import signals
+from clipbatch.workers.progress import Progress
 
 _NAME = re.compile(r"increment-\d{5,}")
 _THREADS = 16
@@ -84,6 +85,10 @@ def run(
         except _NothingNewError:
             counts = {"folder": None, **_as_dict(known.found)}
             return {"increment": counts, "status": {}, "rows_done": 0}
+        if like and like.plan().pixels != PIXELS:
+            progress = Progress(total=0, done=0, bad=0, quiet=quiet, as_json=log_json)
+            progress.say(f"the rules for pixels have changed since {done[-1]}: scores of these move: {MOVED}")
+            progress.close()
         made = runner.run(again, target, quiet=quiet, log_json=log_json)
         return made | {"increment": {"folder": str(target), **_as_dict(known.found)}}
 

@@ -23,7 +23,7 @@ from typing import Any
 import pyarrow as pa
 
 from clipbatch import __version__
-from clipbatch.config import ANEW, LaunchSettings, Settings, auto, models
+from clipbatch.config import ANEW, PIXELS, LaunchSettings, Settings, auto, models
 from clipbatch.config import labels as label_files
 from clipbatch.config.auto import worth_compiling
 from clipbatch.config.labels import LabelSet
@@ -48,12 +48,16 @@ NOT_IDENTITY = (*ANEW, "labels", "template", "root")
 """Settings that are no part of a run's identity: they decide no cell of a healthy image's row, or what they lead to is
 a part itself."""
 
+_LATER = ("background", "pixels")
+"""Settings that are no field of older runs: None means as before, and is not written."""
+
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "nvidia-dali-cuda120", "pillow", "pyarrow", "numpy")
 
 
 def identity(settings: Settings, labels: LabelSet, inputs: list[str]) -> dict[str, Any]:
     """The fields that make two runs the same run. `inputs`: the listers' identities."""
     fields = {name: value for name, value in settings.flat().items() if name not in NOT_IDENTITY}
+    fields = {name: value for name, value in fields.items() if name not in _LATER or value is not None}
     return fields | {"inputs": inputs} | labels.identity()
 
 
@@ -153,7 +157,8 @@ def plan(
 
     Settings without inputs take up the run in `out` as it is. A plan of the same run is gone by, whoever made it; one
     with other settings is replaced as long as no worker has loaded a model for it. like: a run whose settings, but for
-    the input, these have to be. select: makes of the listing what is to be frozen; for a new run.
+    the input and the rules for pixels, these have to be. select: makes of the listing what is to be frozen; for a new
+    run.
     Raises: InputError where something is refused; OtherRunError where `out` belongs to a run with other settings.
     """
     run_dir = RunDir(out)
@@ -178,6 +183,7 @@ def plan(
     resolved = _resolve(settings, like.plan().identity if like else {})
     if like:
         like.check_same(frozen := like.plan(), identity(resolved, names, frozen.identity["inputs"]))
+        resolved = resolved.replace(pixels=PIXELS)
     return _freeze(run_dir, resolved, names, identities, inputs, replace, select)
 
 

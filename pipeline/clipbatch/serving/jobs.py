@@ -107,7 +107,8 @@ class _JobWorker:
         journal = Journal()
         try:
             device, engine = device_of(settings), self._classifier.labeller.engine
-            worker = Worker(run_dir, plan.fingerprint, device, settings.runtime(), journal, engine=engine)
+            fits = engine if plan.pixels == settings.decode.pixels else None  # else begun by an older version
+            worker = Worker(run_dir, plan.fingerprint, device, settings.runtime(), journal, engine=fits)
             finished, done = run_dir.done(plan), WorkDone()
             flow = worker.label(Task(shard=shard) for shard in range(plan.shards) if shard not in finished)
             for written in flow:
