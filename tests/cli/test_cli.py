@@ -13,7 +13,7 @@ from tests.conftest import DEMO, Cli, rows
 from tests.support.corpus import make_folder
 
 PLANNING = (
-    "--all-files --batch-size --columns --compile --compression --config --cpu-share --cpus-per-worker "
+    "--all-files --background --batch-size --columns --compile --compression --config --cpu-share --cpus-per-worker "
     "--decode-threads --decode-timeout --decoder --device --embeddings --engine --gpus --hw-decoder-load "
     "--image-column --jpeg-scale --json --labels --layout --limit --max-bad --max-bytes --max-pixels --model "
     "--orientation --out --overwrite --precision --pretrained --profile --rank --read-retries --read-threads "
@@ -26,10 +26,10 @@ SURFACE = {
     "plan": PLANNING,
     "submit slurm": PLANNING
     + " --array --cpus-per-task --dry-run --gres --mem --partition --requeues --sbatch-option --slurm-dir --time",
-    "serve": "--batch-size --columns --compression --config --decoder --device --embeddings --http --image-column "
-    "--labels --layout --max-body-mib --max-bytes --max-images --max-pixels --max-requests --model --orientation "
-    "--precision --pretrained --quiet --read-retries --read-threads --read-timeout --root --score --scores-dtype "
-    "--shard-size --template --top-k --uri-column",
+    "serve": "--background --batch-size --columns --compression --config --decoder --device --embeddings --http "
+    "--image-column --labels --layout --max-body-mib --max-bytes --max-images --max-pixels --max-requests --model "
+    "--orientation --precision --pretrained --quiet --read-retries --read-threads --read-timeout --root --score "
+    "--scores-dtype --shard-size --template --top-k --uri-column",
     "rescore": "--compression --device --embeddings --json --labels --layout --out --overwrite --quiet --score "
     "--scores-dtype --template --top-k",
     "compact": "--json --out --rows-per-file",
@@ -40,8 +40,8 @@ SURFACE = {
     "tune": "--batch-size --budget --decoder --device --image-column --json --limit --model --orientation --out "
     "--precision --pretrained --root --uri-column",
     "init": "--images --labels --model --pretrained --yes",
-    "parity": "--all-files --batch-size --config --decoder --device --image-column --json --labels --limit "
-    "--max-pixels --model --orientation --out --precision --pretrained --root --template --uri-column",
+    "parity": "--all-files --background --batch-size --config --decoder --device --image-column --json --labels "
+    "--limit --max-pixels --model --orientation --out --precision --pretrained --root --template --uri-column",
     "fetch": "--json --pretrained",
     "labels": "--json --template",
     "models": "--json",

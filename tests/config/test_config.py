@@ -31,6 +31,8 @@ OTHER: dict[str, Any] = {
     "max_bytes": 1000,
     "decoder": "dali",
     "jpeg_scale": "reduced",
+    "background": "ff8000",
+    "pixels": None,
     "hw_decoder_load": 0.2,
     "cpu_share": 0.25,
     "decode_threads": 3,

@@ -33,6 +33,8 @@ IDENTITY: dict[str, Any] = {
         "cpu_share": 0.5,
         "compile": "on",
         "jpeg_scale": "reduced",
+        "background": "white",
+        "pixels": None,
     },
 }
 """Settings that are part of a run's identity, each with another value than `BASE` has."""

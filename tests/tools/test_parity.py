@@ -31,18 +31,19 @@ def files(photos: Path) -> dict[str, bytes]:
 
 
 def reference(data: bytes, size: int, mode: str = "shortest") -> Pixels:
-    """open_clip's transform without its normalisation, on the upright RGB image; CHW."""
+    """open_clip's transform without its normalisation, on the upright image; CHW."""
     transform = open_clip.image_transform(size, is_train=False, resize_mode=mode)
     transform.transforms = transform.transforms[:-2]  # without ToTensor and Normalize
     return np.asarray(transform(rgb(data))).transpose(2, 0, 1)
 
 
 def rgb(data: bytes) -> Image.Image:
-    """The upright image in 8-bit RGB: what open_clip is compared on (16-bit gray scaled, where Pillow would clip)."""
+    """The upright image in 8-bit RGB, or RGBA where it is transparent: what open_clip is compared on (16-bit gray
+    scaled, where Pillow would clip)."""
     image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
     if image.mode == "I;16":
-        image = Image.fromarray((np.asarray(image) / 256).astype(np.uint8))
-    return image.convert("RGBA").convert("RGB") if image.mode == "P" else image.convert("RGB")
+        image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
+    return image.convert("RGBA" if image.has_transparency_data else "RGB")
 
 
 def decoded(files: dict[str, bytes], decoder: str, size: int, mode: str = "shortest") -> tuple[list[Pixels], list[str]]:

@@ -17,8 +17,8 @@ from clipbatch.stages import fast_import
 
 app = typer.Typer()
 _MODEL = ("labels", "template", "model", "pretrained", "precision", "device", "batch_size", "config")
-_INPUT = ("root", "uri_column", "image_column", "columns", "decoder", "orientation", "max_pixels", "max_bytes")
-_READ = ("read_threads", "read_timeout", "read_retries")
+_INPUT = ("root", "uri_column", "image_column", "columns", "decoder", "orientation", "background", "max_pixels")
+_READ = ("max_bytes", "read_threads", "read_timeout", "read_retries")
 _OUTPUT = ("score", "layout", "top_k", "scores_dtype", "compression", "embeddings", "shard_size")
 
 

@@ -5,6 +5,8 @@ twice. Every refusal is a ValueError of the kind `InputError` that names the val
 """
 
 from clipbatch.config.sections import (
+    MOVED,
+    PIXELS,
     Compression,
     DecodeSettings,
     LabelSettings,
@@ -19,6 +21,8 @@ from clipbatch.config.sections import (
 from clipbatch.config.settings import Settings, declared, from_flat, names_of, parse_toml, read_toml
 
 __all__ = [
+    "MOVED",
+    "PIXELS",
     "Compression",
     "DecodeSettings",
     "LabelSettings",

@@ -43,6 +43,7 @@ def resolve(settings: Settings, gflop: float, frozen: Mapping[str, Any] | None =
         precision=precision,
         compile=frozen.get("compile", "auto") if settings.model.compile == "auto" else settings.model.compile,
         decoder=chosen("decoder", settings.decode.decoder, "dali" if gpu else "torchvision"),
+        pixels=frozen.get("pixels") if frozen else settings.decode.pixels,
         batch_size=batch_size,
         shard_size=shard_size,
     )

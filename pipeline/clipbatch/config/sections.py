@@ -17,6 +17,13 @@ Score = Literal["auto", "softmax", "sigmoid", "cosine"]
 Layout = Literal["list", "wide", "top-k"]
 ScoresDtype = Literal["float32", "float16"]
 EngineName = Literal["local", "ray"]
+PIXELS = 2
+"""The rules of today by which files become pixels."""
+MOVED = (
+    "TIFFs with an orientation, other pictures with one in XMP or behind fill bytes, transparent pictures, gray of "
+    "more than 8 bits, and animated PNGs"
+)
+"""The pictures whose pixels are others by these rules than by those before."""
 Compression = Literal["zstd", "lz4", "snappy", "gzip", "none"]
 
 
@@ -149,6 +156,14 @@ class DecodeSettings(Checked):
     )
     """Share of the images, chosen by row number, that torchvision decodes on the CPU's cores meanwhile. For decoder
     dali."""
+    background: str | None = setting(
+        None, "Images", "identity", "Under transparent pictures: white, black or RRGGBB; default: as open_clip."
+    )
+    """Colour under transparent pictures: white, black, or RRGGBB in hexadecimal; default: as open_clip resizes them,
+    premultiplied, where what is fully transparent is black."""
+    pixels: int | None = setting(PIXELS, "", "identity", "")
+    """The rules by which files become pixels, part of a run's identity and not for users to choose. None: those of runs
+    that were planned before the rules had a number."""
     decode_threads: int | None = setting(None, "Images", "worker", "Threads that decode (default: one a core).")
     """Threads that decode; default: one for each core."""
     decode_timeout: float = setting(60.0, "Images", "worker", "Seconds for a suspect image, tried alone.")
@@ -159,6 +174,10 @@ class DecodeSettings(Checked):
     def __post_init__(self) -> None:
         Checked.__post_init__(self)
         at_least("max_pixels", self.max_pixels, 1)
+        if self.pixels not in (None, PIXELS):
+            raise SettingError(f"pixels {self.pixels} is not known to this version of clipbatch: leave it out")
+        if self.background is not None and not re.fullmatch(r"white|black|[0-9a-fA-F]{6}", self.background):
+            raise SettingError(f"background {self.background!r} is no colour: use white, black or RRGGBB, as in ff8000")
         at_least("hw_decoder_load", self.hw_decoder_load, 0, 1)
         at_least("cpu_share", self.cpu_share, 0, 1)
         at_least("decode_threads", self.decode_threads, 1)
@@ -173,6 +192,14 @@ class DecodeSettings(Checked):
                 raise SettingError(
                     f"{name} {value} is for decoder dali, and the decoder is {self.decoder}: leave it out"
                 )
+
+    @property
+    def background_rgb(self) -> tuple[int, int, int] | None:
+        """`background` as red, green and blue, 0 to 255."""
+        if self.background is None:
+            return None
+        red, green, blue = bytes.fromhex({"white": "ffffff", "black": "000000"}.get(self.background, self.background))
+        return red, green, blue
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -71,6 +71,11 @@ class Plan:
         return int(self.identity["batch_size"])
 
     @property
+    def pixels(self) -> int | None:
+        """The rules by which files become pixels; None: those from before they had a number."""
+        return self.identity.get("pixels")
+
+    @property
     def shards(self) -> int:
         return -(-self.rows // self.shard_size)
 
@@ -84,7 +89,7 @@ class Plan:
         return LabelSet.from_identity(self.identity)
 
     def run_settings(self) -> Settings:
-        return from_flat(self.settings)
+        return from_flat({"pixels": None} | self.settings)
 
     def shard_rows(self, shard: int) -> range:
         """The row_ids of `shard`."""

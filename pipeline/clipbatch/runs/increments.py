@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from clipbatch.config import Settings, from_flat
+from clipbatch.config import MOVED, PIXELS, Settings, from_flat
 from clipbatch.errors import ClipbatchError, InputError, reading_failed
 from clipbatch.inputs import listing as listings
 from clipbatch.rundir import creation
@@ -40,6 +40,7 @@ from clipbatch.runs.stamps import Stamper, hashes
 from clipbatch.storage.atomic import file_sha256, locked, publish, remove_leftovers
 from clipbatch.storage.paths import StorePath, names, parquet_source, place
 from clipbatch.workers import signals
+from clipbatch.workers.progress import Progress
 
 _NAME = re.compile(r"increment-(0[0-9]{4}|[1-9][0-9]{4,})")
 _HIGHEST = ".highest"
@@ -98,6 +99,10 @@ def run(
                 is_new = False
         if is_new:
             _note_highest(folder, [target])
+            if like and like.plan().pixels != PIXELS:
+                progress = Progress(total=0, done=0, bad=0, quiet=quiet, as_json=log_json)
+                progress.say(f"the rules for pixels have changed since {done[-1]}: scores of these move: {MOVED}")
+                progress.close()
             made = runner.run(again, target, quiet=quiet, log_json=log_json)
         counts = {"folder": str(target) if is_new else None, **asdict(known.found)}
         return {**made, "increment": counts, "finished": finished, "notes": stamper.notes()}

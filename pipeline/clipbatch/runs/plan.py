@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 
 from clipbatch import __version__
-from clipbatch.config import LaunchSettings, Settings, auto, models
+from clipbatch.config import PIXELS, LaunchSettings, Settings, auto, models
 from clipbatch.config import labels as label_files
 from clipbatch.config.auto import worth_compiling
 from clipbatch.config.labels import LabelSet
@@ -132,7 +132,8 @@ def plan(
 
     Settings without inputs take up the run in `out` as it is. A plan of the same run is gone by, whoever made it; one
     with other settings is replaced as long as no worker has loaded a model for it. like: a run whose settings, but for
-    the input, these have to be. select: makes of the listing what is to be frozen; for a new run.
+    the input and the rules for pixels, these have to be. select: makes of the listing what is to be frozen; for a new
+    run.
     Raises: InputError where something is refused; OtherRunError where `out` belongs to a run with other settings, or,
     with `select`, to any run.
     """
@@ -160,6 +161,7 @@ def plan(
     resolved = _resolve(settings, like.plan().identity if like else {})
     if like:
         like.check_same(frozen := like.plan(), identity(resolved, names, frozen.identity["inputs"]))
+        resolved = resolved.replace(pixels=PIXELS)
     return _freeze(run_dir, resolved, names, identities, inputs, replace, select)
 
 

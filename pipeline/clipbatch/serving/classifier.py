@@ -60,6 +60,7 @@ class Classifier:
         batch_size: int | None = None,
         decoder: Literal["auto", "dali", "torchvision", "pil"] = "auto",
         orientation: Literal["upright", "stored"] = "upright",
+        background: str | None = None,
         max_pixels: int | None = None,
         max_bytes: int | None = None,
         read_threads: int | None = None,

@@ -107,7 +107,7 @@ def _named(name: str | bytes, number: int, root: str | None) -> Item:
 
 
 def _from_array(array_HWC: NDArray[Any] | None, number: int, order: str, given: Any) -> Image.Image:
-    """A PIL image of an array; one of a single channel is gray, and of four an alpha channel is dropped later."""
+    """A PIL image of an array; one of a single channel is gray, and of four transparent."""
     if (
         array_HWC is None
         or array_HWC.dtype != np.uint8

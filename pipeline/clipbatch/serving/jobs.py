@@ -105,13 +105,14 @@ class _JobWorker:
         run_dir.make_parts()
         journal = Journal()
         try:
+            loaded = self._classifier.labeller.model
             pipeline = ShardPipeline(
                 run_dir,
                 plan.fingerprint,
                 device_of(settings),
                 settings.runtime(),
                 journal,
-                model=self._classifier.labeller.model,
+                model=loaded if plan.pixels == settings.decode.pixels else None,  # else begun by an older version
             )
             finished, done = run_dir.done(plan), WorkDone()
             tasks = (Task(shard=shard) for shard in range(plan.shards) if shard not in finished)

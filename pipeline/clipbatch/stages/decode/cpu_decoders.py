@@ -22,7 +22,6 @@ from torchvision.io import ImageReadMode
 from clipbatch.stages.decode.geometry import Geometry
 from clipbatch.stages.decode.pil import RESAMPLING
 from clipbatch.stages.decode.pixels import Job, place
-from clipbatch.stages.pillow import rgb
 from clipbatch.types import DecoderName
 
 SPARE = 2
@@ -65,7 +64,7 @@ class ReducedDecoder:
                 raise ValueError("libjpeg is not asked for this one at another scale")
             (top, bottom), (left, right) = y.region, x.region
             box = (left / by, top / by, right / by, bottom / by)
-            cropped = rgb(image).resize((x.kept, y.kept), self._resampling, box=box)
+            cropped = image.convert("RGB").resize((x.kept, y.kept), self._resampling, box=box)
         return torch.from_numpy(np.array(cropped)).permute(2, 0, 1)
 
 

@@ -6,30 +6,24 @@ torchvision, that the parser of DALI's own decoder (nvImageCodec) refuses or tha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from nvidia import nvimgcodec
-from PIL import ExifTags, Image
 
-from clipbatch.stages.pillow import valid_orientation
+from clipbatch.config import PIXELS
+from clipbatch.stages.decode import first_rules
+from clipbatch.stages.metadata import Segment, jpeg_metadata, jpeg_segments, kind_of, png_chunks, png_metadata
+from clipbatch.stages.metadata import orientation as orientation_by
 
-_STARTS = {
-    "jpeg": b"\xff\xd8\xff",
-    "png": b"\x89PNG\r\n\x1a\n",
-    "gif": b"GIF8",
-    "bmp": b"BM",
-    "tiff": b"II*\0",
-    "tiff-be": b"MM\0*",
-    "jpeg2000": b"\0\0\0\x0cjP  ",
-}
-_HEIF_BRANDS = (b"avi", b"hei", b"mif", b"msf", b"hev")
-_CHANNELS = {"jpeg": (1, 3), "png": (1, 2, 3, 4), "webp": (3, 4)}
+_CHANNELS = {"jpeg": (1, 3), "png": (1, 3), "webp": (3,)}
 """Kinds and channel counts that fast decoders turn into the same RGB as Pillow, on every device."""
+_NOT_PLAIN = frozenset({b"tRNS", b"acTL"})
+_TEXTS = frozenset({b"eXIf", b"tEXt", b"zTXt", b"iTXt"})
+"""Chunks of a PNG that may hold an orientation."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Header:
+class Header(NamedTuple):
     """A header that a fast decoder may be trusted with."""
 
     kind: str
@@ -41,35 +35,40 @@ class Header:
     """EXIF orientation, 1 to 8."""
 
 
-def inspect(data: bytearray) -> Header | None:
-    """The header of `data`, or None where only Pillow should look at it: of another kind, odd, damaged or cut off."""
+def inspect(data: bytearray, pixels: int | None = PIXELS) -> Header | None:
+    """The header of `data`, or None where only Pillow should look at it: of another kind, odd, damaged, cut off, or
+    with more to it than fast decoders show: transparency, or an animation. pixels: as in `DecodeSettings`."""
     kind = kind_of(data)
-    one_scan, exif = _jpeg_facts(data) if kind == "jpeg" else (True, _png_exif(data) if kind == "png" else None)
-    if not one_scan and data.count(b"\xff\xda") > 100:
+    if kind not in _CHANNELS or is_cut_off(data, kind):
         return None
-    if kind not in _CHANNELS or is_cut_off(data, kind) or data[12:16] == b"VP8X":
+    if kind == "jpeg":
+        segments = jpeg_segments(data)
+        if not _is_read_once(data, segments) and data.count(b"\xff\xda") > 100:
+            return None
+        exif, xmp = jpeg_metadata(data, segments)
+        orientation = orientation_by(exif, xmp) if exif or xmp else 1
+    elif kind == "png":
+        chunks = {name for name, _, _ in png_chunks(data)}
+        alpha = bytes(data[25:26]) in (b"\4", b"\6")
+        if pixels is not None and (alpha or chunks & _NOT_PLAIN):
+            return None
+        orientation = orientation_by(*png_metadata(data)) if chunks & _TEXTS else 1
+    elif data[12:16] == b"VP8X":
         return None
+    else:
+        orientation = 1
     try:
         stream = nvimgcodec.CodeStream(np.frombuffer(data, np.uint8))
-        height, width, channels = int(stream.height), int(stream.width), int(stream.num_channels)
-        plain = stream.codec_name == kind and np.dtype(stream.dtype) == np.uint8 and stream.precision in (0, 8)
+        height, width, channels = stream.height, stream.width, stream.num_channels
+        plain = stream.codec_name == kind and stream.dtype == np.uint8 and stream.precision in (0, 8)
     except (RuntimeError, TypeError, ValueError):  # nvImageCodec parses when a field is asked for
         return None
-    if height < 1 or width < 1 or not plain or channels not in _CHANNELS[kind]:
+    known = _CHANNELS if pixels is not None else first_rules.CHANNELS
+    if height < 1 or width < 1 or not plain or channels not in known[kind]:
         return None
-    return Header(kind=kind, height=height, width=width, orientation=_orientation(exif))
-
-
-def kind_of(data: bytearray) -> str | None:
-    """The kind of image that `data` begins like, or None."""
-    for kind, start in _STARTS.items():
-        if data.startswith(start):
-            return kind
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "webp"
-    if data[4:8] == b"ftyp" and bytes(data[8:11]) in _HEIF_BRANDS:
-        return "heif"
-    return None
+    if pixels is None:
+        orientation = first_rules.exif_orientation(data, kind)
+    return Header(kind=kind, height=height, width=width, orientation=orientation)
 
 
 def is_cut_off(data: bytearray, kind: str) -> bool:
@@ -100,43 +99,15 @@ def _boxes_end(data: bytearray) -> int:
     return at
 
 
-def _orientation(exif: bytes | None) -> int:
-    """What an Exif payload says; 1 where there is none or it is nonsense."""
-    if exif is None:
-        return 1
-    tags = Image.Exif()
-    try:
-        tags.load(exif)
-        return valid_orientation(tags.get(ExifTags.Base.Orientation))
-    except Exception:  # whatever Pillow's parser makes of hostile bytes
-        return 1
+def _is_read_once(data: bytearray, segments: list[Segment]) -> bool:
+    """Whether libjpeg reads one scan of this JPEG and refuses more.
 
-
-def _jpeg_facts(data: bytearray) -> tuple[bool, bytes | None]:
-    """Whether libjpeg reads one scan of this JPEG and refuses more, and the Exif payload (Exif 2.3, 4.7.2) if any.
-
-    It reads one where the image is not progressive and the first scan has all components (ITU-T T.81, B.2.2 and
-    B.2.3): asked because counting the scans takes six times as long as the rest.
+    It does where the image is not progressive and the first scan has all components (ITU-T T.81, B.2.2 and B.2.3):
+    asked because counting the scans takes six times as long as the rest.
     """
-    at, components, exif = 2, 0, None
-    while at + 4 <= len(data) and data[at] == 0xFF:
-        marker, payload, end = data[at + 1], at + 4, at + 2 + (data[at + 2] << 8 | data[at + 3])
-        if marker == 0xDA:
-            return payload < min(end, len(data)) and 0 < components == data[payload], exif
-        if marker in (0xC0, 0xC1) and payload + 5 < min(end, len(data)):
-            components = data[payload + 5]
-        elif marker == 0xE1 and exif is None and data[payload : payload + 6] == b"Exif\0\0":
-            exif = bytes(data[payload:end])
-        at = end
-    return False, exif
-
-
-def _png_exif(data: bytearray) -> bytes | None:
-    """The payload of the eXIf chunk (PNG 3rd edition, 11.3.4.5)."""
-    at = 8
-    while at + 8 <= len(data):
-        size = int.from_bytes(data[at : at + 4], "big")
-        if data[at + 4 : at + 8] == b"eXIf":
-            return b"Exif\0\0" + bytes(data[at + 8 : at + 8 + size])
-        at += 12 + size
-    return None
+    for marker, frame, end in segments:
+        if marker <= 0xC1:  # SOF0 or SOF1
+            last, scan, scan_end = segments[-1]
+            whole = last == 0xDA and frame + 5 < end and scan < min(scan_end, len(data))
+            return whole and 0 < data[frame + 5] == data[scan]
+    return False

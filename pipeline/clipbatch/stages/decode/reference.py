@@ -9,11 +9,13 @@ from __future__ import annotations
 import numpy as np
 import open_clip
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
+from clipbatch.config import DecodeSettings
 from clipbatch.stages.decode.geometry import Target
 from clipbatch.stages.decode.pil import opened
+from clipbatch.stages.pillow import TURNS, rgb
 from clipbatch.types import Decoded, Encoded, Picture, Reject
 
 
@@ -30,16 +32,19 @@ class Reference:
         )
         self._to_pixels = whole.transforms[:-2]  # without ToTensor and Normalize
 
-    def decode(self, content: Encoded | Picture, *, upright: bool, max_pixels: int) -> tuple[Tensor, Decoded] | Reject:
-        """The model's input (uint8, CHW) with its facts, or why there is none. upright: turned by EXIF beforehand,
-        which open_clip does not do."""
+    def decode(self, content: Encoded | Picture, settings: DecodeSettings) -> tuple[Tensor, Decoded] | Reject:
+        """The model's input (uint8, CHW) with its facts, or why there is none. What open_clip does not do: an image is
+        turned upright beforehand, and put on a background, where the settings say so."""
+        upright, background = settings.orientation == "upright", settings.background_rgb
 
-        def transformed(image: Image.Image) -> tuple[Tensor, Decoded]:
-            made = ImageOps.exif_transpose(image) if upright else image
+        def transformed(image: Image.Image, orientation: int) -> tuple[Tensor, Decoded]:
+            image.load()  # which turns a TIFF
+            made = image if background is None else rgb(image, background)
+            made = made.transpose(TURNS[orientation]) if upright and orientation > 1 else made
             width, height = made.size
             for step in self._to_pixels:
                 made = step(made)
             pixels_CHW = torch.from_numpy(np.array(made)).permute(2, 0, 1)
             return pixels_CHW, Decoded(width=width, height=height, decoder="open_clip")
 
-        return opened(content, max_pixels, transformed)
+        return opened(content, settings.max_pixels, transformed)

@@ -191,14 +191,14 @@ class Decode:
         self, slot: int, row_id: int, content: Encoded, decoder: FastDecoder | None
     ) -> tuple[FastDecoder, Job, Decoded] | Reject | None:
         """A decoder, its job, and the outcome if that succeeds; or a Reject; or None, for Pillow."""
-        header = inspect(content.data) if decoder else None
+        header = inspect(content.data, self._settings.pixels) if decoder else None
         if decoder is None or header is None or header.kind not in decoder.kinds:
             return None
         orientation = header.orientation if self._settings.orientation == "upright" else 1
         width, height = upright_size(header.width, header.height, orientation)
         if width * height > self._settings.max_pixels:
             return pil.too_large(width, height, self._settings.max_pixels)
-        shorter, longer = sorted((width, height))
+        shorter, longer = (width, height) if width < height else (height, width)
         if shorter < SMALLEST_SIDE or longer > EXTREME_ASPECT * shorter:
             return None
         geometry = geometry_of(header.height, header.width, orientation, self._target)
@@ -213,11 +213,10 @@ class Decode:
 
     def _by_pillow(self, content: Encoded | Picture | Reject | None) -> _Opened | Reject:
         assert isinstance(content, (Encoded, Picture))
-        upright, max_pixels = self._settings.orientation == "upright", self._settings.max_pixels
         if self._reference:
-            exact = self._reference.decode(content, upright=upright, max_pixels=max_pixels)
+            exact = self._reference.decode(content, self._settings)
             return exact if isinstance(exact, Reject) else _Opened(exact[0], None, exact[1])
-        made = pil.decode(content, self._target, upright=upright, max_pixels=max_pixels)
+        made = pil.decode(content, self._target, self._settings)
         return made if isinstance(made, Reject) else _Opened(*made)
 
 

@@ -11,12 +11,13 @@ import base64
 import io
 import sys
 
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from clipbatch.config import DecodeSettings
 from clipbatch.config.memory_limits import limit_memory
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.manifest import Manifest
-from clipbatch.stages.pillow import FORMATS, MOST_SCANS, rgb, scans, valid_orientation
+from clipbatch.stages.pillow import MOST_SCANS, TURNS, rgb, scans, with_image
 from clipbatch.stages.read import Fetch
 from clipbatch.types import Reject
 from clipbatch.workers.child import Parent, serve
@@ -29,16 +30,6 @@ MOST_PIXELS = 50_000_000
 """To hold in memory for a thumbnail; of a JPEG an eighth of each side is decoded where that is enough."""
 _MEMORY_MIB = 4096
 """Of address space: Arrow alone reserves more than one GiB."""
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""What makes an image of each EXIF orientation upright (Exif 2.3, 4.6.4)."""
 
 
 def main() -> None:
@@ -70,10 +61,7 @@ class Rows:
 
     def thumbnail(self, row_id: int) -> bytes:
         """The picture of a row as a small WebP. Raises: anything, with the reason in words."""
-        image = shrunk(
-            self._bytes(row_id), upright=self._decode.orientation == "upright", max_pixels=self._decode.max_pixels
-        )
-        return encoded(image)
+        return encoded(shrunk(self._bytes(row_id), self._decode))
 
     def _bytes(self, row_id: int) -> bytearray:
         shard = row_id // self._plan.shard_size
@@ -85,23 +73,26 @@ class Rows:
         return found.data
 
 
-def shrunk(data: bytearray, *, upright: bool, max_pixels: int) -> Image.Image:
+def shrunk(data: bytearray, settings: DecodeSettings) -> Image.Image:
     """The whole image as RGB with a longer side of `SIDE` pixels at most, and nothing of its metadata."""
     if scans(data) > MOST_SCANS:
         raise ValueError("too many scans")
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        if image.width * image.height > max_pixels:
-            raise ValueError(f"{image.width} x {image.height} pixels, over the limit of {max_pixels}")
-        orientation = valid_orientation(image.getexif().get(ExifTags.Base.Orientation)) if upright else 1
+
+    def small(image: Image.Image, orientation: int) -> Image.Image:
+        if image.width * image.height > settings.max_pixels:
+            raise ValueError(f"{image.width} x {image.height} pixels, over the limit of {settings.max_pixels}")
         image.draft(None, (2 * SIDE, 2 * SIDE))  # a JPEG decodes to an eighth much faster
         if image.width * image.height > MOST_PIXELS:
             raise ValueError(f"{image.width} x {image.height} pixels, more than a thumbnail is worth")
-        small = rgb(image)
-    small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-    if orientation in _TURNS:
-        small = small.transpose(_TURNS[orientation])
-    small.info.clear()  # where and when a photograph was taken is nobody's business
-    return small
+        made = rgb(image, settings.background_rgb)
+        made.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+        if settings.orientation == "upright" and orientation > 1:
+            made = made.transpose(TURNS[orientation])
+        return made.convert("RGB")
+
+    image = with_image(data, small)
+    image.info.clear()  # where and when a photograph was taken is nobody's business
+    return image
 
 
 def encoded(image: Image.Image) -> bytes:

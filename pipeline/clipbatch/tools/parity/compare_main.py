@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import Image
 
 from clipbatch.config import DecodeSettings, hardware
 from clipbatch.config.labels import LabelSet
@@ -26,7 +26,7 @@ from clipbatch.rundir.manifest import Manifest
 from clipbatch.stages.decode import Decode
 from clipbatch.stages.decode.geometry import Target
 from clipbatch.stages.encode import Encode, check_device, load, text_features
-from clipbatch.stages.pillow import FORMATS, valid_orientation
+from clipbatch.stages.pillow import with_image
 from clipbatch.stages.pipeline import Task, item_batches
 from clipbatch.stages.read import Read
 from clipbatch.stages.score import score
@@ -36,7 +36,7 @@ from clipbatch.workers.child import Parent, serve
 Pixels = NDArray[np.uint8]
 _AMPLIFIED = 16
 """How much brighter a difference is shown than it is."""
-_MODES = {"P": "palette", "PA": "palette", "1": "1-bit", "RGBA": "transparent", "LA": "transparent"}
+_MODES = {"P": "palette", "PA": "palette", "1": "1-bit"}
 
 
 def main() -> None:
@@ -77,7 +77,10 @@ class Comparison:
         target = Target.from_facts(model.facts())
         reference = dataclasses.replace(model, module=copy.deepcopy(model.module))
         exact = DecodeSettings(
-            decoder="open_clip", orientation=settings.decode.orientation, max_pixels=settings.decode.max_pixels
+            decoder="open_clip",
+            orientation=settings.decode.orientation,
+            max_pixels=settings.decode.max_pixels,
+            background=settings.decode.background,
         )
         size = plan.batch_size
         self._read = Read(settings.read)
@@ -167,10 +170,14 @@ def _status(outcome: Decoded | Reject | None) -> str:
 
 def _notes(content: Encoded) -> list[str]:
     """What this image has that clipbatch treats otherwise than open_clip, on purpose."""
-    with Image.open(io.BytesIO(content.data), formats=FORMATS) as image:
-        mode = "16-bit" if image.mode.startswith("I;16") else _MODES.get(image.mode)
-        turned = valid_orientation(image.getexif().get(ExifTags.Base.Orientation)) != 1
-    return [*([mode] if mode else []), *(["turned"] if turned else [])]
+
+    def noted(image: Image.Image, orientation: int) -> list[str]:
+        mode = "16-bit" if image.mode in ("I", "F") or image.mode.startswith("I;16") else _MODES.get(image.mode)
+        hidden = "transparency" in image.info or image.mode == "PA"
+        notes = {mode: mode, "transparent": hidden, "turned": orientation != 1}
+        return [note for note, applies in notes.items() if note and applies]
+
+    return with_image(content.data, noted)
 
 
 def _webp(pixels: Pixels) -> str:

@@ -14,7 +14,7 @@ LEAST_SAME = 0.98
 ON_PURPOSE = {
     "palette": "palettes become RGB before they are resized",
     "1-bit": "1-bit images become RGB before they are resized",
-    "transparent": "transparency is dropped before resizing",
+    "transparent": "transparency of palettes and of one colour is an alpha channel; open_clip shows what it hides",
     "16-bit": "16-bit gray is scaled; open_clip cuts it off at 255, which is white",
 }
 """Where clipbatch differs from open_clip by design, by the note on an image."""

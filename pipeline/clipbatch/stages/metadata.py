@@ -1,0 +1,248 @@
+"""What an image file says beside its pixels: its kind, and the orientation in its metadata (Exif, XMP).
+
+One rule for every decoder: the orientation is what `PIL.ImageOps.exif_transpose` goes by, and metadata that cannot be
+read say nothing. Never decodes and never raises; whether the pixels are good is the decoders' business.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+
+from PIL import ExifTags, Image
+
+_STARTS = {
+    "jpeg": b"\xff\xd8\xff",
+    "png": b"\x89PNG\r\n\x1a\n",
+    "gif": b"GIF8",
+    "bmp": b"BM",
+    "tiff": b"II*\0",
+    "tiff-be": b"MM\0*",
+    "jpeg2000": b"\0\0\0\x0cjP  ",
+}
+_BIG_TIFF = (b"II+\0", b"MM\0+")
+_HEIF_BRANDS = (b"avi", b"hei", b"mif", b"msf", b"hev")
+_ADOBE_XMP = b"http://ns.adobe.com/xap/1.0/\0"
+_XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
+_HAS_LENGTH = bytes(0xC0 <= marker < 0xFF and not 0xD0 <= marker <= 0xD9 for marker in range(256))
+"""Of a JPEG's markers: whether a length and a payload follow."""
+_FILL = re.compile(rb"\xff+")
+_NOT_BEFORE_A_JPEG: tuple[bytes, ...]
+_NOT_BEFORE_A_JPEG = (b"PK", b"%PDF", b"%!PS", b"RIFF", b"8BPS", b"ID3", b"\x1f\x8b", b"\xd0\xcf\x11\xe0", b"FUJIFILM")
+_NOT_BEFORE_A_JPEG += (b"OggS", b"FLV", b"Rar!", b"7z\xbc\xaf", b"\x7fELF", b"MZ", b"\0\5\x16\0", b"\0\5\x16\7")
+"""Beginnings of files that hold JPEGs and are none: archives, documents, camera data, music, programs."""
+MAX_BEFORE_JPEG = 2**16
+"""Bytes before a JPEG that are passed over."""
+_PNG_KEYWORDS = (b"exif", b"Raw profile type exif", b"XML:com.adobe.xmp")
+_MAX_TEXT = 2**22
+"""Bytes of compressed text that are unpacked in search of an orientation."""
+
+
+def kind_of(data: bytes | bytearray) -> str | None:
+    """The kind of image that `data` begins like, or None."""
+    for kind, start in _STARTS.items():
+        if data.startswith(start):
+            return kind
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "webp"
+    if data[4:8] == b"ftyp" and bytes(data[8:11]) in _HEIF_BRANDS:
+        return "heif"
+    if data.startswith(_BIG_TIFF):
+        return "tiff" if data[:1] == b"I" else "tiff-be"
+    return None
+
+
+def jpeg_behind(data: bytes | bytearray) -> int:
+    """Where a JPEG with all its headers begins behind other bytes, at most `MAX_BEFORE_JPEG`; 0: nowhere."""
+    if kind_of(data) or data.startswith(_NOT_BEFORE_A_JPEG) or data[4:8] == b"ftyp":
+        return 0
+    at = 0
+    for _ in range(8):  # what looks like a beginning may be chance
+        at = data.find(_STARTS["jpeg"], at + 1, MAX_BEFORE_JPEG + 3)
+        if at < 0:
+            return 0
+        segments = jpeg_segments(memoryview(data)[at:])
+        if segments and segments[-1][0] == 0xDA:
+            return at
+    return 0
+
+
+def valid_orientation(value: object) -> int:
+    """`value` as one of EXIF's eight orientations; 1 where it is none."""
+    return int(value) if value in range(1, 9) else 1  # type: ignore[call-overload]  # 6.0 is one, too
+
+
+def orientation(exif: bytes | None, xmp: bytes | None) -> int:
+    """What an Exif payload and an XMP packet say: the Exif counts where it holds an orientation."""
+    if exif:
+        tags = Image.Exif()
+        try:
+            tags.load(exif)
+            if ExifTags.Base.Orientation in tags:
+                return valid_orientation(tags[ExifTags.Base.Orientation])
+        except Exception:  # whatever Pillow's parser makes of hostile bytes
+            pass
+    said = _XMP_ORIENTATION.search(xmp) if xmp else None
+    return int(said[1]) if said and said[1] in b"12345678" else 1
+
+
+Segment = tuple[int, int, int]
+"""Of a JPEG: its marker, where the payload begins, and where it ends."""
+
+
+def jpeg_segments(data: bytes | bytearray | memoryview) -> list[Segment]:
+    """The segments of a JPEG up to the header of its first scan (ITU-T T.81, B.1.1).
+
+    Fill bytes before a marker are legal; other bytes between segments are passed over, as libjpeg and Pillow do.
+    """
+    segments, at, last = list[Segment](), 2, len(data) - 4
+    while at <= last:
+        marker = data[at + 1]
+        if data[at] == 0xFF and _HAS_LENGTH[marker]:
+            end = at + 2 + (data[at + 2] << 8 | data[at + 3])
+            segments.append((marker, at + 4, end))
+            if marker == 0xDA:
+                break
+            at = end
+        elif data[at] == 0xFF and marker == 0xD9:  # the image ends
+            break
+        elif data[at] == 0xFF and marker != 0xFF:  # stands alone
+            at += 2
+        elif fill := _FILL.search(data, at):
+            at = fill.end() - 1 if fill.start() == at else fill.start()
+        else:
+            break
+    return segments
+
+
+def jpeg_metadata(data: bytes | bytearray, segments: list[Segment]) -> tuple[bytes | None, bytes | None]:
+    """A JPEG's Exif, of all its segments (the first of which may be empty), and its last XMP packet."""
+    blocks, xmp = list[bytes | bytearray](), None
+    for marker, payload, end in segments:
+        if marker == 0xE1:
+            if data[payload : payload + 6] == b"Exif\0\0":
+                blocks.append(data[payload + 6 : end])
+            elif data[payload : payload + len(_ADOBE_XMP)] == _ADOBE_XMP:
+                xmp = bytes(data[payload + len(_ADOBE_XMP) : end])
+    return b"".join([b"Exif\0\0", *blocks]) if blocks else None, xmp
+
+
+def png_chunks(data: bytes | bytearray) -> Iterator[tuple[bytes, int, int]]:
+    """Name, payload and end of the payload of each chunk of a PNG (PNG 3rd edition, 5.3) that is there as a whole."""
+    at = 8
+    while at + 12 <= len(data):
+        end = at + 8 + int.from_bytes(data[at : at + 4], "big")
+        if end + 4 > len(data):
+            return
+        name = bytes(data[at + 4 : at + 8])
+        yield name, at + 8, end
+        if name == b"IEND":
+            return
+        at = end + 4
+
+
+def png_metadata(data: bytes | bytearray) -> tuple[bytes | None, bytes | None]:
+    """A PNG's Exif and XMP, wherever Pillow finds them: chunk eXIf, texts `exif`, `Raw profile type exif` and XMP."""
+    last: dict[bytes, tuple[bytes, bytes]] = {}
+    for name, start, end in png_chunks(data):
+        if name in (b"tEXt", b"zTXt", b"iTXt"):
+            keyword = bytes(data[start : start + 80]).partition(b"\0")[0]
+            if keyword in _PNG_KEYWORDS and (keyword != b"exif" or name == b"tEXt"):
+                last[keyword] = name, bytes(data[start:end])
+        elif name == b"eXIf":
+            last[b"exif"] = b"tEXt", b"exif\0Exif\0\0" + data[start:end]
+    exif, raw, xmp = (_png_text(*last[keyword]) if keyword in last else None for keyword in _PNG_KEYWORDS)
+    return _from_hex(raw) if exif is None and raw is not None else exif, xmp
+
+
+def _png_text(name: bytes, chunk: bytes) -> bytes:
+    """The text of a chunk without its keyword; of a packed one the beginning."""
+    _, _, text = chunk.partition(b"\0")
+    packed = name == b"zTXt"
+    if packed:
+        text = text[1:]
+    elif name == b"iTXt":
+        packed, text = text[:1] == b"\1", text[2:].partition(b"\0")[2].partition(b"\0")[2]
+    try:
+        return zlib.decompressobj().decompress(text, _MAX_TEXT) if packed else text
+    except zlib.error:
+        return b""
+
+
+def _from_hex(profile: bytes) -> bytes | None:
+    """What ImageMagick writes as `Raw profile type exif`: a name and a length on lines of their own, then hex."""
+    try:
+        return bytes.fromhex(b"".join(profile.split(b"\n")[3:]).decode("ascii"))
+    except ValueError:
+        return None
+
+
+def orientation_in(data: bytes | bytearray, kind: str | None) -> int | None:
+    """The orientation that a JPEG or PNG states; None for other kinds, of which Pillow has to be asked."""
+    if kind == "jpeg":
+        return orientation(*jpeg_metadata(data, jpeg_segments(data)))
+    return orientation(*png_metadata(data)) if kind == "png" else None
+
+
+def without_metadata(data: bytes | bytearray, kind: str | None) -> bytes | None:
+    """The file with no more than its picture needs, for the case that a decoder stumbles over the rest of it.
+
+    None where there is nothing to leave out, or the kind's metadata cannot trouble Pillow.
+    """
+    strip = {"jpeg": _bare_jpeg, "png": _bare_png, "tiff": _bare_tiff, "tiff-be": _bare_tiff, "heif": _bare_heif}
+    try:
+        bare = strip[kind](data) if kind in strip else None
+    except (struct.error, IndexError):  # damaged
+        return None
+    return None if bare == data else bare
+
+
+def _bare_jpeg(data: bytes | bytearray) -> bytes | None:
+    segments = jpeg_segments(data)
+    if not segments or segments[-1][0] != 0xDA:
+        return None
+    kept = [bytes(data[:2])]
+    for marker, payload, end in segments[:-1]:
+        colour = marker == 0xEE and data[payload : payload + 5] == b"Adobe" and end - payload >= 12
+        colour |= marker == 0xE0 and data[payload : payload + 5] == b"JFIF\0" and end - payload >= 14
+        if colour or not (0xE0 <= marker <= 0xFE):
+            kept.append(bytes(data[payload - 4 : end]))
+    return b"".join([*kept, bytes(data[segments[-1][1] - 4 :])])
+
+
+def _bare_png(data: bytes | bytearray) -> bytes:
+    """Without ancillary chunks, whose names begin in lower case, but for that of transparency. So an animated one is
+    its default picture, which is what Pillow shows first."""
+    kept, rest = [bytes(data[:8])], 8
+    for name, start, end in png_chunks(data):
+        if name == b"tRNS" or not name[0] & 0x20:
+            kept.append(bytes(data[start - 8 : end + 4]))
+        rest = end + 4
+    return b"".join([*kept, bytes(data[rest:])])
+
+
+_TIFF_TAGS = frozenset(
+    [*range(254, 260), *range(262, 267), *range(273, 282), 284, *range(290, 294), 301, *range(317, 326), 332, 334]
+).union([336, *range(338, 343), 347, *range(512, 522), *range(529, 533)])
+"""Tags that the picture or its orientation may need (TIFF 6.0, its supplements, and libtiff's)."""
+
+
+def _bare_tiff(data: bytes | bytearray) -> bytes:
+    """With no type in the first directory's other entries, which readers then pass over."""
+    order, big = "<" if data[:1] == b"I" else ">", 43 in data[2:4]
+    offset, count, entry = ("Q", "Q", 20) if big else ("L", "H", 12)
+    bare = bytearray(data)
+    (at,) = struct.unpack_from(order + offset, data, 8 if big else 4)
+    (entries,) = struct.unpack_from(order + count, data, at)
+    first = at + (8 if big else 2)
+    for where in range(first, min(first + entries * entry, len(data) - entry + 1), entry):
+        if struct.unpack_from(order + "H", data, where)[0] not in _TIFF_TAGS:
+            bare[where + 2 : where + 4] = b"\0\0"
+    return bytes(bare)
+
+
+def _bare_heif(data: bytes | bytearray) -> bytes:
+    """With no Exif among its items (ISO 14496-12, 8.11.6: the type stands behind version, flags, id and two bytes)."""
+    return re.sub(rb"(infe(?:\x02.{7}|\x03.{9}))Exif", rb"\1none", data, flags=re.DOTALL)
