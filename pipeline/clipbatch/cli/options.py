@@ -87,6 +87,9 @@ SETTINGS: dict[str, Any] = {
         Optional[bool], _option("Input", "Take every file of a folder, whatever its suffix.", "--all-files")
     ],
     "uri_column": Annotated[Optional[str], _option("Input", "Column of a manifest that names the images.")],
+    "no_header": Annotated[
+        Optional[bool], _option("Input", "Take the first line of CSV and TSV files as a row, too.", "--no-header")
+    ],
     "image_column": Annotated[Optional[str], _option("Input", "Column of a table that holds the images' bytes.")],
     "columns": Annotated[
         Optional[list[str]],

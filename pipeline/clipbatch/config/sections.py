@@ -34,6 +34,8 @@ class SourceSettings(Checked):
     """Column of a manifest that names the images; default: the one whose name says so."""
     image_column: str | None = None
     """Column of a table that holds the images' bytes; default: the one whose type and name say so."""
+    no_header: bool | None = None
+    """Whether the first line of CSV and TSV files is a row; default: it is one where it looks like those below."""
     columns: tuple[str, ...] | None = None
     """Columns of a manifest to carry through to the output; default: all. Of an archive: suffixes of sidecar files."""
     limit: int | None = None

@@ -46,6 +46,9 @@ RUNTIME = (
 ANEW = (*RUNTIME, "device", "engine", "gpus", "workers", "cpus_per_worker", "rank", "world_size", "shards", "max_bad")
 """All settings that each invocation may set anew, also where it goes on with a run."""
 
+ADDED = ("no_header",)
+"""Settings that came after the first runs: None means as before, and is not written into a run directory."""
+
 REFERENCE = {"decoder": "open_clip", "precision": "fp32", "orientation": "stored"}
 """What `reference = true` stands for: open_clip's own transform and fp32, whatever that takes."""
 
@@ -100,6 +103,10 @@ class Settings(Checked):
             own = dataclasses.is_dataclass(stage)
             values |= {g.name: getattr(stage, g.name) for g in dataclasses.fields(stage)} if own else {f.name: stage}
         return values
+
+    def written(self) -> dict[str, Any]:
+        """All fields by name as a run directory keeps them: without those of `ADDED` that are None."""
+        return {name: value for name, value in self.flat().items() if value is not None or name not in ADDED}
 
     def runtime(self) -> dict[str, Any]:
         """The settings of `RUNTIME`, by name."""

@@ -18,6 +18,10 @@ from clipbatch.config import SourceSettings
 from clipbatch.errors import InputError, nearest
 from clipbatch.storage.uris import is_text, uri_of
 
+_PATHS = ("path", "filepath", "file_path", "image_path", "imagepath", "img_path", "image_file")
+NAMES = ("uri", "url", "image_uri", "image_url", "file", "filename", "file_name", "image", "img", "key", *_PATHS)
+"""What a column of images' names is called."""
+
 
 def is_text_type(kind: pa.DataType) -> bool:
     """Whether the values of type `kind` are text, also where they are encoded as a dictionary."""
@@ -30,8 +34,32 @@ def is_binary_type(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
+def holds_bytes(kind: pa.DataType) -> bool:
+    """Whether values of type `kind` are bytes of any length, or hold some."""
+    if pa.types.is_dictionary(kind):
+        return holds_bytes(kind.value_type)
+    return is_binary_type(kind) or any(holds_bytes(kind.field(at).type) for at in range(kind.num_fields))
+
+
+def notes_on_bytes(text: str, schema: pa.Schema, fields: Sequence[pa.Field], without: Sequence[str]) -> dict[str, int]:
+    """What is to be said of the columns of the table `text` that hold bytes and are not among `fields`."""
+    kept = {*without, *(field.name for field in fields)}
+    left = [field.name for field in schema if holds_bytes(field.type) and field.name not in kept]
+    return {f"(column {name!r} of {text} holds bytes, which only --columns carries)": 1 for name in left}
+
+
+def bytes_carried(text: str, carried: Sequence[tuple[pa.Field, pa.Array]]) -> dict[str, int]:
+    """What is to be said of columns that hold bytes and are carried: how many."""
+    return {
+        f"(bytes of column {field.name!r} of {text} that go into manifest and parts)": values.nbytes
+        for field, values in carried
+        if holds_bytes(field.type)
+    }
+
+
 def chosen(text: str, schema: pa.Schema, columns: Sequence[str] | None, without: Sequence[str]) -> list[pa.Field]:
-    """The fields of the table `text` that are carried through: those named `columns`, or all but `without`.
+    """The fields of the table `text` that are carried through: those named `columns`, or all but `without` and those
+    that hold bytes.
 
     Raises: InputError for a name that is not there, and for a type that Parquet cannot hold.
     """
@@ -41,7 +69,8 @@ def chosen(text: str, schema: pa.Schema, columns: Sequence[str] | None, without:
                 f"{text} has no column {name!r} as --columns names it: it has {', '.join(schema.names)}"
                 f".{nearest(name, schema.names)}"
             )
-    fields = [f for f in schema if f.name not in without and (columns is None or f.name in columns)]
+    offered = (field for field in schema if field.name not in without)
+    fields = [f for f in offered if (not holds_bytes(f.type) if columns is None else f.name in columns)]
     for field in fields:
         try:
             with pq.ParquetWriter(pa.BufferOutputStream(), pa.schema([field])):

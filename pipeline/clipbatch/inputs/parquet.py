@@ -44,7 +44,7 @@ class ColumnarFiles:
     def batches_of(self, path: str, columns: list[str], verbatim: str = "") -> Iterator[pa.RecordBatch]:
         """The rows of one file with `columns`; none: batches with nothing but their number of rows."""
         fields = [pa.field(n, pa.binary() if n == verbatim else type_of(self._schema, n)) for n in columns]
-        with _refusing(path):
+        with refusing(path):
             for batch in self._open(path, columns):
                 arrays = [_picked(path, batch, field) for field in fields]
                 yield pa.record_batch(arrays, schema=pa.schema(fields)) if arrays else batch
@@ -62,14 +62,14 @@ def far_schema(path: str, suffix: str) -> pa.Schema:
 
 
 def _schema_of(path: str, suffix: str) -> pa.Schema:
-    with _refusing(path):
+    with refusing(path):
         if suffix == ".parquet":
             return open_parquet(path).schema_arrow.remove_metadata()
         return open_arrow(path)[0].schema.remove_metadata()
 
 
 @contextlib.contextmanager
-def _refusing(path: str) -> Iterator[None]:
+def refusing(path: str) -> Iterator[None]:
     """Make an InputError of what goes wrong with the file at `path`."""
     try:
         yield

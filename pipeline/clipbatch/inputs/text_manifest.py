@@ -1,5 +1,7 @@
-"""A .txt manifest, also .txt.gz or .txt.zst, or `-` for one on standard input: one path or url a line, blank lines
-and # comments skipped.
+"""A .txt manifest, also .txt.gz or .txt.zst, or `-` for one on standard input: one path or url a line.
+
+Blank lines are passed over. So are comments, which are counted: `#` signs that are alone in their line, or that a space
+or tab follows. Every other line is a name, such as `#1.jpg`; `./# 1.jpg` is how to write a name like a comment.
 """
 
 from __future__ import annotations
@@ -7,6 +9,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import os
+import re
 import sys
 import tempfile
 import weakref
@@ -24,6 +27,7 @@ from clipbatch.inputs.opening import copied, decompressed, suffix_of, unreadable
 from clipbatch.storage.uris import absolute, folder_of, is_text, is_url, name_of
 
 _CHUNK_BYTES = 4 * 2**20
+_COMMENT = "^#+([ \t]|$)"
 
 
 class TextManifest:
@@ -33,6 +37,7 @@ class TextManifest:
         self.text = text
         self._root = absolute(settings.root or (os.getcwd() if text == "-" else folder_of(text)))
         self.passed_over: Counter[str] = Counter()
+        self._comments = f"(lines of {text} that are comments)"
         self._file = self._open()
         weakref.finalize(self, self._file.close)
 
@@ -59,7 +64,9 @@ class TextManifest:
                 found = found or rows.num_rows > 0
                 yield rows
         if not found:
-            raise InputError(f"the manifest {self.text} names no images: write one path a line")
+            comments = self.passed_over[self._comments]
+            only = f"it has nothing but {comments} lines of comments: " if comments else ""
+            raise InputError(f"the manifest {self.text} names no images: {only}write one path a line")
 
     def _open(self) -> BinaryIO:
         if self.text == "-":  # read once, used twice: for the identity and for the rows
@@ -88,21 +95,28 @@ class TextManifest:
         except UnicodeDecodeError:
             text = ""
         if not (text and is_text(self._root)):
-            names = [line.rstrip("\r") for line in os.fsdecode(lines).split("\n")]
-            yield batch([name for name in names if name and not name.isspace() and name[0] != "#"], self._root)
+            split = (line.rstrip("\r") for line in os.fsdecode(lines).split("\n"))
+            filled = [line for line in split if line and not line.isspace()]
+            names = [line for line in filled if not re.match(_COMMENT, line)]
+            self.passed_over[self._comments] += len(filled) - len(names)
+            yield batch(names, self._root)
             return
         found = pc.split_pattern(pa.array([text]), "\n").flatten()
         if "\r" in text:
             found = pc.ascii_rtrim(found, "\r")
-        other = pc.or_(pc.or_(pc.starts_with(found, "#"), pc.utf8_is_space(found)), pc.equal(found, ""))
-        found = found.filter(pc.invert(other))
+        found = found.filter(pc.invert(pc.or_(pc.utf8_is_space(found), pc.equal(found, ""))))
+        if "#" in text:
+            comments = pc.match_substring_regex(found, _COMMENT)
+            self.passed_over[self._comments] += pc.sum(comments).as_py() or 0
+            found = found.filter(pc.invert(comments))
         for start in range(0, len(found), BATCH_ROWS):
             yield listed(found.slice(start, BATCH_ROWS), self._root)
 
     def _whole_lines(self) -> Iterator[bytes]:
         """The file in pieces of whole lines."""
         self._file.seek(0)
-        file, rest, first = decompressed(self._file, name_of(self.text)), b"", True
+        file, rest = decompressed(self._file, name_of(self.text)), b""
+        first = unbroken = True
         while True:
             try:
                 chunk = file.read(_CHUNK_BYTES)
@@ -116,6 +130,11 @@ class TextManifest:
                 chunk, first = chunk.removeprefix(codecs.BOM_UTF8), False
             whole, newline, rest = (rest + chunk).rpartition(b"\n")
             if newline:
+                unbroken = False
                 yield whole
+        if unbroken and b"\r" in rest.rstrip(b"\r"):
+            raise InputError(
+                f"the lines of {self.text} end in carriage returns alone, as on old Macs: save it with line feeds"
+            )
         if rest:
             yield rest

@@ -29,7 +29,7 @@ from clipbatch.config.auto import worth_compiling
 from clipbatch.config.labels import LabelSet
 from clipbatch.config.validation import SettingError
 from clipbatch.errors import InputError, OtherRunError
-from clipbatch.inputs import lister as listers
+from clipbatch.inputs import lister
 from clipbatch.inputs import listing as listings
 from clipbatch.rundir import creation
 from clipbatch.rundir.duplicates import Duplicates
@@ -53,7 +53,7 @@ PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "nvidia-dali-cuda
 
 def identity(settings: Settings, labels: LabelSet, inputs: list[str]) -> dict[str, Any]:
     """The fields that make two runs the same run. `inputs`: the listers' identities."""
-    fields = {name: value for name, value in settings.flat().items() if name not in NOT_IDENTITY}
+    fields = {name: value for name, value in settings.written().items() if name not in NOT_IDENTITY}
     return fields | {"inputs": inputs} | labels.identity()
 
 
@@ -98,7 +98,7 @@ def freeze(
         plan = Plan(
             rows=writer.rows,
             identity=identity(settings, labels, inputs),
-            settings=settings.flat(),
+            settings=settings.written(),
             manifest_rows=per_file,
             manifest_sha256=writer.digests,
             duplicates=duplicates.count(),
@@ -164,10 +164,10 @@ def plan(
     names = label_files.load(settings.labels)
     settings = dataclasses.replace(_checked(settings), launch=LaunchSettings())
     inputs = listings.listers(settings.source)
-    identities = [lister.identity() for lister in inputs]
     replace = overwrite
     if run_dir.exists() and not overwrite:
         frozen = run_dir.plan()
+        identities = listings.identities(inputs, frozen.identity.get("inputs", ()))
         try:
             run_dir.check_same(frozen, identity(_resolve(settings, frozen.identity), names, identities))
             return frozen
@@ -175,6 +175,7 @@ def plan(
             if run_dir.model_facts() is not None or run_dir.done(frozen):
                 raise
             replace = True
+    identities = listings.identities(inputs)
     resolved = _resolve(settings, like.plan().identity if like else {})
     if like:
         like.check_same(frozen := like.plan(), identity(resolved, names, frozen.identity["inputs"]))
@@ -208,7 +209,7 @@ def _freeze(
     settings: Settings,
     names: LabelSet,
     identities: list[str],
-    inputs: list[listers.Lister],
+    inputs: list[lister.Lister],
     replace: bool,
     select: Select | None,
 ) -> Plan:

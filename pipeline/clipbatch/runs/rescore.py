@@ -54,7 +54,7 @@ def plan(source: RunDir, run: RunDir, given: Mapping[str, Any], *, overwrite: bo
         run.check_same(standing, identity)
         return standing
     new = dataclasses.replace(
-        frozen, identity=identity, settings=settings.flat(), versions=planner.versions(), rescored=_named(source)
+        frozen, identity=identity, settings=settings.written(), versions=planner.versions(), rescored=_named(source)
     )
     return _freeze(source, run, new, {field.name.lower() for field in fields}, overwrite)
 
