@@ -33,6 +33,7 @@ IDENTITY: dict[str, Any] = {
         "cpu_share": 0.5,
         "compile": "on",
         "jpeg_scale": "reduced",
+        "no_header": True,
     },
 }
 """Settings that are part of a run's identity, each with another value than `BASE` has."""

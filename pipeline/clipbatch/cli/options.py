@@ -50,7 +50,7 @@ def _options() -> dict[str, Any]:
     """An option for each setting, by name, panel by panel."""
     options: dict[str, Any] = {}
     for name, (field, kind) in declared().items():
-        flags = [f"--{name.replace('_', '-')}"] if kind is bool or field.metadata["short"] else []
+        flags = [f"--{name.replace('_', '-')}"] if _plain(kind) is bool or field.metadata["short"] else []
         flags += [field.metadata["short"]] if field.metadata["short"] else []
         option = typer.Option(
             *flags,

@@ -17,7 +17,17 @@ from clipbatch.stages import fast_import
 
 app = typer.Typer()
 _MODEL = ("labels", "template", "model", "pretrained", "precision", "device", "batch_size", "config")
-_INPUT = ("root", "uri_column", "image_column", "columns", "decoder", "orientation", "max_pixels", "max_bytes")
+_INPUT = (
+    "root",
+    "uri_column",
+    "no_header",
+    "image_column",
+    "columns",
+    "decoder",
+    "orientation",
+    "max_pixels",
+    "max_bytes",
+)
 _READ = ("read_threads", "read_timeout", "read_retries")
 _OUTPUT = ("score", "layout", "top_k", "scores_dtype", "compression", "embeddings", "shard_size")
 
