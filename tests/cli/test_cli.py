@@ -16,9 +16,9 @@ PLANNING = (
     "--all-files --background --batch-size --columns --compile --compression --config --cpu-share --cpus-per-worker "
     "--decode-threads --decode-timeout --decoder --device --embeddings --engine --gpus --hw-decoder-load "
     "--image-column --jpeg-scale --json --labels --layout --limit --max-bad --max-bytes --max-pixels --model "
-    "--orientation --out --overwrite --precision --pretrained --profile --rank --read-retries --read-threads "
-    "--read-timeout --reference --root --score --scores-dtype --shard-size --shards --template --top-k --uri-column "
-    "--worker-timeout --workers --world-size"
+    "--no-header --orientation --out --overwrite --precision --pretrained --profile --rank --read-retries "
+    "--read-threads --read-timeout --reference --root --score --scores-dtype --shard-size --shards --template --top-k "
+    "--uri-column --worker-timeout --workers --world-size"
 )
 SURFACE = {
     "run": PLANNING
@@ -28,6 +28,7 @@ SURFACE = {
     + " --array --cpus-per-task --dry-run --gres --mem --partition --requeues --sbatch-option --slurm-dir --time",
     "serve": "--background --batch-size --columns --compression --config --decoder --device --embeddings --http "
     "--image-column --labels --layout --max-body-mib --max-bytes --max-images --max-pixels --max-requests --model "
+    "--no-header "
     "--orientation --precision --pretrained --quiet --read-retries --read-threads --read-timeout --root --score "
     "--scores-dtype --shard-size --template --top-k --uri-column",
     "rescore": "--compression --device --embeddings --json --labels --layout --out --overwrite --quiet --score "
@@ -37,11 +38,11 @@ SURFACE = {
     "verify": "--json --restore",
     "report": "--examples --out",
     "doctor": "--json --model --pretrained",
-    "tune": "--batch-size --budget --decoder --device --image-column --json --limit --model --orientation --out "
-    "--precision --pretrained --root --uri-column",
+    "tune": "--batch-size --budget --decoder --device --image-column --json --limit --model --no-header --orientation "
+    "--out --precision --pretrained --root --uri-column",
     "init": "--images --labels --model --pretrained --yes",
     "parity": "--all-files --background --batch-size --config --decoder --device --image-column --json --labels "
-    "--limit --max-pixels --model --orientation --out --precision --pretrained --root --template --uri-column",
+    "--limit --max-pixels --model --no-header --orientation --out --precision --pretrained --root --template --uri-column",
     "fetch": "--json --pretrained",
     "labels": "--json --template",
     "models": "--json",

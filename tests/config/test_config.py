@@ -14,6 +14,7 @@ OTHER: dict[str, Any] = {
     "inputs": ("photos", "more.txt"),
     "root": "/data",
     "all_files": True,
+    "no_header": True,
     "uri_column": "url",
     "image_column": "image",
     "columns": ("caption",),

@@ -1,6 +1,8 @@
 """Archives as inputs: which are taken, what is carried along with an image, and that reading them shares no harm."""
 
 import os
+import random
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 from clipbatch.config import ReadSettings, SourceSettings
 from clipbatch.errors import InputError
 from clipbatch.inputs import listing
+from clipbatch.inputs.folders import LEFTOVERS
 from clipbatch.stages.read import Fetch
 from clipbatch.storage.uris import path_of
 from clipbatch.types import Encoded
@@ -102,11 +105,61 @@ def test_sidecars_are_carried_as_they_stand_wherever_in_the_archive_they_are(tmp
     assert "a/001.seg.json" not in names(listed(path, columns=("json", "seg.json"), all_files=True)[0])
 
 
-def test_of_several_sidecars_of_one_name_the_nearest_counts(tmp_path: Path) -> None:
-    shard = [("1.jpg", b"image"), ("1.txt", b"%d"), ("2.jpg", b"image"), ("2.txt", b"%d")]
-    members = [(name, data % n if b"%" in data else data) for n in range(3) for name, data in shard]
-    rows, _ = listed(tar(tmp_path / "x.tar", members), columns=("txt",))
-    assert [row["txt"] for row in rows] == ["0", "0", "1", "1", "2", "2"]
+# Members in order; the caption of each image, `?` where nobody can tell. A caption's number is that of its image.
+REPEATED = {
+    "image first": ("s.jpg s.txt s.jpg s.txt s.jpg s.txt", "0 1 2"),
+    "caption first": ("s.txt s.jpg s.txt s.jpg s.txt s.jpg", "0 1 2"),
+    "another order each time": ("s.jpg s.txt s.json s.txt s.json s.jpg s.json s.jpg s.txt", "0 1 2"),
+    "two images a sample": ("s.left.jpg s.right.jpg s.txt s.left.jpg s.right.jpg s.txt", "0 0 1 1"),
+    "upper case": ("s.JPG s.TXT s.jpg s.txt", "0 1"),
+    "others in between": ("a.jpg a.txt b.jpg b.txt a.jpg a.txt b.jpg b.txt", "0 0 1 1"),
+    "by suffix, twice": ("a.jpg b.jpg a.txt b.txt a.jpg b.jpg a.txt b.txt", "0 0 1 1"),
+    "a gap among neighbours": ("s.jpg s.txt s.jpg s.jpg s.txt", "? ? ?"),
+    "a gap among neighbours, caption first": ("s.txt s.jpg s.jpg s.txt s.jpg", "? ? ?"),
+    "two captions": ("s.jpg s.txt s.txt", "?"),
+    "a gap that others tell": ("a.jpg a.txt b.jpg b.txt a.jpg b.jpg b.txt", "0 0 - 1"),
+    "a gap by suffix": ("a.jpg b.jpg a.jpg b.jpg a.txt b.txt", "? ? ? ?"),
+    "neighbours against the order": ("a.jpg b.jpg a.txt a.jpg b.txt a.txt", "? 0 ?"),
+    "folders": ("x/s.jpg x/s.txt y/s.jpg y/s.txt x/s.jpg x/s.txt", "0 0 1"),
+}
+
+
+@pytest.mark.parametrize("kind", PACKERS)
+@pytest.mark.parametrize("case", REPEATED)
+def test_samples_of_a_key_that_occurs_again_keep_their_sidecars_to_themselves(
+    tmp_path: Path, kind: str, case: str
+) -> None:
+    order, expected = REPEATED[case]
+    seen: Counter[str] = Counter()
+    members = []
+    for name in order.split():
+        members.append((name, str(seen[name.lower()]).encode()))
+        seen[name.lower()] += 1
+    rows, passed_over = listed(_packed(tmp_path, kind, members), columns=("txt",))
+    untold = expected.split().count("?")
+    wanted = [None if one in "?-" else one for one in expected.split()]
+    assert [row["txt"] for row in rows] == wanted
+    assert sum(count for what, count in passed_over.items() if "key occurs again" in what) == untold
+    assert passed_over["(images without .txt)"] == expected.count("-")
+
+
+def test_no_sidecar_is_anothers_whatever_is_missing_from_the_samples_of_a_key(tmp_path: Path) -> None:
+    dice = random.Random(14)
+    for number in range(150):
+        complete, members = dice.random() < 0.4, []
+        suffixes = dice.sample(["jpg", "txt", "json", "cls"], 4)
+        for sample in range(dice.randrange(2, 6)):
+            dice.shuffle(suffixes)
+            kept = [suffix for suffix in suffixes if complete or suffix == "jpg" or dice.random() < 0.7]
+            members += [(f"s.{suffix}", b"%d" % sample) for suffix in kept]
+            if not complete:  # what keeps samples apart in a shard whose other keys lie in between
+                members.append((f"other-{sample}.jpg", b"x"))
+        path = tar(tmp_path / f"{number}.tar", members)
+        rows = [row for row in listed(path, columns=("txt", "json"))[0] if row["uri"].endswith("#s.jpg")]
+        for at, row in enumerate(rows):
+            whole = {suffix for name, data in members for suffix in [name[2:]] if data == b"%d" % at}
+            for column in ("txt", "json"):
+                assert row[column] == (str(at) if column in whole else None), (members, rows)
 
 
 @pytest.mark.parametrize("kind", PACKERS)
@@ -208,3 +261,18 @@ def test_a_hostile_name_touches_no_file(tmp_path: Path) -> None:
         assert read(rows) == [b"1", b"2", b"3", b"4"]
     assert target.read_bytes() == b"secret"
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["in", "target.jpg", "x.tar", "x.zip"]
+
+
+@pytest.mark.parametrize("kind", PACKERS)
+def test_leftovers_in_archives_and_among_them_are_passed_over_and_counted(tmp_path: Path, kind: str) -> None:
+    left = ["__MACOSX/._1.jpg", "a/._1.jpg", "a/@eaDir/1.jpg/THUMB.jpg", "a/._1.txt"]
+    path = _packed(tmp_path, kind, [*((name, b"left") for name in left), ("a/1.jpg", b"image"), ("a/1.txt", b"text")])
+    rows, passed_over = listed(path, columns=("txt",))
+    assert [(row["uri"], row["txt"]) for row in rows] == [(f"{path}#a/1.jpg", "text")]
+    assert passed_over == {LEFTOVERS: 4}
+    assert len(listed(path, all_files=True)[0]) == 6
+    (tmp_path / f"._x.{kind}").write_bytes(b"\0\5\x16\7")
+    (tmp_path / "@eaDir").mkdir()
+    rows, passed_over = listed(tmp_path)
+    assert [row["uri"] for row in rows] == [f"{path}#a/1.jpg"]
+    assert passed_over == {LEFTOVERS: 3 + 1 + 2, ".txt": 1}

@@ -14,7 +14,7 @@ import pytest
 from clipbatch.config import SourceSettings
 from clipbatch.errors import InputError
 from clipbatch.inputs import listing as listings
-from clipbatch.inputs.folders import SUFFIXES
+from clipbatch.inputs.folders import LEFTOVERS, SUFFIXES
 from clipbatch.storage.uris import path_of
 
 LIST = """
@@ -76,6 +76,32 @@ def test_what_is_passed_over_is_counted_by_suffix(tmp_path: Path) -> None:
     found, passed_over = _rows(tmp_path)
     assert [row["uri"] for row in found] == [f"{tmp_path}/x.jpg"]
     assert passed_over == {".txt": 2, "": 3, ".gz": 1}
+
+
+LEFT = ["._1.jpg", "a/._2.PNG", "__MACOSX/._1.jpg", "__MACOSX/a/3.jpg", "@eaDir/1.jpg/SYNOPHOTO_THUMB_M.jpg"]
+LEFT += [".thumbnails/x.png", "a/.@__thumb/s1.jpg", ".AppleDouble/1.jpg", "@eaDir/1.jpg@SynoEAStream"]
+KEPT = ["1.jpg", "@eaDir.jpg", "MACOSX/2.jpg", "a/.hidden.jpg", "a/_.jpg", "thumbnails/1.jpg"]
+
+
+def test_what_macos_and_nas_boxes_leave_beside_pictures_is_passed_over_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(_touch(tmp_path, *(f"in/{name}" for name in [*LEFT, *KEPT])))
+    for text in ("in", "in/", f"{tmp_path}/in"):
+        found, passed_over = _rows(text)
+        assert [os.path.relpath(row["uri"], text) for row in found] == KEPT
+        assert passed_over == {LEFTOVERS: len(LEFT)}
+    found, passed_over = _rows("in/**/*.[jp][pn]g")
+    assert [row["uri"] for row in found] == [f"in/{name}" for name in KEPT if "/." not in name]
+    assert passed_over == {LEFTOVERS: 2}  # `**` and `*` match no leading dot
+    assert len(_names("in", all_files=True)) == len(LEFT) + len(KEPT) + 1  # the folder @eaDir/1.jpg
+    assert _names("in/@eaDir") == ["in/@eaDir/1.jpg", "in/@eaDir/1.jpg/SYNOPHOTO_THUMB_M.jpg"]
+    assert _names("in/@eaDir/*/*.jpg") == ["in/@eaDir/1.jpg/SYNOPHOTO_THUMB_M.jpg"]
+    assert _names("in/._1.jpg") == ["in/._1.jpg"]
+    (tmp_path / "m.txt").write_text("in/._1.jpg\n")
+    assert _names("m.txt") == ["in/._1.jpg"]
+    with pytest.raises(InputError, match=r"holds no images \(2 other files\): --all-files"):
+        _names(_touch(tmp_path / "left", "._1.jpg", "@eaDir/1.jpg"))
 
 
 def test_all_files_takes_every_file_and_no_plain_folder(tmp_path: Path) -> None:
@@ -168,7 +194,7 @@ def test_a_limit_stops_the_listing_across_inputs(tmp_path: Path, limit: int, cou
         b"1.jpg\nsub/2 3.jpg\n",
         b"1.jpg\nsub/2 3.jpg",
         b"1.jpg\r\nsub/2 3.jpg\r\n",
-        b"\n# all of it\n1.jpg\n   \n\r\n#0.jpg\nsub/2 3.jpg\n\n",
+        b"\n# all of it\n1.jpg\n   \n\r\n# 0.jpg\n#\r\n##\n#\t\nsub/2 3.jpg\n\n",
         b"\xef\xbb\xbf1.jpg\nsub/2 3.jpg\n",
         b"\xef\xbb\xbf# all of it\n1.jpg\nsub/2 3.jpg\n",
     ],
@@ -180,6 +206,19 @@ def test_a_manifest_has_one_path_a_line_relative_to_its_folder_or_the_root(tmp_p
         found, _ = _rows(tmp_path / "M.TXT", **more)
         assert found == [{"uri": uri, "root": str(root), "span": None} for uri in ("1.jpg", "sub/2 3.jpg")]
     assert [path_of(uri, "/data") for uri in ("a b.jpg", "/abs/1.jpg")] == ["/data/a b.jpg", "/abs/1.jpg"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"], ids=["UTF-8", "other bytes"])
+def test_a_name_may_begin_with_a_number_sign_and_comments_are_counted(tmp_path: Path, encoding: str) -> None:
+    names = ["#1.jpg", "#/2.jpg", "#é.jpg", "##3.jpg", "#", "#.jpg", "a #4.jpg", " # 5.jpg", "./# 6.jpg", "#x y.jpg"]
+    lines = ["# one", *names[:4], "#", "##", "#\ttwo", "### three", *names[5:], "# 7.jpg"]
+    (tmp_path / "m.txt").write_bytes("\r\n".join(lines).encode(encoding))
+    found, passed_over = _rows(tmp_path / "m.txt")
+    kept = [*names[:4], *names[5:]]
+    if encoding == "latin-1":
+        kept[2] = f"file://{tmp_path}/%23%E9.jpg"
+    assert [row["uri"] for row in found] == kept
+    assert passed_over == {f"(lines of {tmp_path}/m.txt that are comments)": 6}
 
 
 def test_a_manifest_of_several_chunks_loses_no_line_at_their_seams(tmp_path: Path) -> None:
@@ -195,7 +234,8 @@ def test_a_manifest_of_several_chunks_loses_no_line_at_their_seams(tmp_path: Pat
         (b"1.jpg\0\n2.jpg\n", "m.txt is not a text file"),
         ("1.jpg\n".encode("utf-16"), "m.txt is not a text file"),
         (b"", "m.txt names no images: write one path a line"),
-        (b"\n# 1.jpg\n  \n", "m.txt names no images"),
+        (b"\n# 1.jpg\n  \n", "m.txt names no images: it has nothing but 1 lines of comments"),
+        (b"1.jpg\r2.jpg\r", "the lines of .*m.txt end in carriage returns alone, as on old Macs: save it with line"),
     ],
 )
 def test_a_manifest_of_nothing_or_of_no_text_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
@@ -211,7 +251,7 @@ def _listed_by_itself(folder: Path, content: bytes, *args: str) -> subprocess.Co
 
 
 def test_a_manifest_on_standard_input_is_relative_to_the_working_folder_or_the_root(tmp_path: Path) -> None:
-    content = b"# list\n1.jpg\r\n\nsub/2.jpg"
+    content = b"# list\n#1.jpg\r\n\nsub/2.jpg"
     identities = set()
     for text, args, root in (
         (content, ("-",), str(tmp_path)),
@@ -221,7 +261,7 @@ def test_a_manifest_on_standard_input_is_relative_to_the_working_folder_or_the_r
         process = _listed_by_itself(tmp_path, text, *args)
         assert process.returncode == 0, process.stderr
         identity, rows = json.loads(process.stdout)
-        assert rows == [{"uri": uri, "root": root, "span": None} for uri in ("1.jpg", "sub/2.jpg")]
+        assert rows == [{"uri": uri, "root": root, "span": None} for uri in ("#1.jpg", "sub/2.jpg")]
         identities.add(identity)
     assert len(identities) == 3
     assert b"InputError: the manifest - names no images" in _listed_by_itself(tmp_path, b"", "-").stderr

@@ -52,7 +52,10 @@ def test_the_uri_may_come_from_a_column(tmp_path: Path) -> None:
         pa.table({"jpg": [b"x", b"y"], "url": ["https://h/1.jpg", None], "n": [1, 2]}), tmp_path / "t.parquet"
     )
     found = _listed(tmp_path / "t.parquet", image_column="jpg", uri_column="url")
-    assert [(row["uri"], row["span"]["start"], row["n"]) for row in found] == [("https://h/1.jpg", 0, 1), ("", 1, 2)]
+    assert [(row["uri"], row["span"]["start"], row["n"]) for row in found] == [
+        ("https://h/1.jpg", 0, 1),
+        (f"{tmp_path}/t.parquet#1", 1, 2),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import pytest
 from clipbatch.config import ReadSettings, SourceSettings
 from clipbatch.errors import InputError
 from clipbatch.inputs import remote_folders
+from clipbatch.inputs.folders import LEFTOVERS
 from clipbatch.inputs.listing import listers
 from clipbatch.stages.read import Read
 from clipbatch.storage import stores
@@ -33,6 +34,7 @@ NAMES = [
     "s/note.md",
     "~.webp",
 ]
+LEFT = ["._1.jpg", "1.jpg", "@eaDir/1.jpg/THUMB.jpg", "__MACOSX/._1.jpg", "a/.thumbnails/2.png", "a/2.jpg"]
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +47,9 @@ def store() -> Iterator[Buckets]:
         store.put("tree/p/b//odd.jpg", b"x")
         store.put("tree/empty.jpg")
         store.put("nothing")
+        store.put("left")
+        for name in LEFT:
+            store.put(f"left/{name}", b"x")
         yield store
 
 
@@ -52,6 +57,12 @@ def quoted(name: str) -> str:
     from urllib.parse import quote
 
     return quote(name)
+
+
+def test_leftovers_in_a_store_are_passed_over_and_counted(here: Buckets) -> None:
+    assert _listed("s3://left") == (["s3://left/1.jpg", "s3://left/a/2.jpg"], {LEFTOVERS: 4})
+    assert _listed("s3://left/**/*.jpg") == (["s3://left/1.jpg", "s3://left/a/2.jpg"], {LEFTOVERS: 1})
+    assert len(_listed("s3://left", all_files=True)[0]) == len(LEFT)
 
 
 def _listed(text: str, **settings: Any) -> tuple[list[str], dict[str, int]]:

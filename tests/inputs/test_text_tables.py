@@ -83,8 +83,8 @@ CSV_REFUSED = {
     'path,n\n"a\n.jpg",1\nb.jpg,2,3\n': "line 4 of {} has 3 columns, its header 2",
     "path,path\na.jpg,1\n": "more than one column 'path'",
     "path;n\na.jpg;1\n": "separated by ';': separate them by commas",
-    'path,n\na.jpg,"1\nb.jpg,2\nc.jpg,3\n': "a quote in the row after line 1 of {} is not closed",
-    'path,n\na.jpg,1\n"b.jpg,2\nc.jpg,3\n': "look for a quote that is not closed",
+    'path,n\na.jpg,"1\nb.jpg,2\nc.jpg,3\n': "a quotation mark in line 2 of {} is not closed: close it",
+    'path,n\na.jpg,1\n"b.jpg,2\nc.jpg,3\n': "a quotation mark in line 3 of {} is not closed: close it",
     "a,b\nx,y\n": "which column of {} names the images? It has a (string), b (string): say it with --uri-column",
     "a,b\n1,2\n": "which column of {} names the images? It has a (int64), b (int64)",
     "uri,url\nx,y\n": "which column of {} names the images?",
@@ -152,3 +152,42 @@ def test_names_of_digits_are_names_and_a_field_of_a_struct_may_be_one(tmp_path: 
     pq.write_table(pa.table({"image": struct, "n": [1]}), tmp_path / "m.parquet")
     found = list_inputs(tmp_path / "m.parquet", uri_column="image.path", columns=("n",))
     assert (found["uri"].to_pylist(), found["span"].null_count) == (["a.jpg"], 1)
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "expected"),
+    [
+        ([2**64 - 1, 0, 5], "uint64", [2**64 - 1, 0, 5]),
+        ([2**63 - 1, -(2**63)], "int64", [2**63 - 1, -(2**63)]),
+        ([2**63, None], "uint64", [2**63, None]),
+        ([2**64, 5, None], "string", [str(2**64), "5", None]),
+        ([-1, 2**63], "string", ["-1", str(2**63)]),
+        ([-(2**63) - 1], "string", [str(-(2**63) - 1)]),
+        ([10**200], "string", [str(10**200)]),
+        ([2**53, 1.5], "double", [2.0**53, 1.5]),
+        ([2**53 + 1, 1.5, 1e3], "string", [str(2**53 + 1), "1.5", "1000.0"]),
+        ([2**63 + 1, 1.5], "string", [str(2**63 + 1), "1.5"]),
+        ([1, 0.12345678901234567], "double", [1.0, 0.12345678901234567]),
+    ],
+)
+@pytest.mark.parametrize("form", ["plain", "list", "object"])
+def test_json_numbers_keep_their_digits_up_to_uint64_and_are_text_beyond(
+    tmp_path: Path, values: list[Any], kind: str, expected: list[Any], form: str
+) -> None:
+    shape = {"plain": "{}", "list": "list<item: {}>", "object": "struct<deep: list<item: {}>, when: timestamp[s]>"}
+    dressed: dict[str, Any] = {
+        "plain": lambda v: v,
+        "list": lambda v: [v],
+        "object": lambda v: {"deep": [v, None], "when": "2026-01-02"},
+    }
+    filler = '{"path":"x","other":"%s"}\n' % ("12345678901234567890 " * 100)  # so that values lie in several chunks
+    lines = [
+        json.dumps({"path": f"{n}.jpg", "v": dressed[form](v)}) + "\n" + filler * 2500 for n, v in enumerate(values)
+    ]
+    found = list_inputs(write(tmp_path / "m.jsonl", "".join(lines)), columns=("v",))
+    assert str(found.schema.field("v").type) == shape[form].format(kind)
+    rows = [row["v"] for row in found.to_pylist()[::2501]]
+    if form == "object":
+        assert {str(row["when"]) for row in rows} == {"2026-01-02 00:00:00"}
+        rows = [row["deep"] for row in rows]
+    assert rows == (expected if form == "plain" else [[v, None][: 1 + (form == "object")] for v in expected])

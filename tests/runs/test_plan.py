@@ -35,6 +35,7 @@ IDENTITY: dict[str, Any] = {
         "jpeg_scale": "reduced",
         "background": "white",
         "pixels": None,
+        "no_header": True,
     },
 }
 """Settings that are part of a run's identity, each with another value than `BASE` has."""

@@ -28,7 +28,8 @@ app = typer.Typer()
 PANEL = "Get ready"
 _COMPARED = (
     *("inputs", "config", "labels", "template", "model", "pretrained", "precision", "device", "batch_size"),
-    *("root", "all_files", "uri_column", "image_column", "decoder", "orientation", "background", "max_pixels"),
+    *("root", "all_files", "uri_column", "no_header", "image_column", "decoder", "orientation", "background"),
+    "max_pixels",
 )
 
 
@@ -189,6 +190,7 @@ def doctor_command(
     "orientation",
     "root",
     "uri_column",
+    "no_header",
     "image_column",
     "limit",
 )

@@ -52,7 +52,7 @@ def _options() -> dict[str, Any]:
     for name, (field, kind) in declared().items():
         if not field.metadata["panel"]:
             continue  # not for users to choose
-        flags = [f"--{name.replace('_', '-')}"] if kind is bool or field.metadata["short"] else []
+        flags = [f"--{name.replace('_', '-')}"] if _plain(kind) is bool or field.metadata["short"] else []
         flags += [field.metadata["short"]] if field.metadata["short"] else []
         option = typer.Option(
             *flags,

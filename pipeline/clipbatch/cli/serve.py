@@ -17,7 +17,10 @@ from clipbatch.stages import fast_import
 
 app = typer.Typer()
 _MODEL = ("labels", "template", "model", "pretrained", "precision", "device", "batch_size", "config")
-_INPUT = ("root", "uri_column", "image_column", "columns", "decoder", "orientation", "background", "max_pixels")
+_INPUT = (
+    *("root", "uri_column", "no_header", "image_column", "columns"),
+    *("decoder", "orientation", "background", "max_pixels"),
+)
 _READ = ("max_bytes", "read_threads", "read_timeout", "read_retries")
 _OUTPUT = ("score", "layout", "top_k", "scores_dtype", "compression", "embeddings", "shard_size")
 

@@ -59,6 +59,10 @@ class SourceSettings(Checked):
     """Take every file of a folder or archive, whatever its suffix."""
     uri_column: str | None = setting(None, "Input", "identity", "Column of a manifest that names the images.")
     """Column of a manifest that names the images; default: the one whose name says so."""
+    no_header: bool | None = setting(
+        None, "Input", "identity", "Take the first line of CSV and TSV files as a row, too."
+    )
+    """Whether the first line of CSV and TSV files is a row; default: it is one where it looks like those below."""
     image_column: str | None = setting(None, "Input", "identity", "Column of a table that holds the images' bytes.")
     """Column of a table that holds the images' bytes; default: the one whose type and name say so."""
     columns: tuple[str, ...] | None = setting(

@@ -18,7 +18,7 @@ import pyarrow as pa
 from clipbatch.config import SourceSettings
 from clipbatch.errors import InputError
 from clipbatch.inputs.archive_members import PACKED, Member, Sidecars, is_archive_name
-from clipbatch.inputs.folders import is_folder, is_image_name, root_of
+from clipbatch.inputs.folders import LEFTOVERS, is_folder, is_image_name, is_leftover, root_of
 from clipbatch.inputs.lister import BATCH_ROWS, MAX_NAME_BYTES, SPAN, listed
 from clipbatch.inputs.table_files import far_folder
 from clipbatch.inputs.tar import NoTarError, tar_members
@@ -110,11 +110,12 @@ class Archive:
                     f"member {at + 1} of {self.text} has a name of {size} bytes, and {MAX_NAME_BYTES} are the most: "
                     "pack it anew"
                 )
-            if is_image_name(member.name):
-                yield at, member
-            elif self._columns and sidecars.take(at, member):
+            is_image = is_image_name(member.name)
+            if not self._all_files and is_leftover(member.name):
+                self.passed_over[LEFTOVERS] += 1
+            elif self._columns and sidecars.take(at, member, is_image=is_image):
                 continue
-            elif self._all_files and member.is_file:
+            elif is_image or (self._all_files and member.is_file):
                 yield at, member
             else:
                 self.passed_over[os.path.splitext(member.name)[1].lower()] += 1
@@ -127,8 +128,7 @@ class Archive:
         size = 0
         for at, member in images:
             members.append(member)
-            for column, sidecar in enumerate(sidecars.of(at, member) if self._columns else ()):
-                text = self._text(file, sidecar, self._columns[column])
+            for column, text in enumerate(self._texts(file, sidecars.of(at, member)) if self._columns else ()):
                 texts[column].append(text)
                 size += len(text or "")
             if len(members) == BATCH_ROWS or size >= _CARRIED_BYTES:
@@ -136,6 +136,13 @@ class Archive:
                 members, texts, size = [], [[] for _ in self._columns], 0
         if members:
             yield self._batch(members, texts)
+
+    def _texts(self, file: Container, sidecars: list[Member | None] | None) -> list[str | None]:
+        """What the sidecars of an image hold, a column each; sidecars: None where it cannot be told which they are."""
+        if sidecars is None:
+            self.passed_over["(images whose key occurs again, so that no sidecar is surely theirs)"] += 1
+            return [None] * len(self._columns)
+        return [self._text(file, *one) for one in zip(sidecars, self._columns, strict=True)]
 
     def _text(self, file: Container, sidecar: Member | None, column: str) -> str | None:
         """What a sidecar holds; None, and a note, where there is none or it cannot be had."""
@@ -177,7 +184,7 @@ class ArchiveFolder:
 
     def __init__(self, text: str, settings: SourceSettings) -> None:
         self.text = text
-        entries = sorted(_entries(text), key=lambda entry: os.fsencode(entry[0]))
+        entries, leftovers = _sorted_entries(text, settings)
         paths = [os.path.join(text, name) for name, _ in entries if is_archive_name(name)]
         self._archives = [Archive(path, settings) for path in paths]
         folder = next((name for name, is_folder in entries if is_folder), None)
@@ -188,13 +195,15 @@ class ArchiveFolder:
                 "folders"
             )
         others = (name for name, _ in entries if not is_archive_name(name))
-        self.passed_over = Counter(os.path.splitext(name)[1].lower() for name in others)
+        self.passed_over = Counter(os.path.splitext(name)[1].lower() for name in others) + leftovers
 
     @staticmethod
     def accepts(text: str, settings: SourceSettings) -> bool:
         holds_archives = False
         try:
-            for name, _ in _entries(text):
+            for name, inner in _entries(text):
+                if not settings.all_files and _is_leftover(name, inner):
+                    continue
                 if is_image_name(name):
                     return False
                 holds_archives = holds_archives or is_archive_name(name)
@@ -212,6 +221,21 @@ class ArchiveFolder:
         for archive in self._archives:
             yield from archive.batches()
             self.passed_over += archive.passed_over
+
+
+def _sorted_entries(folder: str, settings: SourceSettings) -> tuple[list[tuple[str, bool]], Counter[str]]:
+    """What `_entries` says, in byte order of the names, without leftovers; and how many of these there are."""
+    kept, leftovers = [], Counter[str]()
+    for name, inner in sorted(_entries(folder), key=lambda entry: os.fsencode(entry[0])):
+        if not settings.all_files and _is_leftover(name, inner):
+            leftovers[LEFTOVERS] += 1
+        else:
+            kept.append((name, inner))
+    return kept, leftovers
+
+
+def _is_leftover(name: str, is_folder: bool) -> bool:
+    return is_leftover(f"{name}/" if is_folder else name)
 
 
 def _entries(folder: str) -> Iterator[tuple[str, bool]]:

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import csv
 import io
-import os
+import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 
 import pyarrow as pa
@@ -19,11 +21,13 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from clipbatch.errors import InputError
-from clipbatch.inputs.lister import only_once
-from clipbatch.inputs.opening import MAX_LINE_BYTES, open_input, unreadable
+from clipbatch.inputs.header import image_columns, is_row, numbered
+from clipbatch.inputs.opening import unreadable
+from clipbatch.inputs.quoting import Rows
 from clipbatch.storage.uris import is_text
 
-_BLOCK_BYTES = 4 * 2**20
+_HEAD_ROWS = 1000
+_BLANK_LINE = re.compile(rb"(?:\A|\n)\r?\n")
 _NULLS = pa.array(["#N/A", "#NA", "N/A", "NA", "NULL", "NaN", "null", "nan", "n/a", "<NA>", "None"])
 _TIMES = [pa.timestamp(unit, zone) for zone in (None, "UTC") for unit in ("s", "ns")]
 _TYPES = (pa.int64(), pa.uint64(), pa.float64(), pa.bool_(), pa.date32(), *_TIMES)
@@ -32,12 +36,31 @@ _LONG = r"^[+-]?[0-9]{17,}$"
 _SEPARATORS = (";", "\t", "|")
 
 
-class CsvFiles:
-    """One table in files of the same columns, in any order."""
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    """The columns of a file."""
 
-    def __init__(self, paths: Sequence[str], suffix: str) -> None:
+    names: list[str]
+    has_header: bool
+    images: list[str]
+    """Those whose cells name images."""
+
+
+class CsvFiles:
+    """One table in files of the same columns, in any order. Files without a header have `column_1` and so on."""
+
+    def __init__(
+        self, paths: Sequence[str], suffix: str, *, no_header: bool | None = None, named: Sequence[str] = ()
+    ) -> None:
+        """no_header: whether the first line is a row; None: to be told from it. named: columns that settings name."""
         self._paths, self._separator = paths, "\t" if suffix == ".tsv" else ","
+        self._no_header, self._named = no_header, named
         self._types: dict[str, pa.DataType] | None = None
+        self._columns: dict[str, _Columns] = {}
+        self._blank_lines: dict[str, int] = {}
+        """Of files of one column, where a blank line may be meant as a row."""
+        self.notes: Counter[str] = Counter()
+        """What is to be said of the files; complete after `schema`."""
 
     def schema(self) -> pa.Schema:
         """Every column with its type; `binary` for one that is not UTF-8. Reads all files to their end once.
@@ -50,13 +73,12 @@ class CsvFiles:
         if self._types is None:
             guesses: dict[str, _Guess] = {}
             for path in self._paths:
-                batch = None
-                for batch in self._read(path):
+                rows = Rows(path, self._separator)
+                for batch in self._read(path, rows):
                     for name, cells in zip(batch.schema.names, batch.columns, strict=True):
                         guesses.setdefault(name, _Guess()).take(cells)
-                if batch is not None and b"\n" in (batch.columns[-1][-1].as_py() or b""):
-                    self._check_quotes(path)
-                for name in self._header(path):
+                self._note(path, rows)
+                for name in self._columns_of(path).names:
                     guesses.setdefault(name, _Guess())
             self._types = {name: guess.type() for name, guess in guesses.items()}
         return self._types
@@ -67,7 +89,7 @@ class CsvFiles:
         types = {name: pa.binary() if name == verbatim else found_types[name] for name in columns}
         schema = pa.schema(types.items())
         for path in self._paths:
-            for batch in self._read(path, columns):
+            for batch in self._read(path, Rows(path, self._separator), columns):
                 found = dict(zip(batch.schema.names, batch.columns, strict=True))
                 yield pa.record_batch(
                     [_converted(found[n], t) if n in found else pa.nulls(len(batch), t) for n, t in types.items()],
@@ -77,105 +99,130 @@ class CsvFiles:
     def where(self, row: int) -> str:
         """The place of a row, counted from 0 through all files."""
         for path in self._paths:
-            for line, _ in islice(self._scan(path), 1, None):
+            cells = (line for first, rows in Rows(path, self._separator) for line, _ in self._cells(rows, first))
+            for line in islice(cells, int(self._columns_of(path).has_header), None):
                 if row == 0:
                     return f"line {line} of {path}"
                 row -= 1
         return f"a line of {', '.join(self._paths)}"
 
+    def columns_of_images(self) -> list[str]:
+        """The columns that name images in files without a header; none where there is a header, which tells."""
+        columns = self._columns_of(self._paths[0])
+        return [] if columns.has_header else columns.images
+
     def not_text(self, column: str) -> InputError:
         """The refusal for `column`, whose type is `binary`: with the first line that is not UTF-8."""
         for path in self._paths:
-            names = self._header(path)
+            names = self._columns_of(path).names
             at = names.index(column) if column in names else len(names)
-            for line, row in self._scan(path):
-                if not all(map(is_text, row[at : at + 1])):
-                    return InputError(
-                        f"column {column!r} of {path} is not UTF-8 in line {line}: save the file as UTF-8, or leave "
-                        "the column out with --columns"
-                    )
+            for first, rows in Rows(path, self._separator):
+                for line, row in self._cells(rows, first):
+                    if not all(map(is_text, row[at : at + 1])):
+                        return InputError(
+                            f"column {column!r} of {path} is not UTF-8 in line {line}: save the file as UTF-8, or "
+                            "leave the column out with --columns"
+                        )
         return InputError(f"column {column!r} of {', '.join(self._paths)} is not UTF-8")
 
-    def _read(self, path: str, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+    def _read(self, path: str, rows: Rows, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
         """All cells as bytes, empty ones as nulls; `columns`: only those that there are of these."""
-        names = self._header(path)
-        wanted = names if columns is None else [name for name in names if name in columns]
-        with open_input(path) as file:
+        layout = self._columns_of(path)
+        wanted = layout.names if columns is None else [name for name in layout.names if name in columns]
+        convert = pacsv.ConvertOptions(
+            check_utf8=False,
+            column_types=dict.fromkeys(layout.names, pa.binary()),
+            include_columns=wanted,
+            null_values=[""],
+            strings_can_be_null=True,
+            quoted_strings_can_be_null=False,
+        )
+        parse = pacsv.ParseOptions(delimiter=self._separator, newlines_in_values=True)
+        header = layout.has_header
+        self._blank_lines[path] = 0
+        for line, chunk in rows:
+            if len(layout.names) == 1 and _BLANK_LINE.search(chunk):
+                text = io.StringIO(chunk.decode("utf-8", "replace"), newline="")
+                self._blank_lines[path] += sum(not row for row in csv.reader(text))
+            if not chunk.strip(b"\r\n"):
+                continue
+            options = pacsv.ReadOptions(
+                use_threads=False, block_size=len(chunk) + 1, column_names=None if header else layout.names
+            )
+            header = False
             try:
-                yield from pacsv.open_csv(
-                    file,
-                    pacsv.ReadOptions(block_size=_BLOCK_BYTES),
-                    pacsv.ParseOptions(delimiter=self._separator, newlines_in_values=True),
-                    pacsv.ConvertOptions(
-                        check_utf8=False,
-                        column_types=dict.fromkeys(names, pa.binary()),
-                        include_columns=wanted,
-                        null_values=[""],
-                        strings_can_be_null=True,
-                        quoted_strings_can_be_null=False,
-                    ),
-                )
-            except (OSError, pa.ArrowException) as error:
-                raise self._explained(path, len(names), error) from error
+                table = pacsv.read_csv(pa.py_buffer(chunk), options, parse, convert)
+            except pa.ArrowException as error:
+                raise self._explained(path, line, chunk, len(layout.names), error) from error
+            yield from table.to_batches()
 
-    def _header(self, path: str) -> list[str]:
-        """The names of the columns. Raises: InputError where there are none, or none that can be told apart."""
-        try:
-            names = next((row for _, row in self._scan(path)), None)
-        except csv.Error as error:
-            raise unreadable(path, error) from error
-        if names is None:
+    def _columns_of(self, path: str) -> _Columns:
+        """The columns of a file. Raises: InputError where there are none, or none that can be told apart."""
+        if path not in self._columns:
+            self._columns[path] = made = self._told(path)
+            if made.has_header != self._columns[self._paths[0]].has_header:
+                raise InputError(
+                    f"{path} and {self._paths[0]} are one table, and only one of them has a header: write it into all"
+                )
+        return self._columns[path]
+
+    def _told(self, path: str) -> _Columns:
+        line, chunk = next(((n, rows) for n, rows in Rows(path, self._separator) if rows.strip(b"\r\n")), (1, b""))
+        head = [row for _, row in islice(self._cells(chunk, line), _HEAD_ROWS)]
+        if not head:
             raise InputError(f"{path} is empty: write a line of column names, and a line for each image")
-        if not all(is_text(name) and "\0" not in name for name in names):
+        first = head[0]
+        if not all(is_text(name) and "\0" not in name for name in first):
             raise InputError(f"the column names of {path} are not UTF-8: save the file as UTF-8")
-        only_once(path, names)
-        others = [sign for sign in _SEPARATORS if len(names) == 1 and sign in names[0] and sign != self._separator]
+        no_header = is_row(head, self._named) if self._no_header is None else self._no_header
+        shown = f"the first line of {path} ({_short(', '.join(first))})"
+        if no_header is None:
+            raise InputError(
+                f"{shown} may be a header or a row: say --no-header if it is a row, or name one of its columns with "
+                "--uri-column if it is a header"
+            )
+        twice = sorted({name for name in first if first.count(name) > 1}) if not no_header else []
+        if twice:
+            raise InputError(
+                f"{path} has more than one column {twice[0]!r}: name every column differently, or say --no-header if "
+                "its first line is a row"
+            )
+        others = [sign for sign in _SEPARATORS if len(first) == 1 and sign in first[0] and sign != self._separator]
         if others:
             word = "tabs" if self._separator == "\t" else "commas"
             raise InputError(f"the columns of {path} are separated by {others[0]!r}: separate them by {word}")
-        return names
+        names = numbered(len(first)) if no_header else first
+        if no_header and self._no_header is None:
+            self.notes[f"({shown} is no header, so its columns are {names[0]} and so on)"] += 1
+        return _Columns(names, not no_header, [names[at] for at in image_columns(head[not no_header :], len(first))])
 
-    def _scan(self, path: str) -> Iterator[tuple[int, list[str]]]:
-        """(line number, cells) of each row, slowly; surrogates stand for bytes that are not UTF-8."""
-        csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE_BYTES))
-        with open_input(path) as file:
-            text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
-            try:
-                rows = csv.reader(text, delimiter=self._separator, strict=True)
-                line = 1
-                for row in rows:
-                    if row:
-                        yield line, row
-                    line = rows.line_num + 1
-            except OSError as error:  # compressed, and cut short
-                raise unreadable(path, error) from error
+    def _note(self, path: str, rows: Rows) -> None:
+        """Note what is odd in a file that has been read."""
+        if self._blank_lines[path]:
+            self.notes[f"(blank lines of {path}, which are no rows)"] += self._blank_lines[path]
+        if rows.swallowing:
+            what = f"(quoted values of {path} that look like rows, the first in lines {rows.first_swallowing})"
+            self.notes[what] += rows.swallowing
 
-    def _explained(self, path: str, columns: int, error: Exception) -> InputError:
-        """What is wrong with the file, and in which line."""
-        line = 1
-        try:
-            for line, row in self._scan(path):
-                if len(row) != columns:
-                    return InputError(
-                        f"line {line} of {path} has {len(row)} columns, its header {columns}: mend the line, or quote "
-                        "values that hold separators"
-                    )
-                if (size := sum(len(os.fsencode(cell)) for cell in row)) > _BLOCK_BYTES:
-                    return InputError(
-                        f"line {line} of {path} has {size} bytes, and {_BLOCK_BYTES} are the most: shorten its values"
-                    )
-        except csv.Error as stop:
-            return InputError(f"cannot read {path} after line {line}: {stop}; look for a quote that is not closed")
+    def _cells(self, rows: bytes, line: int) -> Iterator[tuple[int, list[str]]]:
+        """(line number, cells) of each row, slowly; surrogates stand for bytes that are not UTF-8. line: the first."""
+        text = io.StringIO(rows.decode("utf-8", "surrogateescape"), newline="")
+        reader = csv.reader(text, delimiter=self._separator, strict=True)
+        first = line
+        for row in reader:
+            if row:
+                yield line, row
+            line = first + reader.line_num
+
+    def _explained(self, path: str, first: int, rows: bytes, columns: int, error: Exception) -> InputError:
+        """What is wrong with some rows, and in which line."""
+        for line, row in self._cells(rows, first):
+            if len(row) != columns:
+                return InputError(
+                    f"line {line} of {path} has {len(row)} columns, its header {columns}: mend the line, or quote "
+                    "values that hold separators"
+                )
         return unreadable(path, error)
-
-    def _check_quotes(self, path: str) -> None:
-        """Refuse a file with a quote that is never closed: its value has swallowed all rows after it."""
-        line = 0
-        try:
-            for row in self._scan(path):
-                line = row[0]
-        except csv.Error as error:
-            raise InputError(f"a quote in the row after line {line} of {path} is not closed: close it") from error
 
 
 class _Guess:
@@ -217,6 +264,10 @@ def _converted(cells: pa.Array, kind: pa.DataType) -> pa.Array:
         return cells
     text = cells.cast(pa.string())
     return text if kind == pa.string() else _without_null_words(text).cast(kind)
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 80 else f"{text[:77]}...")
 
 
 def _without_null_words(text: pa.Array) -> pa.Array:

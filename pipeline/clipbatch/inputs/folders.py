@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import AnyStr
@@ -16,11 +17,20 @@ from clipbatch.inputs.lister import BATCH_ROWS, batch
 _COMMON = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff")
 _RARE = (".avif", ".heic", ".heif", ".jp2", ".j2k", ".ppm", ".pgm", ".pbm")
 SUFFIXES = frozenset({*_COMMON, *_RARE})
+LEFTOVERS = "(leftovers of macOS, NAS boxes and file managers, such as ._* and @eaDir)"
+"""What the listing counts them as."""
+_LEFTOVER = re.compile(r"(?:^|/)(?:\._[^/]*$|(?:__MACOSX|\.AppleDouble|@eaDir|\.@__thumb|\.thumbnails)/)")
+"""AppleDouble files; folders of macOS's zips, of netatalk, Synology, QNAP, and of desktops' thumbnails."""
 
 
 def is_image_name(name: str) -> bool:
     """Whether the suffix of `name` is one of `SUFFIXES`, in any case."""
     return os.path.splitext(name)[1].lower() in SUFFIXES
+
+
+def is_leftover(name: str) -> bool:
+    """Whether `name`, from the input downwards, is of a file that a system leaves beside pictures, and no picture."""
+    return _LEFTOVER.search(name) is not None
 
 
 class Directory:
@@ -75,7 +85,10 @@ class Directory:
                 stack.pop()
                 above.pop()
                 continue
-            if is_image_name(path) or (self._all_files and not inner):
+            leftover = not self._all_files and is_leftover(path[len(self.text) :])
+            if leftover:
+                self.passed_over[LEFTOVERS] += 0 if inner else 1
+            elif is_image_name(path) or (self._all_files and not inner):
                 yield path
             elif not inner:
                 self.passed_over[os.path.splitext(path)[1].lower()] += 1
@@ -83,7 +96,7 @@ class Directory:
                 try:
                     here, inside = _identity(path), _entries(path)
                 except OSError:  # becomes a row that says that it cannot be read, rather than a silent gap
-                    if not is_image_name(path):
+                    if not (leftover or is_image_name(path)):
                         yield path
                     continue
                 if here not in above:

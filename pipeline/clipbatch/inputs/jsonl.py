@@ -1,7 +1,8 @@
 """JSON lines as a typed table: one object a line. A key's type is decided by all of its values in all of the files.
 
-Whole numbers become int64, others double; text becomes a timestamp where every value of the key is a date; what is
-nested becomes structs and lists. A key may be missing in a line; one with values of several kinds is refused.
+Numbers become int64, uint64 or double, and text where they would lose digits in these (`json_numbers`); text becomes a
+timestamp where every value of the key is a date; what is nested becomes structs and lists. A key may be missing in a
+line; one with values of several kinds is refused.
 """
 
 from __future__ import annotations
@@ -16,11 +17,16 @@ import pyarrow.json as pajson
 
 from clipbatch.config.nesting import MAX_DEPTH, NestingError, check_json
 from clipbatch.errors import InputError
+from clipbatch.inputs.json_numbers import Numbers, differ, with_text
 from clipbatch.inputs.opening import open_input, whole_lines
 
 _KINDS = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
 _SAMPLES = {bool: pa.types.is_boolean, str: lambda t: pa.types.is_string(t) or pa.types.is_timestamp(t)}
-_SAMPLES |= {list: pa.types.is_list, dict: pa.types.is_struct, int: lambda t: t in (pa.int64(), pa.float64())}
+_SAMPLES |= {
+    list: pa.types.is_list,
+    dict: pa.types.is_struct,
+    int: lambda t: t in (pa.int64(), pa.uint64(), pa.float64()),
+}
 
 
 class JsonFiles:
@@ -29,6 +35,8 @@ class JsonFiles:
     def __init__(self, paths: Sequence[str], suffix: str) -> None:
         self._paths = paths
         self._types: dict[str, pa.DataType] | None = None
+        self._with_text: set[str] = set()
+        """Keys with numbers that become text."""
 
     def schema(self) -> pa.Schema:
         """Every key with its type. Reads all files to their end once. Raises: InputError with file and line."""
@@ -37,15 +45,20 @@ class JsonFiles:
     def _read_types(self) -> dict[str, pa.DataType]:
         if self._types is None:
             types: dict[str, pa.DataType] = {}
+            numbers = Numbers()
             for path in self._paths:
                 for line, chunk in _chunks(path):
                     _check_nesting(path, line, chunk)
-                    for field in _parsed(path, line, chunk, types).schema:
+                    table = _parsed(path, line, chunk, types)
+                    numbers.take(table, chunk)
+                    for field in table.schema:
                         try:
                             types[field.name] = _wider(types.get(field.name, pa.null()), field.type)
                         except TypeError as error:
                             raise _explained(path, line, chunk, types, error) from error
-            self._types = {name: pa.string() if pa.types.is_null(t) else t for name, t in types.items()}
+            types = {name: pa.string() if pa.types.is_null(t) else t for name, t in types.items()}
+            self._types = {name: numbers.type_at((name,), kind) for name, kind in types.items()}
+            self._with_text = {name for name, kind in types.items() if differ(kind, self._types[name])}
         return self._types
 
     def where(self, row: int) -> str:
@@ -65,7 +78,10 @@ class JsonFiles:
         types = {name: found[name] for name in columns}
         for path in self._paths:
             for line, chunk in _chunks(path):
-                table = _parsed(path, line, chunk, types, pa.schema(types.items()))
+                if self._with_text.isdisjoint(columns):
+                    table = _parsed(path, line, chunk, types, pa.schema(types.items()))
+                else:
+                    table = with_text(chunk, pa.schema(types.items()))
                 yield from table.select(columns).combine_chunks().to_batches()
 
 

@@ -17,7 +17,11 @@ import pyarrow.parquet as pq
 
 from clipbatch.config import SourceSettings
 from clipbatch.errors import InputError, nearest
-from clipbatch.storage.uris import is_text, uri_of
+from clipbatch.storage.uris import is_data_uri, is_text, uri_of
+
+_PATHS = ("path", "filepath", "file_path", "image_path", "imagepath", "img_path", "image_file")
+NAMES = ("uri", "url", "image_uri", "image_url", "file", "filename", "file_name", "image", "img", "key", *_PATHS)
+"""What a column of images' names is called."""
 
 
 def is_text_type(kind: pa.DataType) -> bool:
@@ -31,8 +35,32 @@ def is_binary_type(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
+def holds_bytes(kind: pa.DataType) -> bool:
+    """Whether values of type `kind` are bytes of any length, or hold some."""
+    if pa.types.is_dictionary(kind):
+        return holds_bytes(kind.value_type)
+    return is_binary_type(kind) or any(holds_bytes(kind.field(at).type) for at in range(kind.num_fields))
+
+
+def notes_on_bytes(text: str, schema: pa.Schema, fields: Sequence[pa.Field], without: Sequence[str]) -> dict[str, int]:
+    """What is to be said of the columns of the table `text` that hold bytes and are not among `fields`."""
+    kept = {*without, *(field.name for field in fields)}
+    left = [field.name for field in schema if holds_bytes(field.type) and field.name not in kept]
+    return {f"(column {name!r} of {text} holds bytes, which only --columns carries)": 1 for name in left}
+
+
+def bytes_carried(text: str, carried: Sequence[tuple[pa.Field, pa.Array]]) -> dict[str, int]:
+    """What is to be said of columns that hold bytes and are carried: how many."""
+    return {
+        f"(bytes of column {field.name!r} of {text} that go into manifest and parts)": values.nbytes
+        for field, values in carried
+        if holds_bytes(field.type)
+    }
+
+
 def chosen(text: str, schema: pa.Schema, columns: Sequence[str] | None, without: Sequence[str]) -> list[pa.Field]:
-    """The fields of the table `text` that are carried through: those named `columns`, or all but `without`.
+    """The fields of the table `text` that are carried through: those named `columns`, or all but `without` and those
+    that hold bytes.
 
     Raises: InputError for a name that is not there, and for a type that Parquet cannot hold.
     """
@@ -43,8 +71,8 @@ def chosen(text: str, schema: pa.Schema, columns: Sequence[str] | None, without:
                 f"{text} has no column {name!r} as --columns names it: it has {', '.join(schema.names)}"
                 f".{nearest(name, schema.names)}"
             )
-    wanted = (there if columns is None else there.intersection(columns)).difference(without)
-    fields = [f for f in schema if f.name in wanted]
+    wanted = set(columns) if columns is not None else {f.name for f in schema if not holds_bytes(f.type)}
+    fields = [f for f in schema if f.name in wanted.difference(without)]
     if _refused_by_parquet(fields):
         for field in fields:
             if error := _refused_by_parquet([field]):
@@ -119,6 +147,10 @@ def uris(names: pa.Array, root: str) -> pa.Array:
 BATCH_ROWS = 65_536
 MAX_NAME_BYTES = 2**16
 """Of one image's name: sixteen times the longest path that Linux opens."""
+MAX_DATA_URI_BYTES = 2**20
+"""Of one image as a data URI, which stands in manifest and parts where a name does."""
+_HEAD_BYTES = 200
+"""Of a name, which tell a data URI."""
 SPAN = pa.struct([("container", pa.string()), ("start", pa.int64()), ("length", pa.int64()), ("method", pa.string())])
 LISTED = pa.schema([("uri", pa.string()), ("root", pa.dictionary(pa.int32(), pa.string())), ("span", SPAN)])
 """Columns that every lister's batches begin with. `span`: the container of an image that is no file of its own, and
@@ -129,16 +161,24 @@ def check_names(names: pa.Array, where: Callable[[int], str], before: int = 0) -
     """names: text or bytes, null for none; `before` rows came before them. where: the place of a row, in words, by its
     number among all.
 
-    Raises: InputError for a name of more than `MAX_NAME_BYTES`.
+    Raises: InputError for a name of more than `MAX_NAME_BYTES`, and for a data URI of more than `MAX_DATA_URI_BYTES`.
     """
     sizes = pc.binary_length(names)
     longest = pc.max(sizes).as_py()
-    if longest is not None and longest > MAX_NAME_BYTES:
-        row = pc.index(pc.greater(sizes, MAX_NAME_BYTES), True).as_py()
-        raise InputError(
-            f"{where(before + row)} has a name of {sizes[row]} bytes, and {MAX_NAME_BYTES} are the most: mend it, or "
-            "leave it out"
-        )
+    if longest is None or longest <= MAX_NAME_BYTES:
+        return
+    for row in pc.indices_nonzero(pc.greater(sizes, MAX_NAME_BYTES)).to_pylist():
+        size, most = sizes[row].as_py(), most_bytes(bytes(memoryview(names[row].as_buffer())[:_HEAD_BYTES]))
+        if size > most:
+            what, remedy = "name", "mend it, or leave it out"
+            if most == MAX_DATA_URI_BYTES:
+                what, remedy = "data URI", "keep the image in a file, or in a column of bytes"
+            raise InputError(f"{where(before + row)} has a {what} of {size} bytes, and {most} are the most: {remedy}")
+
+
+def most_bytes(name: bytes) -> int:
+    """How many bytes a name that begins like `name` may have."""
+    return MAX_DATA_URI_BYTES if is_data_uri(name[:_HEAD_BYTES].decode("latin-1")) else MAX_NAME_BYTES
 
 
 def row_of(text: str, row: int) -> str:

@@ -8,7 +8,7 @@ container the image is), and whatever else the input carries.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 
 import pyarrow as pa
@@ -17,6 +17,7 @@ from clipbatch.config import SourceSettings
 from clipbatch.errors import InputError
 from clipbatch.inputs.archives import Archive, ArchiveFolder
 from clipbatch.inputs.folders import Directory, ImageFile
+from clipbatch.inputs.holding import holdings
 from clipbatch.inputs.image_tables import ImageTable
 from clipbatch.inputs.lister import LISTED, Lister, check_names, row_of
 from clipbatch.inputs.parquet import far_schema
@@ -46,6 +47,7 @@ def listers(settings: SourceSettings) -> list[Lister]:
     """
     top.cache_clear()
     far_schema.cache_clear()
+    holdings.cache_clear()
     return [_lister(text, settings) for text in settings.inputs]
 
 
@@ -60,6 +62,17 @@ def _lister(text: str, settings: SourceSettings) -> Lister:
         f"input {text!r} is not there, or is no folder, image, manifest (.txt, .csv, .tsv, .jsonl, .parquet, .arrow), "
         "archive (.tar, .zip) or url: check the name, or use --all-files to take a file whatever its suffix"
     )
+
+
+def identities(inputs: list[Lister], frozen: Sequence[str] = ()) -> list[str]:
+    """What makes each input the same again. frozen: those of the run in hand, which stand for an input too that an
+    earlier version took for one of another kind."""
+    found = [lister.identity() for lister in inputs]
+    for at, before in enumerate(frozen[: len(inputs)]):
+        lister = inputs[at]
+        if found[at] != before and isinstance(lister, ImageTable) and " root:" in before:
+            found[at] = before if lister.former_identity() == before else found[at]
+    return found
 
 
 def kind_of(text: str, settings: SourceSettings) -> type[Lister] | None:

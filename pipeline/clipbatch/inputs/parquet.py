@@ -54,7 +54,7 @@ class ColumnarFiles:
         """The rows of one file with `columns`; none: batches with nothing but their number of rows."""
         types = types_of(self._schema, columns)
         fields = [pa.field(name, pa.binary() if name == verbatim else types[name]) for name in columns]
-        with _refusing(path):
+        with refusing(path):
             for batch in self._open(path, columns):
                 there = dict(zip(batch.schema.names, batch.columns, strict=True))
                 arrays = [_picked(path, there, len(batch), field) for field in fields]
@@ -73,14 +73,14 @@ def far_schema(path: str, suffix: str) -> pa.Schema:
 
 
 def _schema_of(path: str, suffix: str) -> pa.Schema:
-    with _refusing(path):
+    with refusing(path):
         if suffix == ".parquet":
             return open_parquet(path).schema_arrow.remove_metadata()
         return open_arrow(path)[0].schema.remove_metadata()
 
 
 @contextlib.contextmanager
-def _refusing(path: str) -> Iterator[None]:
+def refusing(path: str) -> Iterator[None]:
     """Make an InputError of what goes wrong with the file at `path`."""
     try:
         yield

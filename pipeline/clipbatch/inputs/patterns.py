@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from clipbatch.config import SourceSettings
 from clipbatch.errors import InputError
-from clipbatch.inputs.folders import ImageFile, is_image_name, root_of
+from clipbatch.inputs.folders import LEFTOVERS, ImageFile, is_image_name, is_leftover, root_of
 from clipbatch.inputs.globbing import MAGIC, far_matches, is_far_pattern, matches, words
 from clipbatch.inputs.lister import BATCH_ROWS, LISTED, batch
 from clipbatch.storage.uris import folder_of, is_url
@@ -101,11 +101,20 @@ class Pattern:
             raise InputError(f"nothing matches the pattern {word!r}{place}: check it, or leave it out")
         return found
 
+    def _is_leftover(self, name: str, is_folder: bool) -> bool:
+        """Whether what is matched is a leftover, which is counted, in a place that the pattern does not name."""
+        named = any(map(is_leftover, (self.text, f"{self.text}/")))
+        if self._settings.all_files or named or not is_leftover(f"{name}/" if is_folder else name):
+            return False
+        self.passed_over[LEFTOVERS] += 1
+        return True
+
     def _unreadable(self, folder: str) -> None:
         self.passed_over[f"({folder or '.'} cannot be listed)"] = 1
 
     def _inputs(self, found: list[tuple[str, bool]]) -> list[Lister]:
         """A lister for every match, neighbouring image files under one."""
+        found = [match for match in found if not self._is_leftover(*match)]
         images_alone = any(is_image_name(name) and not is_folder for name, is_folder in found)
         inputs: list[Lister] = []
         files: list[str] = []

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from clipbatch.config import SourceSettings
 from clipbatch.errors import InputError
-from clipbatch.inputs.folders import is_image_name
+from clipbatch.inputs.folders import LEFTOVERS, is_image_name, is_leftover
 from clipbatch.inputs.lister import BATCH_ROWS, batch
 from clipbatch.inputs.opening import refused
 from clipbatch.storage import stores
@@ -88,7 +88,9 @@ class RemoteFolder:
     def batches(self) -> Iterator[pa.RecordBatch]:
         names, found = [], False
         for name in self._walk():
-            if self._all_files or is_image_name(name):
+            if not self._all_files and is_leftover(name):
+                self.passed_over[LEFTOVERS] += 1
+            elif self._all_files or is_image_name(name):
                 names.append(f"{self._root}/{name}")
             else:
                 self.passed_over[os.path.splitext(name)[1].lower()] += 1

@@ -1,24 +1,28 @@
 """Which inputs are tables, and the files of one. A folder is a table only where it holds files of one kind of table
 and nothing else (but hidden files and those of a leading underscore), so that a stray list among photographs is never
-taken for the input.
+taken for the input; or where `datasets` saved one there (`save_to_disk`), with its splits in turn.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
+from typing import Any
 
 from clipbatch.errors import InputError
 from clipbatch.inputs.archive_members import is_archive_name
-from clipbatch.inputs.folders import is_image_name
+from clipbatch.inputs.folders import is_image_name, is_leftover
 from clipbatch.inputs.opening import is_compressed, suffix_of
 from clipbatch.inputs.remote_folders import top
-from clipbatch.storage.stores import is_web, open_store
+from clipbatch.storage.stores import is_web, open_input_file, open_store
 from clipbatch.storage.uris import is_url, name_of
 
 ARROW = (".arrow", ".feather")
 COLUMNAR = (".parquet", *ARROW)
+_STATE, _INFO, _SPLITS = "state.json", "dataset_info.json", "dataset_dict.json"
+"""What `save_to_disk` writes beside the files of a dataset, and beside the folders of its splits."""
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", *COLUMNAR)
 
 
@@ -31,7 +35,7 @@ def table_files(text: str) -> tuple[str, list[str]] | None:
     if os.path.isfile(text) or (is_url(text) and not text.endswith("/") and _is_table(name)):
         return (suffix_of(name), [text]) if _is_table(name) else None
     try:
-        names = _names(text)
+        names = saved if (saved := _saved(text)) is not None else _names(text)
     except OSError:  # no folder, or one that whoever takes it says more about
         return None
     kinds = sorted({suffix_of(name) for name in names})
@@ -56,6 +60,50 @@ def far_folder(url: str) -> tuple[tuple[str, bool], ...]:
     return ()
 
 
+def _saved(folder: str) -> list[str] | None:
+    """The files of a dataset that `datasets` saved in `folder`, as names from there; None where there is none.
+
+    Raises: OSError; InputError where it cannot be read without `datasets`.
+    """
+    names = {name for name, _ in (_far(folder) if is_url(folder) else _near(folder))}
+    if _SPLITS in names:
+        splits = _json(folder, _SPLITS).get("splits") or []
+        parts = [(split, _saved(os.path.join(folder, split))) for split in splits if split in names]
+        if not parts or len(parts) < len(splits) or not all(files for _, files in parts):
+            raise InputError(f"{os.path.join(folder, _SPLITS)} names splits that are not whole: save the dataset again")
+        return [f"{split}/{name}" for split, files in parts for name in files or ()]
+    if not {_STATE, _INFO} <= names:
+        return None
+    state = _json(folder, _STATE)
+    if state.get("_indices_data_files") or state.get("_indices_files"):
+        raise InputError(
+            f"the dataset in {folder} keeps its order in a file of its own: save it again after flatten_indices()"
+        )
+    files = [str(entry.get("filename")) for entry in state.get("_data_files") or () if isinstance(entry, dict)]
+    if not files or not all(name in names and name.endswith(".arrow") for name in files):
+        raise InputError(
+            f"the dataset in {folder} is not whole: its {_STATE} names files that are not there: save it again"
+        )
+    return files
+
+
+def _json(folder: str, name: str) -> dict[str, Any]:
+    """The object in a file. Raises: InputError where there is none."""
+    path = os.path.join(folder, name)
+    try:
+        if is_url(path):
+            with open_input_file(path) as file:
+                found = json.loads(file.read())
+        else:
+            with open(path, "rb") as local:
+                found = json.load(local)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}, by which datasets saved its files: {error}") from error
+    if not isinstance(found, dict):
+        raise InputError(f"cannot read {path}, by which datasets saved its files: it is no JSON object")
+    return found
+
+
 def _is_table(name: str) -> bool:
     suffix = suffix_of(name)
     return suffix in SUFFIXES and not (suffix in COLUMNAR and is_compressed(name))
@@ -65,7 +113,7 @@ def _names(folder: str) -> list[str]:
     """The files of a folder that holds nothing but tables; none for another folder."""
     names = []
     for name, is_file in _far(folder) if is_url(folder) else _near(folder):
-        if name[0] in "._":
+        if name[0] in "._" or is_leftover(f"{name}/"):
             continue
         if not (is_file and _is_table(name)):
             return []

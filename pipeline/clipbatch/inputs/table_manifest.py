@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -19,11 +19,14 @@ from clipbatch.errors import InputError
 from clipbatch.inputs.csv import CsvFiles
 from clipbatch.inputs.jsonl import JsonFiles
 from clipbatch.inputs.lister import (
+    NAMES,
+    bytes_carried,
     check_names,
     chosen,
     is_binary_type,
     is_text_type,
     listed,
+    notes_on_bytes,
     uri_column,
     uri_root,
     uris,
@@ -34,15 +37,11 @@ from clipbatch.inputs.table_files import table_files
 from clipbatch.storage.atomic import file_sha256
 from clipbatch.storage.uris import absolute, folder_of, is_url
 
-_READERS: dict[str, type[Table]] = {".csv": CsvFiles, ".tsv": CsvFiles, ".jsonl": JsonFiles, ".ndjson": JsonFiles}
-_PATHS = ("path", "filepath", "file_path", "image_path", "imagepath", "img_path", "image_file")
-_NAMES = ("uri", "url", "image_uri", "image_url", "file", "filename", "file_name", "image", "img", "key", *_PATHS)
+_READERS: dict[str, type[JsonFiles | ColumnarFiles]] = {".jsonl": JsonFiles, ".ndjson": JsonFiles}
 
 
 class Table(Protocol):
     """The files of one table."""
-
-    def __init__(self, paths: Sequence[str], suffix: str) -> None: ...
 
     def schema(self) -> pa.Schema:
         """All columns with their types. Raises: InputError for a damaged file."""
@@ -65,8 +64,16 @@ class TableManifest:
         if is_url(text):
             folder = tempfile.mkdtemp(prefix="clipbatch-")
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-            self._paths = [copied_into(folder, path) for path in self._paths]
-        self._table = _READERS.get(suffix, ColumnarFiles)(self._paths, suffix)
+            self._paths = [
+                copied_into(tempfile.mkdtemp(dir=folder), path)  # splits of a dataset have files of the same name
+                for path in self._paths
+            ]
+        named = [*(settings.columns or ()), *([settings.uri_column] if settings.uri_column else [])]
+        self._table: Table = (
+            CsvFiles(self._paths, suffix, no_header=settings.no_header, named=named)
+            if suffix in (".csv", ".tsv")
+            else _READERS.get(suffix, ColumnarFiles)(self._paths, suffix)
+        )
 
     @staticmethod
     def accepts(text: str, settings: SourceSettings) -> bool:
@@ -80,11 +87,12 @@ class TableManifest:
 
     def fields(self) -> list[pa.Field]:
         schema = self._table.schema()
-        fields = chosen(self.text, schema, self._settings.columns, [self._uri_column(schema)])
-        for field in fields:
-            if isinstance(self._table, CsvFiles) and is_binary_type(field.type):
-                raise self._table.not_text(field.name)
-        return fields
+        uri, columns = self._uri_column(schema), self._settings.columns
+        if isinstance(self._table, CsvFiles):
+            for field in schema:
+                if is_binary_type(field.type) and field.name != uri and (columns is None or field.name in columns):
+                    raise self._table.not_text(field.name)
+        return chosen(self.text, schema, columns, [uri])
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         uri, fields, rows = self._uri_column(self._table.schema()), self.fields(), 0
@@ -92,9 +100,14 @@ class TableManifest:
             check_names(batch.column(0), self._table.where, rows)
             rows += batch.num_rows
             carried = list(zip(fields, batch.columns[1:], strict=True))
+            self.passed_over += Counter(bytes_carried(self.text, carried))
             yield listed(uris(batch.column(0), self._root), uri_root(self._root), None, carried)
         if not rows:
             raise InputError(f"the manifest {self.text} names no images: it has columns, but no rows")
+        if isinstance(self._table, CsvFiles):
+            self.passed_over += self._table.notes
+        else:
+            self.passed_over += Counter(notes_on_bytes(self.text, self._table.schema(), fields, [uri]))
 
     def _uri_column(self, schema: pa.Schema) -> str:
         if not schema.names:
@@ -104,8 +117,10 @@ class TableManifest:
 
     def _guessed(self, schema: pa.Schema) -> str | None:
         """The only column with a name like `uri`, or the only one of text."""
+        if isinstance(self._table, CsvFiles) and len(images := self._table.columns_of_images()) == 1:
+            return images[0]
         any_type = isinstance(self._table, CsvFiles)  # names of nothing but digits are names all the same
-        named = [f.name for f in schema if f.name.lower() in _NAMES and (any_type or is_text_type(f.type))]
+        named = [f.name for f in schema if f.name.lower() in NAMES and (any_type or is_text_type(f.type))]
         texts = [f.name for f in schema if is_text_type(f.type)]
         return next((found[0] for found in (named, texts) if len(found) == 1), None)
 

@@ -1,10 +1,13 @@
-"""A .txt manifest, also .txt.gz or .txt.zst, or `-` for one on standard input: one path or url a line, blank lines
-and # comments skipped.
+"""A .txt manifest, also .txt.gz or .txt.zst, or `-` for one on standard input: one path or url a line.
+
+Blank lines are passed over. So are comments, which are counted: `#` signs that are alone in their line, or that a space
+or tab follows. Every other line is a name, such as `#1.jpg`; `./# 1.jpg` is how to write a name like a comment.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 import weakref
@@ -18,10 +21,12 @@ import pyarrow.compute as pc
 
 from clipbatch.config import SourceSettings
 from clipbatch.errors import InputError, reading_failed
-from clipbatch.inputs.lister import BATCH_ROWS, MAX_NAME_BYTES, batch, check_names, listed
+from clipbatch.inputs.lister import BATCH_ROWS, batch, check_names, listed, most_bytes
 from clipbatch.inputs.opening import CHUNK_BYTES, copied, decompressed, suffix_of, whole_lines
 from clipbatch.storage.atomic import sha256_of
 from clipbatch.storage.uris import absolute, folder_of, is_text, is_url, name_of
+
+_COMMENT = "^#+([ \t]|$)"
 
 
 class TextManifest:
@@ -31,6 +36,7 @@ class TextManifest:
         self.text = text
         self._root = absolute(settings.root or (os.getcwd() if text == "-" else folder_of(text)))
         self.passed_over: Counter[str] = Counter()
+        self._comments = f"(lines of {text} that are comments)"
         self._file = self._open()
         weakref.finalize(self, self._file.close)
 
@@ -54,17 +60,25 @@ class TextManifest:
         for line, lines in whole_lines(decompressed(self._file, name_of(self.text)), self.text):
             if b"\0" in lines:
                 raise InputError(f"the manifest {self.text} is not a text file: write one path a line")
+            if line == 1 and b"\n" not in lines and b"\r" in lines.rstrip(b"\r"):
+                raise InputError(
+                    f"the lines of {self.text} end in carriage returns alone, as on old Macs: save it with line feeds"
+                )
             for rows in self._rows(lines):
                 check_names(rows["uri"], partial(self._where, line, lines))
                 found = found or rows.num_rows > 0
                 yield rows
         if not found:
-            raise InputError(f"the manifest {self.text} names no images: write one path a line")
+            comments = self.passed_over[self._comments]
+            only = f"it has nothing but {comments} lines of comments: " if comments else ""
+            raise InputError(f"the manifest {self.text} names no images: {only}write one path a line")
 
     def _where(self, first: int, lines: bytes, row: int) -> str:
         """The place of the first name in `lines` that is too long."""
-        sizes = (len(line) if line[:1] != b"#" and not line.isspace() else 0 for line in lines.split(b"\n"))
-        number = next((number for number, size in enumerate(sizes, first) if size > MAX_NAME_BYTES), first)
+        for number, line in enumerate(lines.split(b"\n"), first):
+            is_name = not (line.isspace() or re.match(_COMMENT.encode(), line))
+            if is_name and len(line.rstrip(b"\r")) > most_bytes(line):
+                return f"line {number} of the manifest {self.text}"
         return f"line {number} of the manifest {self.text}"
 
     def _open(self) -> BinaryIO:
@@ -94,13 +108,19 @@ class TextManifest:
         except UnicodeDecodeError:
             text = ""
         if not (text and is_text(self._root)):
-            names = [line.rstrip("\r") for line in os.fsdecode(lines).split("\n")]
-            yield batch([name for name in names if name and not name.isspace() and name[0] != "#"], self._root)
+            split = (line.rstrip("\r") for line in os.fsdecode(lines).split("\n"))
+            filled = [line for line in split if line and not line.isspace()]
+            names = [line for line in filled if not re.match(_COMMENT, line)]
+            self.passed_over[self._comments] += len(filled) - len(names)
+            yield batch(names, self._root)
             return
         found = pc.split_pattern(pa.array([text]), "\n").flatten()
         if "\r" in text:
             found = pc.ascii_rtrim(found, "\r")
-        other = pc.or_(pc.or_(pc.starts_with(found, "#"), pc.utf8_is_space(found)), pc.equal(found, ""))
-        found = found.filter(pc.invert(other))
+        found = found.filter(pc.invert(pc.or_(pc.utf8_is_space(found), pc.equal(found, ""))))
+        if "#" in text:
+            comments = pc.match_substring_regex(found, _COMMENT)
+            self.passed_over[self._comments] += pc.sum(comments).as_py() or 0
+            found = found.filter(pc.invert(comments))
         for start in range(0, len(found), BATCH_ROWS):
             yield listed(found.slice(start, BATCH_ROWS), self._root)

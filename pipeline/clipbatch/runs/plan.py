@@ -25,7 +25,7 @@ from clipbatch.config.auto import worth_compiling
 from clipbatch.config.labels import LabelSet
 from clipbatch.config.validation import SettingError
 from clipbatch.errors import InputError, OtherRunError
-from clipbatch.inputs import lister as listers
+from clipbatch.inputs import lister
 from clipbatch.inputs import listing as listings
 from clipbatch.rundir import creation
 from clipbatch.rundir.duplicates import Duplicates
@@ -145,12 +145,12 @@ def plan(
     names = label_files.load(settings.labels)
     settings = dataclasses.replace(_checked(settings), launch=LaunchSettings())
     inputs = listings.listers(settings.source)
-    identities = [lister.identity() for lister in inputs]
     replace = overwrite
     if run_dir.exists() and select:
         raise OtherRunError(f"{run_dir.path} has become a run meanwhile: the same command goes on from there")
     if run_dir.exists() and not overwrite:
         frozen = run_dir.plan()
+        identities = listings.identities(inputs, frozen.identity.get("inputs", ()))
         try:
             run_dir.check_same(frozen, identity(_resolve(settings, frozen.identity), names, identities))
             return frozen
@@ -158,6 +158,7 @@ def plan(
             if run_dir.model_facts() is not None or run_dir.done(frozen):
                 raise
             replace = True
+    identities = listings.identities(inputs)
     resolved = _resolve(settings, like.plan().identity if like else {})
     if like:
         like.check_same(frozen := like.plan(), identity(resolved, names, frozen.identity["inputs"]))
@@ -192,7 +193,7 @@ def _freeze(
     settings: Settings,
     names: LabelSet,
     identities: list[str],
-    inputs: list[listers.Lister],
+    inputs: list[lister.Lister],
     replace: bool,
     select: Select | None,
 ) -> Plan:

@@ -1,4 +1,6 @@
-"""How a name is written as a uri and read back: paths, file:// uris of names that are not text, and urls."""
+"""How a name is written as a uri and read back: paths, file:// uris of names that are not text, urls, and data
+URIs, which hold an image themselves.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,8 @@ import re
 from urllib.parse import quote_from_bytes, unquote, unquote_to_bytes, urlsplit
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_DATA = re.compile(r"data:(?:[\w!#$&^.+-]+/[\w!#$&^.+-]+(?:;[^;,]*)*|(?:;[^;,]*)+),", re.IGNORECASE | re.ASCII)
+"""With a media type or a parameter: a file may be called `data:,x`."""
 
 
 def uri_of(name: str, root: str) -> str:
@@ -30,6 +34,11 @@ def is_text(name: str) -> bool:
 def is_url(text: str) -> bool:
     """Whether `text` begins with a scheme, as in s3://bucket/key."""
     return _SCHEME.match(text) is not None
+
+
+def is_data_uri(text: str) -> bool:
+    """Whether `text` begins as a data URI does (RFC 2397)."""
+    return text[:5].lower() == "data:" and _DATA.match(text) is not None
 
 
 def absolute(place: str) -> str:
@@ -57,14 +66,16 @@ def path_of(uri: str, root: str) -> str:
     """The path or url to open for a row's uri and root."""
     if uri.startswith("file:///"):
         return os.fsdecode(unquote_to_bytes(uri[len("file://") :]))
-    if is_url(uri):
+    if is_url(uri) or is_data_uri(uri):
         return uri
     return posixpath.join(root, uri) if is_url(root) else os.path.join(root, uri)
 
 
 def is_outside(path: str, fence: str) -> bool:
     """Whether `path`, as `path_of` gives it, leads out of the folder or url `fence`. Links inside of the fence count
-    as inside: whoever made them could also have put files there."""
+    as inside: whoever made them could also have put files there. A data URI leads nowhere."""
+    if is_data_uri(path):
+        return False
     if is_url(path) or is_url(fence):
         inside = path == fence or path.startswith(fence.rstrip("/") + "/")
         return not inside or ".." in re.split(r"[/\\?#]|%2[fF]", unquote(path))

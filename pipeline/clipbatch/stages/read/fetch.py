@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import time
 
 from clipbatch.config import ReadSettings
+from clipbatch.stages.read.named import base64_kind, read_data_uri, without_blanks
 from clipbatch.stages.read.openers import Archives, passes, read_file, read_remote
 from clipbatch.stages.read.table import COLUMN, ReadTable
 from clipbatch.storage.http import WebError
-from clipbatch.storage.uris import is_url
+from clipbatch.storage.uris import is_data_uri, is_outside, is_url
 from clipbatch.types import Encoded, Item, Reject
 
 _PASSING = frozenset((errno.EIO, errno.ESTALE, errno.EAGAIN, errno.ETIMEDOUT, errno.EINTR, errno.ENFILE, errno.EMFILE))
@@ -40,7 +42,7 @@ class Fetch:
                 wait_s = max(0.1 * 4**attempt, getattr(error, "retry_after_s", 0.0))
                 last = attempt == self._settings.read_retries or time.monotonic() + wait_s >= until
                 if last or not _passes(error):
-                    return _reject(error)
+                    return self._explained(item, _reject(error), until)
             time.sleep(wait_s)
         raise AssertionError("the last attempt returns")
 
@@ -51,7 +53,29 @@ class Fetch:
             return self._archives.member(item, self._settings.max_bytes)
         if is_url(item.path):
             return read_remote(item, self._settings.max_bytes, left_s)
+        if is_data_uri(item.path):
+            return read_data_uri(item.path, self._settings.max_bytes)
         return read_file(item.path, self._settings.max_bytes)
+
+    def _explained(self, item: Item, reject: Reject, until: float) -> Reject:
+        """`reject`, with what is wrong with the name where there is nothing of that name. until: time.monotonic()"""
+        if reject.status != "missing" or item.span is not None:
+            return reject
+        if kind := base64_kind(item.uri):
+            hint = f"the name is the base64 text of an image: write data:{kind};base64, before it"
+            return dataclasses.replace(reject, error=f"{reject.error}; {hint}")
+        trimmed = without_blanks(item.uri, item.path)
+        if trimmed is None or (item.fence is not None and is_outside(trimmed[1], item.fence)):
+            return reject
+        uri, path = trimmed
+        try:
+            there = self._read(dataclasses.replace(item, uri=uri, path=path), until - time.monotonic())
+        except (OSError, ValueError):
+            return reject
+        if isinstance(there, Reject) and there.status == "missing":
+            return reject
+        hint = f"the name has blanks at its ends, and without them it is there: {uri!r}"
+        return dataclasses.replace(reject, error=_valid(f"{reject.error}; {hint}"))
 
 
 def _passes(error: OSError) -> bool:

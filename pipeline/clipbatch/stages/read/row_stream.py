@@ -25,6 +25,8 @@ _PIECE_BYTES = 2**20
 _MOST_ROWS = 1024
 _ARROW_ROWS = 32
 _NO_END = 2**62
+_FIELDS = ("bytes", "path")
+"""Of a struct, which may have more."""
 _NEAR_BYTES = 128 * 2**20
 """A row so far ahead is reached by reading on, since the rows in between will be asked for, and not by a jump; of what
 a jump reads on its way so much is kept."""
@@ -197,7 +199,8 @@ class _Parquet:
         self._file = open_parquet(path, far)
         metadata = self._file.metadata
         kind = self._file.schema_arrow.field(column).type
-        self._columns = [f"{column}.{field.name}" for field in kind] if pa.types.is_struct(kind) else [column]
+        fields = [field.name for field in kind if field.name in _FIELDS] if pa.types.is_struct(kind) else []
+        self._columns = [f"{column}.{name}" for name in fields] or [column]
         groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
         self._starts = [0, *(int(start) for start in np.cumsum([group.num_rows for group in groups]))]
         self.count: int | None = metadata.num_rows

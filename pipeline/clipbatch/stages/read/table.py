@@ -14,15 +14,18 @@ import threading
 import pyarrow as pa
 
 from clipbatch.errors import InputError
+from clipbatch.stages.read.named import base64_kind, read_data_uri
 from clipbatch.stages.read.openers import read_file, read_remote
 from clipbatch.stages.read.row_stream import ChangedError, Piece, RowStream
-from clipbatch.storage.uris import folder_of, is_outside, is_url, path_of
+from clipbatch.storage.uris import folder_of, is_data_uri, is_outside, is_url, path_of
 from clipbatch.types import Encoded, Item, Reject, Span
 
 COLUMN = "column:"
 _WAITING_BYTES = 256 * 2**20
 _WAIT_S = 0.05
 _OPEN_FILES = 8
+_BASE64_BYTES = 120
+"""Of an image, by which its base64 text is told from it."""
 
 _Key = tuple[str, str, int]
 """Path, column, and size when it was listed."""
@@ -53,7 +56,8 @@ class ReadTable:
             return Reject(status="unreadable", error=f"the table is damaged: {str(error).splitlines()[0]}")
         at = span.start - piece.start
         image = piece.images[at].as_buffer()
-        if image is None and piece.paths is not None and (name := piece.paths[at].as_py()):
+        name = piece.paths[at].as_py() if image is None and piece.paths is not None else None
+        if name and isinstance(name, str):
             return self._beside(path, name, timeout_s)
         if image is None:
             return Reject(status="missing", error="null in the table")
@@ -61,6 +65,8 @@ class ReadTable:
             return Reject(status="empty", error="0 bytes")
         if image.size > self._max_bytes:
             return Reject(status="too_large", error=f"{image.size} bytes, over the limit of {self._max_bytes}")
+        if kind := base64_kind(bytes(memoryview(image)[:_BASE64_BYTES]).decode("latin-1")):
+            return Reject(status="unsupported", error=f"base64 text of an image ({kind}), not its bytes: decode it")
         return Encoded(data=bytearray(image))
 
     def _beside(self, table: str, name: str, timeout_s: float) -> Encoded | Reject:
@@ -71,7 +77,7 @@ class ReadTable:
             return Reject(status="unreadable", error="null in the table, and its path leads out of the table's folder")
         if is_url(path):
             return read_remote(Item(row_id=0, uri=name, path=path, fence=folder), self._max_bytes, timeout_s)
-        return read_file(path, self._max_bytes)
+        return (read_data_uri if is_data_uri(path) else read_file)(path, self._max_bytes)
 
     def _piece(self, key: _Key, row: int) -> Piece:
         """The piece with `row`, which counts as taken."""

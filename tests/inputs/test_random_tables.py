@@ -1,0 +1,18 @@
+"""Random tables as people write them: found whole, or refused with their line, never fewer rows without a word."""
+
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.support.random_tables import outcome, write_case
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_tables_are_found_whole_or_refused_with_their_line(tmp_path: Path, seed: int) -> None:
+    outcomes: Counter[str] = Counter()
+    for number in range(150):
+        case = write_case(tmp_path, random.Random(f"test {seed}/{number}"))
+        outcomes[outcome(case)] += 1
+    assert outcomes["whole"] > 100  # so that refusing everything does not pass
