@@ -42,7 +42,8 @@ SURFACE = {
     "--out --precision --pretrained --root --uri-column",
     "init": "--images --labels --model --pretrained --yes",
     "parity": "--all-files --background --batch-size --config --decoder --device --image-column --json --labels "
-    "--limit --max-pixels --model --no-header --orientation --out --precision --pretrained --root --template --uri-column",
+    "--limit --max-pixels --model --no-header --orientation --out --precision --pretrained --root --template "
+    "--uri-column",
     "fetch": "--json --pretrained",
     "labels": "--json --template",
     "models": "--json",
