@@ -22,17 +22,17 @@ from tests.faults.killing import (
     run_work,
 )
 
-KILLS = int(os.environ.get("CLIPBATCH_KILLS", "3"))
+KILLS = int(os.environ.get("CLIPBATCH_KILLS", "2"))
 
 
 @pytest.mark.parametrize(
     "make",
     [
-        lambda folder, do: run_work(folder, 48),
-        lambda folder, do: repair_work(folder, 48, do),
+        lambda folder, do: run_work(folder, 64),
+        lambda folder, do: repair_work(folder, 64, do),
         lambda folder, do: rescore_work(folder, 96, do),
         lambda folder, do: compact_work(folder, 192, do),
-        lambda folder, do: increments_work(folder, 48, nights=2),
+        lambda folder, do: increments_work(folder, 64, nights=2),
     ],
     ids=["run", "repair", "rescore", "compact", "increments"],
 )

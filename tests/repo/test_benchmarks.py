@@ -161,3 +161,9 @@ def test_nights_of_every_kind_leave_nothing_wrong(tmp_path: Path) -> None:
     assert found["wrong"] == {}
     assert [tally["nights"] for tally in found["counts"].values()] == [3, 3]
     assert "Histories in which something was wrong: 0 of 2." in (tmp_path / "nights.md").read_text()
+
+
+def test_bits_that_flip_are_counted_by_file(tmp_path: Path) -> None:
+    found = bench("flips.py", "--flips", 10, "--report", tmp_path / "flips.md")
+    assert (found["flips"], found["noticed"], found["amiss"]) == (10, 10, 0)
+    assert "| copies/model.json" in (tmp_path / "flips.md").read_text()
