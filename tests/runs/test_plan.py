@@ -185,7 +185,7 @@ def test_the_model_of_a_run_is_frozen_by_the_first_worker_and_another_is_refused
 
 
 def test_of_many_workers_that_freeze_files_at_once_all_get_the_content_of_one(tmp_path: Path) -> None:
-    code = f"""import sys; from clipbatch.rundir import RunDir; print("ready", flush=True); sys.stdin.read(1)
+    code = f"""import sys; from clipbatch.rundir.layout import RunDir; print("ready", flush=True); sys.stdin.read(1)
 for n in range(20): print(RunDir({str(tmp_path)!r}).freeze(f"f{{n}}", sys.argv[1].encode() * 9999)[-9:].decode())"""
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     workers: list[Any] = [subprocess.Popen([sys.executable, "-c", code, str(n)], **pipes) for n in range(4)]
