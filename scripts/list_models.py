@@ -1,4 +1,4 @@
-"""Write pipeline/clipbatch/models.csv: size and cost of the image tower of every model that open_clip ships.
+"""Write pipeline/clipbatch/data/models.csv: size and cost of the image tower of every model that open_clip ships.
 
     python scripts/list_models.py
 

@@ -151,7 +151,7 @@ def test_names_that_are_no_text_are_printed_byte_for_byte(tmp_path: Path) -> Non
 
 
 def test_the_journal_of_a_program_without_streams_is_no_stream() -> None:
-    script = "from clipbatch.journal import Journal; raise SystemExit(Journal().fd)"
+    script = "from clipbatch.stages.journal import Journal; raise SystemExit(Journal().fd)"
     for how in ("", "<&- >&- 2>&-"):
         made = subprocess.run(["bash", "-c", f"exec {shlex.join([sys.executable, '-c', script])} {how}"])
         assert made.returncode > 2

@@ -145,10 +145,16 @@ def test_what_format_3_has_always_written_is_frozen() -> None:
 
 
 def test_what_came_later_means_as_before_where_it_is_absent() -> None:
-    later = Settings().flat().keys() - SETTINGS.split()
+    later = Settings().flat().keys() - SETTINGS.split() - {"pixels"}  # new runs have its newest value
     assert {name: Settings().flat()[name] for name in later} == dict.fromkeys(later)
     optional = {name: None for name in Plan.__dataclass_fields__ if name not in PLAN.split()}
     assert {name: Plan.__dataclass_fields__[name].default for name in optional} == optional
+
+
+def test_a_run_from_before_the_rules_for_pixels_had_a_number_keeps_its_own(old: Path) -> None:
+    assert "pixels" not in RunDir(old / "run").plan().settings
+    assert RunDir(old / "run").plan().run_settings().decode.pixels is None
+    assert Settings().decode.pixels is not None
 
 
 def test_what_is_none_and_came_later_is_neither_written_nor_part_of_a_fingerprint(old: Path) -> None:
