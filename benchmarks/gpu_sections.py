@@ -25,7 +25,7 @@ from clipbatch.runs import plan, run
 from clipbatch.stages.decode import Decode
 from clipbatch.stages.decode.geometry import Target, geometry_of
 from clipbatch.stages.decode.header import inspect
-from clipbatch.stages.decode.pixels import Job, blank
+from clipbatch.stages.decode.pixels import DecodeJob, blank
 from clipbatch.stages.flow import Flow, Stage
 from clipbatch.stages.read import Read
 from clipbatch.types import Decoded, Encoded, Item, ItemBatch, ReadBatch, Reject
@@ -200,7 +200,7 @@ def crash(scale: Scale, tell: Tell, batch: int, checked: bool) -> None:
         header = inspect(data) or inspect(good[0])
         assert header
         geometry = geometry_of(header.height, header.width, 1, _TARGET)
-        jobs.append(Job(slot=slot, data=data, geometry=geometry))
+        jobs.append(DecodeJob(slot=slot, data=data, geometry=geometry))
     failed = decoder.fill(blank(batch, 224, 224, 0, scale.device), jobs)
     tell("outcome", f"{batch - len(failed)} decoded, {len(failed)} refused of {batch}")
 

@@ -163,7 +163,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     on, found, lines = harness.machine(), dict[str, Any](), []
-    with fast_import.quick_imports(transformers=False):
+    with fast_import.fast_imports(transformers=False):
         import open_clip  # noqa: F401
     gc.freeze()
     for name in args.only.split(","):

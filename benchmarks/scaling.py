@@ -34,7 +34,7 @@ from clipbatch.config import models
 from clipbatch.config.auto import minute_of_work
 from clipbatch.rundir.layout import RunDir, part_name
 from clipbatch.workers.ranks import Rank
-from clipbatch.workers.scheduler import Assignment, Handout
+from clipbatch.workers.scheduler import Assignment, ShardScheduler
 from harness import Benchmark
 from processes import run_clipbatch, scratch_folder
 
@@ -83,7 +83,7 @@ class Cluster:
 
 def handed_out(workers: int, seed: int) -> tuple[float, float, int]:
     """Seconds until every part is there, microseconds that the real code took for a shard, and tries for nothing."""
-    cluster, handout = Cluster(seed), Handout(Assignment(shard=shard) for shard in range(SHARDS))
+    cluster, handout = Cluster(seed), ShardScheduler(Assignment(shard=shard) for shard in range(SHARDS))
     events: list[tuple[float, int, int, str]] = [(LOAD_S, worker, -1, "idle") for worker in range(workers)]
     idle: set[int] = set()
     now = code_s = 0.0
@@ -94,7 +94,7 @@ def handed_out(workers: int, seed: int) -> tuple[float, float, int]:
             now, worker, shard, what = heapq.heappop(events)
             begun = time.perf_counter()
             if what == "died":
-                handout.put_back(handout.lost(worker))
+                handout.requeue(handout.remove_worker(worker))
                 heapq.heappush(events, (now + LOAD_S, worker, -1, "idle"))
                 asking: set[int] = set()
             else:
@@ -107,7 +107,7 @@ def handed_out(workers: int, seed: int) -> tuple[float, float, int]:
         if now >= next_look:
             next_look = now + POLL_S
         for worker in sorted(asking):
-            task = handout.take(worker, now)
+            task = handout.next_for(worker, now)
             if task is None:
                 idle |= asking  # whoever is idle gets the same answer
                 break

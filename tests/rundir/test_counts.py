@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipbatch.errors import InputError
-from clipbatch.rundir.counts import CACHE, tally
+from clipbatch.rundir.counts import CACHE, count_statuses
 from clipbatch.rundir.layout import Plan, RunDir
 
 SHARDS = 12
@@ -36,32 +36,32 @@ def run(tmp_path: Path) -> tuple[RunDir, Plan]:
 
 def test_counts_are_read_once_and_again_where_a_part_was_replaced(run: tuple[RunDir, Plan]) -> None:
     expected = {shard: {"ok": shard} for shard in range(SHARDS)}
-    assert tally(*run, range(SHARDS)) == expected
+    assert count_statuses(*run, range(SHARDS)) == expected
     parts = run[0].path / "parts"
     kept = {path.name: path.stat() for path in parts.iterdir()}
     for name, facts in kept.items():  # spoiled behind its back, with size, time and file number as they were
         (parts / name).write_bytes(bytes(facts.st_size))
         os.utime(parts / name, ns=(facts.st_atime_ns, facts.st_mtime_ns))
-    assert tally(*run, range(SHARDS)) == expected  # so these came from the cache
+    assert count_statuses(*run, range(SHARDS)) == expected  # so these came from the cache
     for shard in range(SHARDS):
         write(parts / f"part-{shard:05d}.parquet", ok=shard)
     write(parts / "part-00003.parquet", ok=9)  # of the same size
-    assert tally(*run, [2, 3]) == {2: {"ok": 2}, 3: {"ok": 9}}
+    assert count_statuses(*run, [2, 3]) == {2: {"ok": 2}, 3: {"ok": 9}}
     (parts / "part-00004.parquet").unlink()
-    assert tally(*run, [5]) == {5: {"ok": 5}}
+    assert count_statuses(*run, [5]) == {5: {"ok": 5}}
 
 
 @pytest.mark.parametrize("content", [None, b"", b"[]", b'{"part-00001.parquet": [[1, 2, 3], {"ok": 7}]}', b"\xff"])
 def test_without_a_good_cache_the_footers_are_read(run: tuple[RunDir, Plan], content: bytes | None) -> None:
-    tally(*run, range(3))
+    count_statuses(*run, range(3))
     if content is None:
         (run[0].path / CACHE).unlink()
     else:
         (run[0].path / CACHE).write_bytes(content)
-    assert tally(*run, range(3)) == {0: {"ok": 0}, 1: {"ok": 1}, 2: {"ok": 2}}
+    assert count_statuses(*run, range(3)) == {0: {"ok": 0}, 1: {"ok": 1}, 2: {"ok": 2}}
 
 
 def test_a_damaged_part_is_named_with_the_remedy(run: tuple[RunDir, Plan]) -> None:
     (run[0].path / "parts" / "part-00007.parquet").write_bytes(b"PAR1")
     with pytest.raises(InputError, match=r"part-00007\.parquet is damaged: .*--repair"):
-        tally(*run, range(SHARDS))
+        count_statuses(*run, range(SHARDS))

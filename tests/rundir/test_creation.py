@@ -81,7 +81,7 @@ def test_of_planners_with_other_settings_one_wins_and_the_others_are_told_why(fo
 
 def plan_in(run: RunDir, text: str) -> tuple[Plan, Path]:
     """A plan with its manifest still aside; `text` stands for the listing."""
-    creation.check_place(run)
+    creation.ensure_usable(run)
     staged = temp_name(run.path / f"manifest-{text}")
     staged.mkdir()
     (staged / "part-00000.parquet").write_text(text)
@@ -95,8 +95,8 @@ def plan_in(run: RunDir, text: str) -> tuple[Plan, Path]:
 def test_a_later_listing_gives_way_and_the_manifest_stays_that_of_the_plan(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     first, second = plan_in(run, "first"), plan_in(run, "second")
-    assert creation.begin(run, *first, replace=False) == first[0]
-    assert creation.begin(run, *second, replace=False) == first[0]
+    assert creation.create(run, *first, replace=False) == first[0]
+    assert creation.create(run, *second, replace=False) == first[0]
     assert (run.manifest / "part-00000.parquet").read_text() == "first"
 
 
@@ -104,7 +104,7 @@ def test_a_manifest_whose_planner_has_died_is_taken_away_after_a_while(tmp_path:
     run = RunDir(tmp_path)
     dead, living = plan_in(run, "dead"), plan_in(run, "living")
     os.rename(dead[1], run.manifest)
-    assert creation.begin(run, *living, replace=False) == living[0]
+    assert creation.create(run, *living, replace=False) == living[0]
     assert (run.manifest / "part-00000.parquet").read_text() == "living"
 
 
@@ -113,7 +113,7 @@ def test_a_manifest_whose_planner_is_about_to_publish_is_left_alone(tmp_path: Pa
     first, second = plan_in(run, "first"), plan_in(run, "second")
     os.rename(first[1], run.manifest)
     threading.Timer(0.5, run.freeze_plan, [first[0]]).start()
-    assert creation.begin(run, *second, replace=False) == first[0]
+    assert creation.create(run, *second, replace=False) == first[0]
     assert (run.manifest / "part-00000.parquet").read_text() == "first"
 
 
@@ -133,7 +133,7 @@ def test_a_planner_ends_whenever_the_disk_fails_and_the_next_one_finds_its_way(
 
 def test_clearing_stops_when_somebody_has_begun_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = RunDir(tmp_path)
-    creation.begin(run, *plan_in(run, "old"), replace=False)
+    creation.create(run, *plan_in(run, "old"), replace=False)
     (run.parts / "part-00000.parquet").touch()
     other = plan_in(run, "other")[0]
     real = os.rename

@@ -16,7 +16,7 @@ import pytest
 
 from clipbatch.config import from_flat
 from clipbatch.config.labels import LabelGroup, LabelSet
-from clipbatch.rundir.checksum import is_whole
+from clipbatch.rundir.checksum import verify_file
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.stages.write import Write
 from clipbatch.types import Decoded, ItemBatch, PartDone, Reject, ScoredBatch
@@ -89,7 +89,7 @@ def written(folder: Path, plan: Plan, given: list[ScoredBatch], embedding: int =
     results = [write(batch) for batch in given]
     assert [result.part is not None for result in results] == [False] * (len(given) - 1) + [True]
     assert os.listdir(run.parts) == ["part-00000.parquet"]
-    assert is_whole(run.part(0, 1).read_bytes())
+    assert verify_file(run.part(0, 1).read_bytes())
     assert results[-1].part
     return results[-1].part
 
@@ -207,7 +207,7 @@ def test_all_columns_are_compressed_as_asked(tmp_path: Path, given: str, found: 
 def test_rows_done_again_leave_the_bytes_of_a_part_done_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str, capacity: int
 ) -> None:
-    monkeypatch.setattr("clipbatch.write._LEAST_ROWS", capacity)
+    monkeypatch.setattr("clipbatch.write._MIN_ROWS", capacity)
     monkeypatch.setattr("clipbatch.write.ROW_GROUP_BYTES", 0)
     scores, plan = random_scores(6), frozen(label_set(2, 4), layout=layout, embeddings=True)
     written(tmp_path / "once", plan, batches(scores, embedding=4), embedding=4)
@@ -252,7 +252,7 @@ def test_a_part_is_replaced_by_one_with_as_many_ok_rows_or_by_force(
 
 
 def test_a_failure_in_the_middle_of_a_part_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clipbatch.write._LEAST_ROWS", BATCH)
+    monkeypatch.setattr("clipbatch.write._MIN_ROWS", BATCH)
     monkeypatch.setattr("clipbatch.write.ROW_GROUP_BYTES", 0)
     run, plan = RunDir(tmp_path), frozen(label_set(3))
     run.make_parts()

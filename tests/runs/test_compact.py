@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipbatch.errors import DamagedError, InputError
-from clipbatch.rundir.checksum import is_whole
+from clipbatch.rundir.checksum import verify_file
 from clipbatch.runs import compact
 from clipbatch.runs import run as api
 from tests.conftest import Cli, rows
@@ -48,7 +48,7 @@ def test_rows_are_unchanged_and_in_order_whatever_the_files(
     together = pa.concat_tables([pq.read_table(path) for path in paths])
     assert together.schema.equals(rows(run).schema, check_metadata=False)
     assert _plain(together) == _plain(rows(run))
-    assert all(is_whole(path.read_bytes()) for path in paths)
+    assert all(verify_file(path.read_bytes()) for path in paths)
 
 
 def test_the_footer_says_what_the_file_is(run: Path, tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_row_groups_are_as_big_as_readers_want_them(run: Path, tmp_path: Path, m
     api.compact(run, tmp_path / "one")
     (path,) = (tmp_path / "one").iterdir()
     assert pq.read_metadata(path).num_row_groups == 1
-    monkeypatch.setattr(compact, "_LEAST_ROWS", 40)
+    monkeypatch.setattr(compact, "_MIN_ROWS", 40)
     monkeypatch.setattr(compact, "ROW_GROUP_BYTES", 0)
     api.compact(run, tmp_path / "several")
     (path,) = (tmp_path / "several").iterdir()
@@ -162,7 +162,7 @@ def test_files_go_into_a_store_and_are_verified_there(warm: Cli, run: Path, s3: 
     paths = sorted(info.path for info in s3.get_file_info(pafs.FileSelector(out.removeprefix("s3://"))))
     assert len(paths) == 3
     found = [s3.open_input_file(path).read() for path in paths]
-    assert all(is_whole(data) for data in found)
+    assert all(verify_file(data) for data in found)
     together = pa.concat_tables([pq.read_table(pa.BufferReader(data)) for data in found])
     assert _plain(together) == _plain(rows(run))
 

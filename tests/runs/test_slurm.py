@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from clipbatch.errors import InputError
-from clipbatch.runs.slurm_scripts import Job, array_script, check_script
+from clipbatch.runs.slurm_scripts import SlurmJob, array_script, check_script
 from tests.conftest import DEMO, Cli
 from tests.support.corpus import make_folder
 
@@ -115,14 +115,14 @@ def test_a_run_in_a_store_has_its_scripts_where_the_user_says(
 def test_a_folder_in_which_slurm_cannot_write_logs_is_refused(tmp_path: Path) -> None:
     for name in ("back\\slash", "new\nline"):
         with pytest.raises(InputError, match="Slurm cannot write logs"):
-            check_script("s3://bucket/run", tmp_path / name, Job(array="1"))
+            check_script("s3://bucket/run", tmp_path / name, SlurmJob(array="1"))
 
 
 @pytest.mark.parametrize("name", ["plain", "with spaces", "$(touch harm)", "it's", 'a"b', "`x`;#y", "-n"])
 def test_the_scripts_are_bash_whatever_the_folder_is_called(tmp_path: Path, name: str) -> None:
     run = tmp_path / name
-    array = array_script(str(run), run / "slurm", Job(array="4"), run / "shards.txt", 4, ["--max-bad=5%"])
-    for script in (array, check_script(str(run), run / "slurm", Job(array="4"))):
+    array = array_script(str(run), run / "slurm", SlurmJob(array="4"), run / "shards.txt", 4, ["--max-bad=5%"])
+    for script in (array, check_script(str(run), run / "slurm", SlurmJob(array="4"))):
         subprocess.run(["bash", "-n"], input=script, check=True)
     command = array.decode().split("\n" + sys.executable)[1].split("&")[0]
     assert str(run) in shlex.split(command.replace("\\\n", ""))

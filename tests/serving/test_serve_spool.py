@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipbatch.serving.jobs import MOST_DEATHS
+from clipbatch.serving.jobs import MAX_DEATHS
 from clipbatch.serving.spool import Spool
 from tests.conftest import DEMO, Cli, needs, rows
 from tests.support.corpus import make_folder, photo
@@ -104,8 +104,8 @@ def test_a_job_that_ends_every_service_is_given_up(tmp_path: Path) -> None:
     assert spool.waiting() == ["a.txt"]
     assert spool.take("a.txt") == "a.txt"
     assert spool.take("a.txt") is None
-    deaths = [spool.count_death("a.txt") for _ in range(MOST_DEATHS)]
-    assert deaths == list(range(1, MOST_DEATHS + 1))
+    deaths = [spool.count_death("a.txt") for _ in range(MAX_DEATHS)]
+    assert deaths == list(range(1, MAX_DEATHS + 1))
     assert Spool(tmp_path).interrupted() == ["a.txt"]
     with serving(tmp_path):
         assert "11 times" in answer(tmp_path, "a.txt", "failed")["error"]

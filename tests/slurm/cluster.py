@@ -25,7 +25,7 @@ NODES = ("n1", "n2")
 PATIENCE_S = 600.0
 """For whatever is waited for; it takes seconds on an idle machine."""
 REQUEUED_AFTER_S = 5
-MOST_TASKS = 12
+MAX_TASKS = 12
 
 # An array of n1 and n2 in one partition; jobs of the partition urgent push out those of main, which are warned first.
 CONFIG = """\
@@ -176,7 +176,7 @@ class Cluster:
             host=socket.gethostname(),
             ports=_free_ports(1 + len(NODES)),
             requeued_after_s=REQUEUED_AFTER_S,
-            most_tasks=MOST_TASKS,
+            most_tasks=MAX_TASKS,
         )
         (self.folder / "slurm.conf").write_text(config)
         (self.folder / "gres.conf").write_text("AutoDetect=off\nNodeName=n[1-2] Name=gpu File=/dev/null\n")

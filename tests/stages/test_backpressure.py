@@ -8,7 +8,7 @@ import pytest
 
 from clipbatch.config import ReadSettings
 from clipbatch.stages.flow import Flow, Stage
-from clipbatch.stages.read import Gate, Read
+from clipbatch.stages.read import Backpressure, Read
 from clipbatch.types import Encoded, Item, ItemBatch, ReadBatch
 
 ITEMS = 4
@@ -28,7 +28,7 @@ def _batches(folder: Path, sizes: list[int]) -> list[ItemBatch]:
 
 def _most_held(batches: list[ItemBatch], limit_bytes: int) -> int:
     """Let `batches` through a flow of many readers; the most bytes that were read and not yet left."""
-    gate, read, lock = Gate(limit_bytes), Read(ReadSettings(), batches=8), threading.Lock()
+    gate, read, lock = Backpressure(limit_bytes), Read(ReadSettings(), batches=8), threading.Lock()
     held = most = 0
 
     def reading(batch: ItemBatch) -> ReadBatch:
@@ -37,14 +37,14 @@ def _most_held(batches: list[ItemBatch], limit_bytes: int) -> int:
         with lock:
             held += _size(done)
             most = max(most, held)
-        gate.has_read(done)
+        gate.measured(done)
         return done
 
     def leaving(batch: ReadBatch) -> int:
         nonlocal held
         with lock:
             held -= _size(batch)
-        gate.leave(batch)
+        gate.release(batch)
         return batch.source.start
 
     stages = [Stage(name="read", work=reading, threads=8), Stage(name="decode", work=leaving, threads=2)]
@@ -73,10 +73,10 @@ def test_batches_of_all_sizes_pass_in_order(tmp_path: Path, sizes: list[int]) ->
 
 def test_small_files_after_large_ones_are_let_in_freely_again(tmp_path: Path) -> None:
     large, *small = _batches(tmp_path, [3_000_000, *[10] * 40])
-    gate, read = Gate(4 * 2**20), Read(ReadSettings())
+    gate, read = Backpressure(4 * 2**20), Read(ReadSettings())
     for batch in [large, *small[:30]]:
         assert list(gate.admit([batch])) == [batch]
         done = read(batch)
-        gate.has_read(done)
-        gate.leave(done)
+        gate.measured(done)
+        gate.release(done)
     assert list(gate.admit(small[30:])) == small[30:]  # ten at once, with nothing leaving

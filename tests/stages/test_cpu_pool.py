@@ -11,7 +11,7 @@ from clipbatch.config import DecodeSettings
 from clipbatch.stages.decode import Decode
 from clipbatch.stages.decode import stage as cores
 from clipbatch.stages.decode.geometry import Target
-from clipbatch.stages.decode.stage import for_cores
+from clipbatch.stages.decode.stage import goes_to_cpu
 from clipbatch.types import Decoded, Encoded, ItemBatch, PixelBatch, ReadBatch, Reject
 
 TARGET = Target(height=64, width=64, resize_mode="longest", interpolation="bicubic", fill=7)
@@ -35,7 +35,7 @@ def files(photos: Path) -> list[bytes]:
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.25, 1 / 3, 0.5, 0.9, 1.0])
 def test_the_share_is_kept_in_every_run_of_rows_wherever_it_starts(share: float) -> None:
     for start in (0, 7, 10**9):
-        taken = [for_cores(row, 1, share) for row in range(start, start + 1000)]
+        taken = [goes_to_cpu(row, 1, share) for row in range(start, start + 1000)]
         assert abs(sum(taken) - 1000 * share) <= 1
         assert all(abs(sum(taken[at : at + 50]) - 50 * share) <= 1 for at in range(0, 1000, 50))
 
@@ -44,7 +44,7 @@ def test_rows_of_the_share_are_torchvisions_to_the_bit_and_the_others_dalis(file
     by = {name: decoded(files, DecodeSettings(decoder=name)) for name in ("dali", "torchvision")}  # type: ignore[arg-type]
     start = 10
     shared = decoded(files, DecodeSettings(decoder="dali", cpu_share=0.25), start)
-    expected = ["torchvision" if for_cores(start + slot, 1, 0.25) else "dali" for slot in range(len(files))]
+    expected = ["torchvision" if goes_to_cpu(start + slot, 1, 0.25) else "dali" for slot in range(len(files))]
     assert names(shared) == expected
     assert 0 < expected.count("torchvision") < len(files)
     for slot, name in enumerate(expected):

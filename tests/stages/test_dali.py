@@ -11,7 +11,7 @@ from torch import Tensor
 from clipbatch.stages.decode.dali import DaliDecoder
 from clipbatch.stages.decode.geometry import Target, geometry_of
 from clipbatch.stages.decode.header import inspect
-from clipbatch.stages.decode.pixels import Job, blank
+from clipbatch.stages.decode.pixels import DecodeJob, blank
 
 MAPPED = """
 import ctypes
@@ -42,7 +42,7 @@ def test_the_memory_of_an_image_goes_back_to_the_system_when_it_is_freed() -> No
 class _Cramped(DaliDecoder):
     """Fails as on a GPU whose memory is full where more than three images are decoded at once."""
 
-    def _run(self, pixels_BCHW: Tensor, jobs: list[Job]) -> None:
+    def _run(self, pixels_BCHW: Tensor, jobs: list[DecodeJob]) -> None:
         if len(jobs) > 3:
             raise RuntimeError("Critical error in pipeline:\nCan't allocate 3221225472 bytes on device 0.")
         super()._run(pixels_BCHW, jobs)
@@ -54,7 +54,7 @@ def test_what_does_not_fit_into_memory_is_decoded_in_halves(photos: Path, caplog
     for slot, path in enumerate(sorted(photos.glob("*.jpg"))[:10]):
         header = inspect(data := bytearray(path.read_bytes()))
         assert header
-        jobs.append(Job(slot=slot, data=data, geometry=geometry_of(header.height, header.width, 1, target)))
+        jobs.append(DecodeJob(slot=slot, data=data, geometry=geometry_of(header.height, header.width, 1, target)))
     made = []
     for kind in (DaliDecoder, _Cramped):
         decoder = kind(batch_size=10, interpolation="bicubic", device_id=None, threads=1)

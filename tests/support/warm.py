@@ -44,7 +44,7 @@ class _KilledError(Exception):
     """The supervisor has killed this worker."""
 
 
-class WarmWorker(worker.Worker):
+class WarmWorker(worker.WorkerHandle):
     """The worker of this process: one at a time, since files under way are named by the process that writes them."""
 
     seat: Seat

@@ -136,7 +136,7 @@ def test_thumbnails_are_small_upright_and_without_metadata_or_say_why_not(snaps:
     made = thumbnails.make(RunDir(snaps), range(7))
     pictures = {row: base64.b64decode(made[row].base64) for row in (0, 1, 5, 6)}
     for data in pictures.values():
-        assert len(data) <= thumbnails_main.MOST_BYTES
+        assert len(data) <= thumbnails_main.MAX_BYTES
         with Image.open(io.BytesIO(data), formats=["WEBP"]) as image:
             assert max(image.size) <= thumbnails_main.SIDE
     with Image.open(io.BytesIO(pictures[0])) as image:

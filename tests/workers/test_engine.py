@@ -10,7 +10,7 @@ from clipbatch.config import from_flat
 from clipbatch.errors import InputError
 from clipbatch.runs import slurm
 from clipbatch.runs.run import engine
-from clipbatch.runs.slurm_scripts import Job
+from clipbatch.runs.slurm_scripts import SlurmJob
 from clipbatch.workers.ranks import Rank
 from clipbatch.workers.ray.cluster import default_cores, slots
 from tests.conftest import DEMO, rows
@@ -48,7 +48,7 @@ def test_settings_that_contradict_the_engine_are_refused(settings: dict[str, obj
 
 def test_an_array_of_slurm_takes_no_ray(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--engine ray needs no Slurm"):
-        slurm.submit(from_flat({"engine": "ray"}), tmp_path / "out", Job(array="2"))
+        slurm.submit(from_flat({"engine": "ray"}), tmp_path / "out", SlurmJob(array="2"))
 
 
 def test_ray_is_not_imported_unless_it_is_asked_for_and_then_it_has_to_be_there(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def serve_command(
     os.getcwd()  # fails where it has been deleted, in which torch cannot be loaded
     settings = from_flat(given)
     try:
-        with fast_import.quick_imports(transformers=models.wants_transformers(settings.model.model)):
+        with fast_import.fast_imports(transformers=models.wants_transformers(settings.model.model)):
             from clipbatch.serving.http import Limits
             from clipbatch.serving.service import serve
     except ModuleNotFoundError as error:

@@ -55,10 +55,10 @@ def slurm_command(
     Example: clipbatch submit slurm photos/ --labels labels.txt --out scores/ --array 64 --gres gpu:1
     """
     from clipbatch.runs import slurm
-    from clipbatch.runs.slurm_scripts import Job
+    from clipbatch.runs.slurm_scripts import SlurmJob
 
     result_is_on_disk()
-    job = Job(
+    job = SlurmJob(
         array=array,
         gres=gres,
         time=time,

@@ -10,7 +10,7 @@ import resource
 
 from clipbatch.errors import InputError, brief
 
-_LEAST_BYTES = 512 * 2**20
+_MIN_BYTES = 512 * 2**20
 """Of address space: with less, libraries end the process without a word, as soon as they are loaded."""
 _FAILED = re.compile(
     r"allocat|bad_alloc|malloc|out of memory|MemoryError|failed to map|(start|launch) \w+ thread|thread creation",
@@ -29,7 +29,7 @@ def limit_memory(mib: int) -> None:
 
 def check_memory() -> None:
     """Raises: InputError where the caller's limit is too low for any command."""
-    if (limit := resource.getrlimit(resource.RLIMIT_AS)[0]) != resource.RLIM_INFINITY and limit < _LEAST_BYTES:
+    if (limit := resource.getrlimit(resource.RLIMIT_AS)[0]) != resource.RLIM_INFINITY and limit < _MIN_BYTES:
         raise _refusal("it needs 1 GiB, and 8 GiB or more with a model")
 
 

@@ -20,7 +20,7 @@ from itertools import chain, groupby
 
 SUFFIXES = (".tar", ".zip")
 PACKED = (".tar.gz", ".tgz", ".tar.zst", ".tzst", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.lz4")
-MOST_BYTES = 2**60
+MAX_BYTES = 2**60
 """No size or place in an archive is taken for true that is larger; Arrow counts to 2**63."""
 
 

@@ -21,7 +21,7 @@ _NAMES = ("image", "images", "img", "bytes", "image_bytes", "img_bytes", "image_
 _STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ", b"\xff\x0a")
 _LOOKED_AT = 8
 """Values of a column that tell what it holds."""
-_BATCH_ROWS, _MOST_ROWS = 16, 1024
+_BATCH_ROWS, _MAX_ROWS = 16, 1024
 """Rows read at a time, and in search of values that are not null."""
 
 
@@ -90,7 +90,7 @@ def _first_values(path: str, suffix: str, schema: pa.Schema, columns: list[str])
     if not columns:
         return found
     read = _parquet_batches if suffix == ".parquet" else _arrow_batches
-    for batch in islice(read(path, columns), _MOST_ROWS // _BATCH_ROWS):
+    for batch in islice(read(path, columns), _MAX_ROWS // _BATCH_ROWS):
         for name in columns:
             cells = _innermost(batch.column(name))
             room = _LOOKED_AT - len(found[name])

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from clipbatch.inputs.listing import Listing
 
 
-_MOST_WORDS = 100_000
+_MAX_WORDS = 100_000
 
 
 def is_pattern(text: str) -> bool:
@@ -82,8 +82,8 @@ class Pattern:
         """Each match, and whether it is a folder."""
         found: list[tuple[str, bool]] = []
         for number, word in enumerate(words(self.text)):
-            if number == _MOST_WORDS:
-                raise InputError(f"the braces of {self.text!r} stand for more than {_MOST_WORDS} names: use a manifest")
+            if number == _MAX_WORDS:
+                raise InputError(f"the braces of {self.text!r} stand for more than {_MAX_WORDS} names: use a manifest")
             if is_url(word):
                 found += self._there(word) if is_far_pattern(word) else [(word, word.endswith("/"))]
             elif MAGIC.search(word) and not os.path.lexists(word):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator
 
-from clipbatch.inputs.archive_members import MOST_BYTES, Member, refused
+from clipbatch.inputs.archive_members import MAX_BYTES, Member, refused
 from clipbatch.storage.archives import TAR_BLOCK, crc
 from clipbatch.storage.files import Container
 
@@ -158,7 +158,7 @@ def _checked(digits: bytes, base: int) -> int:
         value = int(digits, base)
     except ValueError:
         raise _DamagedError from None
-    if not 0 <= value <= MOST_BYTES:
+    if not 0 <= value <= MAX_BYTES:
         raise _DamagedError
     return value
 

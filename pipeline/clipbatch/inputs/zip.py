@@ -21,7 +21,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from clipbatch.inputs.archive_members import MOST_BYTES, Member, refused
+from clipbatch.inputs.archive_members import MAX_BYTES, Member, refused
 from clipbatch.storage.files import Container
 
 CUT = "cut:the archive ends before this member does"
@@ -177,7 +177,7 @@ def _member(entry: zipfile.ZipInfo) -> Member:
         return refused(name, "a symbolic link inside of the archive, which holds no image")
     if entry.compress_type not in _KINDS or entry.flag_bits & _PATCHED:
         return refused(name, f"compressed by method {entry.compress_type}; pack it stored or deflated")
-    start, length = max(-1, min(entry.header_offset, MOST_BYTES)), min(entry.compress_size, MOST_BYTES)
+    start, length = max(-1, min(entry.header_offset, MAX_BYTES)), min(entry.compress_size, MAX_BYTES)
     return Member(name, start, length, f"{_KINDS[entry.compress_type]}:{entry.CRC:08x}")
 
 

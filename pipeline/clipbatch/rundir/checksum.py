@@ -44,7 +44,7 @@ class _Digest:
         return _MARK + self._outer.digest()
 
 
-class Sealing:
+class ChecksumWriter:
     """A file to write Parquet into. After the pages call `hold`, write the footer, then call `finish`."""
 
     def __init__(self, file: BinaryIO) -> None:
@@ -85,7 +85,7 @@ class Sealing:
         """The file stays open: `publish` closes it."""
 
 
-def is_whole(file: bytes) -> bool:
+def verify_file(file: bytes) -> bool:
     """Whether a file's bytes are those that `Sealing` wrote."""
     data = memoryview(file)
     footer = int.from_bytes(data[-_TAIL_BYTES:-4], "little") + _TAIL_BYTES

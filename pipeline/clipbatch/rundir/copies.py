@@ -23,27 +23,27 @@ from clipbatch.errors import InputError
 from clipbatch.rundir.records import OtherVersionError, unseal
 from clipbatch.rundir.shapes import DamagedRecordError
 from clipbatch.storage.atomic import publish, writing_failed
-from clipbatch.storage.paths import Place
+from clipbatch.storage.paths import AnyPath
 
 FOLDER = "copies"
 NAMES = ("run.json", "model.json", "text.npy")
 T = TypeVar("T")
 
 
-def content(folder: Place, name: str) -> bytes | None:
+def content(folder: AnyPath, name: str) -> bytes | None:
     """What the copy of the file `name` in the run directory `folder` holds; None where there is none to be read."""
     with contextlib.suppress(OSError):
         return (folder / FOLDER / name).read_bytes()
     return None
 
 
-def make(folder: Place, name: str) -> None:
+def make(folder: AnyPath, name: str) -> None:
     """Copy the file `name` as it is now, unless that has been done. Raises: InputError where it cannot be written."""
     with contextlib.suppress(FileNotFoundError):
         put(folder / FOLDER, name, (folder / name).read_bytes())
 
 
-def put(folder: Place, name: str, data: bytes) -> None:
+def put(folder: AnyPath, name: str, data: bytes) -> None:
     """Publish the file `name` in `folder`, which is made, unless it holds `data` already. Raises: as `make`."""
     with contextlib.suppress(OSError):
         if (folder / name).read_bytes() == data:
@@ -57,7 +57,7 @@ def put(folder: Place, name: str, data: bytes) -> None:
         file.write(data)
 
 
-def remove(folder: Place) -> None:
+def remove(folder: AnyPath) -> None:
     """Remove all copies."""
     for name in NAMES:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
@@ -67,7 +67,7 @@ def remove(folder: Place) -> None:
             (folder / FOLDER).rmdir()
 
 
-def read(folder: Place, name: str) -> bytes | None:
+def read(folder: AnyPath, name: str) -> bytes | None:
     """What the file `name` holds; None where neither it nor a copy of it is there.
 
     Raises: InputError with the remedy where it cannot be read, or is gone while its copy is there.
@@ -82,7 +82,7 @@ def read(folder: Place, name: str) -> bytes | None:
         raise damaged(folder, name, error.strerror or str(error)) from error
 
 
-def parsed(folder: Place, name: str, data: bytes, parse: Callable[[bytes], T]) -> T:
+def parsed(folder: AnyPath, name: str, data: bytes, parse: Callable[[bytes], T]) -> T:
     """What `parse` makes of `data`, which the JSON file `name` holds.
 
     Raises: InputError where it is damaged, with the remedy, also where it has lost the digest that its copy has; where
@@ -101,7 +101,7 @@ def parsed(folder: Place, name: str, data: bytes, parse: Callable[[bytes], T]) -
     return found
 
 
-def damaged(folder: Place, name: str, why: str) -> InputError:
+def damaged(folder: AnyPath, name: str, why: str) -> InputError:
     """The refusal for a file of which there is a copy, or should be."""
     remedy = f"put it back from a backup, or label the images into a folder other than {folder}"
     if content(folder, name) is not None:

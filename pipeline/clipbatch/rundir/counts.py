@@ -22,7 +22,7 @@ from clipbatch.rundir.layout import Plan, RunDir, part_name
 from clipbatch.rundir.records import seal, unseal
 from clipbatch.rundir.shapes import DamagedRecordError
 from clipbatch.storage.atomic import publish
-from clipbatch.storage.paths import Place, StorePath, parquet_source
+from clipbatch.storage.paths import AnyPath, StorePath, parquet_source
 
 CACHE = ".counts.json"
 _THREADS = 16
@@ -31,7 +31,7 @@ _THREADS = 16
 Counts = dict[str, int]
 
 
-def tally(run: RunDir, plan: Plan, shards: Collection[int]) -> dict[int, Counts]:
+def count_statuses(run: RunDir, plan: Plan, shards: Collection[int]) -> dict[int, Counts]:
     """Rows by status of each of `shards`, which are finished. Raises: InputError naming a part that is damaged."""
     cached, facts = _cached(run), _facts(run)
     names = {shard: part_name(shard, plan.shards) for shard in shards}
@@ -47,7 +47,7 @@ def tally(run: RunDir, plan: Plan, shards: Collection[int]) -> dict[int, Counts]
     return {shard: cached[name][1] for shard, name in names.items()}
 
 
-def _read(run: RunDir, path: Place) -> Counts:
+def _read(run: RunDir, path: AnyPath) -> Counts:
     try:
         counts: Counts = json.loads(pq.read_metadata(parquet_source(path)).metadata[b"clipbatch.counts"])
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:

@@ -30,7 +30,7 @@ from clipbatch.errors import InputError, OtherRunError
 from clipbatch.rundir import copies
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.storage.atomic import file_sha256, publish, sync_folder, temp_name, writing_failed
-from clipbatch.storage.paths import Place, StorePath, names
+from clipbatch.storage.paths import AnyPath, StorePath, list_names
 
 _FILES = (".counts.json", "report.json", "report.html", "text.npy", "model.json")
 _OURS = re.compile(r"part-\d+\.parquet|\..+\.tmp")
@@ -46,7 +46,7 @@ def staged(run: RunDir) -> Iterator[Path]:
 
     Raises: InputError if the directory cannot be written, or holds what no run wrote.
     """
-    made = check_place(run)
+    made = ensure_usable(run)
     folder = Path(tempfile.mkdtemp()) if isinstance(run.manifest, StorePath) else temp_name(run.manifest)
     try:
         shutil.rmtree(folder, ignore_errors=True)  # of a killed planner that had the same pid
@@ -61,7 +61,7 @@ def staged(run: RunDir) -> Iterator[Path]:
                 run.path.rmdir()
 
 
-def check_place(run: RunDir) -> bool:
+def ensure_usable(run: RunDir) -> bool:
     """Make the directory; whether it was not there. Raises: InputError where it cannot be made, or holds what no run
     wrote."""
     made = False
@@ -69,7 +69,7 @@ def check_place(run: RunDir) -> bool:
         if isinstance(run.path, Path):
             made = not run.path.exists()
             run.path.mkdir(parents=True, exist_ok=True)
-        strange = None if run.exists() else stranger(run)
+        strange = None if run.exists() else foreign_entry(run)
     except OSError as error:
         raise writing_failed(run.path, error) from error
     if strange:
@@ -86,7 +86,7 @@ def check_place(run: RunDir) -> bool:
     return made
 
 
-def begin(run: RunDir, plan: Plan, staged: Path, *, replace: bool) -> Plan:
+def create(run: RunDir, plan: Plan, staged: Path, *, replace: bool) -> Plan:
     """Make `plan`, whose manifest is the folder `staged`, the plan of `run`, unless another stands or comes first.
 
     replace: throw away the run that is there. Returns the plan that stands; `staged` may be left over.
@@ -129,11 +129,11 @@ def _clear_results(run: RunDir) -> None:
     copies.remove(run.path)
 
 
-def _remove_folder(run: RunDir, folder: Place) -> None:
+def _remove_folder(run: RunDir, folder: AnyPath) -> None:
     """Remove our files in `folder`, and the folder itself where nothing else is in it. An empty one stays, since
     another planner may have just made it."""
     with contextlib.suppress(FileNotFoundError):
-        found = names(folder)
+        found = list_names(folder)
         ours = [name for name in found if _OURS.fullmatch(name)]
         _check_nobody_began(run)
         if isinstance(folder, Path) and ours and len(ours) == len(found):
@@ -190,12 +190,13 @@ def _digests(folder: Path) -> dict[str, str]:
         return {}
 
 
-def stranger(run: RunDir) -> str | None:
+def foreign_entry(run: RunDir) -> str | None:
     """The name of something in the directory that no run wrote."""
-    for name in sorted(names(run.path)):
+    for name in sorted(list_names(run.path)):
         if name in (run.manifest.name, run.parts.name, copies.FOLDER):
             ours = copies.NAMES if name == copies.FOLDER else ()
-            inside = [entry for entry in names(run.path / name) if not _OURS.fullmatch(entry) and entry not in ours]
+            entries = list_names(run.path / name)
+            inside = [entry for entry in entries if not _OURS.fullmatch(entry) and entry not in ours]
             if inside:
                 return f"{name}/{min(inside)}"
         elif name not in (*_FILES, "slurm") and not name.startswith("."):

@@ -18,7 +18,7 @@ from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.records import unseal
 from clipbatch.rundir.shapes import DamagedRecordError
 from clipbatch.storage.atomic import writing_failed
-from clipbatch.storage.paths import Place
+from clipbatch.storage.paths import AnyPath
 
 
 def protect(run: RunDir, plan: Plan) -> None:
@@ -113,7 +113,7 @@ def _is_whole(content: bytes | None, check: Callable[[bytes], object]) -> bool:
     return False
 
 
-def _content(path: Place) -> bytes | None:
+def _content(path: AnyPath) -> bytes | None:
     with contextlib.suppress(OSError):
         return path.read_bytes()
     return None
@@ -129,7 +129,7 @@ def _damaged_counts(run: RunDir) -> bool:
         return True
 
 
-def _clear(path: Place, folders_only: bool = False) -> None:
+def _clear(path: AnyPath, folders_only: bool = False) -> None:
     """Remove a file, or an empty folder in the place of one."""
     try:
         if isinstance(path, Path) and path.is_dir() and not path.is_symlink():

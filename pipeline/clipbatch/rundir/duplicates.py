@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-MOST_ROWS = 100_000_000
+MAX_ROWS = 100_000_000
 """Above it nothing is counted: eight bytes a row would be more memory than planning takes otherwise."""
 _WORD = 8
 _LONG_BYTES = 1024
@@ -31,11 +31,11 @@ class Duplicates:
         """uris: strings without nulls."""
         if self._hashes is not None:
             self._hashes += hashes(uris).tobytes()
-            if len(self._hashes) > MOST_ROWS * _WORD:
+            if len(self._hashes) > MAX_ROWS * _WORD:
                 self._hashes = None
 
     def count(self) -> int | None:
-        """Rows whose uri an earlier row has; None where there were more than `MOST_ROWS`. To be called once."""
+        """Rows whose uri an earlier row has; None where there were more than `MAX_ROWS`. To be called once."""
         if self._hashes is None:
             return None
         found = np.frombuffer(self._hashes, np.uint64)

@@ -31,7 +31,7 @@ from clipbatch.config.labels import LabelSet
 from clipbatch.errors import InputError, OtherRunError
 from clipbatch.rundir import copies, records
 from clipbatch.storage.atomic import as_json, publish, sync_folder, temp_name, writing_failed
-from clipbatch.storage.paths import Place, StorePath, names, parquet_source, place
+from clipbatch.storage.paths import AnyPath, StorePath, as_path, list_names, parquet_source
 
 FORMAT = 3
 """Version of the run directory's layout and output schema; part of every fingerprint."""
@@ -119,7 +119,7 @@ class RunDir:
     """A run directory at `path`, a local one or a url in a store; making the object touches nothing."""
 
     def __init__(self, path: str | os.PathLike[str] | StorePath) -> None:
-        self.path = place(path)
+        self.path = as_path(path)
         self.plan_file = self.path / "run.json"
         self.model_file = self.path / "model.json"
         self.manifest = self.path / "manifest"
@@ -226,7 +226,7 @@ class RunDir:
         facts = self.model_facts()
         return None if facts is None else digest_of({"plan": self.plan().fingerprint, "model": facts})
 
-    def part(self, shard: int, shards: int) -> Place:
+    def part(self, shard: int, shards: int) -> AnyPath:
         return self.parts / part_name(shard, shards)
 
     def make_parts(self) -> None:
@@ -249,7 +249,7 @@ class RunDir:
 
     def done(self, plan: Plan) -> set[int]:
         """Shards that have a part file: one directory listing."""
-        found, shards = names(self.parts), plan.shards
+        found, shards = list_names(self.parts), plan.shards
         return {shard for shard in range(shards) if part_name(shard, shards) in found}
 
     def check_same(self, plan: Plan, identity: Mapping[str, Any]) -> None:

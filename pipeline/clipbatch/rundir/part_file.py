@@ -18,9 +18,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipbatch.rundir.checksum import Sealing
+from clipbatch.rundir.checksum import ChecksumWriter
 from clipbatch.storage.atomic import publish
-from clipbatch.storage.paths import Place
+from clipbatch.storage.paths import AnyPath
 
 _KEY = "org.apache.spark.sql.parquet.row.metadata"
 _NAMES = {
@@ -83,7 +83,7 @@ ROW_GROUP_BYTES = 2**26
 class PartFile:
     """Use as a context: `close` publishes the file; without it, or after an error, nothing stays."""
 
-    def __init__(self, path: Place, schema: pa.Schema, compression: str) -> None:
+    def __init__(self, path: AnyPath, schema: pa.Schema, compression: str) -> None:
         """schema: its metadata become the file's.
 
         Raises: InputError, here and later, where the file cannot be written.
@@ -92,7 +92,7 @@ class PartFile:
         schema = schema.with_metadata({**(schema.metadata or {}), **footer(schema)})
         self._stack = contextlib.ExitStack()
         self._file = self._stack.enter_context(publish(path))
-        self._sink = Sealing(self._file)
+        self._sink = ChecksumWriter(self._file)
         self._writer = pq.ParquetWriter(self._sink, schema, **options(schema, compression))
 
     def write(self, table: pa.Table) -> None:

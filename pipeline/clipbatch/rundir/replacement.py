@@ -21,15 +21,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clipbatch.errors import DamagedError, brief
-from clipbatch.rundir.checksum import is_whole
+from clipbatch.rundir.checksum import verify_file
 from clipbatch.rundir.layout import Plan, RunDir
-from clipbatch.storage.paths import Place, parquet_source
+from clipbatch.storage.paths import AnyPath, parquet_source
 from clipbatch.types import STATUSES, counts_text
 
 REPAIR = "clipbatch run --out {} --repair"
 
 
-def refusal(path: Place, shard: int, counts: Mapping[str, int]) -> str | None:
+def refusal(path: AnyPath, shard: int, counts: Mapping[str, int]) -> str | None:
     """Why a new part of `shard`, with `counts` rows by status, must not replace the file at `path`; None: it may.
 
     Raises: InputError where a store does not answer.
@@ -54,7 +54,7 @@ def read_whole(run: RunDir, plan: Plan, shard: int, fingerprint: str) -> bytes:
         data: bytes = path.read_bytes()
     except OSError as error:
         raise damaged(run, path, f"it cannot be read ({error.strerror or error})") from error
-    if not is_whole(data):
+    if not verify_file(data):
         raise damaged(run, path, "its bytes are not those that were written")
     footer = pq.read_metadata(pa.BufferReader(data)).metadata or {}
     if (footer.get(b"clipbatch.fingerprint"), footer.get(b"clipbatch.shard")) != (fingerprint.encode(), b"%d" % shard):
@@ -73,12 +73,12 @@ def bad_rows(run: RunDir, plan: Plan, shard: int) -> tuple[int, ...]:
         raise damaged(run, path, brief(error)) from error
 
 
-def damaged(run: RunDir, path: Place, what: str) -> DamagedError:
+def damaged(run: RunDir, path: AnyPath, what: str) -> DamagedError:
     """The refusal to take rows over from the part at `path`."""
     return DamagedError(f"{path} is damaged: {what}; {REPAIR.format(run.path)} does it again")
 
 
-def _counts(path: Place, shard: int, rows: int) -> dict[str, int] | None:
+def _counts(path: AnyPath, shard: int, rows: int) -> dict[str, int] | None:
     """Rows by status as the footer says; None where it says nothing that can be so."""
     try:
         footer = pq.read_metadata(parquet_source(path)).metadata or {}

@@ -29,7 +29,7 @@ STAMPS = (
     pa.field("file_sha256", pa.string()),
 )
 """What an increment keeps of a file beside its name; `stamps` fills them."""
-MOST_WIDE = 2_000
+MAX_WIDE = 2_000
 """Labels that the layout wide takes. Readers plan for each column of each file: thousands make all of them slow."""
 
 _FIRST = (pa.field("row_id", pa.int64(), nullable=False), pa.field("uri", pa.string(), nullable=False))
@@ -65,10 +65,10 @@ def group_columns(labels: LabelSet, output: OutputSettings) -> list[GroupColumns
     Raises: InputError for more labels than the layout takes.
     """
     layout = layout_of(output)
-    if layout == "wide" and sum(labels.sizes) > MOST_WIDE:
+    if layout == "wide" and sum(labels.sizes) > MAX_WIDE:
         raise InputError(
             f"layout wide makes a column of each of {sum(labels.sizes)} labels, and readers are slow with more than "
-            f"{MOST_WIDE}: use --layout list or --top-k K"
+            f"{MAX_WIDE}: use --layout list or --top-k K"
         )
     dtype = pa.float16() if output.scores_dtype == "float16" else pa.float32()
     prefixes = [f"{group.name}_" if group.name else "" for group in labels.groups]

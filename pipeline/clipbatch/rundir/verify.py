@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 
 from clipbatch.config.memory_limits import too_little_memory
 from clipbatch.errors import InputError
-from clipbatch.rundir.checksum import is_whole
+from clipbatch.rundir.checksum import verify_file
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.manifest import Manifest
 from clipbatch.rundir.schema import GroupColumns, group_columns
-from clipbatch.storage.paths import Place, parquet_source
+from clipbatch.storage.paths import AnyPath, parquet_source
 
 
 def problems(run: RunDir, plan: Plan, shards: Iterable[int]) -> Iterator[tuple[int, str]]:
@@ -43,7 +43,7 @@ def check_plan(run: RunDir, plan: Plan) -> None:
         )
 
 
-def _fingerprint(part: Place) -> str | None:
+def _fingerprint(part: AnyPath) -> str | None:
     """Of the run that the part says it is of; None where it cannot be read."""
     try:
         return str((pq.read_metadata(parquet_source(part)).metadata or {})[b"clipbatch.fingerprint"].decode())
@@ -60,7 +60,7 @@ def _problem(
         return "not there"
     try:
         data = path.read_bytes()
-        if not is_whole(data):
+        if not verify_file(data):
             return "damaged (its bytes are not those that were written)"
         with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
             footer = {k.decode(): v.decode() for k, v in (file.metadata.metadata or {}).items()}

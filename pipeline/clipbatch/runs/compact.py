@@ -18,25 +18,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipbatch.errors import DamagedError, InputError
-from clipbatch.rundir.checksum import is_whole
-from clipbatch.rundir.counts import tally
+from clipbatch.rundir.checksum import verify_file
+from clipbatch.rundir.counts import count_statuses
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.part_file import ROW_GROUP_BYTES, PartFile
 from clipbatch.rundir.verify import problems
 from clipbatch.storage.atomic import remove_leftovers, writing_failed
-from clipbatch.storage.paths import Place, StorePath, names, parquet_source
+from clipbatch.storage.paths import AnyPath, StorePath, list_names, parquet_source
 from clipbatch.workers import signals
 
 FILE_BYTES = 2**29
 """Of the parts that make one file, where nobody says how many rows it is to have."""
-_LEAST_ROWS = 1024
+_MIN_ROWS = 1024
 """Of a row group, however wide its rows are."""
 _ROWS_COMPARED = 8_192
 _REMEDY = "check this machine's memory and disk, then run the same command again"
 _OURS = re.compile(r"part-\d{5,}-of-\d{5,}\.parquet|\..+\.tmp")
 
 
-def compact(run: RunDir, out: Place, rows_per_file: int | None) -> dict[str, Any]:
+def compact(run: RunDir, out: AnyPath, rows_per_file: int | None) -> dict[str, Any]:
     """See `api.compact`."""
     plan = run.plan()
     if rows_per_file is not None and rows_per_file < 1:
@@ -49,7 +49,7 @@ def compact(run: RunDir, out: Place, rows_per_file: int | None) -> dict[str, Any
     files = _cut(run, plan, rows_per_file)
     targets = [out / f"part-{number:05d}-of-{len(files):05d}.parquet" for number in range(len(files))]
     _check_folder(out, {target.name for target in targets})
-    counted = tally(run, plan, range(plan.shards))
+    counted = count_statuses(run, plan, range(plan.shards))
     for number, (target, shards) in enumerate(zip(targets, files, strict=True)):
         footer = {"clipbatch.shards": f"{shards[0]}-{shards[-1]}", "clipbatch.file": f"{number} of {len(files)}"}
         counts = sum((Counter(counted[shard]) for shard in shards), Counter())
@@ -68,20 +68,20 @@ def _cut(run: RunDir, plan: Plan, rows_per_file: int | None) -> list[Sequence[in
     return [range(plan.shards)[at : at + each] for at in range(0, plan.shards, each)]
 
 
-def _size(file: Place) -> int:
+def _size(file: AnyPath) -> int:
     if isinstance(file, StorePath):
         with file.open_input() as opened:
             return int(opened.size())
     return file.stat().st_size
 
 
-def _check_folder(out: Place, expected: set[str]) -> None:
+def _check_folder(out: AnyPath, expected: set[str]) -> None:
     """Make the folder. Raises: InputError where there is something else in it."""
     try:
         if isinstance(out, Path):
             out.mkdir(parents=True, exist_ok=True)
         remove_leftovers(out)
-        strangers = sorted(name for name in names(out) - expected if not name.endswith(".tmp"))
+        strangers = sorted(name for name in list_names(out) - expected if not name.endswith(".tmp"))
     except OSError as error:
         raise writing_failed(out, error) from error
     if strangers:
@@ -91,7 +91,7 @@ def _check_folder(out: Place, expected: set[str]) -> None:
         )
 
 
-def _is_done(target: Place, fingerprint: str, footer: dict[str, str]) -> bool:
+def _is_done(target: AnyPath, fingerprint: str, footer: dict[str, str]) -> bool:
     """Whether the file is there, whole, and of the parts as they are now: rows that are done again change the counts.
 
     Raises: InputError where there is a file of another run, which is not to be overwritten."""
@@ -104,10 +104,10 @@ def _is_done(target: Place, fingerprint: str, footer: dict[str, str]) -> bool:
     if found.get(b"clipbatch.fingerprint") != fingerprint.encode():
         raise InputError(f"{target} is of another run: choose a new or empty folder")
     expected = {key.encode(): value.encode() for key, value in footer.items()}
-    return expected.items() <= found.items() and is_whole(target.read_bytes())
+    return expected.items() <= found.items() and verify_file(target.read_bytes())
 
 
-def _write(run: RunDir, plan: Plan, target: Place, shards: Sequence[int], footer: dict[str, str]) -> None:
+def _write(run: RunDir, plan: Plan, target: AnyPath, shards: Sequence[int], footer: dict[str, str]) -> None:
     """Raises: DamagedError where a part is not as it should be, or the file does not read back as it was written."""
     wrong = [text for _, text in problems(run, plan, shards)]
     if wrong:
@@ -119,7 +119,7 @@ def _write(run: RunDir, plan: Plan, target: Place, shards: Sequence[int], footer
         row_bytes = sum(_width(field.type) for field in schema)
         kept = {k.decode(): v.decode() for k, v in (schema.metadata or {}).items() if k != b"clipbatch.shard"}
     with PartFile(target, schema.with_metadata(kept | footer), plan.run_settings().output.compression) as file:
-        for table in _row_groups(run, plan, shards, max(_LEAST_ROWS, ROW_GROUP_BYTES // row_bytes)):
+        for table in _row_groups(run, plan, shards, max(_MIN_ROWS, ROW_GROUP_BYTES // row_bytes)):
             signals.check()
             file.write(table)
             counted = table["status"].value_counts().to_pylist()
@@ -154,7 +154,7 @@ def _joined(tables: list[pa.Table]) -> pa.Table:
     return pa.concat_tables(plain).unify_dictionaries().combine_chunks()
 
 
-def _compare(written: Any, run: RunDir, plan: Plan, shards: Sequence[int], target: Place) -> None:
+def _compare(written: Any, run: RunDir, plan: Plan, shards: Sequence[int], target: AnyPath) -> None:
     """Raises: DamagedError where the file's rows are not the parts' rows in their order."""
     file = pq.ParquetFile(written, page_checksum_verification=True)
     parts = (

@@ -31,14 +31,14 @@ from clipbatch.config import MOVED, PIXELS, Settings, from_flat
 from clipbatch.errors import ClipbatchError, InputError, reading_failed
 from clipbatch.inputs import listing as listings
 from clipbatch.rundir import creation
-from clipbatch.rundir.counts import tally
+from clipbatch.rundir.counts import count_statuses
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.schema import STAMPS
 from clipbatch.runs import plan as planner
 from clipbatch.runs import run as runner
 from clipbatch.runs.stamps import Stamper, hashes
 from clipbatch.storage.atomic import file_sha256, locked, publish, remove_leftovers
-from clipbatch.storage.paths import StorePath, names, parquet_source, place
+from clipbatch.storage.paths import StorePath, as_path, list_names, parquet_source
 from clipbatch.workers import signals
 from clipbatch.workers.progress import Progress
 
@@ -72,7 +72,7 @@ def run(
     finished, each with its `folder`; `notes`: what else there is to say, in sentences.
     Raises: BusyError where another process is at it; InputError where an increment is damaged; as `api.run` does.
     """
-    folder = place(out)
+    folder = as_path(out)
     if isinstance(folder, StorePath):
         raise InputError(f"--incremental keeps its dataset on a disk: {out} is in a store; give a local --out")
     if not settings.source.inputs:
@@ -177,12 +177,12 @@ def _is_unplanned(path: Path) -> bool:
     """Whether nothing but pieces of a plan is in the folder, which the next planner clears away."""
     run = RunDir(path)
     ours = path.is_dir() and not path.is_symlink() and not run.exists()
-    return ours and not _has_results(path) and creation.stranger(run) is None
+    return ours and not _has_results(path) and creation.foreign_entry(run) is None
 
 
 def _has_results(path: Path) -> bool:
     run = RunDir(path)
-    return run.model_file.exists() or bool(names(run.parts))
+    return run.model_file.exists() or bool(list_names(run.parts))
 
 
 def _is_complete(path: Path) -> bool:
@@ -258,7 +258,7 @@ def _missing(run: RunDir, plan: Plan) -> NDArray[np.int64]:
     Raises: InputError naming a part that is damaged.
     """
     found = [np.empty(0, np.int64)]
-    for shard, counts in tally(run, plan, range(plan.shards)).items():
+    for shard, counts in count_statuses(run, plan, range(plan.shards)).items():
         if not counts.get("missing"):
             continue
         path = run.part(shard, plan.shards)

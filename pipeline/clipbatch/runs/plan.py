@@ -91,7 +91,7 @@ def freeze(
             passed_over=_most_frequent(passed_over()),
             versions=versions(),
         )
-        standing = creation.begin(run, plan, folder, replace=replace)
+        standing = creation.create(run, plan, folder, replace=replace)
     run.check_same(standing, plan.identity)
     return standing
 

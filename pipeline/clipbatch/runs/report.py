@@ -13,12 +13,12 @@ from typing import Any
 
 from clipbatch.config import hardware
 from clipbatch.errors import DamagedError
-from clipbatch.rundir.counts import tally
+from clipbatch.rundir.counts import count_statuses
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.replacement import REPAIR
 from clipbatch.stages.flow import bottleneck
 from clipbatch.storage.atomic import write_json, writing_failed
-from clipbatch.storage.paths import names
+from clipbatch.storage.paths import list_names
 from clipbatch.types import WorkerReport, counts_text
 from clipbatch.workers.ranks import Rank
 from clipbatch.workers.worker import WorkDone
@@ -144,7 +144,7 @@ def make(
     if len(shards) < plan.shards and len(finished) == plan.shards:
         make(run, plan, done, elapsed_s, rank, list(range(plan.shards)), damaged)
     mine = [shard for shard in shards if shard in finished]
-    totals = _added(tally(run, plan, mine).values())
+    totals = _added(count_statuses(run, plan, mine).values())
     rows = sum(sum(counts.values()) for counts in done.counts.values())
     stages = _sum_stages(done.stages)
     report = {
@@ -188,7 +188,7 @@ def check_nothing_vanished(run: RunDir, plan: Plan, shards: Collection[int]) -> 
 
     Raises: DamagedError naming what is gone, and the remedy.
     """
-    manifest, top, done = names(run.manifest), names(run.path), run.done(plan)
+    manifest, top, done = list_names(run.manifest), list_names(run.path), run.done(plan)
     frozen = [run.manifest / name for name in plan.manifest_sha256 if name not in manifest]
     frozen += [file for file in (run.plan_file, run.model_file) if file.name not in top]
     parts = [run.part(shard, plan.shards) for shard in shards if shard not in done]

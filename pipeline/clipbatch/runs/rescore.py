@@ -23,10 +23,10 @@ from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.schema import group_columns, result_fields
 from clipbatch.runs import plan as planner
 from clipbatch.storage.atomic import file_sha256
-from clipbatch.storage.paths import place
+from clipbatch.storage.paths import as_path
 
 _SCORES_AT_ONCE = 2**22
-_MOST_ROWS_AT_ONCE = 4096
+_MAX_ROWS_AT_ONCE = 4096
 
 
 def plan(source: RunDir, run: RunDir, given: Mapping[str, Any], *, overwrite: bool) -> Plan:
@@ -57,7 +57,7 @@ def plan(source: RunDir, run: RunDir, given: Mapping[str, Any], *, overwrite: bo
 
 
 def _check_source(source: RunDir, frozen: Plan, run: RunDir) -> None:
-    place(_named(source))  # by which workers will open it; refused where that is not UTF-8
+    as_path(_named(source))  # by which workers will open it; refused where that is not UTF-8
     if _named(source) == _named(run):
         raise InputError(f"--out {run.path} is the run that is to be rescored: choose another folder")
     if not frozen.settings["embeddings"]:
@@ -81,7 +81,7 @@ def _settings(frozen: Plan, given: Mapping[str, Any]) -> Settings:
 
 def _rows_at_once(shard_size: int, labels: int) -> int:
     """Rows of a batch: a matter of memory, and a divisor of the shard's size."""
-    most = max(1, min(_MOST_ROWS_AT_ONCE, shard_size, _SCORES_AT_ONCE // labels))
+    most = max(1, min(_MAX_ROWS_AT_ONCE, shard_size, _SCORES_AT_ONCE // labels))
     return next(size for size in range(most, 0, -1) if shard_size % size == 0)
 
 
@@ -103,7 +103,7 @@ def _freeze(source: RunDir, run: RunDir, plan: Plan, taken: set[str], overwrite:
             if file_sha256(folder / name) != digest:
                 raise InputError(f"the manifest {source.manifest / name} was changed after its run began: restore it")
             _check_columns(source, folder / name, taken)
-        standing = creation.begin(run, plan, folder, replace=overwrite)
+        standing = creation.create(run, plan, folder, replace=overwrite)
     run.check_same(standing, plan.identity)
     return standing
 

@@ -16,22 +16,20 @@ from clipbatch.config import MOVED, PIXELS, Settings, from_flat
 from clipbatch.errors import ClipbatchError, InputError, TooManyBadError
 from clipbatch.rundir import damage, replacement
 from clipbatch.rundir import verify as verifier
-from clipbatch.rundir.counts import tally
+from clipbatch.rundir.counts import count_statuses
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.runs import compact as compactor
 from clipbatch.runs import report
 from clipbatch.runs import rescore as rescorer
 from clipbatch.runs.plan import plan
 from clipbatch.storage.atomic import remove_leftovers
-from clipbatch.storage.paths import place
+from clipbatch.storage.paths import as_path
 from clipbatch.workers import ranks
 from clipbatch.workers import supervisor as launch
-from clipbatch.workers.engine import Engine, Job, Killable, check_trace, numbered
+from clipbatch.workers.engine import Engine, check_trace, numbered
 from clipbatch.workers.progress import Progress
 from clipbatch.workers.ranks import Rank
 from clipbatch.workers.scheduler import Assignment
-
-__all__ = ["Engine", "Job", "Killable", "engine"]
 
 
 def engine(settings: Settings, rank: Rank) -> Engine:
@@ -109,7 +107,8 @@ def _label(
     be done of shards whose part is damaged."""
     finished = run_dir.done(frozen) - again.keys()
     assignments = [again.get(shard, Assignment(shard=shard)) for shard in mine if shard not in finished]
-    known = tally(run_dir, frozen, finished.intersection(mine)) if retry_bad or settings.max_bad is not None else {}
+    counted = finished.intersection(mine) if retry_bad or settings.max_bad is not None else ()
+    known = count_statuses(run_dir, frozen, counted) if counted else {}
     bad = {shard: sum(counts.values()) - counts.get("ok", 0) for shard, counts in sorted(known.items())}
     if retry_bad:
         retries = {shard: replacement.bad_rows(run_dir, frozen, shard) for shard in bad if bad[shard]}
@@ -173,7 +172,7 @@ def compact(
     rows_per_file: at most so many, though a file holds whole parts, one at least. Returns what there is then.
     Raises: InputError where the run is not finished or `out` holds other files; DamagedError for damaged parts.
     """
-    return compactor.compact(RunDir(source), place(out), rows_per_file)
+    return compactor.compact(RunDir(source), as_path(out), rows_per_file)
 
 
 def status(out: str | os.PathLike[str]) -> dict[str, Any]:

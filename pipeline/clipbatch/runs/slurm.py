@@ -26,7 +26,7 @@ from clipbatch.config import Settings
 from clipbatch.errors import InputError
 from clipbatch.rundir.layout import RunDir
 from clipbatch.runs import plan as planner
-from clipbatch.runs.slurm_scripts import Job, array_script, check_script
+from clipbatch.runs.slurm_scripts import SlurmJob, array_script, check_script
 from clipbatch.storage.atomic import publish, writing_failed
 from clipbatch.storage.uris import absolute, is_url
 from clipbatch.workers.ranks import named_shards
@@ -51,7 +51,7 @@ class Submitted:
 def submit(
     settings: Settings,
     out: str | os.PathLike[str],
-    job: Job,
+    job: SlurmJob,
     *,
     folder: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
@@ -140,7 +140,7 @@ def _check_idle(here: Path) -> None:
 
 
 def _write_scripts(
-    out: str, here: Path, settings: Settings, job: Job, todo: list[int], tasks: int
+    out: str, here: Path, settings: Settings, job: SlurmJob, todo: list[int], tasks: int
 ) -> tuple[Path, Path]:
     try:
         (here / "logs").mkdir(parents=True, exist_ok=True)

@@ -31,7 +31,7 @@ _ARRAY = re.compile(r"[1-9][0-9]*(%[1-9][0-9]*)?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job(Checked):
+class SlurmJob(Checked):
     """What is asked of Slurm. Texts are in the words of sbatch."""
 
     array: str
@@ -77,7 +77,7 @@ class Job(Checked):
         return [*([f"--partition={self.partition}"] if self.partition else []), *self.sbatch_option]
 
 
-def array_script(run: str, here: Path, job: Job, shards: Path, tasks: int, flags: Sequence[str]) -> bytes:
+def array_script(run: str, here: Path, job: SlurmJob, shards: Path, tasks: int, flags: Sequence[str]) -> bytes:
     """The script of an array of `tasks` tasks over the shards listed in the file `shards`.
 
     run: the run directory, absolute, or its url. here: folder of the scripts and of `logs`, absolute. flags: of
@@ -136,7 +136,7 @@ exit "$code"
     )
 
 
-def check_script(run: str, here: Path, job: Job) -> bytes:
+def check_script(run: str, here: Path, job: SlurmJob) -> bytes:
     """The script of the job that checks a run; its exit code is that of `clipbatch verify`, or else of the report."""
     directives = [*_placed(here, "check-%j.out"), *job.common()]
     return _script(

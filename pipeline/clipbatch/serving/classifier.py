@@ -21,7 +21,7 @@ from clipbatch.config import labels as label_sets
 from clipbatch.config.labels import LabelSet
 from clipbatch.runs import plan
 from clipbatch.serving.batching import Batcher
-from clipbatch.serving.images import ROWS, AnyImage, in_batches, in_memory, is_image
+from clipbatch.serving.images import ROWS, AnyImage, already_read, is_image, to_batches
 from clipbatch.serving.labeller import Labeller
 from clipbatch.serving.results import Results
 from clipbatch.types import Item, ItemBatch, ReadBatch, Reject
@@ -173,7 +173,7 @@ class Classifier:
 
     async def _read_apart(self, batch: ItemBatch, readers: ThreadPoolExecutor) -> ReadBatch:
         """`batch` as read, by another thread where there is something to read."""
-        if (read := in_memory(batch)) is not None:
+        if (read := already_read(batch)) is not None:
             return read
         return await asyncio.get_running_loop().run_in_executor(readers, self.labeller.read, batch)
 
@@ -211,7 +211,7 @@ class Classifier:
 
     def _batches(self, images: Iterable[AnyImage] | AnyImage) -> Iterator[ItemBatch]:
         source, size = self.settings.source, self.labeller.batch_size
-        return in_batches(images, size, root=source.root, max_bytes=self.settings.read.max_bytes)
+        return to_batches(images, size, root=source.root, max_bytes=self.settings.read.max_bytes)
 
     def _label(self, batch: ItemBatch) -> pa.Table:
         self._check_open()

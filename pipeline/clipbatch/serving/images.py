@@ -26,7 +26,7 @@ _CHANNELS = (1, 3, 4)
 ROWS = pa.schema([("row_id", pa.int64()), ("uri", pa.string())])
 
 
-def in_batches(
+def to_batches(
     images: Iterable[AnyImage] | AnyImage, size: int, *, root: str | None, max_bytes: int
 ) -> Iterator[ItemBatch]:
     """Batches of `size` images, the last one of fewer; `images` is read no further than that. A lone image counts as a
@@ -45,7 +45,7 @@ def in_batches(
         start += len(items)
 
 
-def in_memory(batch: ItemBatch) -> ReadBatch | None:
+def already_read(batch: ItemBatch) -> ReadBatch | None:
     """`batch` as read, where nothing of it has to be read."""
     slots = tuple(item.reject or item.given if item else None for item in batch.items)
     return ReadBatch(source=batch, slots=slots) if all(slots) else None

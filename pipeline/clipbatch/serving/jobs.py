@@ -28,7 +28,7 @@ from clipbatch.workers import signals
 from clipbatch.workers.ranks import Rank
 from clipbatch.workers.worker import WorkDone
 
-MOST_DEATHS = 10
+MAX_DEATHS = 10
 """Ends of services over a job after which it is given up."""
 _POLL_S = 0.005
 
@@ -58,7 +58,7 @@ class _JobWorker:
 
     def resume(self, name: str) -> None:
         """A job that was in work when a service ended."""
-        if (deaths := self._spool.count_death(name)) > MOST_DEATHS:
+        if (deaths := self._spool.count_death(name)) > MAX_DEATHS:
             error = f"it was in work when the service ended, {deaths} times: look at its images, and drop it again"
             self._spool.finish(name, {"job": name, "error": error, "exit_code": ClipbatchError.exit_code}, failed=True)
             return

@@ -16,7 +16,7 @@ from clipbatch.rundir.row_group import RowGroup
 from clipbatch.stages.encode import check_device, text_features, trimmed
 from clipbatch.stages.flow import Flow, Stage
 from clipbatch.stages.pipeline import LoadedModel, scorer, scoring
-from clipbatch.stages.read import Gate
+from clipbatch.stages.read import Backpressure
 from clipbatch.types import EmbeddedBatch, ItemBatch, PixelBatch, ReadBatch
 
 
@@ -47,12 +47,12 @@ class Labeller:
 
     def flow(self, batches: Iterable[ItemBatch]) -> Generator[pa.Table, None, None]:
         """The tables of all `batches`, in order: read, decoded and encoded at the same time, a bounded number ahead."""
-        gate = Gate()
+        gate = Backpressure()
         stages = [*self.model.stages(gate, encode=self._encode), Stage(name="score", work=self._table)]
         try:
             yield from Flow(gate.admit(batches), stages)
         finally:
-            gate.open()
+            gate.close()
 
     def _encode(self, batch: PixelBatch) -> EmbeddedBatch:
         return self.model.encode(trimmed(batch))

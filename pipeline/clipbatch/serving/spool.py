@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from clipbatch.storage.atomic import locked, remove_leftovers, write_json, writing_failed
-from clipbatch.storage.paths import place
+from clipbatch.storage.paths import as_path
 
 _UNFINISHED = (".tmp", ".part")
 
@@ -32,7 +32,7 @@ class Spool:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Raises: InputError where it cannot be made, or is not UTF-8."""
         self.path = Path(path).absolute()
-        place(self.path)
+        as_path(self.path)
         self.incoming, self.working, self.done, self.failed, self.runs = (
             self.path / name for name in ("in", "working", "done", "failed", "runs")
         )

@@ -18,7 +18,7 @@ _COMPILER, _TRANSFORMERS = "torch._dynamo.utils", "transformers"
 
 
 @contextlib.contextmanager
-def quick_imports(*, transformers: bool) -> Iterator[None]:
+def fast_imports(*, transformers: bool) -> Iterator[None]:
     """While torchvision, timm and open_clip are imported in here, the compiler is not, and no garbage is looked for.
 
     transformers: let open_clip import that too, if it is there; it has no text towers of that package otherwise.

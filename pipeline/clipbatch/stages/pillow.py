@@ -26,7 +26,7 @@ from clipbatch.stages.metadata import (
 )
 
 FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM"]
-MOST_SCANS = 500
+MAX_SCANS = 500
 """In a JPEG. Encoders make some ten; an empty one costs a millisecond on 9 megapixels, and a megabyte holds 80,000."""
 
 with contextlib.suppress(ImportError):

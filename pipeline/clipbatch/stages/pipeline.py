@@ -32,8 +32,8 @@ from clipbatch.stages.encode import Encode, Model, check_device, device_facts, l
 from clipbatch.stages.flow import Flow, Stage, bottleneck
 from clipbatch.stages.journal import Journal
 from clipbatch.stages.profiling import ranged
-from clipbatch.stages.read import Gate, Read
-from clipbatch.stages.saved_embeddings import Recall
+from clipbatch.stages.read import Backpressure, Read
+from clipbatch.stages.saved_embeddings import SavedEmbeddings
 from clipbatch.stages.score import Score
 from clipbatch.stages.write import Write, Written
 from clipbatch.types import (
@@ -97,7 +97,7 @@ class LoadedModel:
 
     def stages(
         self,
-        gate: Gate,
+        gate: Backpressure,
         journal: Journal | None = None,
         encode: Callable[[PixelBatch], EmbeddedBatch] | None = None,
     ) -> list[Stage]:
@@ -108,14 +108,14 @@ class LoadedModel:
 
         def read(batch: ItemBatch) -> ReadBatch:
             encoded = self.read(batch)
-            gate.has_read(encoded)
+            gate.measured(encoded)
             return encoded
 
         def decode(batch: ReadBatch) -> PixelBatch:
             if journal:
                 journal.enter(batch.source.start, len(batch.slots))
             pixels = self.decode(batch)
-            gate.leave(batch)
+            gate.release(batch)
             return pixels
 
         return [
@@ -191,15 +191,15 @@ class ShardPipeline:
         self._manifest = Manifest(run, plan)
         self._encoded: Callable[[], dict[str, float]] = dict
         self._admit: Callable[[Iterator[ItemBatch]], Iterator[ItemBatch]] = iter
-        self.read: Read | Recall
+        self.read: Read | SavedEmbeddings
         if model:
-            gate = Gate()
+            gate = Backpressure()
             model.read.forget()
             self.read, self._admit, self._encoded = model.read, gate.admit, model.encode.facts
             first = model.stages(gate, journal)
         else:
             assert saved
-            self.read = Recall(saved, plan.identity["rescored"])
+            self.read = SavedEmbeddings(saved, plan.identity["rescored"])
             first = [Stage(name="recall", work=self.read)]
         last = _leaving(journal if model else None, write, check)
         self.stages = [*first, Stage(name="score", work=score), Stage(name="write", work=last)]

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from clipbatch.errors import InputError
-from clipbatch.rundir.checksum import is_whole
+from clipbatch.rundir.checksum import verify_file
 from clipbatch.rundir.layout import RunDir
 from clipbatch.types import Decoded, EmbeddedBatch, ItemBatch, Reject
 
@@ -28,7 +28,7 @@ class _Part:
     image_BD: NDArray[np.float16]
 
 
-class Recall:
+class SavedEmbeddings:
     """Called with an `ItemBatch`, by one thread, in order."""
 
     def __init__(self, source: RunDir, fingerprint: str) -> None:
@@ -67,7 +67,7 @@ class Recall:
             data = self._source.part(shard, self._plan.shards).read_bytes()
         except OSError as error:
             raise self._damaged(shard, f"it cannot be read ({error.strerror or error})") from error
-        if not is_whole(data):
+        if not verify_file(data):
             raise self._damaged(shard, "its bytes are not those that were written")
         with pq.ParquetFile(pa.BufferReader(data)) as file:
             footer = file.metadata.metadata

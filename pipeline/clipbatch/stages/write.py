@@ -23,7 +23,7 @@ from clipbatch.rundir.row_group import RowGroup
 from clipbatch.rundir.schema import layout_of
 from clipbatch.types import PartDone, ScoredBatch
 
-_LEAST_ROWS = 1024
+_MIN_ROWS = 1024
 """Of a row group, however many labels there are."""
 
 
@@ -46,7 +46,7 @@ class Write:
         labels, settings = plan.labels, plan.run_settings()
         output = settings.output
         row_bytes = len(labels.names) * 4 + (embedding * 2 if output.embeddings else 0)
-        batches = min(plan.shard_size, max(_LEAST_ROWS, ROW_GROUP_BYTES // row_bytes)) // plan.batch_size
+        batches = min(plan.shard_size, max(_MIN_ROWS, ROW_GROUP_BYTES // row_bytes)) // plan.batch_size
         self._rows = RowGroup(labels, output, capacity=max(1, batches) * plan.batch_size, embedding=embedding)
         self._compression, self._fingerprint = output.compression, fingerprint
         self._footer = {

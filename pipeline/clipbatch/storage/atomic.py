@@ -21,14 +21,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from clipbatch.errors import BusyError, InputError
-from clipbatch.storage.paths import Place, StorePath
+from clipbatch.storage.paths import AnyPath, StorePath
 
 _TEMP = re.compile(r"\..+\.(?P<host>[^.]*)-(?P<pid>\d+)\.tmp")
 _HOST = re.sub(r"[^A-Za-z0-9_-]", "_", socket.gethostname())
 
 
 @contextlib.contextmanager
-def publish(target: Place) -> Iterator[BinaryIO]:
+def publish(target: AnyPath) -> Iterator[BinaryIO]:
     """Open a temp file to write; when the block ends well it becomes `target` in one step, else it is removed.
 
     In a store, what was written is kept in memory, and put as one object at the end.
@@ -78,13 +78,13 @@ def as_json(value: Any) -> bytes:
     return json.dumps(value, indent=2, sort_keys=True).encode() + b"\n"
 
 
-def write_json(target: Place, value: Any) -> None:
+def write_json(target: AnyPath, value: Any) -> None:
     """Publish `value` as indented JSON with sorted keys."""
     with publish(target) as file:
         file.write(as_json(value))
 
 
-def remove_leftovers(folder: Place) -> None:
+def remove_leftovers(folder: AnyPath) -> None:
     """Remove temp files and folders in `folder` whose writer was a process of this host that is gone."""
     if isinstance(folder, StorePath):
         return
@@ -130,7 +130,7 @@ def locked(folder: Path, busy: str) -> Iterator[None]:
         os.close(file)
 
 
-def writing_failed(target: Place, error: OSError) -> InputError:
+def writing_failed(target: AnyPath, error: OSError) -> InputError:
     """The refusal for an output that cannot be written."""
     remedy = {
         errno.ENOSPC: "free some space there, then run the same command again",
@@ -145,7 +145,7 @@ def writing_failed(target: Place, error: OSError) -> InputError:
     return InputError(f"cannot write {target}: {error.strerror or error}; {remedy}")
 
 
-def file_sha256(path: Place) -> str:
+def file_sha256(path: AnyPath) -> str:
     """sha256 of the file at `path`, in hexadecimal. Raises: OSError."""
     with path.open_input() if isinstance(path, StorePath) else open(path, "rb") as file:
         return sha256_of(file)

@@ -85,10 +85,10 @@ class StorePath:
             return str(store.get_file_info(path).type.name)
 
 
-Place = Union[Path, StorePath]
+AnyPath = Union[Path, StorePath]
 
 
-def place(text: str | os.PathLike[str] | StorePath, *, any_name: bool = False) -> Place:
+def as_path(text: str | os.PathLike[str] | StorePath, *, any_name: bool = False) -> AnyPath:
     """The place that `text` names: a url, or a path.
 
     Raises: InputError where it is not UTF-8, since readers of Parquet cannot open such a path. any_name: it may be.
@@ -100,7 +100,7 @@ def place(text: str | os.PathLike[str] | StorePath, *, any_name: bool = False) -
     return StorePath(text.rstrip("/")) if isinstance(text, str) and is_url(text) else Path(text)
 
 
-def names(folder: Place) -> set[str]:
+def list_names(folder: AnyPath) -> set[str]:
     """What is in `folder`; nothing where it is not there."""
     if isinstance(folder, StorePath):
         return {entry.base_name for entry in folder.entries()}
@@ -109,7 +109,7 @@ def names(folder: Place) -> set[str]:
     return set()
 
 
-def parquet_source(file: Place) -> Any:
+def parquet_source(file: AnyPath) -> Any:
     """What pyarrow.parquet takes to read `file`."""
     return file.open_input() if isinstance(file, StorePath) else file
 

@@ -32,7 +32,7 @@ CONNECTIONS = 256
 _REGION_S = 10.0
 _COPY_S = 3600.0
 _CHUNK_BYTES = 4 * 2**20
-_MOST_BYTES = 2**63
+_MAX_BYTES = 2**63
 
 _NATIVE = ("s3", "s3a", "gs", "gcs")
 _BY_FSSPEC = {
@@ -125,7 +125,7 @@ class Ranges:
 def chunks(url: str) -> Iterator[bytes]:
     """The object at `url`, of a store or of the web, from its beginning. Raises: as `open_input_file`."""
     if is_web(url):
-        yield from http.chunks(url, max_bytes=_MOST_BYTES, timeout_s=_COPY_S)
+        yield from http.chunks(url, max_bytes=_MAX_BYTES, timeout_s=_COPY_S)
         return
     with open_input_file(url) as file:
         while chunk := file.read(_CHUNK_BYTES):

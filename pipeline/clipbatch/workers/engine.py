@@ -20,13 +20,13 @@ from clipbatch.config import Settings
 from clipbatch.errors import InputError
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.workers import devices
-from clipbatch.workers.quarantine import Found, Search
+from clipbatch.workers.quarantine import Found, SuspectSearch
 from clipbatch.workers.ranks import Rank
-from clipbatch.workers.worker import Event, Worker, WorkerProcess
+from clipbatch.workers.worker import Event, WorkerHandle, WorkerProcess
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class WorkerContext:
     """What all workers of an engine work on."""
 
     run: RunDir
@@ -55,19 +55,19 @@ class Engine(Protocol):
     def expecting(self) -> bool:
         """Whether workers may still come where there is none."""
 
-    def open(self, job: Job) -> None:
+    def open(self, job: WorkerContext) -> None:
         """Take the job on. Called once, before all of what follows."""
 
-    def arrivals(self, open_shards: int) -> list[Worker]:
+    def arrivals(self, open_shards: int) -> list[WorkerHandle]:
         """Workers that have come since the last call; no more of them than `open_shards`, which nobody has."""
 
-    def again(self, worker: Worker) -> Worker | None:
+    def again(self, worker: WorkerHandle) -> WorkerHandle | None:
         """Start a worker in the place of one that has ended; None where its seat is gone too."""
 
-    def give_up(self, worker: Worker) -> None:
+    def give_up(self, worker: WorkerHandle) -> None:
         """No worker is to be started on that one's seat again."""
 
-    def search(self, worker: Worker, rows: list[int], found: Found) -> Killable:
+    def search(self, worker: WorkerHandle, rows: list[int], found: Found) -> Killable:
         """Look where the worker was for those of `rows` (row_ids) that kill, as `quarantine.Search` does."""
 
     def close(self) -> None:
@@ -106,31 +106,31 @@ class LocalEngine:
         self._seats = devices.seats(settings, rank)
         self._free = list(self._seats)
 
-    def open(self, job: Job) -> None:
+    def open(self, job: WorkerContext) -> None:
         self._job = job
 
-    def arrivals(self, open_shards: int) -> list[Worker]:
+    def arrivals(self, open_shards: int) -> list[WorkerHandle]:
         seats, self._free = self._free[:open_shards], []
         return [self._start(seat) for seat in seats]
 
-    def again(self, worker: Worker) -> Worker:
+    def again(self, worker: WorkerHandle) -> WorkerHandle:
         return self._start(_seat(worker))
 
-    def give_up(self, worker: Worker) -> None:
+    def give_up(self, worker: WorkerHandle) -> None:
         pass
 
-    def search(self, worker: Worker, rows: list[int], found: Found) -> Search:
-        return Search(self._job.run, _seat(worker).device, rows, self._job.runtime, found)
+    def search(self, worker: WorkerHandle, rows: list[int], found: Found) -> SuspectSearch:
+        return SuspectSearch(self._job.run, _seat(worker).device, rows, self._job.runtime, found)
 
     def close(self) -> None:
         pass
 
-    def _start(self, seat: devices.Seat) -> Worker:
+    def _start(self, seat: devices.Seat) -> WorkerHandle:
         trace = numbered(self._job.runtime["profile"], "worker", self._seats.index(seat), len(self._seats))
         runtime = self._job.runtime | {"profile": trace}
         return WorkerProcess(self._job.run, self._job.plan, seat, runtime, self._job.events)
 
 
-def _seat(worker: Worker) -> devices.Seat:
+def _seat(worker: WorkerHandle) -> devices.Seat:
     assert isinstance(worker, WorkerProcess)
     return worker.seat

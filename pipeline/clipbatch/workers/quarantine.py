@@ -26,7 +26,7 @@ Found = Callable[[Union[dict[int, Reject], ClipbatchError, None]], None]
 """Takes the rows that kill and what they did, or the reason why there was no search; None: it came to no end."""
 
 
-class Search:
+class SuspectSearch:
     """Looks for those of `rows` (row_ids) that end a process or do not come back within `decode_timeout`."""
 
     def __init__(

@@ -31,7 +31,7 @@ from clipbatch.config import LaunchSettings
 from clipbatch.config.validation import SettingError
 from clipbatch.errors import InputError
 
-_MOST_SHARDS = 10**7
+_MAX_SHARDS = 10**7
 """Numbers that `--shards` may name; more are a slip of the pen."""
 _NUMBERS = re.compile(r"[0-9]+(-[0-9]+)?")
 
@@ -95,7 +95,7 @@ def named_shards(named: str | None, shards: int) -> list[int]:
             raise InputError(f"{where}: {word!r} is neither a number nor a range as in 5-9")
         first, _, last = word.partition("-")
         start, stop = int(first), int(last or first) + 1
-        if stop <= start or stop > min(shards, _MOST_SHARDS):
+        if stop <= start or stop > min(shards, _MAX_SHARDS):
             raise InputError(f"{where}: there is no shard {word.strip()}; the run has 0 to {shards - 1}")
         found.update(range(start, stop))
     return sorted(found)

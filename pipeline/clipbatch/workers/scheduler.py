@@ -34,7 +34,7 @@ class Assignment:
     """The new part replaces any other."""
 
 
-class Handout:
+class ShardScheduler:
     """Hands `assignments` out, in their order. Workers are named by whatever can be a key; times are in seconds."""
 
     def __init__(self, assignments: Iterable[Assignment]) -> None:
@@ -55,15 +55,15 @@ class Handout:
         """How many shards nobody has."""
         return len(self._open)
 
-    def held(self, worker: Hashable) -> dict[int, Assignment]:
+    def assigned(self, worker: Hashable) -> dict[int, Assignment]:
         """What `worker` has been given and has not finished, in order."""
         return self._held.get(worker, {})
 
-    def take(self, worker: Hashable, now: float) -> Assignment | None:
+    def next_for(self, worker: Hashable, now: float) -> Assignment | None:
         """What `worker`, which has asked, is to do next; None: nothing at present."""
         assignment = self._open.popleft() if self._open else self._copy(worker, now)
         if assignment is not None:
-            if not self.held(worker):
+            if not self.assigned(worker):
                 self._since[worker] = now
             self._held.setdefault(worker, {})[assignment.shard] = assignment
         return assignment
@@ -72,7 +72,7 @@ class Handout:
         """`worker` has finished `shard`; returns whether it is the first to do so."""
         first = shard in self._left
         self._left.discard(shard)
-        if self.held(worker).pop(shard, None) is not None:
+        if self.assigned(worker).pop(shard, None) is not None:
             self._times_s.append(now - self._since[worker])
         self._since[worker] = now
         return first
@@ -80,20 +80,20 @@ class Handout:
     def skip(self, worker: Hashable, shard: int) -> None:
         """`worker` need not do `shard`, which it has just been given: it is done already."""
         self._left.discard(shard)
-        self.held(worker).pop(shard, None)
+        self.assigned(worker).pop(shard, None)
 
-    def lost(self, worker: Hashable) -> list[Assignment]:
+    def remove_worker(self, worker: Hashable) -> list[Assignment]:
         """`worker` is gone; what nobody else does now, to be put back when that is wise."""
         held = self._held.pop(worker, {})
         elsewhere = {shard for others in self._held.values() for shard in others}
         return [task for shard, task in held.items() if shard in self._left and shard not in elsewhere]
 
-    def put_back(self, assignments: Iterable[Assignment]) -> None:
+    def requeue(self, assignments: Iterable[Assignment]) -> None:
         """Hand these out again, before all others."""
         self._open.extendleft(reversed(list(assignments)))
 
     def _copy(self, worker: Hashable, now: float) -> Assignment | None:
-        if self.held(worker) or not self._times_s:
+        if self.assigned(worker) or not self._times_s:
             return None
         late_s = COPY_AFTER * statistics.median(self._times_s)
         last_begun: dict[int, tuple[float, Assignment]] = {}

@@ -20,7 +20,7 @@ from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.types import PartDone, Reject, WorkerReport
 from clipbatch.workers import signals
 from clipbatch.workers.child import describe_exit
-from clipbatch.workers.engine import Engine, Job, Killable
+from clipbatch.workers.engine import Engine, Killable, WorkerContext
 from clipbatch.workers.messages import (
     Alive,
     Assign,
@@ -35,10 +35,10 @@ from clipbatch.workers.messages import (
     Stop,
 )
 from clipbatch.workers.progress import Progress
-from clipbatch.workers.scheduler import Assignment, Handout
-from clipbatch.workers.worker import WorkDone, Worker
+from clipbatch.workers.scheduler import Assignment, ShardScheduler
+from clipbatch.workers.worker import WorkDone, WorkerHandle
 
-MOST_DEATHS = 10
+MAX_DEATHS = 10
 """Ends of workers on a seat in a row, with no part finished in between, after which it is given up."""
 DEATHS_OF_A_BATCH = 3
 """Ends of workers over one shard after which the batches in flight are given up, if no row kills alone."""
@@ -94,14 +94,14 @@ class Supervisor:
         that `progress` begins with included; None: any number."""
         self._run, self._plan, self._engine, self._progress = run, plan, engine, progress
         self._runtime, self._bad_allowed = runtime, bad_allowed
-        self._events: queue.SimpleQueue[tuple[Worker, Any]] = queue.SimpleQueue()
-        self._handout = Handout([])
+        self._events: queue.SimpleQueue[tuple[WorkerHandle, Any]] = queue.SimpleQueue()
+        self._scheduler = ShardScheduler([])
         self._deaths: collections.Counter[int] = collections.Counter()
         self._deaths_in_a_row: collections.Counter[Hashable] = collections.Counter()
         self._last_error = ""
         self._said: set[tuple[str, str]] = set()
-        self._processes: list[Worker] = []
-        self._searches: dict[Worker, Killable] = {}
+        self._processes: list[WorkerHandle] = []
+        self._searches: dict[WorkerHandle, Killable] = {}
         self._rows, self._bad, self._bottleneck = progress.done, progress.bad, ""
         self.done = WorkDone()
 
@@ -110,9 +110,9 @@ class Supervisor:
 
         Raises: InputError as the workers do, TooManyBadError, ClipbatchError where workers keep dying.
         """
-        self._handout = Handout(assignments)
+        self._scheduler = ShardScheduler(assignments)
         events, say = self._events, self._progress.say
-        self._engine.open(Job(run=self._run, plan=self._plan, runtime=self._runtime, events=events, say=say))
+        self._engine.open(WorkerContext(run=self._run, plan=self._plan, runtime=self._runtime, events=events, say=say))
         try:
             while self._goes_on():
                 signals.check()
@@ -134,28 +134,28 @@ class Supervisor:
 
     def _goes_on(self) -> bool:
         """Whether there is anybody to wait for; workers that have come since are taken in."""
-        self._processes += self._engine.arrivals(self._handout.open)
-        return bool(self._processes or self._searches or (self._engine.expecting and not self._handout.complete))
+        self._processes += self._engine.arrivals(self._scheduler.open)
+        return bool(self._processes or self._searches or (self._engine.expecting and not self._scheduler.complete))
 
     def _answer(self) -> None:
         """Tell the workers that ask what is next; when all is done, end those that load, or do what is done already."""
         for process in self._processes:
-            if process.asks and not self._handout.complete:
+            if process.asks and not self._scheduler.complete:
                 self._feed(process)
-            if self._handout.complete and not process.finished and (process.asks or self._of_no_use(process)):
+            if self._scheduler.complete and not process.finished and (process.asks or self._of_no_use(process)):
                 process.finished = True
                 process.heard = time.monotonic()
                 process.send(Finish() if process.asks else Stop())
 
-    def _of_no_use(self, process: Worker) -> bool:
-        return not process.loaded or bool(self._handout.held(process))
+    def _of_no_use(self, process: WorkerHandle) -> bool:
+        return not process.loaded or bool(self._scheduler.assigned(process))
 
-    def _feed(self, process: Worker) -> None:
-        while assignment := self._handout.take(process, time.monotonic()):
+    def _feed(self, process: WorkerHandle) -> None:
+        while assignment := self._scheduler.next_for(process, time.monotonic()):
             rows = self._plan.shard_rows(assignment.shard)
             done_again = assignment.again or assignment.rows is not None
             if not done_again and self._run.part(assignment.shard, self._plan.shards).exists():
-                self._handout.skip(process, assignment.shard)
+                self._scheduler.skip(process, assignment.shard)
                 self._rows += len(rows)
                 continue
             known = {row: reject for row, reject in self.done.quarantined.items() if row in rows}
@@ -176,12 +176,12 @@ class Supervisor:
                 limit_s = LAST_WORDS_S
             else:
                 limit_s = self._runtime["worker_timeout"] if process.loaded else LOADING_S
-            busy = self._handout.held(process) or process.finished or not process.loaded
+            busy = self._scheduler.assigned(process) or process.finished or not process.loaded
             if busy and not process.hung and time.monotonic() - process.heard > limit_s:
                 process.hung = True
                 process.kill()
 
-    def _handle(self, process: Worker, message: Report | _Searched) -> None:
+    def _handle(self, process: WorkerHandle, message: Report | _Searched) -> None:
         match message:
             case Loaded():
                 process.loaded = True
@@ -217,15 +217,15 @@ class Supervisor:
         """Rows of finished shards and of those in work; of a shard that two workers do, the further one's."""
         going: dict[int, tuple[int, int]] = {}
         for process in self._processes:
-            for shard in list(self._handout.held(process))[:1]:
+            for shard in list(self._scheduler.assigned(process))[:1]:
                 going[shard] = max(going.get(shard, (0, 0)), (process.rows, process.bad))
         bad = self._bad + sum(bad for _, bad in going.values())
         self._progress.show(self._rows + sum(rows for rows, _ in going.values()), bad, self._bottleneck)
         if self._bad_allowed is not None and bad > self._bad_allowed:
             raise TooManyBadError(too_many_bad(bad, self._bad_allowed, self._run))
 
-    def _on_part(self, process: Worker, part: PartDone) -> None:
-        if self._handout.done(process, part.shard, time.monotonic()):
+    def _on_part(self, process: WorkerHandle, part: PartDone) -> None:
+        if self._scheduler.done(process, part.shard, time.monotonic()):
             self.done.counts[part.shard] = part.counts
             self._rows += process.rows
             if part.kept:
@@ -235,7 +235,7 @@ class Supervisor:
         process.rows = process.bad = 0
         self._deaths_in_a_row[process.seat] = 0
 
-    def _on_failed(self, process: Worker, failed: Failed) -> None:
+    def _on_failed(self, process: WorkerHandle, failed: Failed) -> None:
         if failed.exit_code != ClipbatchError.exit_code or not process.loaded:
             raise from_message(failed.exit_code, failed.message)
         if failed.message == self._last_error:
@@ -243,11 +243,11 @@ class Supervisor:
         self._last_error = failed.message  # once it may be a passing one, such as of a GPU
         process.failure = failed.what
 
-    def _on_ended(self, process: Worker, ended: Ended) -> None:
+    def _on_ended(self, process: WorkerHandle, ended: Ended) -> None:
         self._processes.remove(process)
         suspects = [row for row in ended.in_flight if row not in self.done.quarantined]
-        shards = list(self._handout.held(process))
-        lost = self._handout.lost(process)
+        shards = list(self._scheduler.assigned(process))
+        lost = self._scheduler.remove_worker(process)
         if process.finished:
             return
         cause = "as it did not answer" if process.hung else ended.cause or describe_exit(ended.code)
@@ -270,7 +270,7 @@ class Supervisor:
         else:
             self._restart(process, death)
 
-    def _search(self, process: Worker, death: _Death) -> None:
+    def _search(self, process: WorkerHandle, death: _Death) -> None:
         """Find out which row ended the worker; what it had in hand is not given to others before."""
         self._progress.say(f"trying the {len(death.suspects)} images that it had in hand one by one")
 
@@ -279,7 +279,7 @@ class Supervisor:
 
         self._searches[process] = self._engine.search(process, death.suspects, found)
 
-    def _on_searched(self, process: Worker, searched: _Searched) -> None:
+    def _on_searched(self, process: WorkerHandle, searched: _Searched) -> None:
         del self._searches[process]
         killers, death = searched.killers, searched.death
         if isinstance(killers, ClipbatchError):
@@ -294,16 +294,16 @@ class Supervisor:
         self.done.quarantined |= killers
         self._restart(process, death)
 
-    def _restart(self, process: Worker, death: _Death) -> None:
-        self._handout.put_back(death.lost)
-        if self._deaths_in_a_row[process.seat] <= MOST_DEATHS:
+    def _restart(self, process: WorkerHandle, death: _Death) -> None:
+        self._scheduler.requeue(death.lost)
+        if self._deaths_in_a_row[process.seat] <= MAX_DEATHS:
             if again := self._engine.again(process):
                 self._processes.append(again)
-            elif death.times > MOST_DEATHS:
+            elif death.times > MAX_DEATHS:
                 raise ClipbatchError(f"{death.times} workers have ended over a shard, the last one {death.cause}")
             return
         self._engine.give_up(process)
-        text = f"{MOST_DEATHS} workers in a row have ended on {process.seat}, the last one {death.cause}"
+        text = f"{MAX_DEATHS} workers in a row have ended on {process.seat}, the last one {death.cause}"
         if not (self._processes or self._searches or self._engine.expecting):
             raise ClipbatchError(f"{text}:\n{death.log}")
         self._progress.say(f"{text}: it is given up, and the others go on\n{death.log}")

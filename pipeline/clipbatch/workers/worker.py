@@ -22,7 +22,7 @@ from clipbatch.workers.child import Child, failure
 from clipbatch.workers.devices import Seat
 from clipbatch.workers.messages import BatchDone, Ended, Failed, Order, Report, from_json, to_json
 
-Event = tuple["Worker", Report]
+Event = tuple["WorkerHandle", Report]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -42,7 +42,7 @@ class WorkDone:
     """Rows (row_ids) that have ended a worker and are not touched again."""
 
 
-class Worker(abc.ABC):
+class WorkerHandle(abc.ABC):
     """One worker, wherever it runs. What it reports, `Ended` included, reaches the supervisor as events."""
 
     def __init__(self, seat: Hashable) -> None:
@@ -65,7 +65,7 @@ class Worker(abc.ABC):
         """End it at once."""
 
 
-class WorkerProcess(Worker):
+class WorkerProcess(WorkerHandle):
     """`clipbatch.workers.worker_main` on one seat of this machine. Its messages, and its end, are put into `events`."""
 
     seat: Seat

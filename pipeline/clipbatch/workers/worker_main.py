@@ -156,7 +156,7 @@ def _work(
 
     run, here = RunDir(path), hardware.alone(device)
     model = run.plan_of(fingerprint).settings["model"]
-    with fast_import.quick_imports(transformers=models.wants_transformers(model)):
+    with fast_import.fast_imports(transformers=models.wants_transformers(model)):
         from clipbatch.stages.pipeline import ShardPipeline
         from clipbatch.stages.profiling import Profile
 

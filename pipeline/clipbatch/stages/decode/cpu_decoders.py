@@ -21,7 +21,7 @@ from torchvision.io import ImageReadMode
 
 from clipbatch.stages.decode.geometry import Geometry
 from clipbatch.stages.decode.pil import RESAMPLING
-from clipbatch.stages.decode.pixels import Job, place
+from clipbatch.stages.decode.pixels import DecodeJob, place
 from clipbatch.types import DecoderName
 
 SPARE = 2
@@ -43,7 +43,7 @@ class ReducedDecoder:
     def __init__(self, interpolation: str) -> None:
         self._resampling = RESAMPLING[interpolation]
 
-    def fill(self, pixels_BCHW: Tensor, jobs: list[Job]) -> list[Job]:
+    def fill(self, pixels_BCHW: Tensor, jobs: list[DecodeJob]) -> list[DecodeJob]:
         """Decode, resize and place each job's image; returns the jobs that failed."""
         failed = []
         for job in jobs:
@@ -55,7 +55,7 @@ class ReducedDecoder:
                 place(pixels_BCHW, job.slot, stored_CHW, job.geometry)
         return failed
 
-    def _crop(self, job: Job) -> Tensor:
+    def _crop(self, job: DecodeJob) -> Tensor:
         y, x, by = job.geometry.y, job.geometry.x, reduction(job.geometry)
         with Image.open(io.BytesIO(job.data), formats=["JPEG"]) as image:
             if image.size != (x.source, y.source):
@@ -81,7 +81,7 @@ class TorchvisionDecoder:
     def __init__(self, interpolation: str) -> None:
         self._resize = getattr(torch.ops.aten, f"_upsample_{interpolation}2d_aa").default
 
-    def fill(self, pixels_BCHW: Tensor, jobs: list[Job]) -> list[Job]:
+    def fill(self, pixels_BCHW: Tensor, jobs: list[DecodeJob]) -> list[DecodeJob]:
         """Decode, resize and place each job's image; returns the jobs that failed."""
         failed = []
         for job in jobs:

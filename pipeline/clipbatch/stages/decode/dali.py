@@ -19,7 +19,7 @@ from torch import Tensor
 
 from clipbatch.stages import memory
 from clipbatch.stages.cuda import mark
-from clipbatch.stages.decode.pixels import Job, place, scatter
+from clipbatch.stages.decode.pixels import DecodeJob, place, scatter
 from clipbatch.types import DecoderName
 
 _INTERPOLATION = {"bicubic": types.INTERP_CUBIC, "bilinear": types.INTERP_LINEAR}
@@ -67,7 +67,7 @@ class DaliDecoder:
         )
         self._pipeline.build()
 
-    def fill(self, pixels_BCHW: Tensor, jobs: list[Job]) -> list[Job]:
+    def fill(self, pixels_BCHW: Tensor, jobs: list[DecodeJob]) -> list[DecodeJob]:
         """Decode, resize and place each job's image; returns the jobs that failed.
 
         On a GPU the crops are copied in torch's current stream, and that may not have happened on return.
@@ -80,8 +80,8 @@ class DaliDecoder:
         finally:
             self._copied = mark(_stream_of(pixels_BCHW))
 
-    def _fill_group(self, pixels_BCHW: Tensor, jobs: list[Job]) -> list[Job]:
-        left, failed = jobs, list[Job]()
+    def _fill_group(self, pixels_BCHW: Tensor, jobs: list[DecodeJob]) -> list[DecodeJob]:
+        left, failed = jobs, list[DecodeJob]()
         for _ in range(_TRIES):
             if not left:
                 return failed
@@ -100,7 +100,7 @@ class DaliDecoder:
             return failed + left
         return failed + [job for one in left for job in self._fill_group(pixels_BCHW, [one])]
 
-    def _in_halves(self, pixels_BCHW: Tensor, jobs: list[Job]) -> list[Job]:
+    def _in_halves(self, pixels_BCHW: Tensor, jobs: list[DecodeJob]) -> list[DecodeJob]:
         """What becomes of `jobs` where memory does not suffice for all at once; one alone counts as failed."""
         _log.warning("DALI ran out of memory: such batches are decoded in pieces; a smaller --batch-size is faster")
         torch.cuda.empty_cache()  # what torch keeps for later
@@ -109,7 +109,7 @@ class DaliDecoder:
         half = len(jobs) // 2
         return [job for part in (jobs[:half], jobs[half:]) for job in self._fill_group(pixels_BCHW, part)]
 
-    def _run(self, pixels_BCHW: Tensor, jobs: list[Job]) -> None:
+    def _run(self, pixels_BCHW: Tensor, jobs: list[DecodeJob]) -> None:
         axes = [(job.geometry.y, job.geometry.x) for job in jobs]
         regions = np.array([(y.region, x.region) for y, x in axes], np.float32)  # image, axis, start or end
         feed = self._pipeline.feed_input  # loops in Python over our lists, but not over arrays and lists of DALI's own
@@ -143,9 +143,9 @@ def _stream_of(pixels_BCHW: Tensor) -> torch.cuda.Stream | None:
     return torch.cuda.current_stream(pixels_BCHW.device) if pixels_BCHW.is_cuda else None
 
 
-def _groups(jobs: list[Job]) -> Iterator[list[Job]]:
+def _groups(jobs: list[DecodeJob]) -> Iterator[list[DecodeJob]]:
     """`jobs` in runs that decode to at most `_PIXELS_AT_ONCE`, since DALI holds all whole images of a run at a time."""
-    group, pixels = list[Job](), 0
+    group, pixels = list[DecodeJob](), 0
     for job in jobs:
         size = job.geometry.y.source * job.geometry.x.source
         if group and pixels + size > _PIXELS_AT_ONCE:

@@ -19,7 +19,7 @@ from clipbatch.config import DecodeSettings
 from clipbatch.stages.decode import first_rules
 from clipbatch.stages.decode.geometry import Geometry, Target, geometry_of, upright_size
 from clipbatch.stages.decode.verdict import reject
-from clipbatch.stages.pillow import MOST_SCANS, orientation_of_picture, rgb, scans, with_image
+from clipbatch.stages.pillow import MAX_SCANS, orientation_of_picture, rgb, scans, with_image
 from clipbatch.types import Decoded, Encoded, Picture, Reject
 
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
@@ -54,7 +54,7 @@ def opened(content: Encoded | Picture, max_pixels: int, work: Callable[[Image.Im
     """What `work` makes of the opened image and its orientation, or why it cannot be opened or decoded."""
     data = content.data if isinstance(content, Encoded) else bytearray()
     found = scans(data)
-    if found > MOST_SCANS:
+    if found > MAX_SCANS:
         return Reject(
             status="corrupt", error=f"{found} scans, which would take very long: no camera or encoder makes so many"
         )

@@ -13,7 +13,7 @@ from clipbatch.types import DecoderName
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class DecodeJob:
     """One image for a fast decoder."""
 
     slot: int
@@ -28,7 +28,7 @@ class FastDecoder(Protocol):
     kinds: frozenset[str]
     """Kinds of image that it takes."""
 
-    def fill(self, pixels_BCHW: Tensor, jobs: list[Job]) -> list[Job]:
+    def fill(self, pixels_BCHW: Tensor, jobs: list[DecodeJob]) -> list[DecodeJob]:
         """Decode, resize and place each job's image; returns the jobs that failed."""
 
 

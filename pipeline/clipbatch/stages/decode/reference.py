@@ -19,7 +19,7 @@ from clipbatch.stages.pillow import TURNS, rgb
 from clipbatch.types import Decoded, Encoded, Picture, Reject
 
 
-class Reference:
+class OpenClipTransform:
     """open_clip's transform up to the pixels; the encoder normalises them, in fp32 as open_clip does."""
 
     def __init__(self, target: Target) -> None:

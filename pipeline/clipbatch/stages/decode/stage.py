@@ -23,30 +23,30 @@ from clipbatch.stages.decode import pil
 from clipbatch.stages.decode.cpu_decoders import ReducedDecoder, TorchvisionDecoder, reduction
 from clipbatch.stages.decode.geometry import Geometry, Target, geometry_of, upright_size
 from clipbatch.stages.decode.header import inspect
-from clipbatch.stages.decode.pixels import FastDecoder, Job, blank, place, scatter
+from clipbatch.stages.decode.pixels import DecodeJob, FastDecoder, blank, place, scatter
 from clipbatch.types import Decoded, Encoded, Picture, PixelBatch, ReadBatch, Reject
 
 if TYPE_CHECKING:
-    from clipbatch.stages.decode.reference import Reference
+    from clipbatch.stages.decode.reference import OpenClipTransform
 
 
 GIANT_PIXELS = 2**26
 """67 megapixels: larger images would fill the device's memory, which DALI never gives back, for the sake of a few."""
 
 
-def for_cores(row_id: int, pixels: int, share: float) -> bool:
+def goes_to_cpu(row_id: int, pixels: int, share: float) -> bool:
     """Whether a CPU core decodes the image: a giant, or one of `share` of the rows, spread evenly."""
     return pixels > GIANT_PIXELS or int((row_id + 1) * share) > int(row_id * share)
 
 
-class Cores:
+class CpuPool:
     """Threads that decode; used by all lanes of the decode stage at once."""
 
     def __init__(self, target: Target, *, threads: int) -> None:
         self._target = target
         self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
 
-    def start(self, work: list[tuple[FastDecoder, Job]], device: str) -> Callable[[Tensor], list[Job]]:
+    def start(self, work: list[tuple[FastDecoder, DecodeJob]], device: str) -> Callable[[Tensor], list[DecodeJob]]:
         """Begin to decode, each job with its decoder, which has no state.
 
         What is returned waits, places the images into a batch, and returns the jobs that failed.
@@ -58,7 +58,7 @@ class Cores:
             for at, (decoder, job) in enumerate(work)
         ]
 
-        def finish(pixels_BCHW: Tensor) -> list[Job]:
+        def finish(pixels_BCHW: Tensor) -> list[DecodeJob]:
             failed = [job for job, one in zip(jobs, going, strict=True) if one.result()]
             scatter(pixels_BCHW, [job.slot for job in jobs], host_BCHW)
             return failed
@@ -91,7 +91,7 @@ class Decode:
         self._batch_size, self._device = batch_size, device
         self._threads = settings.decode_threads or hardware.cores()
         self.threads = threads or (2 if settings.decoder == "dali" else self._threads)
-        self._cores = Cores(target, threads=self._threads) if settings.decoder == "dali" else None
+        self._cores = CpuPool(target, threads=self._threads) if settings.decoder == "dali" else None
         self._torchvision, self._reduced = (make(target.interpolation) for make in (TorchvisionDecoder, ReducedDecoder))
         self._reference = self._open_clips()
         self._helpers = ThreadPoolExecutor(self._threads, initializer=torch.set_num_threads, initargs=(1,))
@@ -115,12 +115,12 @@ class Decode:
             )
         return None
 
-    def _open_clips(self) -> Reference | None:
+    def _open_clips(self) -> OpenClipTransform | None:
         if self._settings.decoder != "open_clip":
             return None
-        from clipbatch.stages.decode.reference import Reference
+        from clipbatch.stages.decode.reference import OpenClipTransform
 
-        return Reference(self._target)
+        return OpenClipTransform(self._target)
 
     def __call__(self, batch: ReadBatch) -> PixelBatch:
         """Decode all slots; what cannot be decoded keeps a blank one."""
@@ -138,8 +138,8 @@ class Decode:
         target = self._target
         pixels_BCHW = blank(self._batch_size, target.height, target.width, target.fill, self._device)
         outcomes: list[Decoded | Reject | None] = [None] * len(batch.slots)
-        jobs: list[Job] = []
-        others: list[tuple[FastDecoder, Job]] = []
+        jobs: list[DecodeJob] = []
+        others: list[tuple[FastDecoder, DecodeJob]] = []
         last_word: list[int] = []
         for slot, content in enumerate(batch.slots):
             if isinstance(content, Encoded):
@@ -189,7 +189,7 @@ class Decode:
 
     def _job(
         self, slot: int, row_id: int, content: Encoded, decoder: FastDecoder | None
-    ) -> tuple[FastDecoder, Job, Decoded] | Reject | None:
+    ) -> tuple[FastDecoder, DecodeJob, Decoded] | Reject | None:
         """A decoder, its job, and the outcome if that succeeds; or a Reject; or None, for Pillow."""
         header = inspect(content.data, self._settings.pixels) if decoder else None
         if decoder is None or header is None or header.kind not in decoder.kinds:
@@ -204,12 +204,12 @@ class Decode:
         geometry = geometry_of(header.height, header.width, orientation, self._target)
         if self._settings.jpeg_scale == "reduced" and header.kind in self._reduced.kinds and reduction(geometry) > 1:
             decoder = self._reduced
-        elif self._cores and for_cores(row_id, width * height, self._settings.cpu_share):
+        elif self._cores and goes_to_cpu(row_id, width * height, self._settings.cpu_share):
             decoder = self._torchvision
             if header.kind not in decoder.kinds:
                 return None
         decoded = Decoded(width=width, height=height, decoder=decoder.name)
-        return decoder, Job(slot=slot, data=content.data, geometry=geometry), decoded
+        return decoder, DecodeJob(slot=slot, data=content.data, geometry=geometry), decoded
 
     def _by_pillow(self, content: Encoded | Picture | Reject | None) -> _Opened | Reject:
         assert isinstance(content, (Encoded, Picture))

@@ -21,7 +21,7 @@ def limit_bytes() -> int:
     return min(2**32, max(2**30, hardware.memory_bytes() // 32))
 
 
-class Gate:
+class Backpressure:
     """Between the listing and the read stage; told by whoever reads a batch, and by whoever has no more use for it."""
 
     def __init__(self, most_bytes: int | None = None) -> None:
@@ -40,7 +40,7 @@ class Gate:
                 self._under_way[batch.start] = wanted * self._guess_bytes
             yield batch
 
-    def has_read(self, batch: ReadBatch) -> None:
+    def measured(self, batch: ReadBatch) -> None:
         """Its bytes are in memory, and are known now. A guess that was too low is mended at once, one that was too
         high by halves."""
         sizes = [len(slot.data) for slot in batch.slots if isinstance(slot, Encoded)]
@@ -52,13 +52,13 @@ class Gate:
                 self._guess_bytes = max(mean, (self._guess_bytes + mean) / 2)
             self._changed.notify_all()
 
-    def leave(self, batch: ReadBatch) -> None:
+    def release(self, batch: ReadBatch) -> None:
         """Nobody needs its bytes any more."""
         with self._changed:
             self._under_way.pop(batch.source.start, None)
             self._changed.notify_all()
 
-    def open(self) -> None:
+    def close(self) -> None:
         """Let everything through: nobody works any more who would make room."""
         with self._changed:
             self._limit_bytes = sys.maxsize

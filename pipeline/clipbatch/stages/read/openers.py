@@ -78,7 +78,7 @@ def passes(error: OSError) -> bool:
     return not isinstance(error, PermissionError) and not any(word in str(error) for word in _LASTING)
 
 
-_MOST_OPEN = 64
+_MAX_OPEN = 64
 
 
 class Archives:
@@ -111,7 +111,7 @@ class Archives:
             raise OSError(str(error)) from error
         with self._lock:
             self._open[path] = made
-            while len(self._open) > _MOST_OPEN:
+            while len(self._open) > _MAX_OPEN:
                 del self._open[next(iter(self._open))]
         return made
 

@@ -22,7 +22,7 @@ from clipbatch.storage.tables import arrow_batches, open_parquet
 from clipbatch.storage.uris import is_url, name_of
 
 _PIECE_BYTES = 2**20
-_MOST_ROWS = 1024
+_MAX_ROWS = 1024
 _ARROW_ROWS = 32
 _NO_END = 2**62
 _FIELDS = ("bytes", "path")
@@ -215,7 +215,7 @@ class _Parquet:
         return self._starts[at - 1], self._starts[at]
 
     def read_from(self, row: int) -> Iterator[pa.Array]:
-        size = max(1, min(_MOST_ROWS, int(_PIECE_BYTES / max(1.0, self.row_bytes))))
+        size = max(1, min(_MAX_ROWS, int(_PIECE_BYTES / max(1.0, self.row_bytes))))
         for group in range(bisect.bisect_right(self._starts, row) - 1, self._file.num_row_groups):
             for batch in self._file.iter_batches(size, row_groups=[group], columns=self._columns, use_threads=False):
                 yield batch.column(0)

@@ -41,7 +41,7 @@ class Read:
 
     def __call__(self, batch: ItemBatch) -> ReadBatch:
         """Read every item of `batch`; each slot gets its bytes or the reason why there are none."""
-        job = _Job(batch.items, self._count)
+        job = _BatchRead(batch.items, self._count)
         readers = [self._start(job) for _ in range(min(self._share(batch), len(job.waiting)))]
         while not job.done.wait(self._patience_s(readers, job)):
             for reader in [reader for reader in readers if self._gave_up(reader, job)]:
@@ -71,7 +71,7 @@ class Read:
     def _count(self) -> None:
         self.files += 1  # two threads at once may count one: that it moves is enough
 
-    def _start(self, job: _Job) -> _Reader:
+    def _start(self, job: _BatchRead) -> _Reader:
         try:
             reader = self._idle.pop()
         except IndexError:
@@ -79,13 +79,13 @@ class Read:
         reader.jobs.put(job)
         return reader
 
-    def _patience_s(self, readers: list[_Reader], job: _Job) -> float:
+    def _patience_s(self, readers: list[_Reader], job: _BatchRead) -> float:
         """Until the first of `readers` may have taken too long."""
         now = time.monotonic()
         begun = min((item.begun for reader in readers if (item := reader.item) and item.job is job), default=now)
         return max(begun + self._settings.read_timeout - now, 0.001)
 
-    def _gave_up(self, reader: _Reader, job: _Job) -> bool:
+    def _gave_up(self, reader: _Reader, job: _BatchRead) -> bool:
         """Give up on the item in hand of `reader` if it takes too long."""
         item, limit_s = reader.item, self._settings.read_timeout
         if item is None or item.job is not job or time.monotonic() - item.begun < limit_s:
@@ -94,7 +94,7 @@ class Read:
         return job.settle(item.position, Reject(status="timeout", error=error))
 
 
-class _Job:
+class _BatchRead:
     """The items of a batch, taken by readers one by one."""
 
     def __init__(self, items: tuple[Item | None, ...], count: Callable[[], None]) -> None:
@@ -138,7 +138,7 @@ class _Job:
 class _InHand:
     """The item that a reader is at."""
 
-    job: _Job
+    job: _BatchRead
     position: int
     uri: str
     begun: float
@@ -149,7 +149,7 @@ class _Reader:
     """A daemon thread that takes part in one job after another."""
 
     def __init__(self, fetch: Fetch, idle: deque[_Reader]) -> None:
-        self.jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self.jobs: queue.SimpleQueue[_BatchRead | None] = queue.SimpleQueue()
         """None: there is no more."""
         self.item: _InHand | None = None
         self._fetch, self._idle = fetch, idle
@@ -161,7 +161,7 @@ class _Reader:
             del job  # else its batch lives until the next one
             self._idle.append(self)
 
-    def _does(self, job: _Job) -> bool:
+    def _does(self, job: _BatchRead) -> bool:
         """Read items of `job` until none is left; False where another reader has taken this one's place."""
         while True:
             try:

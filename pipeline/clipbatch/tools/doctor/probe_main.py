@@ -64,7 +64,7 @@ def dali_decodes(device: str) -> dict[str, Any]:
     from clipbatch.stages.decode.dali import DaliDecoder
     from clipbatch.stages.decode.geometry import Target, geometry_of
     from clipbatch.stages.decode.header import inspect
-    from clipbatch.stages.decode.pixels import Job, blank
+    from clipbatch.stages.decode.pixels import DecodeJob, blank
 
     data = bytearray(_sample())
     header = inspect(data)
@@ -73,7 +73,7 @@ def dali_decodes(device: str) -> dict[str, Any]:
     decoder = DaliDecoder(batch_size=1, interpolation="bicubic", device_id=None if device == "cpu" else 0, threads=1)
     pixels_BCHW = blank(1, 64, 64, 0, device)
     geometry = geometry_of(header.height, header.width, header.orientation, target)
-    failed = decoder.fill(pixels_BCHW, [Job(slot=0, data=data, geometry=geometry)])
+    failed = decoder.fill(pixels_BCHW, [DecodeJob(slot=0, data=data, geometry=geometry)])
     if failed or not bool(torch.any(pixels_BCHW != 0)):
         return {"error": "a sound JPEG came out empty"}
     return {"version": dali.__version__, "nvimgcodec": nvimgcodec.__version__, "cuda": nvimgcodec.__cuda_version__}

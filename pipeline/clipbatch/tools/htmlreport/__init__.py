@@ -13,12 +13,12 @@ from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.records import unseal
 from clipbatch.rundir.shapes import DamagedRecordError
 from clipbatch.storage.atomic import publish
-from clipbatch.storage.paths import Place, place
+from clipbatch.storage.paths import AnyPath, as_path
 from clipbatch.tools.htmlreport import gather, page, thumbnails
 from clipbatch.tools.htmlreport.page import sheets
 
 
-def write(path: str | os.PathLike[str], *, out: str | None = None, examples: int = 6) -> Place:
+def write(path: str | os.PathLike[str], *, out: str | None = None, examples: int = 6) -> AnyPath:
     """Report on the run in `path` as far as it is; returns where the page is.
 
     out: the file to write or a url in a store, default `report.html` in the run directory. examples: confident ones
@@ -27,7 +27,7 @@ def write(path: str | os.PathLike[str], *, out: str | None = None, examples: int
     """
     run = RunDir(path)
     plan = run.plan()
-    target = place(out, any_name=True) if out else run.path / "report.html"
+    target = as_path(out, any_name=True) if out else run.path / "report.html"
     if isinstance(target, Path) and target.is_dir():
         raise InputError(f"--out {target} is a folder: name a file in it, such as {target / 'report.html'}")
     found = gather.gather(run, plan, examples=examples)

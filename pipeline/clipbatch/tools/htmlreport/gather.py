@@ -22,15 +22,15 @@ from numpy.typing import NDArray
 
 from clipbatch.errors import InputError
 from clipbatch.rundir.layout import Plan, RunDir
-from clipbatch.storage.paths import Place, StorePath, parquet_source
+from clipbatch.storage.paths import AnyPath, StorePath, parquet_source
 from clipbatch.tools.htmlreport import rankings
 from clipbatch.tools.htmlreport.rankings import Example, Ranking, RunnersUp, ScoreColumns
 from clipbatch.tools.htmlreport.series import Histogram
 from clipbatch.workers import signals
 
-MOST_BAD = 1000
+MAX_BAD = 1000
 """Bad images kept for each status."""
-_MOST_MESSAGES = 1000
+_MAX_MESSAGES = 1000
 """Different errors counted for each status; later ones count as others."""
 _BATCH_SCORES = 2**22
 _BATCH_ROWS = 2**16
@@ -173,7 +173,7 @@ def gather(run: RunDir, plan: Plan, *, examples: int) -> Gathered:
     return found
 
 
-def _times(folder: Place) -> dict[str, float]:
+def _times(folder: AnyPath) -> dict[str, float]:
     """When each file of `folder` was written last, unix time in seconds."""
     if isinstance(folder, StorePath):
         return {entry.base_name: (entry.mtime_ns or 0) / 1e9 for entry in folder.entries()}
@@ -185,7 +185,7 @@ def _times(folder: Place) -> dict[str, float]:
     return found
 
 
-def _add_part(found: Gathered, path: Place, groups: list[ScoreColumns]) -> int:
+def _add_part(found: Gathered, path: AnyPath, groups: list[ScoreColumns]) -> int:
     """How many rows it has."""
     with pq.ParquetFile(parquet_source(path)) as file:
         found.score_kind = (file.metadata.metadata or {}).get(b"clipbatch.score", b"").decode()
@@ -219,8 +219,8 @@ def _add_statuses(found: Gathered, batch: pa.RecordBatch, ok: pa.BooleanArray) -
     for kind in kinds.aggregate([("one", "sum"), ("uri", "first")]).to_pylist():
         _add_message(found, kind)
     for status in found.statuses:
-        if status != "ok" and len(kept := found.bad.setdefault(status, [])) < MOST_BAD:
-            rows = table.filter(pc.equal(table["status"], status)).slice(0, MOST_BAD - len(kept))
+        if status != "ok" and len(kept := found.bad.setdefault(status, [])) < MAX_BAD:
+            rows = table.filter(pc.equal(table["status"], status)).slice(0, MAX_BAD - len(kept))
             kept += [BadImage(**row) for row in rows.drop_columns(["one"]).to_pylist()]
 
 
@@ -233,7 +233,7 @@ def _add_message(found: Gathered, kind: dict[str, Any]) -> None:
     messages = found.messages.setdefault(status, {})
     if kind["error"] in messages:
         messages[kind["error"]].count += count
-    elif len(messages) < _MOST_MESSAGES:
+    elif len(messages) < _MAX_MESSAGES:
         messages[kind["error"]] = Message(count=count, uri=kind["uri_first"])
     else:
         found.other_messages[status] += count

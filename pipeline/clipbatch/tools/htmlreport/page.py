@@ -1,4 +1,4 @@
-"""What was gathered -> one HTML file that needs nothing else, smaller than `MOST_BYTES` whatever the run.
+"""What was gathered -> one HTML file that needs nothing else, smaller than `MAX_BYTES` whatever the run.
 
 Every text goes through Jinja's autoescape (`template`), and what others wrote through `shown` first.
 
@@ -17,13 +17,13 @@ from markupsafe import Markup
 from clipbatch import __version__
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.shapes import NUMBER, TEXT, Every, fits
-from clipbatch.storage.paths import Place, StorePath
+from clipbatch.storage.paths import AnyPath, StorePath
 from clipbatch.tools.htmlreport import figures, series, template
-from clipbatch.tools.htmlreport.gather import MOST_BAD, BadImage, Gathered, LabelFacts, SetFacts
+from clipbatch.tools.htmlreport.gather import MAX_BAD, BadImage, Gathered, LabelFacts, SetFacts
 from clipbatch.tools.htmlreport.rankings import Example
 from clipbatch.tools.htmlreport.thumbnails import Thumbnail
 
-MOST_EXAMPLES = 300
+MAX_EXAMPLES = 300
 """In a report: a thumbnail takes some 3 to 12 kB in it."""
 
 
@@ -58,7 +58,7 @@ def sheets(sets: list[SetFacts]) -> list[Sheet]:
     """A sheet for each set, with the same room for all."""
     made = []
     for number, found in enumerate(sets):
-        room, labels = MOST_EXAMPLES // len(sets), list[SheetLabel]()
+        room, labels = MAX_EXAMPLES // len(sets), list[SheetLabel]()
         used = [facts for facts in found.labels if facts.images]
         for place, facts in enumerate(used):
             room -= len(facts.confident) + len(facts.doubtful)
@@ -69,7 +69,7 @@ def sheets(sets: list[SetFacts]) -> list[Sheet]:
     return made
 
 
-MOST_BYTES = 5_000_000
+MAX_BYTES = 5_000_000
 _LABELS_AT_ONCE = 20
 """Rows of the labels' table that show without opening it."""
 _SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -103,12 +103,12 @@ class Facts:
 
 
 def render(facts: Facts) -> bytes:
-    """The page in UTF-8. Lists are cut to a third as often as it takes to keep within `MOST_BYTES`."""
+    """The page in UTF-8. Lists are cut to a third as often as it takes to keep within `MAX_BYTES`."""
     report, fixed = template.environment().get_template("report.html.j2"), _fixed(facts)
-    most = MOST_BAD
+    most = MAX_BAD
     while True:
         page = report.render(fixed | _cut(fixed, most)).encode()
-        if len(page) <= MOST_BYTES or most <= 1:
+        if len(page) <= MAX_BYTES or most <= 1:
             return page
         most //= 3
 
@@ -147,7 +147,7 @@ def _fixed(facts: Facts) -> dict[str, Any]:
     }
 
 
-def _title(path: Place) -> str:
+def _title(path: AnyPath) -> str:
     return path.name if isinstance(path, StorePath) else path.resolve().name
 
 

@@ -21,8 +21,8 @@ IMAGE_S = 20.0
 """Within which a picture must be there."""
 ALL_S = 45.0
 """Within which all pictures must be there, starts not counted; those that are not are left out."""
-MOST_DEATHS = 10
-_MOST_LINE = 16_384
+MAX_DEATHS = 10
+_MAX_LINE = 16_384
 _PICTURE = re.compile(r"UklGR[A-Za-z0-9+/]+={0,2}")
 """Base64 of RIFF..., as every WebP begins."""
 
@@ -41,7 +41,7 @@ def make(run: RunDir, rows: Iterable[int]) -> dict[int, Thumbnail]:
     left = sorted(set(rows))  # in the manifest's order, so that each of its files is read once
     made: dict[int, Thumbnail] = {}
     left_s, deaths = ALL_S, 0
-    while left and deaths < MOST_DEATHS and left_s > 0:
+    while left and deaths < MAX_DEATHS and left_s > 0:
         done, took_s = _session(run, left, left_s)
         made |= done
         left = left[len(done) :]
@@ -54,7 +54,7 @@ def _session(run: RunDir, rows: list[int], left_s: float) -> tuple[dict[int, Thu
     """Put `rows` through one process until it is ended, and the seconds since it was ready. The last one may be what
     ended it; all fail where it does not start."""
     made: dict[int, Thumbnail] = {}
-    with Child("clipbatch.tools.htmlreport.thumbnails_main", str(run.path), max_line_bytes=_MOST_LINE) as child:
+    with Child("clipbatch.tools.htmlreport.thumbnails_main", str(run.path), max_line_bytes=_MAX_LINE) as child:
         try:
             child.receive(START_S)
         except (TimeoutError, EOFError):

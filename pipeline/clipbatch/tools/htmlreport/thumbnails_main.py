@@ -17,16 +17,16 @@ from clipbatch.config import DecodeSettings
 from clipbatch.config.memory_limits import limit_memory
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.manifest import Manifest
-from clipbatch.stages.pillow import MOST_SCANS, TURNS, rgb, scans, with_image
+from clipbatch.stages.pillow import MAX_SCANS, TURNS, rgb, scans, with_image
 from clipbatch.stages.read import Fetch
 from clipbatch.types import Reject
 from clipbatch.workers.child import Parent, serve
 
 SIDE = 160
 """Pixels of a thumbnail's longer side."""
-MOST_BYTES = 9_000
+MAX_BYTES = 9_000
 """Of a thumbnail. A photograph takes 3,000 to 6,000."""
-MOST_PIXELS = 50_000_000
+MAX_PIXELS = 50_000_000
 """To hold in memory for a thumbnail; of a JPEG an eighth of each side is decoded where that is enough."""
 _MEMORY_MIB = 4096
 """Of address space: Arrow alone reserves more than one GiB."""
@@ -75,14 +75,14 @@ class Rows:
 
 def shrunk(data: bytearray, settings: DecodeSettings) -> Image.Image:
     """The whole image as RGB with a longer side of `SIDE` pixels at most, and nothing of its metadata."""
-    if scans(data) > MOST_SCANS:
+    if scans(data) > MAX_SCANS:
         raise ValueError("too many scans")
 
     def small(image: Image.Image, orientation: int) -> Image.Image:
         if image.width * image.height > settings.max_pixels:
             raise ValueError(f"{image.width} x {image.height} pixels, over the limit of {settings.max_pixels}")
         image.draft(None, (2 * SIDE, 2 * SIDE))  # a JPEG decodes to an eighth much faster
-        if image.width * image.height > MOST_PIXELS:
+        if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width} x {image.height} pixels, more than a thumbnail is worth")
         made = rgb(image, settings.background_rgb)
         made.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
@@ -96,13 +96,13 @@ def shrunk(data: bytearray, settings: DecodeSettings) -> Image.Image:
 
 
 def encoded(image: Image.Image) -> bytes:
-    """`image` as WebP of `MOST_BYTES` at most."""
+    """`image` as WebP of `MAX_BYTES` at most."""
     for quality in (72, 50, 30, 15, 0):
         out = io.BytesIO()
         image.save(out, "WEBP", quality=quality, method=4)
-        if out.tell() <= MOST_BYTES:
+        if out.tell() <= MAX_BYTES:
             return out.getvalue()
-    raise ValueError(f"it cannot be made as small as {MOST_BYTES} bytes")
+    raise ValueError(f"it cannot be made as small as {MAX_BYTES} bytes")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from clipbatch.errors import InputError
 from clipbatch.inputs.listing import Listing
 from clipbatch.runs import plan
 from clipbatch.storage.atomic import publish
-from clipbatch.storage.paths import Place, place
+from clipbatch.storage.paths import AnyPath, as_path
 from clipbatch.tools.htmlreport import template
 from clipbatch.tools.parity import verdict
 from clipbatch.tools.parity.verdict import summary
@@ -56,7 +56,7 @@ PICTURES = 12
 """Images that are shown side by side, those that agree the least."""
 
 
-def compare(settings: Settings, *, limit: int, out: str | None = None) -> tuple[dict[str, Any], Place | None]:
+def compare(settings: Settings, *, limit: int, out: str | None = None) -> tuple[dict[str, Any], AnyPath | None]:
     """Compare `limit` of the images of `settings` at most; returns what was found, and where the page is.
 
     settings: as of a run; without labels, no labels are compared. out: an HTML file to write, or a url in a store.
@@ -64,7 +64,7 @@ def compare(settings: Settings, *, limit: int, out: str | None = None) -> tuple[
     """
     if not settings.source.inputs:
         raise InputError("no INPUT: name a folder, image files, a manifest or an archive to take images from")
-    target = place(out, any_name=True) if out else None
+    target = as_path(out, any_name=True) if out else None
     if isinstance(target, Path) and target.is_dir():
         raise InputError(f"--out {target} is a folder: name a file in it, such as {target / 'parity.html'}")
     labelled = bool(settings.labels.labels)

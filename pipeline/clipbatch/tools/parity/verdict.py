@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-LEAST_COSINE = 0.999
+MIN_COSINE = 0.999
 """Of the embeddings, in the mean."""
-LEAST_OF_ONE = 0.99
+MIN_OF_ONE = 0.99
 """Of the embeddings of any image."""
-LEAST_SAME = 0.98
+MIN_SAME = 0.98
 """Share of images with the same best label: where two labels are level, rounding in bf16 or fp16 decides."""
 ON_PURPOSE = {
     "palette": "palettes become RGB before they are resized",
@@ -78,12 +78,12 @@ def verdict(found: dict[str, Any]) -> tuple[bool | None, str]:
     if alike is None:
         return None, "Nothing to judge: no image was decoded by both, but those that are treated otherwise on purpose."
     against = []
-    if alike["cosine_mean"] < LEAST_COSINE:
-        against.append(f"the mean cosine is {alike['cosine_mean']:.4f}, below {LEAST_COSINE}")
-    if alike["cosine_worst"] < LEAST_OF_ONE:
-        against.append(f"one image's cosine is {alike['cosine_worst']:.4f}, below {LEAST_OF_ONE}")
+    if alike["cosine_mean"] < MIN_COSINE:
+        against.append(f"the mean cosine is {alike['cosine_mean']:.4f}, below {MIN_COSINE}")
+    if alike["cosine_worst"] < MIN_OF_ONE:
+        against.append(f"one image's cosine is {alike['cosine_worst']:.4f}, below {MIN_OF_ONE}")
     others = alike["images"] - alike.get("same_label", alike["images"])
-    if others > (1 - LEAST_SAME) * alike["images"]:
+    if others > (1 - MIN_SAME) * alike["images"]:
         against.append(f"{others} of {alike['images']} images get another label")
     if found["only_reference"]:
         against.append(f"{_images_are(found['only_reference'])} decoded by open_clip alone")

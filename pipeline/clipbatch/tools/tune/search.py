@@ -31,7 +31,7 @@ from clipbatch.workers.devices import Seat
 _NOISE = 1.03
 """Gains below this are taken for noise: on a machine with nothing else to do, rounds of seconds differ by as much."""
 _SAMPLE_ROWS = 65_536
-_LEAST_S, _MOST_S = 1.0, 10.0
+_MIN_S, _MAX_S = 1.0, 10.0
 """Of one trial."""
 _ROUNDS = 2
 
@@ -150,9 +150,9 @@ class _Search:
         kept_s = 2 * _ROUNDS * self._longest_s if kept_s is None else kept_s
         begun = time.monotonic()
         left_s = self._deadline - begun
-        seconds = min(_MOST_S, max(_LEAST_S, 0.7 * left_s / max(1, self._to_come)))  # some for what starts each
+        seconds = min(_MAX_S, max(_MIN_S, 0.7 * left_s / max(1, self._to_come)))  # some for what starts each
         self._to_come -= 1
-        found = self._trier.rate(changes, seconds) if left_s > kept_s + _LEAST_S else None
+        found = self._trier.rate(changes, seconds) if left_s > kept_s + _MIN_S else None
         if found:
             self._longest_s = max(self._longest_s, time.monotonic() - begun)
         found = found or {"error": "not measured: no time was left"}

@@ -24,11 +24,11 @@ from clipbatch.rundir.schema import LISTING
 from clipbatch.stages.encode import check_device, load
 from clipbatch.stages.flow import Flow, bottleneck
 from clipbatch.stages.pipeline import LoadedModel
-from clipbatch.stages.read import Gate
+from clipbatch.stages.read import Backpressure
 from clipbatch.types import ItemBatch
 from clipbatch.workers.child import Parent, serve
 
-_LEAST_BATCHES = 2
+_MIN_BATCHES = 2
 """Measured in each trial, however long they take."""
 
 
@@ -50,13 +50,13 @@ class Trials:
         settings = self._plan.run_settings().replace(**{"shard_size": None, "compile": "off", **changes})
         assert settings.batch_size
         model = LoadedModel.around(self._model, settings, settings.batch_size, self._device)
-        begun, gate = time.perf_counter(), Gate()
+        begun, gate = time.perf_counter(), Backpressure()
         flow = Flow(gate.admit(self._batches(settings.batch_size)), model.stages(gate))
         results = iter(flow)
         next(results)
         first = time.perf_counter()
         images, batches = 0, 0
-        while batches < _LEAST_BATCHES or time.perf_counter() - begun < seconds:
+        while batches < _MIN_BATCHES or time.perf_counter() - begun < seconds:
             images += len(next(results).outcomes)
             batches += 1
         if self._device.startswith("cuda"):

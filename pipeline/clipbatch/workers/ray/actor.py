@@ -17,7 +17,7 @@ from clipbatch.storage.atomic import remove_leftovers
 from clipbatch.types import Reject
 from clipbatch.workers import devices
 from clipbatch.workers.messages import Ended, Order, Report
-from clipbatch.workers.quarantine import Search
+from clipbatch.workers.quarantine import SuspectSearch
 from clipbatch.workers.worker import Event, WorkerProcess
 
 _WAIT_S = 10.0
@@ -32,7 +32,7 @@ class RayActor:
         self._runtime, self._device = runtime, device
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._process: WorkerProcess | None = None
-        self._search: Search | None = None
+        self._search: SuspectSearch | None = None
 
     def look(self, version: str, sample: str | None) -> dict[str, Any]:
         """Where this is: `node`, `address` and `gpu`, its number where it has one; or why no work can be done here,
@@ -97,7 +97,7 @@ class RayActor:
     def search(self, rows: list[int]) -> dict[int, Reject] | str:
         """Those of `rows` (row_ids) that kill, and what they do; or why there was no search."""
         answer: queue.SimpleQueue[dict[int, Reject] | ClipbatchError | None] = queue.SimpleQueue()
-        self._search = Search(self._run, self._device, rows, self._runtime, answer.put)
+        self._search = SuspectSearch(self._run, self._device, rows, self._runtime, answer.put)
         found = answer.get()
         return found if isinstance(found, dict) else str(found)
 

@@ -25,12 +25,12 @@ from clipbatch.errors import ClipbatchError, InputError
 from clipbatch.rundir.manifest import Manifest
 from clipbatch.storage.uris import absolute, is_url
 from clipbatch.types import Reject, WorkerReport
-from clipbatch.workers.engine import Job
+from clipbatch.workers.engine import WorkerContext
 from clipbatch.workers.messages import Ended, Failed, Order, Report
 from clipbatch.workers.quarantine import Found
 from clipbatch.workers.ray.actor import RayActor
 from clipbatch.workers.ray.cluster import RayCluster
-from clipbatch.workers.worker import Worker
+from clipbatch.workers.worker import WorkerHandle
 
 Answer = tuple["RayWorker", "Future[list[Report]]"]
 
@@ -51,7 +51,7 @@ class RaySeat:
         return f"node {self.address}" + ("" if self.gpu is None else f", GPU {self.gpu}")
 
 
-class Place:
+class Slot:
     """An actor, which may still wait for a node to run on; it keeps one worker after another."""
 
     def __init__(self, actor: Any, look: Future[dict[str, Any]]) -> None:
@@ -68,12 +68,12 @@ class Place:
         return RayWorker(self, seat, put)
 
 
-class RayWorker(Worker):
+class RayWorker(WorkerHandle):
     """The worker process that the actor `place` keeps."""
 
     seat: RaySeat
 
-    def __init__(self, place: Place, seat: RaySeat, put: Callable[[Answer], None]) -> None:
+    def __init__(self, place: Slot, seat: RaySeat, put: Callable[[Answer], None]) -> None:
         super().__init__(seat)
         self.place, self._put = place, put
         self._expect(place.actor.start.remote(seat.slot, seat.slots))
@@ -137,14 +137,14 @@ class RayEngine:
         self._asked, self._given_up = settings.launch.workers, 0
         self._room, self._looked = self._cluster.room(), time.monotonic()
         self._since, self._explained = time.monotonic(), False
-        self._places: list[Place] = []
+        self._places: list[Slot] = []
         self._answers: queue.SimpleQueue[Answer | None] = queue.SimpleQueue()
 
     @property
     def expecting(self) -> bool:
         return self._most() > 0
 
-    def open(self, job: Job) -> None:
+    def open(self, job: WorkerContext) -> None:
         path, device = absolute(str(job.run.path)), "cuda:0" if self._cluster.gpus else "cpu"
         self._job, self._arguments = job, (path, job.plan.fingerprint, job.runtime, device)
         self._sample = _sample(job)
@@ -156,7 +156,7 @@ class RayEngine:
         )(RayActor)
         threading.Thread(target=self._forward, name="ray", daemon=True).start()
 
-    def arrivals(self, open_shards: int) -> list[Worker]:
+    def arrivals(self, open_shards: int) -> list[WorkerHandle]:
         """Raises: InputError where a node cannot work, as it does not see the run directory or the input."""
         if time.monotonic() - self._looked > LOOK_EVERY_S:
             self._room, self._looked = self._cluster.room(), time.monotonic()
@@ -169,18 +169,18 @@ class RayEngine:
         self._explain_the_wait()
         return [worker for place in list(self._places) for worker in self._welcome(place)]
 
-    def again(self, worker: Worker) -> Worker | None:
+    def again(self, worker: WorkerHandle) -> WorkerHandle | None:
         place = _place(worker)
         if place.seat and not place.gone:
             return place.start(place.seat, self._answers.put)
         self._drop(place)
         return None
 
-    def give_up(self, worker: Worker) -> None:
+    def give_up(self, worker: WorkerHandle) -> None:
         self._given_up += 1
         self._drop(_place(worker))
 
-    def search(self, worker: Worker, rows: list[int], found: Found) -> _Search:
+    def search(self, worker: WorkerHandle, rows: list[int], found: Found) -> _Search:
         place = _place(worker)
 
         def answered(future: Future[dict[int, Reject] | str]) -> None:
@@ -209,13 +209,13 @@ class RayEngine:
 
     def _ask(self) -> None:
         actor = self._actor.remote(*self._arguments)
-        self._places.append(Place(actor, actor.look.remote(clipbatch.__version__, self._sample).future()))
+        self._places.append(Slot(actor, actor.look.remote(clipbatch.__version__, self._sample).future()))
 
-    def _drop(self, place: Place) -> None:
+    def _drop(self, place: Slot) -> None:
         self._places.remove(place)
         self._cluster.ray.kill(place.actor)
 
-    def _welcome(self, place: Place) -> Iterator[Worker]:
+    def _welcome(self, place: Slot) -> Iterator[WorkerHandle]:
         """Start the worker of an actor that has just got its place."""
         if place.seat or not place.look.done():
             return
@@ -264,12 +264,12 @@ class _Search:
         pass
 
 
-def _place(worker: Worker) -> Place:
+def _place(worker: WorkerHandle) -> Slot:
     assert isinstance(worker, RayWorker)
     return worker.place
 
 
-def _sample(job: Job) -> str | None:
+def _sample(job: WorkerContext) -> str | None:
     """A file or folder of the input that this machine sees, and workers have to see too; None where there is none."""
     path = job.plan.rescored
     if path is None:
