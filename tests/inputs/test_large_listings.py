@@ -99,7 +99,7 @@ def test_the_place_of_a_long_name_is_found_in_the_right_file_of_many(tmp_path: P
 
 
 def test_a_line_without_an_end_is_refused_and_a_comment_of_any_use_is_not(tmp_path: Path) -> None:
-    path = write(tmp_path / "m.txt", "x.jpg\n#" + "c" * 20_000_000 + "\n" + " " * 9_000_000 + "\ny.jpg")
+    path = write(tmp_path / "m.txt", "x.jpg\n# " + "c" * 20_000_000 + "\n" + " " * 9_000_000 + "\ny.jpg")
     assert list_inputs(path)["uri"].to_pylist() == ["x.jpg", "y.jpg"]
     with open(path, "wb") as file:
         file.write(b"x.jpg\n")

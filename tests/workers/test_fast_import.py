@@ -13,7 +13,7 @@ def test_libraries_find_what_they_need_and_compiling_works_afterwards() -> None:
     run("""
 import gc, sys
 from clipbatch.stages import fast_import as startup
-with startup.quick_imports(transformers=False):
+with startup.fast_imports(transformers=False):
     import clipbatch.stages.pipeline
 import clipbatch.stages.decode.cpu_decoders
 assert "transformers" not in sys.modules
@@ -42,12 +42,12 @@ assert double(torch.ones(2)).tolist() == [2, 2]
 def test_what_else_is_asked_of_the_compiler_meanwhile_is_its_own() -> None:
     run("""
 from clipbatch.stages import fast_import as startup
-with startup.quick_imports(transformers=False):
+with startup.fast_imports(transformers=False):
     from torch._dynamo.utils import counters, is_compile_supported
 import torch._dynamo.utils
 assert counters is torch._dynamo.utils.counters
 assert is_compile_supported("cpu") is torch._dynamo.utils.is_compile_supported("cpu")
-with startup.quick_imports(transformers=False):  # and where it is there already
+with startup.fast_imports(transformers=False):  # and where it is there already
     from torch._dynamo.utils import is_compile_supported
 assert is_compile_supported is torch._dynamo.utils.is_compile_supported
 """)

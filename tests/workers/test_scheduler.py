@@ -13,69 +13,69 @@ def shards(count: int) -> list[Assignment]:
 
 
 def test_shards_are_handed_out_in_order_and_each_once() -> None:
-    handout = ShardScheduler(shards(3))
-    assert [handout.next_for(worker, 0.0) for worker in "abab"] == [*shards(3), None]
-    assert list(handout.assigned("a")) == [0, 2]
-    assert [handout.done(worker, shard, 1.0) for worker, shard in (("a", 0), ("b", 1))] == [True, True]
-    assert not handout.complete
-    assert handout.done("a", 2, 2.0)
-    assert handout.complete
+    scheduler = ShardScheduler(shards(3))
+    assert [scheduler.next_for(worker, 0.0) for worker in "abab"] == [*shards(3), None]
+    assert list(scheduler.assigned("a")) == [0, 2]
+    assert [scheduler.done(worker, shard, 1.0) for worker, shard in (("a", 0), ("b", 1))] == [True, True]
+    assert not scheduler.complete
+    assert scheduler.done("a", 2, 2.0)
+    assert scheduler.complete
 
 
 def test_what_a_lost_worker_had_comes_first_once_it_is_put_back() -> None:
-    handout = ShardScheduler(shards(4))
+    scheduler = ShardScheduler(shards(4))
     for worker in "aab":
-        handout.next_for(worker, 0.0)
-    lost = handout.remove_worker("a")
+        scheduler.next_for(worker, 0.0)
+    lost = scheduler.remove_worker("a")
     assert [task.shard for task in lost] == [0, 1]
-    assert handout.next_for("b", 1.0) == Assignment(shard=3)
-    handout.requeue(lost)
-    assert [handout.next_for("b", 1.0), handout.next_for("c", 1.0)] == shards(2)
-    assert handout.remove_worker("nobody") == []
+    assert scheduler.next_for("b", 1.0) == Assignment(shard=3)
+    scheduler.requeue(lost)
+    assert [scheduler.next_for("b", 1.0), scheduler.next_for("c", 1.0)] == shards(2)
+    assert scheduler.remove_worker("nobody") == []
 
 
 def test_an_idle_worker_takes_over_from_one_that_is_stuck_shard_by_shard() -> None:
-    handout = ShardScheduler(shards(4))
-    assert [handout.next_for("stuck", 8.0), handout.next_for("stuck", 8.0)] == shards(2)
+    scheduler = ShardScheduler(shards(4))
+    assert [scheduler.next_for("stuck", 8.0), scheduler.next_for("stuck", 8.0)] == shards(2)
     for _ in range(2):
-        handout.next_for("quick", 0.0)
-    handout.done("quick", 2, 10.0)
-    assert handout.next_for("quick", 11.0) is None  # it has one in hand
-    handout.done("quick", 3, 20.0)
-    assert handout.next_for("quick", 20.0) is None  # 12 s are not yet unusually long
-    assert handout.next_for("quick", 20.6) == Assignment(shard=0)
-    assert handout.next_for("other", 20.6) == Assignment(shard=1)  # so has this one been
-    assert handout.next_for("third", 20.6) is None
-    assert handout.next_for("third", 33.0) is None  # those who copy have had them for 12.4 s
-    assert handout.next_for("third", 33.2) == Assignment(shard=0)  # too long again: that copy may be stuck as well
-    assert handout.done("third", 0, 34.0)
-    assert handout.done("stuck", 0, 35.0) is False
-    assert handout.done("other", 1, 40.0)
-    assert handout.complete
-    assert (list(handout.assigned("stuck")), list(handout.assigned("quick"))) == ([1], [0])
-    assert handout.remove_worker("stuck") == []
+        scheduler.next_for("quick", 0.0)
+    scheduler.done("quick", 2, 10.0)
+    assert scheduler.next_for("quick", 11.0) is None  # it has one in hand
+    scheduler.done("quick", 3, 20.0)
+    assert scheduler.next_for("quick", 20.0) is None  # 12 s are not yet unusually long
+    assert scheduler.next_for("quick", 20.6) == Assignment(shard=0)
+    assert scheduler.next_for("other", 20.6) == Assignment(shard=1)  # so has this one been
+    assert scheduler.next_for("third", 20.6) is None
+    assert scheduler.next_for("third", 33.0) is None  # those who copy have had them for 12.4 s
+    assert scheduler.next_for("third", 33.2) == Assignment(shard=0)  # too long again: that copy may be stuck as well
+    assert scheduler.done("third", 0, 34.0)
+    assert scheduler.done("stuck", 0, 35.0) is False
+    assert scheduler.done("other", 1, 40.0)
+    assert scheduler.complete
+    assert (list(scheduler.assigned("stuck")), list(scheduler.assigned("quick"))) == ([1], [0])
+    assert scheduler.remove_worker("stuck") == []
 
 
 def test_a_shard_that_two_had_is_not_lost_with_one_of_them() -> None:
-    handout = ShardScheduler(shards(2))
-    handout.next_for("a", 0.0)
-    handout.next_for("b", 0.0)
-    handout.done("b", 1, 1.0)
-    assert handout.next_for("b", 9.0) == Assignment(shard=0)
-    assert handout.remove_worker("a") == []
-    assert handout.remove_worker("b") == [Assignment(shard=0)]
+    scheduler = ShardScheduler(shards(2))
+    scheduler.next_for("a", 0.0)
+    scheduler.next_for("b", 0.0)
+    scheduler.done("b", 1, 1.0)
+    assert scheduler.next_for("b", 9.0) == Assignment(shard=0)
+    assert scheduler.remove_worker("a") == []
+    assert scheduler.remove_worker("b") == [Assignment(shard=0)]
 
 
 def test_a_shard_that_is_done_already_is_skipped_and_counts_for_no_time() -> None:
-    handout = ShardScheduler(shards(3))
-    assert handout.next_for("a", 0.0) == Assignment(shard=0)
-    handout.skip("a", 0)
-    handout.next_for("a", 0.0)
-    handout.next_for("b", 0.0)
-    handout.done("a", 1, 10.0)
-    assert handout.next_for("a", 11.0) is None  # the median is 10, not 5
-    handout.done("b", 2, 16.0)
-    assert handout.complete
+    scheduler = ShardScheduler(shards(3))
+    assert scheduler.next_for("a", 0.0) == Assignment(shard=0)
+    scheduler.skip("a", 0)
+    scheduler.next_for("a", 0.0)
+    scheduler.next_for("b", 0.0)
+    scheduler.done("a", 1, 10.0)
+    assert scheduler.next_for("a", 11.0) is None  # the median is 10, not 5
+    scheduler.done("b", 2, 16.0)
+    assert scheduler.complete
 
 
 @pytest.mark.parametrize("workers", [1, 2, 8, 60])
@@ -83,12 +83,12 @@ def test_a_shard_that_is_done_already_is_skipped_and_counts_for_no_time() -> Non
 def test_all_is_done_whatever_dies_and_idle_workers_wait_for_no_shard_that_nobody_has_begun(
     workers: int, seed: int
 ) -> None:
-    dice, handout, done = random.Random(seed), ShardScheduler(shards(200)), set()
+    dice, scheduler, done = random.Random(seed), ShardScheduler(shards(200)), set()
     ends: list[tuple[float, int, int, bool]] = []
     idle, now, generation = set(range(workers)), 0.0, workers
-    while not handout.complete:
+    while not scheduler.complete:
         for worker in sorted(idle):
-            if task := handout.next_for(worker, now):
+            if task := scheduler.next_for(worker, now):
                 idle.discard(worker)
                 time_s = dice.lognormvariate(4, 0.3) * (10 if dice.random() < 0.02 else 1)
                 heapq.heappush(ends, (now + time_s, worker, task.shard, dice.random() < 0.05))
@@ -99,10 +99,10 @@ def test_all_is_done_whatever_dies_and_idle_workers_wait_for_no_shard_that_nobod
         if ends and (not idle or ends[0][0] < now + 1):
             now, worker, shard, dies = heapq.heappop(ends)
             if dies:
-                handout.requeue(handout.remove_worker(worker))
+                scheduler.requeue(scheduler.remove_worker(worker))
                 worker, generation = generation, generation + 1
             else:
-                assert handout.done(worker, shard, now) == (shard not in done)
+                assert scheduler.done(worker, shard, now) == (shard not in done)
                 done.add(shard)
             idle.add(worker)
         else:

@@ -86,7 +86,7 @@ class ChecksumWriter:
 
 
 def verify_file(file: bytes) -> bool:
-    """Whether a file's bytes are those that `Sealing` wrote."""
+    """Whether a file's bytes are those that `ChecksumWriter` wrote."""
     data = memoryview(file)
     footer = int.from_bytes(data[-_TAIL_BYTES:-4], "little") + _TAIL_BYTES
     at = len(data) - footer - _SEAL_BYTES

@@ -1,6 +1,6 @@
 """The supervisor: hands out shards to the workers of an engine, restarts what died. Never touches an image.
 
-Who does what is `handout`'s affair, and where workers run the engine's. A worker that ends, or does not answer, is
+The `scheduler` decides who does what, and the engine where workers run. A worker that ends, or does not answer, is
 started again; the rows that it had between decode and done are tried alone (`quarantine`) while the others go on, and
 one that kills again becomes a row with status crashed. Any end of the supervisor ends its workers.
 """
