@@ -24,7 +24,7 @@ from huggingface_hub import constants
 from markdown_it import MarkdownIt
 from safetensors.torch import save_file
 
-from clipbatch.data import demo
+import clipbatch
 from clipbatch.runs import report as summary
 from tests.conftest import Cli
 
@@ -93,7 +93,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """What the commands name, as their readers would have it."""
-    images = Path(demo.__file__).parents[1] / "data" / "demo" / "images"
+    images = Path(clipbatch.__file__).parent / "data" / "demo" / "images"
     (tmp_path / "photos").mkdir()
     for image in sorted(images.iterdir())[:12]:
         shutil.copy(image, tmp_path / "photos")
