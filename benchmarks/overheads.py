@@ -98,7 +98,7 @@ def stage_of(stack: str) -> str:
         return "read"
     if "decode/" in stack:
         return "decode"
-    return "other threads" if "Worker.label" in stack or "Thread.run" in stack else "not counted"
+    return "other threads" if "execute (" in stack or "Thread.run" in stack else "not counted"
 
 
 # heap

@@ -10,8 +10,6 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-import clipbatch
-
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -90,7 +88,7 @@ sys.meta_path[sys.meta_path.index(PathFinder)] = Installed()
 """
     (tmp_path / "sitecustomize.py").write_text(hide)  # in each process, the worker's and the thumbnailer's too
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT / "pipeline")])}
-    photo = Path(clipbatch.__file__).parent / "data" / "demo" / "images" / "cat-1.jpg"
+    photo = ROOT / "pipeline" / "clipbatch" / "data" / "demo" / "images" / "cat-1.jpg"
 
     def python(*args: object, code: int = 0) -> str:
         command = [sys.executable, *map(str, args)]
