@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -88,6 +89,17 @@ def test_a_killed_writer_leaves_no_file_and_a_leftover_that_the_next_run_removes
     assert (tmp_path / left).read_bytes() == b"half"
     remove_leftovers(tmp_path)
     assert os.listdir(tmp_path) == []
+
+
+def test_a_writer_that_has_ended_and_that_nobody_has_waited_for_leaves_nothing_either(tmp_path: Path) -> None:
+    killed = subprocess.Popen([sys.executable, "-c", DYING, tmp_path / "f"])
+    stat = Path(f"/proc/{killed.pid}/stat")
+    while stat.read_text().rpartition(")")[2].split()[0] != "Z":
+        time.sleep(0.01)
+    assert len(os.listdir(tmp_path)) == 1
+    remove_leftovers(tmp_path)
+    assert os.listdir(tmp_path) == []
+    killed.wait()
 
 
 def test_leftovers_of_the_living_of_other_hosts_and_all_other_files_are_kept(tmp_path: Path) -> None:

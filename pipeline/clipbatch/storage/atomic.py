@@ -100,6 +100,11 @@ def remove_leftovers(folder: AnyPath) -> None:
 
 
 def _alive(pid: int) -> bool:
+    """Whether a process of this host has this number and can still write. One that has ended and that nobody has waited
+    for cannot: a container's first process may never wait for the children that it inherits."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", "rb") as file:
+        if file.read().rpartition(b")")[2].split()[:1] == [b"Z"]:
+            return False
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
