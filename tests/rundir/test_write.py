@@ -207,8 +207,8 @@ def test_all_columns_are_compressed_as_asked(tmp_path: Path, given: str, found: 
 def test_rows_done_again_leave_the_bytes_of_a_part_done_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str, capacity: int
 ) -> None:
-    monkeypatch.setattr("clipbatch.write._MIN_ROWS", capacity)
-    monkeypatch.setattr("clipbatch.write.ROW_GROUP_BYTES", 0)
+    monkeypatch.setattr("clipbatch.stages.write._MIN_ROWS", capacity)
+    monkeypatch.setattr("clipbatch.stages.write.ROW_GROUP_BYTES", 0)
     scores, plan = random_scores(6), frozen(label_set(2, 4), layout=layout, embeddings=True)
     written(tmp_path / "once", plan, batches(scores, embedding=4), embedding=4)
     broken = {n: Reject(status="missing", error="gone") for n in (0, 1, 3, 7, 9, 12, 23)}
@@ -252,8 +252,8 @@ def test_a_part_is_replaced_by_one_with_as_many_ok_rows_or_by_force(
 
 
 def test_a_failure_in_the_middle_of_a_part_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clipbatch.write._MIN_ROWS", BATCH)
-    monkeypatch.setattr("clipbatch.write.ROW_GROUP_BYTES", 0)
+    monkeypatch.setattr("clipbatch.stages.write._MIN_ROWS", BATCH)
+    monkeypatch.setattr("clipbatch.stages.write.ROW_GROUP_BYTES", 0)
     run, plan = RunDir(tmp_path), frozen(label_set(3))
     run.make_parts()
     write = Write(run, plan, fingerprint="f", score="softmax", embedding=0)
