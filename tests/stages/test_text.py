@@ -1,5 +1,7 @@
 """Label features: computed once for a model and its prompts."""
 
+import hashlib
+import io
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +15,23 @@ PROMPTS = [["a photo of a cat."], ["a photo of a dog.", "a drawing of a dog."]]
 
 
 def test_features_are_kept_under_model_and_prompts_and_a_damaged_file_is_made_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     model = load(from_flat({"model": "clipbatch-demo", "pretrained": "embedded"}).model)
     made = text_features(model, PROMPTS)
     np.testing.assert_allclose(np.linalg.norm(made, axis=1), 1, atol=1e-6)
     (kept,) = cache_folder("text").iterdir()
-    np.save(kept, other := -made)  # so that it shows where the next ones come from
+    whole, other = kept.read_bytes(), -made  # so that it shows where the next ones come from
+    np.save(buffer := io.BytesIO(), other)
+    kept.write_bytes(buffer.getvalue() + hashlib.sha256(buffer.getvalue()).digest())
     assert np.array_equal(text_features(model, PROMPTS), other)
     assert not np.array_equal(text_features(model, PROMPTS[::-1]), other)
-    kept.write_bytes(kept.read_bytes()[:40])
-    assert np.array_equal(text_features(model, PROMPTS), made)
-    assert np.array_equal(np.load(kept), made)
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    for damaged in (whole[:40], whole[:-1], bytes(flipped)):
+        kept.write_bytes(damaged)
+        caplog.clear()
+        assert np.array_equal(text_features(model, PROMPTS), made)
+        assert [text.partition(" kept in ")[0] for text in caplog.messages] == ["the label features"]
+        assert kept.read_bytes() == whole
