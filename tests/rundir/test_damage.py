@@ -216,7 +216,7 @@ def test_a_damaged_cache_of_label_features_is_said_once_and_made_anew(warm: Cli,
 KILLS = """
 import os, shutil, sys
 from pathlib import Path
-from clipbatch.runs import run as api
+from clipbatch.runs import plan as planner
 from clipbatch.rundir import copies
 from clipbatch.rundir import damage
 from clipbatch.config import from_flat
@@ -232,7 +232,7 @@ def work():
     elif what == "protect":
         damage.protect(RunDir(out), RunDir(out).plan())
     else:
-        api.plan(settings, out, overwrite=True)
+        planner.plan(settings, out, overwrite=True)
 
 def prepare():
     shutil.rmtree(out, ignore_errors=True)
@@ -251,7 +251,8 @@ def killed(at):
     left = at
     def trace(frame, event, argument):
         nonlocal left
-        if Path(frame.f_code.co_filename).name not in ("begin.py", "copies.py", "damage.py", "rundir.py", "atomic.py"):
+        ours = ("creation.py", "copies.py", "damage.py", "layout.py", "atomic.py")
+        if Path(frame.f_code.co_filename).name not in ours:
             return None
         if event == "line":
             left -= 1
@@ -266,7 +267,7 @@ at = 0
 prepare()
 while killed(at):
     if what == "overwrite":
-        damage.protect(RunDir(out), api.plan(settings, out))  # as `run` does it
+        damage.protect(RunDir(out), planner.plan(settings, out))  # as `run` does it
     else:
         work()
     run = RunDir(out)
