@@ -110,10 +110,14 @@ def test_leftovers_of_the_living_of_other_hosts_and_all_other_files_are_kept(tmp
     gone.wait()
 
     def of(pid: int) -> str:
-        return temp.replace(f"-{os.getpid()}.", f"-{pid}.")
+        """Without the time when it began, as older versions wrote it."""
+        return f"{temp.partition(f'-{os.getpid()}.')[0]}-{pid}.tmp"
+
+    begun = temp.split(".")[-2]
 
     kept = {
         temp,
+        temp.replace(f".{begun}.", ".0."),  # as where there is no /proc
         of(1),
         of(os.getppid()),
         "f",
@@ -123,7 +127,8 @@ def test_leftovers_of_the_living_of_other_hosts_and_all_other_files_are_kept(tmp
         ".x.tmp",
         f".x.h-{gone.pid}.tmp",
     }
-    for name in {*kept, of(gone.pid)}:
+    namesake = temp.replace(f".{begun}.", f".{int(begun) - 1}.")  # of another process that had this number before
+    for name in {*kept, of(gone.pid), namesake}:
         (tmp_path / name).touch()
     remove_leftovers(tmp_path)
     assert set(os.listdir(tmp_path)) == kept | {"probe"}

@@ -1,7 +1,8 @@
 """Files that appear whole or not at all: temp file beside the target, fsync, rename, fsync of the folder.
 
-Knows nothing of what is in them. A process killed in between leaves only a temp file, whose name says which host
-and process wrote it, so that a later run can tell a dead writer's from a live one's.
+Knows nothing of what is in them. A process killed in between leaves only a temp file, whose name says which host and
+process wrote it, and when that process began, so that a later run can tell a dead writer's file from a live one's: the
+number of a dead one may belong to another by then, and often does where there are 32,768 numbers.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any, BinaryIO
 from clipbatch.errors import BusyError, InputError
 from clipbatch.storage.paths import AnyPath, StorePath
 
-_TEMP = re.compile(r"\..+\.(?P<host>[^.]*)-(?P<pid>\d+)\.tmp")
+_TEMP = re.compile(r"\..+\.(?P<host>[^.]*)-(?P<pid>\d+)(?:\.(?P<begun>\d+))?\.tmp")
 _HOST = re.sub(r"[^A-Za-z0-9_-]", "_", socket.gethostname())
 
 
@@ -57,7 +58,7 @@ def publish(target: AnyPath) -> Iterator[BinaryIO]:
 
 def temp_name(target: Path) -> Path:
     """Where this process writes what is to become `target`."""
-    return target.with_name(f".{target.name}.{_HOST}-{os.getpid()}.tmp")
+    return target.with_name(f".{target.name}.{_HOST}-{os.getpid()}.{_begun()}.tmp")
 
 
 def sync_folder(folder: Path) -> None:
@@ -91,7 +92,7 @@ def remove_leftovers(folder: AnyPath) -> None:
     with contextlib.suppress(FileNotFoundError):
         for entry in os.scandir(folder):
             match = _TEMP.fullmatch(entry.name)
-            if match and match["host"] == _HOST and not _alive(int(match["pid"])):
+            if match and match["host"] == _HOST and not _alive(int(match["pid"]), match["begun"]):
                 if entry.is_dir(follow_symlinks=False):
                     shutil.rmtree(entry.path, ignore_errors=True)
                 else:
@@ -99,19 +100,34 @@ def remove_leftovers(folder: AnyPath) -> None:
                         os.unlink(entry.path)
 
 
-def _alive(pid: int) -> bool:
-    """Whether a process of this host has this number and can still write. One that has ended and that nobody has waited
-    for cannot: a container's first process may never wait for the children that it inherits."""
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", "rb") as file:
-        if file.read().rpartition(b")")[2].split()[:1] == [b"Z"]:
-            return False
+def _alive(pid: int, begun: str | None) -> bool:
+    """Whether a process of this host has this number, is the one that is meant, and can still write.
+
+    begun: when the one that is meant began; None or 0: that is not known. A process that has ended and that nobody has
+    waited for cannot write; a container's first process may never wait for the children that it inherits.
+    """
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
-    return True
+        pass
+    facts = _stat(pid)
+    if facts[:1] == ["Z"]:
+        return False
+    return begun in (None, "0") or not facts or facts[19] == begun
+
+
+def _stat(pid: int) -> list[str]:
+    """What the kernel says of a process (proc(5)), from its state on; nothing where that cannot be read."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    return []
+
+
+def _begun() -> str:
+    """When this process began, in clock ticks since the machine's start; 0 where that cannot be read."""
+    return (_stat(os.getpid()) or ["0"] * 20)[19]
 
 
 @contextlib.contextmanager
