@@ -40,9 +40,9 @@ def machine(root: Path, nodes: dict[int, str], gpus: dict[str, tuple[int, int]],
 def test_a_worker_sees_only_its_own_gpu(
     visible: str | None, device: str, seen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if visible is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")  # also so that its old value comes back after the test
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert hardware.alone(device) == "cuda:0"
     assert os.environ["CUDA_VISIBLE_DEVICES"] == seen
     assert hardware.alone("cpu") == "cpu"

@@ -238,7 +238,7 @@ def test_many_threads_share_few_open_archives_and_mix_up_nothing(tmp_path: Path)
         kind = ("tar", "zip")[number % 2]
         members = [(f"{n}.jpg", f"{number} {n}".encode() * 999) for n in range(4)]
         rows += listed(_packed(tmp_path, kind, members, name=str(number)))[0]
-    fetch, before = Fetch(ReadSettings()), len(os.listdir("/proc/self/fd"))
+    fetch = Fetch(ReadSettings())
     items = [item(row, number) for number, row in enumerate(rows)] * 6
     items.sort(key=lambda one: hash((one.row_id * 7919) % 600))
     with ThreadPoolExecutor(16) as pool:
@@ -246,9 +246,15 @@ def test_many_threads_share_few_open_archives_and_mix_up_nothing(tmp_path: Path)
     for one, content in zip(items, found, strict=True):
         assert isinstance(content, Encoded)
         assert content.data == f"{one.row_id // 4} {one.row_id % 4}".encode() * 999
-    assert before < len(os.listdir("/proc/self/fd")) <= before + 64
+    assert 0 < _open_below(tmp_path) <= 64
     del fetch
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert _open_below(tmp_path) == 0
+
+
+def _open_below(folder: Path) -> int:
+    """How many files below `folder` this process has open."""
+    links = (Path("/proc/self/fd") / name for name in os.listdir("/proc/self/fd"))
+    return sum(os.path.realpath(link).startswith(str(folder)) for link in links)
 
 
 def test_a_hostile_name_touches_no_file(tmp_path: Path) -> None:

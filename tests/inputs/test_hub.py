@@ -61,9 +61,8 @@ def test_a_dataset_of_a_hub_is_listed_and_read() -> None:
 
 PLACE = """
 import json
-from clipbatch.storage.paths import names
-from clipbatch.storage.paths import place
-print(json.dumps([sorted(names(place("hf://datasets/u/d/p"))) for _ in range(2)]))
+from clipbatch.storage.paths import as_path, list_names
+print(json.dumps([sorted(list_names(as_path("hf://datasets/u/d/p"))) for _ in range(2)]))
 """
 
 

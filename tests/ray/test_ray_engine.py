@@ -163,6 +163,8 @@ def test_nodes_are_killed_and_one_joins_in_the_middle_and_the_run_is_that_of_one
     cluster.add("127.0.0.4")
     with Run(cluster, listed, *DEMO, "--shard-size", SHARD, "--out", out, "--json") as run:
         run.wait_for("work", lambda: parts(out) and len(cluster.processes("clipbatch.workers.worker_main")) == 2)
+        for pid in cluster.processes("clipbatch.workers.worker_main"):
+            os.kill(pid, signal.SIGSTOP)  # so that they do not finish the run while a node starts
         cluster.kill("127.0.0.4")
         cluster.add("127.0.0.5")
         cluster.kill("127.0.0.3")  # so that it is the new one which does the rest
