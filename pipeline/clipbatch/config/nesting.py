@@ -41,6 +41,10 @@ def check_json(data: bytes) -> None:
     _check(data.translate(None, _NOT_STRUCTURE))
 
 
+JsonObject = dict[str, Any]
+"""An object as it comes out of a JSON or TOML file, before anybody has checked it."""
+
+
 def parse_json(data: bytes | str) -> Any:
     """The value of one JSON text. Raises: ValueError where it is not JSON, or is nested too deep."""
     text = data.decode(json.detect_encoding(data)) if isinstance(data, bytes) else data

@@ -15,7 +15,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from clipbatch.config.nesting import NestingError, check_depth, check_toml
+from clipbatch.config.nesting import JsonObject, NestingError, check_depth, check_toml
 from clipbatch.config.sections import (
     DecodeSettings,
     LabelSettings,
@@ -36,6 +36,9 @@ else:
     import tomli as tomllib
 
 
+SettingValues = dict[str, Any]
+"""Settings by name, as a `--config` file, `run.json` and the command line have them: lists in place of tuples, and
+checked only by `from_flat`."""
 REFERENCE = {"decoder": "open_clip", "precision": "fp32", "orientation": "stored"}
 """What `reference = true` stands for: open_clip's own transform and fp32, whatever that takes."""
 
@@ -84,21 +87,21 @@ class Settings(Checked):
             raise SettingError(f"max_bad {self.max_bad!r} is neither a count nor a percentage: use 500 or 1%")
         return math.floor(rows * value / 100) if percent else int(value)
 
-    def flat(self) -> dict[str, Any]:
+    def flat(self) -> SettingValues:
         """All fields by name, stages flattened."""
-        values: dict[str, Any] = {}
+        values: SettingValues = {}
         for f in dataclasses.fields(self):
             stage = getattr(self, f.name)
             own = dataclasses.is_dataclass(stage)
             values |= {g.name: getattr(stage, g.name) for g in dataclasses.fields(stage)} if own else {f.name: stage}
         return values
 
-    def within(self, *scopes: Scope) -> dict[str, Any]:
+    def within(self, *scopes: Scope) -> SettingValues:
         """The settings of these scopes, by name."""
         names = names_of(*scopes)
         return {name: value for name, value in self.flat().items() if name in names}
 
-    def runtime(self) -> dict[str, Any]:
+    def runtime(self) -> SettingValues:
         """What each worker of this invocation gets, by name."""
         return self.within("worker")
 
@@ -151,22 +154,22 @@ def from_flat(values: Mapping[str, Any]) -> Settings:
         stage: kind(**{f.name: values[f.name] for f in dataclasses.fields(kind) if f.name in values})
         for stage, kind in stages.items()
     }
-    own: dict[str, Any] = {name: values[name] for name in own_names if name in values}
+    own: SettingValues = {name: values[name] for name in own_names if name in values}
     return Settings(**made, **own)
 
 
-def parse_toml(text: str) -> dict[str, Any]:
+def parse_toml(text: str) -> JsonObject:
     """Raises: ValueError with the line where `text` is not TOML, or is nested too deep."""
     check_toml(text)
     try:
-        found: dict[str, Any] = tomllib.loads(text)
+        found: JsonObject = tomllib.loads(text)
     except RecursionError:
         raise NestingError from None
     check_depth(found)
     return found
 
 
-def read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> SettingValues:
     """Settings from a `--config` file, by field name.
 
     Raises: InputError where the file cannot be read, is not TOML, or holds a table.
