@@ -11,16 +11,17 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from clipbatch.cli.options import Input, Json, complete_labels, complete_models, takes_some
 from clipbatch.cli.standard_streams import result_is_on_disk
-from clipbatch.config import from_flat
+from clipbatch.config import SettingValues, from_flat
 from clipbatch.errors import InputError, UnfitError
 
 if TYPE_CHECKING:
+    from clipbatch.tools.models import Fetched
     from clipbatch.tools.tune import Trial
 
 
@@ -92,7 +93,7 @@ def _ask(question: str, check: Callable[[str], str], default: str | None = None)
 @app.command("parity", rich_help_panel=PANEL)
 @takes_some(*_COMPARED)
 def parity_command(
-    given: dict[str, Any],
+    given: SettingValues,
     *,
     limit: Annotated[int, typer.Option(min=1, help="How many images to compare, taken evenly from all.")] = 200,
     out: Annotated[
@@ -132,7 +133,7 @@ def fetch_command(
     print(json.dumps(found, indent=2) if as_json else _offline(found))
 
 
-def _offline(found: dict[str, Any]) -> str:
+def _offline(found: Fetched) -> str:
     weights = f" --pretrained {shlex.quote(found['pretrained'])}" if found["pretrained"] else ""
     use = f"clipbatch run ... --model {shlex.quote(found['model'])}{weights}"
     lines = [f"{found['weights']}: {found['bytes'] / 1e6:.0f} MB, sha256 {found['sha256']}", f"use it here: {use}"]
@@ -150,7 +151,7 @@ FIT_PANEL = "Fit it to a machine"
 @app.command("doctor", rich_help_panel=FIT_PANEL)
 @takes_some("model", "pretrained")
 def doctor_command(
-    given: dict[str, Any],
+    given: SettingValues,
     *,
     place: Annotated[
         str, typer.Argument(metavar="[INPUT]", help="File or folder to measure the disk on; default: this folder.")
@@ -195,7 +196,7 @@ def doctor_command(
     "limit",
 )
 def tune_command(
-    given: dict[str, Any],
+    given: SettingValues,
     *,
     inputs: Input,
     out: Annotated[Path, typer.Option("--out", "-o", help="The settings file to write.")] = Path("tuned.toml"),

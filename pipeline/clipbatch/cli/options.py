@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Optional
 
 import typer
 
-from clipbatch.config import Settings, declared, from_flat, names_of, read_toml
+from clipbatch.config import Settings, SettingValues, declared, from_flat, names_of, read_toml
 from clipbatch.errors import InputError
 
 
@@ -101,7 +101,7 @@ def takes_some(*names: str) -> Callable[[Callable[..., None]], Callable[..., Non
 
 
 def _taking(
-    command: Callable[..., None], name: str, options: dict[str, Any], make: Callable[[dict[str, Any]], Any]
+    command: Callable[..., None], name: str, options: dict[str, Any], make: Callable[[SettingValues], Any]
 ) -> Callable[..., None]:
     """`command` with `options` in place of its parameter `name`, which it gets as `make` makes it of them."""
     own = inspect.signature(command, eval_str=True)
@@ -125,7 +125,7 @@ def _taking(
     return called
 
 
-def _given(options: dict[str, Any]) -> dict[str, Any]:
+def _given(options: SettingValues) -> SettingValues:
     values = {name: value for name, value in options.items() if value not in (None, [])}
     config = values.pop("config", None)
     if "columns" in values:
@@ -133,7 +133,7 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
     return read_toml(config) | values if config else values
 
 
-def _settings(options: dict[str, Any]) -> Settings:
+def _settings(options: SettingValues) -> Settings:
     values = _given(options)
     if not values.get("inputs"):
         anew = names_of("invocation", "worker", "placement")

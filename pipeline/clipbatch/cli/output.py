@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from clipbatch.runs.report import Report
 
 _log = {"format": "text"}
 
@@ -35,7 +39,7 @@ RunDirectory = Annotated[str, typer.Argument(help="A run directory.", metavar="R
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary; errors only.")]
 
 
-def show(made: dict[str, Any], out: str, quiet: bool, as_json: bool) -> None:
+def show(made: Report, out: str, quiet: bool, as_json: bool) -> None:
     """The end of a run: its report, or a summary of it."""
     from clipbatch.runs import report
 
@@ -45,7 +49,7 @@ def show(made: dict[str, Any], out: str, quiet: bool, as_json: bool) -> None:
         print(report.text(out, made))
 
 
-def print_facts(found: dict[str, Any], as_json: bool) -> None:
+def print_facts(found: Mapping[str, object], as_json: bool) -> None:
     """`found` as lines of name and value, or as JSON."""
     if as_json:
         print(json.dumps(found, indent=2))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Optional
 
 import typer
 
 from clipbatch.cli.options import Json, Out, Overwrite, takes_settings, takes_some
 from clipbatch.cli.output import LogFormat, Quiet, RunDirectory, logs_json, print_facts, show
 from clipbatch.cli.standard_streams import result_is_on_disk
-from clipbatch.config import Settings
+from clipbatch.config import Settings, SettingValues
 from clipbatch.errors import InputError
 
 app = typer.Typer()
@@ -110,7 +110,7 @@ def plan_command(settings: Settings, *, out: Out, overwrite: Overwrite = False, 
 @app.command("rescore", rich_help_panel=PANEL)
 @takes_some("labels", "template", "score", "layout", "top_k", "scores_dtype", "compression", "embeddings")
 def rescore_command(
-    given: dict[str, Any],
+    given: SettingValues,
     *,
     run: RunDirectory,
     out: Out,

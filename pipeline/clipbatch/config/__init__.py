@@ -19,7 +19,7 @@ from clipbatch.config.sections import (
     ScoresDtype,
     SourceSettings,
 )
-from clipbatch.config.settings import Settings, declared, from_flat, names_of, parse_toml, read_toml
+from clipbatch.config.settings import Settings, SettingValues, declared, from_flat, names_of, parse_toml, read_toml
 
 __all__ = [
     "MOVED",
@@ -33,6 +33,7 @@ __all__ = [
     "OutputSettings",
     "ReadSettings",
     "ScoresDtype",
+    "SettingValues",
     "Settings",
     "SourceSettings",
     "declared",

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from clipbatch.config import LabelSettings, parse_toml
+from clipbatch.config.nesting import JsonObject
 from clipbatch.errors import InputError, nearest, reading_failed
 
 DEFAULT_TEMPLATE = "a photo of a {}."
@@ -86,7 +87,7 @@ class LabelSet:
         named = {group.name: value for group, value in zip(self.groups, values, strict=True)}
         return named.get("", named)
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> JsonObject:
         """What makes it the same label set again, as JSON: lists, since the order is the columns'."""
         labels = [{"group": g.name, "names": g.names, "phrases": list(g.phrases.values())} for g in self.groups]
         return {
@@ -225,7 +226,7 @@ def _read_toml(path: Path, given: list[str]) -> list[LabelGroup]:
     return [_group(name, table, f"{path}: group {name!r}", given) for name, table in groups.items()]
 
 
-def _group(name: str, found: dict[str, Any], place: str, given: list[str]) -> LabelGroup:
+def _group(name: str, found: JsonObject, place: str, given: list[str]) -> LabelGroup:
     """A group from its table. place: how messages name it."""
     table = f"[groups.{name}.labels]" if name else "[labels]"
     labels = found.get("labels")

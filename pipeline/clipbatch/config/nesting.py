@@ -10,6 +10,8 @@ import json
 import re
 from typing import Any
 
+# An object from a JSON or TOML file whose values have not been checked yet.
+JsonObject = dict[str, Any]
 # Levels of objects and lists.
 MAX_DEPTH = 100
 _NOT_STRUCTURE = bytes(byte for byte in range(256) if byte not in b'[]{}"\n')

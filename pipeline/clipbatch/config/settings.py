@@ -12,7 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from clipbatch.config.nesting import NestingError, check_depth, check_toml
+from clipbatch.config.nesting import JsonObject, NestingError, check_depth, check_toml
 from clipbatch.config.sections import (
     DecodeSettings,
     LabelSettings,
@@ -33,6 +33,9 @@ else:
     import tomli as tomllib
 
 
+# Settings by name, as in a `--config` file, in `run.json` and on the command line. Lists stand for tuples, and the
+# values are unchecked until they go through `from_flat`.
+SettingValues = dict[str, Any]
 # The settings that `reference = true` stands for: open_clip's own transform and fp32, however slow.
 REFERENCE = {"decoder": "open_clip", "precision": "fp32", "orientation": "stored"}
 
@@ -81,9 +84,9 @@ class Settings(Checked):
             raise SettingError(f"max_bad {self.max_bad!r} is neither a count nor a percentage: use 500 or 1%")
         return math.floor(rows * value / 100) if percent else int(value)
 
-    def flat(self) -> dict[str, Any]:
+    def flat(self) -> SettingValues:
         """All settings by name, without the sections."""
-        values: dict[str, Any] = {}
+        values: SettingValues = {}
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
             if dataclasses.is_dataclass(value):
@@ -92,12 +95,12 @@ class Settings(Checked):
                 values[f.name] = value
         return values
 
-    def within(self, *scopes: Scope) -> dict[str, Any]:
+    def within(self, *scopes: Scope) -> SettingValues:
         """The settings with one of these scopes, by name."""
         names = names_of(*scopes)
         return {name: value for name, value in self.flat().items() if name in names}
 
-    def runtime(self) -> dict[str, Any]:
+    def runtime(self) -> SettingValues:
         """The settings that workers get anew at each invocation, by name."""
         return self.within("worker")
 
@@ -150,22 +153,22 @@ def from_flat(values: Mapping[str, Any]) -> Settings:
         section: kind(**{f.name: values[f.name] for f in dataclasses.fields(kind) if f.name in values})
         for section, kind in sections.items()
     }
-    own: dict[str, Any] = {name: values[name] for name in own_names if name in values}
+    own: SettingValues = {name: values[name] for name in own_names if name in values}
     return Settings(**created, **own)
 
 
-def parse_toml(text: str) -> dict[str, Any]:
+def parse_toml(text: str) -> JsonObject:
     """Parse a TOML file. Raises: ValueError with the line if `text` is not TOML or is nested too deeply."""
     check_toml(text)
     try:
-        values: dict[str, Any] = tomllib.loads(text)
+        values: JsonObject = tomllib.loads(text)
     except RecursionError:
         raise NestingError from None
     check_depth(values)
     return values
 
 
-def read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> SettingValues:
     """Settings from a `--config` file, by name.
 
     Raises: InputError if the file cannot be read, is not TOML, holds a table, or holds a setting that cannot be used.

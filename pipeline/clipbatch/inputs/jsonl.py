@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.json as pajson
 
-from clipbatch.config.nesting import MAX_DEPTH, NestingError, check_json
+from clipbatch.config.nesting import MAX_DEPTH, JsonObject, NestingError, check_json
 from clipbatch.errors import InputError
 from clipbatch.inputs.json_numbers import Numbers, differ, with_text
 from clipbatch.inputs.opening import open_input, whole_lines
@@ -143,7 +143,7 @@ def _explained(path: str, first: int, chunk: bytes, types: dict[str, pa.DataType
     return InputError(f"cannot read lines {first} to {last} of {path}: {str(error).splitlines()[0]}; mend them")
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _once(pairs: list[tuple[str, Any]]) -> JsonObject:
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("the same key stands in it twice")

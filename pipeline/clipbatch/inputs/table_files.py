@@ -9,8 +9,8 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
-from typing import Any
 
+from clipbatch.config.nesting import JsonObject
 from clipbatch.errors import InputError
 from clipbatch.inputs.archive_members import is_archive_name
 from clipbatch.inputs.folders import is_image_name, is_leftover
@@ -87,7 +87,7 @@ def _saved(folder: str) -> list[str] | None:
     return files
 
 
-def _json(folder: str, name: str) -> dict[str, Any]:
+def _json(folder: str, name: str) -> JsonObject:
     """The object in a file. Raises: InputError where there is none."""
     path = os.path.join(folder, name)
     try:

@@ -12,11 +12,11 @@ import json
 import os
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from clipbatch.config.nesting import JsonObject
 from clipbatch.errors import InputError
 from clipbatch.rundir.layout import Plan, RunDir, part_name
 from clipbatch.rundir.records import seal, unseal
@@ -69,7 +69,7 @@ def _facts(run: RunDir) -> dict[str, list[int]]:
     return found
 
 
-def _cached(run: RunDir) -> dict[str, Any]:
+def _cached(run: RunDir) -> JsonObject:
     with contextlib.suppress(OSError, DamagedRecordError):
         cached, digest = unseal((run.path / CACHE).read_bytes())
         if digest is not None:

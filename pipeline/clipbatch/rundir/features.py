@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from clipbatch.errors import InputError
 from clipbatch.rundir import copies
 from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.rundir.records import ModelFacts
 from clipbatch.rundir.shapes import DamagedRecordError
 
 NAME = "text.npy"
@@ -88,5 +88,5 @@ def freeze(
     return array, None if is_old else hashlib.sha256(content).hexdigest()
 
 
-def _recorded(facts: dict[str, Any] | None) -> str | None:
+def _recorded(facts: ModelFacts | None) -> str | None:
     return (facts or {}).get("text_sha256")

@@ -26,10 +26,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from clipbatch.config import Settings, from_flat
+from clipbatch.config import Settings, SettingValues, from_flat
 from clipbatch.config.labels import LabelSet
+from clipbatch.config.nesting import JsonObject
 from clipbatch.errors import InputError, OtherRunError
 from clipbatch.rundir import copies, records
+from clipbatch.rundir.records import ModelFacts
 from clipbatch.storage.atomic import as_json, publish, sync_folder, temp_name, writing_failed
 from clipbatch.storage.paths import AnyPath, StorePath, as_path, list_names, parquet_source
 
@@ -43,9 +45,9 @@ class Plan:
 
     rows: int
     # Every field that decides what the output is; two runs are the same run if these agree.
-    identity: dict[str, Any]
+    identity: JsonObject
     # All settings by name, as resolved on the planning machine.
-    settings: dict[str, Any]
+    settings: SettingValues
     # Rows in a manifest file, a multiple of the shard size.
     manifest_rows: int
     # Digest of each manifest file, by name.
@@ -214,7 +216,7 @@ class RunDir:
             sync_folder(target.parent)
         return target.read_bytes()
 
-    def model_facts(self) -> dict[str, Any] | None:
+    def model_facts(self) -> ModelFacts | None:
         """What `model.json` holds; None where no worker has loaded the model.
 
         Raises: InputError where it is damaged, with the remedy."""
@@ -262,11 +264,10 @@ class RunDir:
         )
 
 
-def facts_of(content: bytes) -> dict[str, Any]:
+def facts_of(content: bytes) -> ModelFacts:
     """The facts of the model in `content`. Raises: DamagedRecordError, OtherVersionError."""
     facts, _ = records.unseal(content)
-    records.check_facts(facts)
-    return facts
+    return records.check_facts(facts)
 
 
 def part_name(shard: int, shards: int) -> str:

@@ -12,11 +12,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict, cast
 
-from clipbatch.config import from_flat, names_of
+from clipbatch.config import SettingValues, from_flat, names_of
 from clipbatch.config.labels import LabelSet
+from clipbatch.config.nesting import JsonObject
 from clipbatch.errors import InputError
 from clipbatch.rundir.shapes import (
     COUNT,
@@ -30,6 +31,7 @@ from clipbatch.rundir.shapes import (
     DamagedRecordError,
     Every,
     Kind,
+    Shape,
     check,
     integers,
     name_of,
@@ -64,7 +66,7 @@ _GROUP = _words("group names phrases")
 # Fields of the identity that are optional and no settings.
 LATER_IDENTITY = frozenset(("rescored",))
 
-_PLAN: dict[str, Any] = {
+_PLAN: dict[str, Shape] = {
     "rows": SIZE,
     "identity": Every(dict, None),
     "settings": Every(dict, None),
@@ -75,7 +77,7 @@ _PLAN: dict[str, Any] = {
     "duplicates": (COUNT, NOTHING),
     "rescored": (TEXT, NOTHING),
 }
-_IDENTITY: dict[str, Any] = {
+_IDENTITY: dict[str, Shape] = {
     "batch_size": SIZE,
     "shard_size": SIZE,
     "inputs": Every(list, TEXT),
@@ -84,7 +86,7 @@ _IDENTITY: dict[str, Any] = {
     "threshold": Every(list, (Kind("a number from -1 to 1", (int, float), lambda value: -1 <= value <= 1), NOTHING), 1),
     "rescored": DIGEST,
 }
-_FACTS: dict[str, Any] = {
+_FACTS: dict[str, Shape] = {
     "name": TEXT,
     "weights_sha256": DIGEST,
     "height": integers(1, 2**16),
@@ -99,16 +101,34 @@ _FACTS: dict[str, Any] = {
     "score": Kind("softmax, sigmoid or cosine", str, ("softmax", "sigmoid", "cosine").__contains__),
 }
 # Facts of the model that are optional, with what each may be.
-LATER_FACTS: dict[str, Any] = {"text_sha256": DIGEST}
+LATER_FACTS: dict[str, Shape] = {"text_sha256": DIGEST}
 
 _SEAL = re.compile(rb'\{"sha256": "([0-9a-f]{64})"(,|\})')
+
+
+class ModelFacts(TypedDict, total=False):
+    """`model.json`: what decides the scores of a run, besides its labels and its pixels."""
+
+    name: str
+    weights_sha256: str
+    height: int  # of the model's input, pixels
+    width: int
+    mean: Sequence[float]  # of each channel, for pixels from 0 to 1
+    std: Sequence[float]
+    interpolation: str
+    resize_mode: str
+    fill: int
+    logit_scale: float
+    logit_bias: float | None
+    score: str
+    text_sha256: str  # of text.npy; runs of older versions have none
 
 
 class OtherVersionError(ValueError):
     """A file that another version wrote; the message names that version, and what shows it."""
 
 
-def sparse(values: Mapping[str, Any], always: frozenset[str]) -> dict[str, Any]:
+def sparse(values: Mapping[str, Any], always: frozenset[str]) -> JsonObject:
     """`values` without what is None and optional: it is not written, and no part of a fingerprint."""
     return {name: value for name, value in values.items() if value is not None or name in always}
 
@@ -137,7 +157,7 @@ def seal(body: bytes) -> bytes:
     return b'{"sha256": "' + _sha256(body).encode() + b'"' + rest
 
 
-def unseal(content: bytes) -> tuple[dict[str, Any], str | None]:
+def unseal(content: bytes) -> tuple[JsonObject, str | None]:
     """The object in a JSON file, and the digest that it carries, which is right; None where it carries none.
 
     Raises: DamagedRecordError.
@@ -194,15 +214,16 @@ def check_plan(value: Mapping[str, Any]) -> None:
         raise DamagedRecordError(f"rows, {rows}, are not those of {len(value['manifest_sha256'])} manifest file(s)")
 
 
-def check_facts(value: Mapping[str, Any]) -> None:
-    """Whether `model.json` holds what facts of a model have to. Raises: as `check_plan`."""
+def check_facts(value: JsonObject) -> ModelFacts:
+    """`value` as what `model.json` has to hold. Raises: as `check_plan`."""
     _keys(value, FACTS_3, frozenset(LATER_FACTS))
     check(value, _present({**_FACTS, **LATER_FACTS}, value), "")
     if len(value["mean"]) != len(value["std"]):
         raise DamagedRecordError("mean and std differ in length")
+    return cast(ModelFacts, value)
 
 
-def _settings(settings: dict[str, Any]) -> None:
+def _settings(settings: SettingValues) -> None:
     known = from_flat({}).flat()
     _keys(settings, SETTINGS_3, frozenset(known), "settings.")
     try:
@@ -231,7 +252,7 @@ def _keys(value: Mapping[str, Any], needed: frozenset[str], known: Any, where: s
         raise OtherVersionError(f"a newer clipbatch: it has {where}{name}, which this version does not know")
 
 
-def _present(shape: Mapping[str, Any], value: Mapping[str, Any]) -> dict[str, Any]:
+def _present(shape: Mapping[str, Shape], value: Mapping[str, Any]) -> dict[str, Shape]:
     """`shape` without the keys that `value` does not have, each of which is optional."""
     return {name: each for name, each in shape.items() if name in value}
 

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Union
 
 # The largest number that is taken; what JSON, floats and Parquet all hold.
 MOST = 2**53
@@ -40,8 +40,13 @@ class Every:
 
     type: type
     # None: anything.
-    entry: Any
+    entry: Shape
     least: int = 0
+
+
+# What a value has to be: of a kind, a list or an object of such, one of several, an object with these keys; None:
+# anything.
+Shape = Union[Kind, tuple[Kind, ...], Every, Mapping[str, "Shape"], None]
 
 
 def integers(least: int, most: int) -> Kind:
@@ -57,8 +62,10 @@ COUNT, SIZE = integers(0, MOST), integers(1, MOST)
 TEXTS = Every(list, TEXT, 1)
 
 
-def check(value: Any, shape: Any, where: str = "") -> None:
+def check(value: Any, shape: Shape, where: str = "") -> None:
     """where: how messages name `value`. Raises: DamagedRecordError naming what in `value` is not as `shape` says."""
+    if shape is None:
+        return
     if isinstance(shape, Mapping):
         if not isinstance(value, dict):
             raise DamagedRecordError(f"{where or 'it'} is {name_of(value)}, not an object")
@@ -70,9 +77,8 @@ def check(value: Any, shape: Any, where: str = "") -> None:
         if not isinstance(value, (dict, list)) or type(value) is not shape.type or len(value) < shape.least:
             kind = "an object" if shape.type is dict else "a list"
             raise DamagedRecordError(f"{where} is {_short(value)}, not {kind} of {shape.least} or more")
-        if shape.entry is not None:
-            for key, entry in value.items() if isinstance(value, dict) else enumerate(value):
-                check(entry, shape.entry, f"{where}[{key!r}]{'.' if isinstance(shape.entry, Mapping) else ''}")
+        for key, entry in value.items() if isinstance(value, dict) else enumerate(value):
+            check(entry, shape.entry, f"{where}[{key!r}]{'.' if isinstance(shape.entry, Mapping) else ''}")
     else:
         kinds = shape if isinstance(shape, tuple) else (shape,)
         if not any(kind.takes(value) for kind in kinds):
@@ -80,7 +86,7 @@ def check(value: Any, shape: Any, where: str = "") -> None:
             raise DamagedRecordError(f"{where} is {_short(value)}, not {words}")
 
 
-def fits(value: Any, shape: Any) -> bool:
+def fits(value: Any, shape: Shape) -> bool:
     """Whether `value` is as `shape` says."""
     try:
         check(value, shape)

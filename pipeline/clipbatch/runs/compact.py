@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -36,7 +36,16 @@ _REMEDY = "check this machine's memory and disk, then run the same command again
 _OURS = re.compile(r"part-\d{5,}-of-\d{5,}\.parquet|\..+\.tmp")
 
 
-def compact(run: RunDir, out: AnyPath, rows_per_file: int | None) -> dict[str, Any]:
+class Compacted(TypedDict):
+    """What `compact` made: rows, parts that they come from, files, and the folder that holds them."""
+
+    rows: int
+    parts: int
+    files: int
+    out: str
+
+
+def compact(run: RunDir, out: AnyPath, rows_per_file: int | None) -> Compacted:
     """See `api.compact`."""
     plan = run.plan()
     if rows_per_file is not None and rows_per_file < 1:

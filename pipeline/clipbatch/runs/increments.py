@@ -18,9 +18,8 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -36,6 +35,7 @@ from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.schema import STAMPS
 from clipbatch.runs import plan as planner
 from clipbatch.runs import run as runner
+from clipbatch.runs.report import Increment, Report
 from clipbatch.runs.stamps import Stamper, hashes
 from clipbatch.storage.atomic import file_sha256, locked, publish, remove_leftovers
 from clipbatch.storage.paths import StorePath, as_path, list_names, parquet_source
@@ -63,7 +63,7 @@ class Found:
 
 def run(
     settings: Settings, out: str, *, hash_contents: bool = False, quiet: bool = False, log_json: bool = False
-) -> dict[str, Any]:
+) -> Report:
     """Label what is new or changed in the input of `settings` since the increments in `out`, as one more of them.
 
     hash_contents: compare what files hold, which reads them all, in place of their size and time. Increments that are
@@ -83,14 +83,14 @@ def run(
         done = increments(folder)
         _note_highest(folder, done)  # before they may have rows that somebody sees
         again = from_flat(settings.within("invocation", "worker", "placement"))
-        finished = [
+        finished: list[Report] = [
             {**runner.run(again, path, quiet=quiet, log_json=log_json), "folder": str(path)}
             for path in done
             if not _is_complete(path)
         ]
         known, like = _Known(done), RunDir(done[-1]) if done else None
         target = folder / _name(_next_number(folder))
-        made: dict[str, Any] = {"status": {}, "rows_done": 0}
+        made = Report(status={}, rows_done=0)
         with Stamper(hash_contents=hash_contents) as stamper:
             try:
                 planner.plan(settings, target, like=like, select=lambda listing: known.select(listing, stamper))
@@ -104,7 +104,8 @@ def run(
                 progress.say(f"the rules for pixels have changed since {done[-1]}: scores of these move: {MOVED}")
                 progress.close()
             made = runner.run(again, target, quiet=quiet, log_json=log_json)
-        counts = {"folder": str(target) if is_new else None, **asdict(known.found)}
+        rows = known.found
+        counts = Increment(folder=str(target) if is_new else None, new=rows.new, changed=rows.changed, known=rows.known)
         return {**made, "increment": counts, "finished": finished, "notes": stamper.notes()}
 
 

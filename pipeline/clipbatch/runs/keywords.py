@@ -9,6 +9,7 @@ from typing import Any
 from clipbatch.config import from_flat
 from clipbatch.errors import InputError
 from clipbatch.runs import run as api
+from clipbatch.runs.report import Report
 
 Name = str | os.PathLike[str]
 
@@ -24,7 +25,7 @@ def run(
     overwrite: bool = False,
     quiet: bool = True,
     **settings: Any,
-) -> dict[str, Any]:
+) -> Report:
     """Label `inputs` into the run directory `out`, as `clipbatch run` does, in worker processes; the same call resumes.
 
     >>> report = clipbatch.run("photos/", labels=["cat", "dog"], out="scores/", model="ViT-B-32", top_k=3)

@@ -23,6 +23,7 @@ from clipbatch.config import PIXELS, LaunchSettings, Settings, auto, models
 from clipbatch.config import labels as label_files
 from clipbatch.config.auto import worth_compiling
 from clipbatch.config.labels import LabelSet
+from clipbatch.config.nesting import JsonObject
 from clipbatch.config.validation import SettingError
 from clipbatch.errors import InputError, OtherRunError
 from clipbatch.inputs import lister
@@ -42,7 +43,7 @@ ROW_GROUP_ROWS = 2**14
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "nvidia-dali-cuda120", "pillow", "pyarrow", "numpy")
 
 
-def identity(settings: Settings, labels: LabelSet, inputs: list[str]) -> dict[str, Any]:
+def identity(settings: Settings, labels: LabelSet, inputs: list[str]) -> JsonObject:
     """The fields that make two runs the same run. `inputs`: the listers' identities."""
     return settings.within("identity", "output") | {"inputs": inputs} | labels.identity()
 

@@ -9,12 +9,13 @@ import shlex
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
-from clipbatch.config import hardware
+from clipbatch.config import SettingValues, hardware
 from clipbatch.errors import DamagedError
 from clipbatch.rundir.counts import count_statuses
 from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.rundir.records import ModelFacts
 from clipbatch.rundir.replacement import REPAIR
 from clipbatch.stages.flow import bottleneck
 from clipbatch.storage.atomic import write_json, writing_failed
@@ -24,7 +25,85 @@ from clipbatch.workers.ranks import Rank
 from clipbatch.workers.worker import WorkDone
 
 
-def text(out: str, report: dict[str, Any]) -> str:
+class Counted(TypedDict):
+    """Shards of a run: how many there are, and how many have their part."""
+
+    done: int
+    planned: int
+
+
+class OwnPart(Counted):
+    """Those that this process answers for."""
+
+    rank: int
+    world_size: int
+
+
+class Repaired(TypedDict):
+    """Parts that were damaged and are done again, with the statuses of their rows now."""
+
+    parts: int
+    status: dict[str, int]
+
+
+class Quarantined(TypedDict):
+    """A row that killed a worker."""
+
+    row_id: int
+    status: str
+    error: str
+
+
+class Invocation(TypedDict):
+    """What one invocation did."""
+
+    rows: int
+    seconds: float
+    load_s: float
+    images_per_s: float
+    bottleneck: str
+    stages: dict[str, dict[str, float]]
+    peak_memory_mib: int
+    workers: list[dict[str, str | float]]
+    restarts: int
+    repaired: Repaired
+    kept: list[str]
+    quarantined: list[Quarantined]
+
+
+class Increment(TypedDict):
+    """How a listing compares with the increments before, in rows. folder: None where nothing was new or changed."""
+
+    folder: str | None
+    new: int
+    changed: int
+    known: int
+
+
+class Report(TypedDict, total=False):
+    """`report.json`, and what --json prints. The last four keys are those of --incremental; without a new increment it
+    has these, `status` and `rows_done`, and no others."""
+
+    rows: int
+    rows_done: int
+    status: dict[str, int]
+    parts: Counted
+    part: OwnPart
+    passed_over: dict[str, int]
+    duplicates: int | None
+    this_run: Invocation
+    settings: SettingValues
+    model: ModelFacts | None
+    fingerprint: str | None
+    versions: dict[str, str]
+    hardware: dict[str, str | int]
+    increment: Increment
+    finished: list[Report]
+    folder: str
+    notes: list[str]
+
+
+def text(out: str, report: Report) -> str:
     """The end of a run in a few lines. out: the run directory."""
     lines = _asides(report)
     if "this_run" not in report:
@@ -65,7 +144,7 @@ def text(out: str, report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def line(out: str, report: dict[str, Any]) -> str:
+def line(out: str, report: Report) -> str:
     """The end of a run in one line, fit for a mail."""
     found = report.get("increment")
     also = "".join(f"; {aside}" for aside in _asides(report))
@@ -77,7 +156,7 @@ def line(out: str, report: dict[str, Any]) -> str:
     return f"{out}: {report['rows_done']} images{news}: {counts_text(report['status'])}{speed}{also}"
 
 
-def write_metrics(target: Path, report: dict[str, Any]) -> None:
+def write_metrics(target: Path, report: Report) -> None:
     """Write `target` in Prometheus' text format, whole or not at all, for the node exporter's textfile collector.
 
     Raises: InputError where it cannot be written.
@@ -92,7 +171,8 @@ def write_metrics(target: Path, report: dict[str, Any]) -> None:
     reports = [*report.get("finished", ()), *([report] if "this_run" in report else ())]
     total: Counter[str] = Counter()
     for made in reports:
-        total.update({name: made["this_run"][name] for name in ("rows", "seconds", "restarts")})
+        done = made["this_run"]
+        total.update({"rows": done["rows"], "seconds": done["seconds"], "restarts": done["restarts"]})
     by_status = Gauge("clipbatch_rows", "Rows of the run by status.", ["status"], registry=registry)
     for made in reports:
         for status, count in made["status"].items():
@@ -103,8 +183,8 @@ def write_metrics(target: Path, report: dict[str, Any]) -> None:
     gauge("images_per_second", "Rate of the last invocation, without loading the model.", rate)
     gauge("worker_restarts", "Workers that ended in the last invocation.", total["restarts"])
     if found := report.get("increment"):
-        for name in ("new", "changed", "known"):
-            gauge(f"increment_{name}_rows", f"Rows that were {name} when the input was listed.", found[name])
+        for name, rows in (("new", found["new"]), ("changed", found["changed"]), ("known", found["known"])):
+            gauge(f"increment_{name}_rows", f"Rows that were {name} when the input was listed.", rows)
     stamp = Gauge("clipbatch_last_success_timestamp_seconds", "When an invocation last succeeded.", registry=registry)
     stamp.set_to_current_time()
     try:
@@ -113,7 +193,7 @@ def write_metrics(target: Path, report: dict[str, Any]) -> None:
         raise writing_failed(target, error) from error
 
 
-def _asides(report: dict[str, Any]) -> list[str]:
+def _asides(report: Report) -> list[str]:
     """What an increment's report has to say beside the increment itself."""
     finished = (
         f"finished first: {made['folder']}, {made['rows_done']} images: {counts_text(made['status'])}"
@@ -133,7 +213,7 @@ def make(
     rank: Rank,
     shards: list[int],
     damaged: Collection[int] = (),
-) -> dict[str, Any]:
+) -> Report:
     """The report on `shards`, those that this invocation answers for. elapsed_s: with planning and loading. damaged:
     shards whose part was damaged before; unless it has been replaced, it does not count as done.
 
@@ -147,7 +227,7 @@ def make(
     totals = _added(count_statuses(run, plan, mine).values())
     rows = sum(sum(counts.values()) for counts in done.counts.values())
     stages = _sum_stages(done.stages)
-    report = {
+    report: Report = {
         "rows": plan.rows,
         "rows_done": sum(totals.values()),
         "status": dict(sorted(totals.items())),

@@ -10,7 +10,7 @@ import functools
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 from clipbatch.config import MOVED, PIXELS, Settings, from_flat
 from clipbatch.errors import ClipbatchError, InputError, TooManyBadError
@@ -21,7 +21,9 @@ from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.runs import compact as compactor
 from clipbatch.runs import report
 from clipbatch.runs import rescore as rescorer
+from clipbatch.runs.compact import Compacted
 from clipbatch.runs.plan import plan
+from clipbatch.runs.report import Report
 from clipbatch.storage.atomic import remove_leftovers
 from clipbatch.storage.paths import as_path
 from clipbatch.workers import ranks
@@ -56,7 +58,7 @@ def run(
     overwrite: bool = False,
     quiet: bool = False,
     log_json: bool = False,
-) -> dict[str, Any]:
+) -> Report:
     """Label the images of `settings` into the run directory `out`, doing only what is not done yet.
 
     settings: without inputs, to go on with the run in `out` as it is; their `launch` says where to work, and which part
@@ -102,7 +104,7 @@ def _label(
     *,
     again: Mapping[int, Assignment],
     retry_bad: bool,
-) -> dict[str, Any]:
+) -> Report:
     """Do what is not done of the shards `mine`; returns the report. begun: when the invocation began. again: what is to
     be done of shards whose part is damaged."""
     finished = run_dir.done(frozen) - again.keys()
@@ -120,7 +122,7 @@ def _label(
     allowed = settings.bad_allowed(rows)
     supervisor = launch.Supervisor(run_dir, frozen, settings.runtime(), workers, progress, allowed)
 
-    def reported() -> dict[str, Any]:
+    def reported() -> Report:
         return report.make(run_dir, frozen, supervisor.done, time.perf_counter() - begun, rank, mine, again)
 
     if assignments and frozen.pixels != PIXELS and frozen.rescored is None:
@@ -154,7 +156,7 @@ def rescore(
     device: str = "auto",
     overwrite: bool = False,
     quiet: bool = False,
-) -> dict[str, Any]:
+) -> Report:
     """Score the embeddings that the run in `source` has saved with other labels, into the run directory `out`.
 
     given: settings by name: `labels`, `template`, and of the output. Returns the report, as `run` does.
@@ -166,7 +168,7 @@ def rescore(
 
 def compact(
     source: str | os.PathLike[str], out: str | os.PathLike[str], *, rows_per_file: int | None = None
-) -> dict[str, Any]:
+) -> Compacted:
     """Copy the parts of the finished run in `source` into few big files in the folder `out`, and verify them.
 
     rows_per_file: at most so many, though a file holds whole parts, one at least. Returns what there is then.
@@ -175,7 +177,19 @@ def compact(
     return compactor.compact(RunDir(source), as_path(out), rows_per_file)
 
 
-def status(out: str | os.PathLike[str]) -> dict[str, Any]:
+class Status(TypedDict):
+    """How far a run is."""
+
+    rows: int
+    rows_done: int
+    parts: int
+    parts_done: int
+    complete: bool
+    model: str
+    fingerprint: str
+
+
+def status(out: str | os.PathLike[str]) -> Status:
     """How far the run in `out` is. Raises: InputError where there is none."""
     run_dir = RunDir(out)
     frozen = run_dir.plan()

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 from clipbatch.config import models
 from clipbatch.config.nesting import parse_json
@@ -26,14 +26,33 @@ def measured() -> dict[str, float]:
 
 def note(model: str, images_per_s: float, date: str) -> None:
     """Remember a figure; the last one of a model counts. Raises: InputError where the cache cannot be written."""
-    entries = _entries() | {model: {"images_per_s": images_per_s, "host": platform.node(), "date": date}}
+    entries = _entries() | {model: Speed(images_per_s=images_per_s, host=platform.node(), date=date)}
     target = speeds_file()
     target.parent.mkdir(parents=True, exist_ok=True)
     with publish(target) as file:
         file.write(json.dumps(entries, indent=2).encode())
 
 
-def _entries() -> dict[str, Any]:
+class Speed(TypedDict):
+    """An entry of the file."""
+
+    images_per_s: float
+    host: str
+    date: str
+
+
+class Fetched(TypedDict):
+    """A model that is on this machine."""
+
+    model: str
+    pretrained: str | None
+    weights: str
+    bytes: int
+    sha256: str
+    cache: str | None
+
+
+def _entries() -> dict[str, Speed]:
     try:
         found = parse_json(speeds_file().read_bytes())
         return {model: entry for model, entry in found.items() if float(entry["images_per_s"]) > 0 and entry["host"]}
@@ -41,7 +60,7 @@ def _entries() -> dict[str, Any]:
         return {}
 
 
-def fetch(model: str, pretrained: str | None = None) -> dict[str, Any]:
+def fetch(model: str, pretrained: str | None = None) -> Fetched:
     """Fetch a model's weights, configuration and tokenizer for machines without a network, unless they are here.
 
     Returns where the weights lie (`weights`, with `bytes` and `sha256`), and the hub's `cache` that holds them, None
@@ -51,4 +70,4 @@ def fetch(model: str, pretrained: str | None = None) -> dict[str, Any]:
     pretrained = pretrained or models.default_weights(model)
     models.check_weights(pretrained)
     (found,) = child.messages_of("clipbatch.tools.models_main", model, pretrained or "", aloud=True)
-    return {"model": model, "pretrained": pretrained, **found}
+    return cast(Fetched, {"model": model, "pretrained": pretrained, **found})

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from clipbatch.config.memory_limits import too_little_memory
+from clipbatch.config.nesting import JsonObject
 from clipbatch.errors import ClipbatchError, brief, from_message
 from clipbatch.workers import signals
 
@@ -174,7 +175,7 @@ class Child:
             self._lines.append(line.decode(errors="replace").rstrip())
 
 
-def messages_of(module: str, *arguments: str, aloud: bool = False) -> Iterator[dict[str, Any]]:
+def messages_of(module: str, *arguments: str, aloud: bool = False) -> Iterator[JsonObject]:
     """All messages of `python -m MODULE ARGUMENTS`, which works through one task by itself.
 
     Raises: the error that it reports; ClipbatchError if it dies.
@@ -199,7 +200,7 @@ def raise_failure(message: Any) -> None:
         raise from_message(message["exit_code"], message["message"])
 
 
-def failure(error: BaseException) -> dict[str, Any]:
+def failure(error: BaseException) -> JsonObject:
     """What a child says of an exception.
 
     `exit_code`; `message`, a traceback unless the error is one of ours; `what`, its type and first line.

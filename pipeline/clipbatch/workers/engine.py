@@ -14,9 +14,9 @@ import queue
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from clipbatch.config import Settings
+from clipbatch.config import Settings, SettingValues
 from clipbatch.errors import InputError
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.workers import devices
@@ -31,7 +31,7 @@ class WorkerContext:
 
     run: RunDir
     plan: Plan
-    runtime: dict[str, Any]
+    runtime: SettingValues
     """The settings of this invocation, `Settings.runtime`."""
     events: queue.SimpleQueue[Event]
     """For what workers report."""

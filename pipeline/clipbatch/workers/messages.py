@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Union
 
+from clipbatch.config.nesting import JsonObject
 from clipbatch.types import PartDone, Reject, WorkerReport
 
 
@@ -100,7 +101,7 @@ Message = Union[Report, Order]
 _KINDS = {kind.__name__: kind for kind in (*Report.__args__, *Order.__args__)}  # type: ignore[attr-defined]
 
 
-def to_json(message: Message) -> dict[str, Any]:
+def to_json(message: Message) -> JsonObject:
     """`message` as a JSON object, with its type's name as `kind`."""
     return {"kind": type(message).__name__, **dataclasses.asdict(message)}
 

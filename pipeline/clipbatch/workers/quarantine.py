@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
-from typing import Any, Union
+from typing import Union
 
+from clipbatch.config import SettingValues
 from clipbatch.errors import ClipbatchError
 from clipbatch.rundir.layout import RunDir
 from clipbatch.types import Reject
@@ -34,7 +35,7 @@ class SuspectSearch:
         run: RunDir,
         device: str,
         rows: list[int],
-        runtime: dict[str, Any],
+        runtime: SettingValues,
         found: Found,
     ) -> None:
         """runtime: the settings of this invocation, `Settings.runtime`. found: called in the search's thread at its

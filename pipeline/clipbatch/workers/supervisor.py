@@ -15,6 +15,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
+from clipbatch.config import SettingValues
 from clipbatch.errors import ClipbatchError, TooManyBadError, from_message
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.types import PartDone, Reject, WorkerReport
@@ -85,7 +86,7 @@ class Supervisor:
         self,
         run: RunDir,
         plan: Plan,
-        runtime: dict[str, Any],
+        runtime: SettingValues,
         engine: Engine,
         progress: Progress,
         bad_allowed: int | None = None,

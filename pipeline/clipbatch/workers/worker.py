@@ -12,8 +12,8 @@ import threading
 import time
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import Any
 
+from clipbatch.config import SettingValues
 from clipbatch.config.memory_limits import too_little_memory
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.stages.journal import Journal
@@ -71,7 +71,7 @@ class WorkerProcess(WorkerHandle):
     seat: Seat
 
     def __init__(
-        self, run: RunDir, plan: Plan, seat: Seat, runtime: dict[str, Any], events: queue.SimpleQueue[Event]
+        self, run: RunDir, plan: Plan, seat: Seat, runtime: SettingValues, events: queue.SimpleQueue[Event]
     ) -> None:
         super().__init__(seat)
         self._journal = Journal()

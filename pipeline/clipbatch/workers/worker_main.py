@@ -20,8 +20,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from clipbatch.config import SettingValues
 from clipbatch.config.memory_limits import too_little_memory
 from clipbatch.errors import ClipbatchError, InterruptedRunError
 from clipbatch.stages import fast_import, memory
@@ -147,9 +148,7 @@ def _stay_on(cores: set[int]) -> None:
         os.sched_setaffinity(0, cores)
 
 
-def _work(
-    channel: _Channel, path: str, fingerprint: str, device: str, runtime: dict[str, Any], journal_fd: int
-) -> None:
+def _work(channel: _Channel, path: str, fingerprint: str, device: str, runtime: SettingValues, journal_fd: int) -> None:
     from clipbatch.config import hardware, models
     from clipbatch.rundir.layout import RunDir
     from clipbatch.stages.journal import Journal

@@ -17,7 +17,9 @@ from huggingface_hub import constants
 from open_clip.pretrained import download_pretrained, download_pretrained_from_hf
 
 from clipbatch.config import ModelSettings, models
+from clipbatch.config.nesting import JsonObject
 from clipbatch.errors import InputError, brief, nearest
+from clipbatch.rundir.records import ModelFacts
 from clipbatch.storage.atomic import file_sha256
 
 _REACH_S = 10.0
@@ -51,10 +53,21 @@ class Model:
     logit_bias: float | None
     """Only models that were trained with a sigmoid loss have one."""
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> ModelFacts:
         """What decides scores, for `model.json`."""
-        names = ("name", "weights_sha256", "height", "width", "mean", "std", "interpolation", "resize_mode", "fill")
-        return {name: getattr(self, name) for name in (*names, "logit_scale", "logit_bias")}
+        return ModelFacts(
+            name=self.name,
+            weights_sha256=self.weights_sha256,
+            height=self.height,
+            width=self.width,
+            mean=self.mean,
+            std=self.std,
+            interpolation=self.interpolation,
+            resize_mode=self.resize_mode,
+            fill=self.fill,
+            logit_scale=self.logit_scale,
+            logit_bias=self.logit_bias,
+        )
 
     def cast(self, precision: str, device: str) -> None:
         """Move the image tower to `device` in `precision`; layer norms accumulate in fp32 whatever the precision."""
@@ -175,7 +188,7 @@ def _locally_first(action: Callable[[], T]) -> T:
         return action()
 
 
-def trained_with(name: str, pretrained: str | None) -> dict[str, Any]:
+def trained_with(name: str, pretrained: str | None) -> JsonObject:
     """What the weights were trained with and open_clip keeps beside a tag: preprocessing, QuickGELU.
 
     For a file, the preprocessing that all of the model's tags agree on; QuickGELU is then the model name's affair.

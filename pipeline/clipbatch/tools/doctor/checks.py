@@ -5,12 +5,12 @@ that decodes or encodes: what these say is asked in processes that may die (`doc
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from clipbatch import __version__
 from clipbatch.config import hardware, models
 from clipbatch.tools.doctor import machine
 from clipbatch.tools.doctor.machine import Finding
+from clipbatch.tools.doctor.probe_main import Answer, Gpu
 from clipbatch.workers.child import Child
 
 PROBE_S = 120.0
@@ -46,11 +46,11 @@ def examine(place: str, model: str, pretrained: str | None) -> Iterator[Finding]
     yield judge_weights(ask("weights_are", model, pretrained or ""), model, pretrained)
 
 
-def ask(probe: str, *arguments: str) -> dict[str, Any]:
+def ask(probe: str, *arguments: str) -> Answer:
     """The answer of a probe; {"error": ...} also where its process died or did not end."""
     with Child("clipbatch.tools.doctor.probe_main", probe, *arguments) as child:
         try:
-            answer: dict[str, Any] = child.receive(PROBE_S)
+            answer: Answer = child.receive(PROBE_S)
         except TimeoutError as error:
             return {"error": str(error)}
         except EOFError:
@@ -58,7 +58,7 @@ def ask(probe: str, *arguments: str) -> dict[str, Any]:
     return answer
 
 
-def judge_torch(found: dict[str, Any]) -> Iterator[Finding]:
+def judge_torch(found: Answer) -> Iterator[Finding]:
     """torch itself, and whether it and the driver speak the same CUDA."""
     if "error" in found:
         yield Finding(
@@ -75,7 +75,7 @@ def judge_torch(found: dict[str, Any]) -> Iterator[Finding]:
     wrong = None
     if hardware.has_gpu() and found["cuda"] is None:
         wrong = "install the torch that is built for CUDA (pip install torch, not the +cpu wheel)"
-    elif hardware.has_gpu() and driver and driver // 1000 < int(found["cuda"].partition(".")[0]):
+    elif hardware.has_gpu() and driver and driver // 1000 < int((found["cuda"] or "0").partition(".")[0]):
         wrong = f"install a driver that speaks CUDA {found['cuda']}, or a torch built for CUDA {driver // 1000}"
     elif hardware.has_gpu() and not found["gpus"]:
         wrong = f"torch finds no GPU ({found.get('reason', 'no reason given')}): check nvidia-smi and reload the driver"
@@ -86,7 +86,7 @@ def judge_torch(found: dict[str, Any]) -> Iterator[Finding]:
         yield Finding(name=f"GPU {number}", level="ok", text=text)
 
 
-def judge_dali(found: dict[str, Any], driver_cuda: int | None) -> Finding:
+def judge_dali(found: Answer, driver_cuda: int | None) -> Finding:
     if "error" in found:
         fits = "" if driver_cuda is None else f" (nvidia-dali-cuda{driver_cuda // 1000}0 is built for this driver)"
         return Finding(
@@ -95,12 +95,12 @@ def judge_dali(found: dict[str, Any], driver_cuda: int | None) -> Finding:
             text=f"does not decode a sound JPEG: {found['error']}",
             remedy=f"install it anew{fits}, or run with --decoder torchvision",
         )
-    cuda = f"{found['cuda'] // 1000}.{found['cuda'] % 1000 // 10}"
+    cuda = f"{found['nvimgcodec_cuda'] // 1000}.{found['nvimgcodec_cuda'] % 1000 // 10}"
     text = f"{found['version']} with nvImageCodec {found['nvimgcodec']}, built for CUDA {cuda}, decodes"
     return Finding(name="DALI", level="ok", text=text)
 
 
-def judge_engines(found: dict[str, Any], gpu: dict[str, Any]) -> Finding:
+def judge_engines(found: Answer, gpu: Gpu) -> Finding:
     if found.get("answer"):
         return Finding(name="JPEG engines", level="ok", text="decode")
     if gpu["capability"] not in _WITH_ENGINES and not gpu["name"].startswith("NVIDIA L4"):
@@ -113,7 +113,7 @@ def judge_engines(found: dict[str, Any], gpu: dict[str, Any]) -> Finding:
     )
 
 
-def judge_precision(gpus: list[dict[str, Any]]) -> Finding:
+def judge_precision(gpus: list[Gpu]) -> Finding:
     if gpus:
         kinds = ["fp16", "bf16", *(["fp8"] if all(gpu["fp8"] for gpu in gpus) else [])]
         return Finding(name="precision", level="ok", text=f"GPU: {', '.join(kinds)}; auto takes fp16")
@@ -122,7 +122,7 @@ def judge_precision(gpus: list[dict[str, Any]]) -> Finding:
     return Finding(name="precision", level="ok", text="CPU: no bf16 in hardware; auto takes fp32")
 
 
-def judge_weights(found: dict[str, Any], model: str, pretrained: str | None) -> Finding:
+def judge_weights(found: Answer, model: str, pretrained: str | None) -> Finding:
     what = f"{model} {pretrained or ''}".strip()
     if "error" in found:
         return Finding(name="weights", level="failure", text=found["error"], remedy="check --model and --pretrained")

@@ -9,27 +9,51 @@ from __future__ import annotations
 import ctypes
 import importlib.resources
 import sys
-from typing import Any
+from typing import TypedDict
 
 from clipbatch.errors import InputError, brief
 from clipbatch.workers.child import Parent, serve
 
 
-def torch_sees() -> dict[str, Any]:
-    """torch's version and CUDA, the driver's CUDA, and each GPU with what it multiplies."""
+class Gpu(TypedDict):
+    """A GPU as torch sees it."""
+
+    name: str
+    capability: list[int]  # major and minor
+    memory_gib: int
+    fp8: bool
+
+
+class Answer(TypedDict, total=False):
+    """What a probe answers: `error`, or the keys that its own docstring names."""
+
+    error: str
+    version: str
+    cuda: str | None
+    driver_cuda: int | None
+    gpus: list[Gpu]
+    reason: str
+    nvimgcodec: str
+    nvimgcodec_cuda: int  # 1000 times the major version, as all of CUDA's are
+    answer: bool
+    where: str
+
+
+def torch_sees() -> Answer:
+    """torch's `version` and `cuda`, the driver's `driver_cuda`, and the `gpus`, or the `reason` why there are none."""
     import torch
 
-    found: dict[str, Any] = {"version": torch.__version__, "cuda": torch.version.cuda, "driver_cuda": _driver_cuda()}
+    answer = Answer(version=torch.__version__, cuda=torch.version.cuda, driver_cuda=_driver_cuda())
     if not torch.cuda.is_available():
         try:
             torch.cuda.init()  # type: ignore[no-untyped-call]
         except (RuntimeError, AssertionError) as error:
-            found["reason"] = str(error).splitlines()[0]
-        return found | {"gpus": []}
-    return found | {"gpus": [_gpu(number) for number in range(torch.cuda.device_count())]}
+            answer["reason"] = str(error).splitlines()[0]
+    answer["gpus"] = [_gpu(number) for number in range(torch.cuda.device_count())]
+    return answer
 
 
-def _gpu(number: int) -> dict[str, Any]:
+def _gpu(number: int) -> Gpu:
     import torch
 
     device, facts = f"cuda:{number}", torch.cuda.get_device_properties(number)
@@ -38,12 +62,12 @@ def _gpu(number: int) -> dict[str, Any]:
         if not bool((ones @ ones == 64).all()):
             raise RuntimeError(f"{device} multiplies {dtype} wrongly")
     capability = [facts.major, facts.minor]
-    return {
-        "name": facts.name,
-        "capability": capability,
-        "memory_gib": round(facts.total_memory / 2**30),
-        "fp8": capability >= [8, 9],  # Ada and Hopper, the first with FP8 tensor cores
-    }
+    return Gpu(
+        name=facts.name,
+        capability=capability,
+        memory_gib=round(facts.total_memory / 2**30),
+        fp8=capability >= [8, 9],  # Ada and Hopper, the first with FP8 tensor cores
+    )
 
 
 def _driver_cuda() -> int | None:
@@ -56,8 +80,8 @@ def _driver_cuda() -> int | None:
         return None
 
 
-def dali_decodes(device: str) -> dict[str, Any]:
-    """Decode a sample with DALI's graph on `device`, cpu or cuda."""
+def dali_decodes(device: str) -> Answer:
+    """Decode a sample with DALI's graph on `device`, cpu or cuda: `version`, `nvimgcodec`, `nvimgcodec_cuda`."""
     import torch
     from nvidia import dali, nvimgcodec
 
@@ -76,11 +100,15 @@ def dali_decodes(device: str) -> dict[str, Any]:
     failed = decoder.fill(pixels_BCHW, [DecodeJob(slot=0, data=data, geometry=geometry)])
     if failed or not bool(torch.any(pixels_BCHW != 0)):
         return {"error": "a sound JPEG came out empty"}
-    return {"version": dali.__version__, "nvimgcodec": nvimgcodec.__version__, "cuda": nvimgcodec.__cuda_version__}
+    return Answer(
+        version=dali.__version__,
+        nvimgcodec=nvimgcodec.__version__,
+        nvimgcodec_cuda=nvimgcodec.__cuda_version__,
+    )
 
 
-def engines_decode() -> dict[str, Any]:
-    """Decode a sample with the GPU's JPEG engines and nothing else."""
+def engines_decode() -> Answer:
+    """`answer`: whether the GPU's JPEG engines, and nothing else, decode a sample."""
     from nvidia import nvimgcodec
 
     backend = nvimgcodec.Backend(nvimgcodec.BackendKind.HW_GPU_ONLY)
@@ -89,8 +117,8 @@ def engines_decode() -> dict[str, Any]:
     return {"answer": image is not None}
 
 
-def weights_are(model: str, pretrained: str) -> dict[str, Any]:
-    """Where a model's weights would come from; fetches nothing. pretrained: empty for none."""
+def weights_are(model: str, pretrained: str) -> Answer:
+    """`where` a model's weights would come from; fetches nothing. pretrained: empty for none."""
     from clipbatch.config import ModelSettings
     from clipbatch.stages.encode.model import find_weights
 
@@ -106,7 +134,7 @@ def main() -> None:
 
     def look(parent: Parent) -> None:
         try:
-            answer = probes[sys.argv[1]](*sys.argv[2:])
+            answer: Answer = probes[sys.argv[1]](*sys.argv[2:])
         except InputError as error:
             answer = {"error": str(error)}
         except Exception as error:  # whatever a broken installation makes of it

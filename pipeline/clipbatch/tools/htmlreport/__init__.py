@@ -6,8 +6,8 @@ import contextlib
 import os
 import time
 from pathlib import Path
-from typing import Any
 
+from clipbatch.config.nesting import JsonObject
 from clipbatch.errors import InputError
 from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.records import unseal
@@ -48,7 +48,7 @@ def write(path: str | os.PathLike[str], *, out: str | None = None, examples: int
     return target
 
 
-def _report_json(run: RunDir) -> dict[str, Any]:
+def _report_json(run: RunDir) -> JsonObject:
     """What the last invocation wrote; nothing where it never came to its end, or the file is damaged."""
     with contextlib.suppress(OSError, DamagedRecordError):
         return unseal(run.frozen("report.json") or b"{}")[0]

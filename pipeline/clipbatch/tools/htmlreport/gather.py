@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from clipbatch.config.nesting import JsonObject
 from clipbatch.errors import InputError
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.storage.paths import AnyPath, StorePath, parquet_source
@@ -224,10 +225,10 @@ def _add_statuses(found: Gathered, batch: pa.RecordBatch, ok: pa.BooleanArray) -
             kept += [BadImage(**row) for row in rows.drop_columns(["one"]).to_pylist()]
 
 
-_BAD: dict[str, Any] = {"row_id": pa.int64(), "uri": pa.string(), "status": pa.string(), "error": pa.string()}
+_BAD: dict[str, pa.DataType] = {"row_id": pa.int64(), "uri": pa.string(), "status": pa.string(), "error": pa.string()}
 
 
-def _add_message(found: Gathered, kind: dict[str, Any]) -> None:
+def _add_message(found: Gathered, kind: JsonObject) -> None:
     status, count = kind["status"], kind["one_sum"]
     found.statuses[status] += count
     messages = found.messages.setdefault(status, {})

@@ -10,16 +10,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 from markupsafe import Markup
 
 from clipbatch import __version__
+from clipbatch.config.nesting import JsonObject
 from clipbatch.rundir.layout import Plan, RunDir
-from clipbatch.rundir.shapes import NUMBER, TEXT, Every, fits
+from clipbatch.rundir.shapes import NUMBER, TEXT, Every, Shape, fits
 from clipbatch.storage.paths import AnyPath, StorePath
 from clipbatch.tools.htmlreport import figures, series, template
-from clipbatch.tools.htmlreport.gather import MAX_BAD, BadImage, Gathered, LabelFacts, SetFacts
+from clipbatch.tools.htmlreport.gather import MAX_BAD, BadImage, Gathered, LabelFacts, Message, SetFacts
 from clipbatch.tools.htmlreport.rankings import Example
 from clipbatch.tools.htmlreport.thumbnails import Thumbnail
 
@@ -74,14 +75,14 @@ _LABELS_AT_ONCE = 20
 """Rows of the labels' table that show without opening it."""
 _SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _MESSAGES = 3
-_STAGE = {"load": NUMBER, "starved_s": NUMBER, "blocked_s": NUMBER}
-_THIS_RUN = {
+_STAGE: dict[str, Shape] = {"load": NUMBER, "starved_s": NUMBER, "blocked_s": NUMBER}
+_THIS_RUN: dict[str, Shape] = {
     **dict.fromkeys(("rows", "seconds", "images_per_s", "load_s", "peak_memory_mib", "restarts"), NUMBER),
     "bottleneck": TEXT,
     "stages": Every(dict, _STAGE),
     "workers": Every(list, {"device": TEXT}),
 }
-_HARDWARE = {"host": TEXT, "cpu": TEXT, "cores": NUMBER, "memory_gib": NUMBER}
+_HARDWARE: dict[str, Shape] = {"host": TEXT, "cpu": TEXT, "cores": NUMBER, "memory_gib": NUMBER}
 _PICTURE_BYTES = 3_200_000
 """For all thumbnails together, in base64."""
 
@@ -111,6 +112,40 @@ def render(facts: Facts) -> bytes:
         if len(page) <= MAX_BYTES or most <= 1:
             return page
         most //= 3
+
+
+class Distribution(TypedDict):
+    """A histogram of a set of labels, and its figures."""
+
+    title: str
+    what: str
+    figure: Markup
+    quantiles: list[tuple[float, float | None]]
+    bars: list[tuple[float, float, int]]
+    not_a_number: int
+
+
+class LabelTable(TypedDict):
+    """What the page says about one set of labels."""
+
+    name: str
+    threshold: float | None
+    unlabelled: int
+    used: list[LabelFacts]
+    unused: list[str]
+    most_images: int
+    images: int
+    distributions: list[Distribution]
+    linked: dict[str, str]
+
+
+class StatusCount(TypedDict):
+    """A status, and its most frequent messages."""
+
+    name: str
+    count: int
+    messages: list[tuple[str, Message]]
+    kinds: int
 
 
 def _fixed(facts: Facts) -> dict[str, Any]:
@@ -151,12 +186,12 @@ def _title(path: AnyPath) -> str:
     return path.name if isinstance(path, StorePath) else path.resolve().name
 
 
-def _complete(entry: Any, shape: Mapping[str, Any]) -> dict[str, Any] | None:
+def _complete(entry: Any, shape: Mapping[str, Shape]) -> JsonObject | None:
     """`entry`, or None where another version of clipbatch left out what the page shows, or it is damaged."""
     return entry if fits(entry, shape) else None
 
 
-def _cut(fixed: Mapping[str, Any], most: int) -> dict[str, Any]:
+def _cut(fixed: Mapping[str, Any], most: int) -> dict[str, object]:
     """The lists of labels and of bad images, `most` entries each at most, and the folder of all that is named."""
     bad = _bad(fixed["found"], most)
     examples = [example for sheet in fixed["sheets"] for label in sheet.labels for _, example in label.examples]
@@ -187,7 +222,7 @@ def _within(thumbnails: Mapping[int, Thumbnail], rows: list[int]) -> dict[int, T
     return made
 
 
-def _set(number: int, facts: Facts) -> dict[str, Any]:
+def _set(number: int, facts: Facts) -> LabelTable:
     """One set of labels: its numbers and figures."""
     found: SetFacts = list(facts.found.sets.values())[number]
     used = [label for label in found.labels if label.images]
@@ -209,7 +244,7 @@ def _set(number: int, facts: Facts) -> dict[str, Any]:
     }
 
 
-def _distribution(name: str, title: str, what: str, values: Any) -> dict[str, Any] | None:
+def _distribution(name: str, title: str, what: str, values: Any) -> Distribution | None:
     if not values.total:
         return None
     bars, middle = values.bars(), values.quantile(0.5)
@@ -223,9 +258,9 @@ def _distribution(name: str, title: str, what: str, values: Any) -> dict[str, An
     }
 
 
-def _statuses(found: Gathered) -> list[dict[str, Any]]:
+def _statuses(found: Gathered) -> list[StatusCount]:
     """The statuses that there are, ok first, then the most frequent."""
-    made = []
+    made = list[StatusCount]()
     for status, count in sorted(found.statuses.items(), key=lambda entry: (entry[0] != "ok", -entry[1])):
         messages = sorted(found.messages.get(status, {}).items(), key=lambda entry: -entry[1].count)
         made.append({"name": status, "count": count, "messages": messages[:_MESSAGES], "kinds": len(messages)})

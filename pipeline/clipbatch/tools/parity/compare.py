@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,7 @@ from markupsafe import Markup
 from clipbatch import __version__
 from clipbatch.config import Settings
 from clipbatch.config.auto import device_of
+from clipbatch.config.nesting import JsonObject
 from clipbatch.errors import InputError
 from clipbatch.inputs.listing import Listing
 from clipbatch.runs import plan
@@ -28,11 +29,20 @@ from clipbatch.storage.atomic import publish
 from clipbatch.storage.paths import AnyPath, as_path
 from clipbatch.tools.htmlreport import template
 from clipbatch.tools.parity import verdict
-from clipbatch.tools.parity.verdict import summary
+from clipbatch.tools.parity.verdict import Facts, Row, Summary, summary
 from clipbatch.workers import child
 
 
-def render(found: dict[str, Any], pictures: list[dict[str, Any]]) -> bytes:
+class Picture(TypedDict):
+    """The pixels of an image and their difference, WebP in base64."""
+
+    picture: int  # its row_id
+    ours: str
+    theirs: str
+    difference: str
+
+
+def render(found: Summary, pictures: list[Picture]) -> bytes:
     """found: as `verdict.summary` makes it. pictures: as `measure` says them."""
     style = template.asset("report.css")
     by_row = {picture["picture"]: picture for picture in pictures}
@@ -56,7 +66,7 @@ PICTURES = 12
 """Images that are shown side by side, those that agree the least."""
 
 
-def compare(settings: Settings, *, limit: int, out: str | None = None) -> tuple[dict[str, Any], AnyPath | None]:
+def compare(settings: Settings, *, limit: int, out: str | None = None) -> tuple[Summary, AnyPath | None]:
     """Compare `limit` of the images of `settings` at most; returns what was found, and where the page is.
 
     settings: as of a run; without labels, no labels are compared. out: an HTML file to write, or a url in a store.
@@ -73,7 +83,7 @@ def compare(settings: Settings, *, limit: int, out: str | None = None) -> tuple[
         whole = settings.replace(columns=(), **({} if labelled else {"labels": "a,b"}))  # a plan has labels
         plan.plan(whole, scratch, select=_evenly(limit, listed))
         arguments = [scratch, device_of(settings), str(int(labelled)), str(PICTURES if target else 0)]
-        facts, rows, pictures = _told(child.messages_of("clipbatch.tools.parity.compare_main", *arguments))
+        facts, rows, pictures = _sorted(child.messages_of("clipbatch.tools.parity.compare_main", *arguments))
     found = summary(facts, rows, listed[0])
     if target:
         with publish(target) as file:
@@ -81,13 +91,17 @@ def compare(settings: Settings, *, limit: int, out: str | None = None) -> tuple[
     return found, target
 
 
-def _told(lines: Iterator[dict[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
+def _sorted(lines: Iterator[JsonObject]) -> tuple[Facts, list[Row], list[Picture]]:
+    """What `compare_main` says, by kind."""
     from tqdm import tqdm
 
-    facts = next(lines)
-    rows, pictures = list[dict[str, Any]](), list[dict[str, Any]]()
+    facts = cast(Facts, next(lines))
+    rows, pictures = list[Row](), list[Picture]()
     for line in tqdm(lines, unit=" images", disable=None, leave=False):  # None: where nobody watches
-        (pictures if "picture" in line else rows).append(line)
+        if "picture" in line:
+            pictures.append(cast(Picture, line))
+        else:
+            rows.append(cast(Row, line))
     return facts, rows, pictures
 
 

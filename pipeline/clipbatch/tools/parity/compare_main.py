@@ -12,7 +12,6 @@ import copy
 import dataclasses
 import io
 import sys
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +29,7 @@ from clipbatch.stages.pillow import with_image
 from clipbatch.stages.pipeline import Task, item_batches
 from clipbatch.stages.read import Read
 from clipbatch.stages.score import score
+from clipbatch.tools.parity.verdict import Facts, Row
 from clipbatch.types import Decoded, Encoded, ItemBatch, PixelBatch, Reject
 from clipbatch.workers.child import Parent, serve
 
@@ -48,7 +48,7 @@ def _compare(parent: Parent, run: RunDir, device: str, labelled: bool, pictures:
     plan = run.plan()
     comparison, manifest = Comparison(run, device, labelled), Manifest(run, plan)
     parent.send(comparison.facts())
-    worst: list[tuple[dict[str, Any], Pixels, Pixels]] = []
+    worst: list[tuple[Row, Pixels, Pixels]] = []
     for shard in range(plan.shards):
         for batch in item_batches(plan, manifest, Task(shard=shard)):
             found = comparison(batch)
@@ -95,20 +95,20 @@ class Comparison:
         torch.set_num_threads(hardware.cores())  # as one batch is encoded at a time
         self._device = device
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> Facts:
         """What is compared with the reference."""
         settings = self._settings
-        return {
-            "model": settings.model.model,
-            "pretrained": settings.model.pretrained,
-            "decoder": settings.decode.decoder,
-            "precision": settings.model.precision,
-            "device": self._device,
-            "batch_size": settings.batch_size,
-            "orientation": settings.decode.orientation,
-        }
+        return Facts(
+            model=settings.model.model,
+            pretrained=settings.model.pretrained,
+            decoder=settings.decode.decoder,
+            precision=settings.model.precision,
+            device=self._device,
+            batch_size=settings.batch_size,
+            orientation=settings.decode.orientation,
+        )
 
-    def __call__(self, batch: ItemBatch) -> list[tuple[dict[str, Any], Pixels | None, Pixels | None]]:
+    def __call__(self, batch: ItemBatch) -> list[tuple[Row, Pixels | None, Pixels | None]]:
         """For each image its facts, and where both paths have pixels, these (HWC)."""
         read = self._read(batch)
         made: list[PixelBatch] = [decode(read) for decode in self._decodes]
@@ -117,31 +117,29 @@ class Comparison:
         )
         cosine_B = torch.nn.functional.cosine_similarity(ours_BD.double(), theirs_BD.double())
         ours_BHWC, theirs_BHWC = (pixels.pixels_BCHW.permute(0, 2, 3, 1).cpu().numpy() for pixels in made)
-        rows: list[tuple[dict[str, Any], Pixels | None, Pixels | None]] = []
+        rows: list[tuple[Row, Pixels | None, Pixels | None]] = []
         for slot, item in enumerate(batch.items):
             assert item
             outcomes = [pixels.outcomes[slot] for pixels in made]
-            row: dict[str, Any] = {"row_id": item.row_id, "uri": item.uri}
-            row |= {"status": _status(outcomes[0]), "reference_status": _status(outcomes[1])}
+            row = Row(row_id=item.row_id, uri=item.uri)
+            row["status"], row["reference_status"] = map(_status, outcomes)
             content = read.slots[slot]
             if not isinstance(content, Encoded) or not all(isinstance(outcome, Decoded) for outcome in outcomes):
                 rows.append((row, None, None))
                 continue
             ours, theirs = ours_BHWC[slot], theirs_BHWC[slot]
             off = np.abs(ours.astype(int) - theirs)
-            row |= {
-                "notes": _notes(content),
-                "pixel_mean": float(off.mean()),
-                "pixel_max": int(off.max()),
-                "cosine": float(cosine_B[slot].clamp(max=1.0)),
-            }
-            rows.append((row | self._answers(ours_BD[slot], theirs_BD[slot]), ours, theirs))
+            row["notes"] = _notes(content)
+            row["pixel_mean"], row["pixel_max"] = float(off.mean()), int(off.max())
+            row["cosine"] = float(cosine_B[slot].clamp(max=1.0))
+            self._add_labels(row, ours_BD[slot], theirs_BD[slot])
+            rows.append((row, ours, theirs))
         return rows
 
-    def _answers(self, ours_D: torch.Tensor, theirs_D: torch.Tensor) -> dict[str, Any]:
-        """Both paths' best labels, and how far apart open_clip's two best scores are."""
+    def _add_labels(self, row: Row, ours_D: torch.Tensor, theirs_D: torch.Tensor) -> None:
+        """Add both paths' best labels to `row`, and how far apart open_clip's two best scores are."""
         if self._labels is None or self._text_LD is None:
-            return {}
+            return
         scores_2L = score(
             torch.stack([ours_D, theirs_D]), self._text_LD, self._kind, *self._logits, self._labels.sizes
         ).numpy()
@@ -150,12 +148,9 @@ class Comparison:
             for part in np.split(scores_2L[1], np.cumsum(self._labels.sizes)[:-1])
             if len(part) > 1
         ]
-        return {
-            "label": _best(scores_2L[0], self._labels),
-            "reference_label": _best(scores_2L[1], self._labels),
-            "score_off": float(np.abs(scores_2L[0] - scores_2L[1]).max()),
-            "margin": min(margins, default=None),
-        }
+        row["label"], row["reference_label"] = (_best(scores_L, self._labels) for scores_L in scores_2L)
+        row["score_off"] = float(np.abs(scores_2L[0] - scores_2L[1]).max())
+        row["margin"] = min(margins, default=None)
 
 
 def _best(scores_L: NDArray[np.float32], labels: LabelSet) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import TypedDict
 
 MIN_COSINE = 0.999
 """Of the embeddings, in the mean."""
@@ -20,7 +20,68 @@ ON_PURPOSE = {
 """Where clipbatch differs from open_clip by design, by the note on an image."""
 
 
-def summary(facts: dict[str, Any], rows: list[dict[str, Any]], listed: int) -> dict[str, Any]:
+class Facts(TypedDict):
+    """What is compared with the reference."""
+
+    model: str
+    pretrained: str | None
+    decoder: str
+    precision: str
+    device: str
+    batch_size: int | None
+    orientation: str
+
+
+class Row(TypedDict, total=False):
+    """An image. The keys after `reference_status` are there where both decoded it, those after `cosine` if there are
+    labels."""
+
+    row_id: int
+    uri: str
+    status: str
+    reference_status: str
+    notes: list[str]
+    pixel_mean: float
+    pixel_max: int
+    cosine: float
+    label: str
+    reference_label: str
+    score_off: float
+    margin: float | None
+
+
+class Totals(TypedDict, total=False):
+    """Means and worst cases over some images. The keys after `cosine_worst` are there if there are labels."""
+
+    images: int
+    pixel_mean: float
+    pixel_max: int
+    cosine_mean: float
+    cosine_worst: float
+    same_label: int
+    score_off_mean: float
+    score_off_max: float
+    other_label_margin: float | None
+
+
+class Summary(Facts, total=False):
+    """What `clipbatch parity` prints as JSON."""
+
+    images: int
+    sampled: int
+    compared: int
+    bad: int
+    only_clipbatch: int
+    only_reference: int
+    notes: dict[str, int]
+    all: Totals | None
+    alike: Totals | None
+    worst: list[Row]
+    agrees: bool | None
+    verdict: str
+
+
+def summary(facts: Facts, rows: list[Row], listed: int) -> Summary:
     """All that `clipbatch parity` has found. facts, rows: as `measure` says them. listed: images in the input."""
     compared = sorted((row for row in rows if "cosine" in row), key=lambda row: float(row["cosine"]))
     alike = [row for row in compared if not ON_PURPOSE.keys() & set(row["notes"])]
@@ -29,52 +90,49 @@ def summary(facts: dict[str, Any], rows: list[dict[str, Any]], listed: int) -> d
         for row in rows
         if (row["status"] == "ok") != (row["reference_status"] == "ok")
     )
-    found = {
+    found = Summary(
         **facts,
-        "images": listed,
-        "sampled": len(rows),
-        "compared": len(compared),
-        "bad": len(rows) - len(compared) - only.total(),
-        "only_clipbatch": only["clipbatch"],
-        "only_reference": only["reference"],
-        "notes": dict(Counter(note for row in compared for note in row["notes"])),
-        "all": totals(compared),
-        "alike": totals(alike),
-        "worst": compared[:20],
-    }
-    agrees, words = verdict(found)
-    return {**found, "agrees": agrees, "verdict": words}
+        images=listed,
+        sampled=len(rows),
+        compared=len(compared),
+        bad=len(rows) - len(compared) - only.total(),
+        only_clipbatch=only["clipbatch"],
+        only_reference=only["reference"],
+        notes=dict(Counter(note for row in compared for note in row["notes"])),
+        all=totals(compared),
+        alike=totals(alike),
+        worst=compared[:20],
+        agrees=None,
+        verdict="",
+    )
+    found["agrees"], found["verdict"] = verdict(found)
+    return found
 
 
-def totals(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+def totals(rows: list[Row]) -> Totals | None:
     """Means and worsts over images; None where there are none."""
     if not rows:
         return None
 
-    def mean(name: str) -> float:
-        return float(sum(row[name] for row in rows) / len(rows))
-
-    found = {
-        "images": len(rows),
-        "pixel_mean": mean("pixel_mean"),
-        "pixel_max": max(row["pixel_max"] for row in rows),
-        "cosine_mean": mean("cosine"),
-        "cosine_worst": min(row["cosine"] for row in rows),
-    }
+    found = Totals(
+        images=len(rows),
+        pixel_mean=sum(row["pixel_mean"] for row in rows) / len(rows),
+        pixel_max=max(row["pixel_max"] for row in rows),
+        cosine_mean=sum(row["cosine"] for row in rows) / len(rows),
+        cosine_worst=min(row["cosine"] for row in rows),
+    )
     if "label" in rows[0]:
         other = [row for row in rows if row["label"] != row["reference_label"]]
-        found |= {
-            "same_label": len(rows) - len(other),
-            "score_off_mean": mean("score_off"),
-            "score_off_max": max(row["score_off"] for row in rows),
-            "other_label_margin": max((row["margin"] for row in other if row["margin"] is not None), default=None),
-        }
+        found["same_label"] = len(rows) - len(other)
+        found["score_off_mean"] = sum(row["score_off"] for row in rows) / len(rows)
+        found["score_off_max"] = max(row["score_off"] for row in rows)
+        found["other_label_margin"] = max((row["margin"] for row in other if row["margin"] is not None), default=None)
     return found
 
 
-def verdict(found: dict[str, Any]) -> tuple[bool | None, str]:
+def verdict(found: Summary) -> tuple[bool | None, str]:
     """Whether the fast path is as good as open_clip's, None where nobody can say, and the reason in words."""
-    alike, purpose = found["alike"], found["compared"] - (found["alike"] or {"images": 0})["images"]
+    alike, purpose = found["alike"], found["compared"] - (found["alike"]["images"] if found["alike"] else 0)
     if alike is None:
         return None, "Nothing to judge: no image was decoded by both, but those that are treated otherwise on purpose."
     against = []
@@ -110,12 +168,11 @@ def _images_are(count: int, more: str = "") -> str:
     return f"{count} {more}image is" if count == 1 else f"{count} {more}images are"
 
 
-def text(found: dict[str, Any]) -> str:
+def text(found: Summary) -> str:
     """For a terminal: what was compared, totals, the worst images, the verdict."""
     lines = [compared(found), ""]
-    for title, name in (("all images", "all"), ("without those treated otherwise on purpose", "alike")):
-        part = found[name]
-        if part is None or (name == "alike" and part["images"] == found["compared"]):
+    for title, part in (("all images", found["all"]), ("without those treated otherwise on purpose", found["alike"])):
+        if part is None or (part is found["alike"] and part["images"] == found["compared"]):
             continue
         lines += [f"{part['images']} images, {title}", *(f"  {what:24} {value}" for what, value in shown(part)), ""]
     if found["worst"]:
@@ -127,7 +184,7 @@ def text(found: dict[str, Any]) -> str:
     return "\n".join([*lines, "", found["verdict"]])
 
 
-def compared(found: dict[str, Any]) -> str:
+def compared(found: Summary) -> str:
     """What was compared, in a sentence."""
     weights = f" ({found['pretrained']})" if found["pretrained"] else ""
     left = [
@@ -146,7 +203,7 @@ def compared(found: dict[str, Any]) -> str:
     )
 
 
-def shown(part: dict[str, Any]) -> list[tuple[str, str]]:
+def shown(part: Totals) -> list[tuple[str, str]]:
     """Totals as lines of name and value."""
     lines = [
         ("pixel difference", f"{part['pixel_mean']:.3f} in the mean, {part['pixel_max']} at most, of 255"),
@@ -161,7 +218,7 @@ def shown(part: dict[str, Any]) -> list[tuple[str, str]]:
     return lines
 
 
-def _of(row: dict[str, Any]) -> str:
+def _of(row: Row) -> str:
     said = []
     if row.get("label") != row.get("reference_label"):
         said.append(f"{row['label']}, {row['reference_label']}")

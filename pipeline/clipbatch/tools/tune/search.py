@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipbatch.config import Settings, hardware
+from clipbatch.config import Settings, SettingValues, hardware
 from clipbatch.errors import InputError
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.runs import plan as planner
@@ -40,7 +40,7 @@ _ROUNDS = 2
 class Trial:
     """What some settings gave."""
 
-    changes: dict[str, Any]
+    changes: SettingValues
     """Settings that differ from the run's defaults."""
     images_per_s: float | None
     note: str
@@ -51,7 +51,7 @@ class Trial:
 class Tuned:
     """What a search found."""
 
-    chosen: dict[str, Any]
+    chosen: SettingValues
     """Settings to change; empty where the defaults stand."""
     gain: float | None
     """Rate with `chosen` over that with the defaults, the lower of two rounds; None where it was not measured."""
@@ -59,7 +59,7 @@ class Tuned:
     rows: int
     """Images that were at hand."""
     seat: Seat
-    defaults: dict[str, Any]
+    defaults: SettingValues
     """The settings that were tried, as a run has them without any of this."""
 
 
@@ -126,10 +126,11 @@ class _Search:
         self._longest_s = 0.0
         self.trials: list[Trial] = []
 
-    def find(self, steps: dict[str, list[Any]]) -> tuple[dict[str, Any], float | None]:
+    def find(self, steps: dict[str, list[Any]]) -> tuple[SettingValues, float | None]:
         """The changes to make, and what they are sure to gain."""
         self._to_come = 1 + sum(map(len, steps.values())) + 2 * _ROUNDS
-        best, best_rate = dict[str, Any](), self._try({})
+        best: SettingValues = {}
+        best_rate = self._try({})
         for name, values in steps.items():
             for value in values:
                 changes = {**best, name: value}
@@ -145,7 +146,7 @@ class _Search:
             gains.append(tuned / plain)
         return (best, min(gains)) if min(gains) > _NOISE else ({}, None)
 
-    def _try(self, changes: dict[str, Any], kept_s: float | None = None) -> float | None:
+    def _try(self, changes: SettingValues, kept_s: float | None = None) -> float | None:
         """The rate with `changes`, if there is time. kept_s: for what comes later; default: for the last rounds."""
         kept_s = 2 * _ROUNDS * self._longest_s if kept_s is None else kept_s
         begun = time.monotonic()

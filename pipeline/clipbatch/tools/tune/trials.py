@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TypedDict
 
+from clipbatch.config import SettingValues
 from clipbatch.errors import InputError
 from clipbatch.rundir.layout import RunDir
 from clipbatch.workers.child import Child, raise_failure
 from clipbatch.workers.devices import Seat
+
+
+class Rate(TypedDict, total=False):
+    """What a trial gave: a rate and the stage that the others waited for, or why there is none."""
+
+    images_per_s: float
+    bottleneck: str
+    error: str
 
 
 class Trier:
@@ -33,7 +42,7 @@ class Trier:
         if "error" in answer:
             raise InputError(f"the model cannot be loaded here: {answer['error']}; see clipbatch doctor")
 
-    def rate(self, changes: dict[str, Any], seconds: float) -> dict[str, Any] | None:
+    def rate(self, changes: SettingValues, seconds: float) -> Rate | None:
         """`images_per_s` and `bottleneck` with `changes`, or `error`; None if the time was over before that."""
         if self._child is None or self._child.ended:
             self.load()
@@ -46,9 +55,9 @@ class Trier:
         if self._child:
             self._child.close()
 
-    def _answer(self, child: Child) -> dict[str, Any] | None:
+    def _answer(self, child: Child) -> Rate | None:
         try:
-            answer: dict[str, Any] = child.receive(self._deadline - time.monotonic())
+            answer: Rate = child.receive(self._deadline - time.monotonic())
         except TimeoutError:
             return None
         except EOFError:

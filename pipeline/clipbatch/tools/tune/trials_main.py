@@ -13,10 +13,10 @@ import sys
 import time
 from collections.abc import Iterator
 from itertools import cycle, islice
-from typing import Any
 
 import torch
 
+from clipbatch.config import SettingValues
 from clipbatch.errors import brief
 from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.manifest import Manifest
@@ -25,6 +25,7 @@ from clipbatch.stages.encode import check_device, load
 from clipbatch.stages.flow import Flow, bottleneck
 from clipbatch.stages.pipeline import LoadedModel
 from clipbatch.stages.read import Backpressure
+from clipbatch.tools.tune.trials import Rate
 from clipbatch.types import ItemBatch
 from clipbatch.workers.child import Parent, serve
 
@@ -45,7 +46,7 @@ class Trials:
         self._model = load(self._plan.run_settings().model)
         self._next = 0
 
-    def rate(self, changes: dict[str, Any], seconds: float) -> dict[str, Any]:
+    def rate(self, changes: SettingValues, seconds: float) -> Rate:
         """Images/s with `changes` to the plan's settings, from the first batch on that is through."""
         settings = self._plan.run_settings().replace(**{"shard_size": None, "compile": "off", **changes})
         assert settings.batch_size

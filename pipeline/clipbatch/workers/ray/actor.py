@@ -11,6 +11,7 @@ import queue
 from typing import Any
 
 import clipbatch
+from clipbatch.config import SettingValues
 from clipbatch.errors import ClipbatchError, InputError
 from clipbatch.rundir.layout import RunDir
 from clipbatch.storage.atomic import remove_leftovers
@@ -27,7 +28,7 @@ _WAIT_S = 10.0
 class RayActor:
     """Works on the run in `path`, an absolute one or a url, by the plan with `fingerprint`."""
 
-    def __init__(self, path: str, fingerprint: str, runtime: dict[str, Any], device: str) -> None:
+    def __init__(self, path: str, fingerprint: str, runtime: SettingValues, device: str) -> None:
         self._run, self._fingerprint = RunDir(path), fingerprint
         self._runtime, self._device = runtime, device
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
