@@ -16,8 +16,8 @@ from clipbatch.storage import stores
 from clipbatch.storage.stores import open_input_file
 from clipbatch.storage.uris import is_url, name_of
 
+# Read at a time from a file of text.
 CHUNK_BYTES = 4 * 2**20
-"""Read at a time from a file of text."""
 MAX_LINE_BYTES = 2**28
 _CODECS = {".gz": "gzip", ".zst": "zstd"}
 
@@ -99,8 +99,8 @@ def size_and_end(path: str, length: int) -> tuple[int, bytes]:
         raise unreadable(path, error) from error
 
 
+# Before a web server is asked for a manifest once more, however long it says.
 _LONGEST_WAIT_S = 30.0
-"""Before a web server is asked for a manifest once more, however long it says."""
 
 
 def copied(url: str) -> BinaryIO:

@@ -22,11 +22,11 @@ from clipbatch.inputs.opening import refused
 from clipbatch.storage import stores
 from clipbatch.storage.uris import folder_of, is_url, name_of
 
+# Folders listed at the same time.
 AHEAD = 16
-"""Folders listed at the same time."""
 
+# Name, '' for one that is empty, and whether it is a folder, in byte order.
 Entries = deque[tuple[str, bool]]
-"""Name, '' for one that is empty, and whether it is a folder, in byte order."""
 
 
 @functools.lru_cache(maxsize=1)

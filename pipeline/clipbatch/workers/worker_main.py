@@ -153,7 +153,7 @@ def _work(channel: _Channel, path: str, fingerprint: str, device: str, runtime: 
     from clipbatch.rundir.layout import RunDir
     from clipbatch.stages.journal import Journal
 
-    run, here = RunDir(path), hardware.alone(device)
+    run, here = RunDir(path), hardware.hide_other_gpus(device)
     model = run.plan_of(fingerprint).settings["model"]
     with fast_import.fast_imports(transformers=models.wants_transformers(model)):
         from clipbatch.stages.pipeline import ShardPipeline
