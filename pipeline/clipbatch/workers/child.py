@@ -26,8 +26,8 @@ from clipbatch.errors import ClipbatchError, brief, from_message
 from clipbatch.workers import signals
 
 _LOG_LINES = 40
+# How often a parent that waits looks whether a signal has asked it to end.
 _POLL_S = 0.2
-"""How often a parent that waits looks whether a signal has asked it to end."""
 _PIECE_BYTES = 2**16
 
 

@@ -27,10 +27,10 @@ _ROOT = Path("/")
 class Seat:
     """A place for one worker process."""
 
+    # cpu or cuda:N.
     device: str
-    """cpu or cuda:N."""
+    # CPU cores that it may use, as the kernel numbers them.
     cores: tuple[int, ...]
-    """CPU cores that it may use, as the kernel numbers them."""
 
     def __str__(self) -> str:
         return self.device

@@ -31,12 +31,12 @@ class WorkerContext:
 
     run: RunDir
     plan: Plan
+    # The settings of this invocation, `Settings.runtime`.
     runtime: dict[str, Any]
-    """The settings of this invocation, `Settings.runtime`."""
+    # For what workers report.
     events: queue.SimpleQueue[Event]
-    """For what workers report."""
+    # For remarks on the run.
     say: Callable[[str], None]
-    """For remarks on the run."""
 
 
 class Killable(Protocol):
@@ -48,8 +48,8 @@ class Killable(Protocol):
 class Engine(Protocol):
     """Where workers run. Called by one thread."""
 
+    # What workers run on, as in `ModelSettings.device`; auto where this machine's own decide.
     device: str
-    """What workers run on, as in `ModelSettings.device`; auto where this machine's own decide."""
 
     @property
     def expecting(self) -> bool:

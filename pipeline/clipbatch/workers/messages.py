@@ -42,8 +42,8 @@ class BatchDone:
 
     rows: int
     bad: int
+    # The slowest stage.
     bottleneck: str
-    """The slowest stage."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,24 +51,24 @@ class Failed:
     """An exception that ends the worker."""
 
     exit_code: int
+    # Its text, or a traceback unless it is one of ours.
     message: str
-    """Its text, or a traceback unless it is one of ours."""
+    # Its type and first line.
     what: str = ""
-    """Its type and first line."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
     """The worker has ended."""
 
+    # Exit code; negative: the signal that killed it.
     code: int
-    """Exit code; negative: the signal that killed it."""
+    # Rows (row_ids) that were between decode and done.
     in_flight: tuple[int, ...] = ()
-    """Rows (row_ids) that were between decode and done."""
+    # The last lines that it printed.
     log: tuple[str, ...] = ()
-    """The last lines that it printed."""
+    # How it ended, in words, if the exit code does not tell.
     cause: str | None = None
-    """How it ended, in words, if the exit code does not tell."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,12 +76,12 @@ class Assign:
     """Do a shard."""
 
     shard: int
+    # Only these row_ids of it; None: all.
     rows: tuple[int, ...] | None = None
-    """Only these row_ids of it; None: all."""
+    # Rows (row_ids) that it must not touch.
     rejects: Mapping[int, Reject] = field(default_factory=dict)
-    """Rows (row_ids) that it must not touch."""
+    # The new part replaces any other.
     force: bool = False
-    """The new part replaces any other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,13 +17,13 @@ from clipbatch.rundir.layout import RunDir
 from clipbatch.types import Reject
 from clipbatch.workers.child import Child
 
+# More than Pillow needs for the largest image that `max_pixels` lets through by default.
 MEMORY_MIB = 4096
-"""More than Pillow needs for the largest image that `max_pixels` lets through by default."""
+# Within which a probe must have loaded its libraries.
 _START_S = 300.0
-"""Within which a probe must have loaded its libraries."""
 
+# Takes the rows that kill and what they did, or the reason why there was no search; None: it came to no end.
 Found = Callable[[Union[dict[int, Reject], ClipbatchError, None]], None]
-"""Takes the rows that kill and what they did, or the reason why there was no search; None: it came to no end."""
 
 
 class SuspectSearch:

@@ -31,8 +31,8 @@ from clipbatch.config import LaunchSettings
 from clipbatch.config.validation import SettingError
 from clipbatch.errors import InputError
 
+# Numbers that `--shards` may name; more are a slip of the pen.
 _MAX_SHARDS = 10**7
-"""Numbers that `--shards` may name; more are a slip of the pen."""
 _NUMBERS = re.compile(r"[0-9]+(-[0-9]+)?")
 
 
@@ -42,8 +42,8 @@ class Rank:
 
     number: int = 0
     world: int = 1
+    # Which of the processes that the launcher started on this machine.
     local: int = 0
-    """Which of the processes that the launcher started on this machine."""
     local_world: int = 1
 
     def part(self, shards: Sequence[int]) -> list[int]:

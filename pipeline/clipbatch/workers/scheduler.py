@@ -14,10 +14,10 @@ import statistics
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
+# A shard is given to a second worker after this many times the median time of the last ones. That worker would be idle;
+# simulated with 512 of them, 1.25 costs 1% of all work done twice, and 2.0 costs 5% of the time
+# (benchmarks/scaling.py).
 COPY_AFTER = 1.25
-"""A shard is given to a second worker after this many times the median time of the last ones. That worker would be
-idle; simulated with 512 of them, 1.25 costs 1% of all work done twice, and 2.0 costs 5% of the time
-(benchmarks/scaling.py)."""
 _REMEMBERED = 101
 
 
@@ -26,12 +26,12 @@ class Assignment:
     """A shard to hand out."""
 
     shard: int
+    # Only these row_ids of it.
     rows: tuple[int, ...] | None = None
-    """Only these row_ids of it."""
+    # Also where it has a part, which a new one replaces unless that has fewer ok rows.
     again: bool = False
-    """Also where it has a part, which a new one replaces unless that has fewer ok rows."""
+    # The new part replaces any other.
     force: bool = False
-    """The new part replaces any other."""
 
 
 class ShardScheduler:
@@ -41,8 +41,8 @@ class ShardScheduler:
         self._open = collections.deque(assignments)
         self._left = {assignment.shard for assignment in self._open}
         self._held: dict[Hashable, dict[int, Assignment]] = {}
+        # When each worker began with the first shard that it holds.
         self._since: dict[Hashable, float] = {}
-        """When each worker began with the first shard that it holds."""
         self._times_s: collections.deque[float] = collections.deque(maxlen=_REMEMBERED)
 
     @property

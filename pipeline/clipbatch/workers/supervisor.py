@@ -38,15 +38,15 @@ from clipbatch.workers.progress import Progress
 from clipbatch.workers.scheduler import Assignment, ShardScheduler
 from clipbatch.workers.worker import WorkDone, WorkerHandle
 
+# Ends of workers on a seat in a row, with no part finished in between, after which it is given up.
 MAX_DEATHS = 10
-"""Ends of workers on a seat in a row, with no part finished in between, after which it is given up."""
+# Ends of workers over one shard after which the batches in flight are given up, if no row kills alone.
 DEATHS_OF_A_BATCH = 3
-"""Ends of workers over one shard after which the batches in flight are given up, if no row kills alone."""
 EXPLAIN_AFTER_S = 15.0
+# Within which a worker has loaded its model, weights fetched over a slow line included.
 LOADING_S = 3600.0
-"""Within which a worker has loaded its model, weights fetched over a slow line included."""
+# Within which a worker that was told to end has reported and ended.
 LAST_WORDS_S = 10.0
-"""Within which a worker that was told to end has reported and ended."""
 _POLL_S = 1.0
 
 
@@ -55,19 +55,19 @@ class _Death:
     """The end of a worker that nobody wanted."""
 
     cause: str
+    # SIGKILL comes from an operator as a rule, but it may be the kernel's, out of memory; so a single one proves
+    # nothing, and a second one is looked into.
     from_outside: bool
-    """SIGKILL comes from an operator as a rule, but it may be the kernel's, out of memory; so a single one proves
-    nothing, and a second one is looked into."""
+    # By a signal.
     by_itself: bool
-    """By a signal."""
+    # How many workers have ended over one of its shards.
     times: int
-    """How many workers have ended over one of its shards."""
+    # Rows (row_ids) that it had between decode and done.
     suspects: list[int]
-    """Rows (row_ids) that it had between decode and done."""
+    # What nobody does now.
     lost: list[Assignment]
-    """What nobody does now."""
+    # Its last lines.
     log: str
-    """Its last lines."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,17 +29,17 @@ Event = tuple["WorkerHandle", Report]
 class WorkDone:
     """What the workers of a run have reported."""
 
+    # Rows by status, of each shard done.
     counts: dict[int, dict[str, int]] = field(default_factory=dict)
-    """Rows by status, of each shard done."""
+    # Shards among them whose old part was better and has been kept: which one that is, and why.
     kept: dict[int, str] = field(default_factory=dict)
-    """Shards among them whose old part was better and has been kept: which one that is, and why."""
+    # What each worker reported at its end.
     stages: list[WorkerReport] = field(default_factory=list)
-    """What each worker reported at its end."""
+    # Longest time that a worker took to start and load the model, seconds.
     load_s: float = 0.0
-    """Longest time that a worker took to start and load the model, seconds."""
     restarts: int = 0
+    # Rows (row_ids) that have ended a worker and are not touched again.
     quarantined: dict[int, Reject] = field(default_factory=dict)
-    """Rows (row_ids) that have ended a worker and are not touched again."""
 
 
 class WorkerHandle(abc.ABC):
@@ -49,12 +49,12 @@ class WorkerHandle(abc.ABC):
         """seat: where it runs, in words as str(seat)."""
         self.seat = seat
         self.begun = self.heard = time.monotonic()
+        # asks: it waits to be told what is next. finished: it has been told to end.
         self.loaded = self.asks = self.finished = self.hung = self.explained = False
-        """asks: it waits to be told what is next. finished: it has been told to end."""
+        # That it has reported since its last part; all of them of the first shard that it has in hand.
         self.rows = self.bad = 0
-        """That it has reported since its last part; all of them of the first shard that it has in hand."""
+        # What it has reported: type and text of an exception.
         self.failure = ""
-        """What it has reported: type and text of an exception."""
 
     @abc.abstractmethod
     def send(self, order: Order) -> None:

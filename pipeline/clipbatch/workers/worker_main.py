@@ -65,10 +65,10 @@ class _Channel:
     def __init__(self) -> None:
         self._parent = Parent()
         self._orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
+        # Whether it has labelled a batch.
         self.works = False
-        """Whether it has labelled a batch."""
+        # Called when it is told to stop.
         self.last_words: Callable[[], None] = lambda: None
-        """Called when it is told to stop."""
         threading.Thread(target=self._listen, name="listen", daemon=True).start()
 
     def report(self, message: Report) -> None:

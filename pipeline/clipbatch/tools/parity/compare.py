@@ -52,8 +52,8 @@ def render(found: dict[str, Any], pictures: list[dict[str, Any]]) -> bytes:
     ).encode()
 
 
+# Images that are shown side by side, those that agree the least.
 PICTURES = 12
-"""Images that are shown side by side, those that agree the least."""
 
 
 def compare(settings: Settings, *, limit: int, out: str | None = None) -> tuple[dict[str, Any], AnyPath | None]:

@@ -20,8 +20,8 @@ from clipbatch.workers.messages import Ended, Order, Report
 from clipbatch.workers.quarantine import SuspectSearch
 from clipbatch.workers.worker import Event, WorkerProcess
 
+# How long a question for events waits for the first one.
 _WAIT_S = 10.0
-"""How long a question for events waits for the first one."""
 
 
 class RayActor:

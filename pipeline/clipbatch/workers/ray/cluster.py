@@ -17,8 +17,8 @@ from clipbatch.config import Settings
 from clipbatch.errors import InputError
 
 _ANSWER_S = 10.0
+# What a node has by name, such as CPU and GPU, as it was told when it was started.
 Node = Mapping[str, float]
-"""What a node has by name, such as CPU and GPU, as it was told when it was started."""
 
 
 class RayCluster:
@@ -45,10 +45,10 @@ class RayCluster:
         self._closing = contextlib.ExitStack()
         self.ray = _connect(self._closing)
         nodes = self.nodes().values()
+        # Whether each worker gets a GPU.
         self.gpus = device == "cuda" or (device == "auto" and any(node.get("GPU") for node in nodes))
-        """Whether each worker gets a GPU."""
+        # That each worker asks for.
         self.cores = launch.cpus_per_worker or default_cores(nodes, gpus=self.gpus)
-        """That each worker asks for."""
         if not (launch.workers or self.room()):
             self.close()
             raise InputError(

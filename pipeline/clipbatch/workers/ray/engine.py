@@ -39,11 +39,11 @@ Answer = tuple["RayWorker", "Future[list[Report]]"]
 class RaySeat:
     """Where a worker is, whichever actor keeps it."""
 
+    # Ray's number of it.
     node: str
-    """Ray's number of it."""
     address: str
+    # Which of the `slots` equal pieces of the node's cores is its own.
     slot: int
-    """Which of the `slots` equal pieces of the node's cores is its own."""
     slots: int
     gpu: int | str | None
 
@@ -57,10 +57,10 @@ class Slot:
     def __init__(self, actor: Any, look: Future[dict[str, Any]]) -> None:
         """look: what `RayActor.look` will say once it runs."""
         self.actor, self.look = actor, look
+        # Where it runs; None as long as it waits.
         self.seat: RaySeat | None = None
-        """Where it runs; None as long as it waits."""
+        # It does not answer any more, nor does its node perhaps.
         self.gone = False
-        """It does not answer any more, nor does its node perhaps."""
 
     def start(self, seat: RaySeat, put: Callable[[Answer], None]) -> RayWorker:
         """Start a worker here; put: takes each answer of its actor."""
@@ -119,13 +119,13 @@ def last_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
 
 
+# How often the cluster is asked which nodes it has.
 LOOK_EVERY_S = 5.0
-"""How often the cluster is asked which nodes it has."""
 _EXPLAIN_AFTER_S = 15.0
+# Within which actors have ended their workers.
 _LAST_WORDS_S = 10.0
-"""Within which actors have ended their workers."""
+# Calls that an actor takes at the same time: one waits for events, one may search, others are short.
 _THREADS = 8
-"""Calls that an actor takes at the same time: one waits for events, one may search, others are short."""
 
 
 class RayEngine:
