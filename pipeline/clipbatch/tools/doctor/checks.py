@@ -13,11 +13,11 @@ from clipbatch.tools.doctor import machine
 from clipbatch.tools.doctor.machine import Finding
 from clipbatch.workers.child import Child
 
+# Within which a look at a library has answered; importing torch from a cold network disk takes long.
 PROBE_S = 120.0
-"""Within which a look at a library has answered; importing torch from a cold network disk takes long."""
+# Compute capabilities of GPUs that have JPEG engines, by their data sheets: A100 and A30, H100 and H200, B200, B300; of
+# 8.9 the L4 and L40 have them.
 _WITH_ENGINES = [[8, 0], [9, 0], [10, 0], [10, 3]]
-"""Compute capabilities of GPUs that have JPEG engines, by their data sheets: A100 and A30, H100 and H200, B200, B300;
-of 8.9 the L4 and L40 have them."""
 _CONTAINER = "in a container, start it with NVIDIA_DRIVER_CAPABILITIES=compute,utility,video (or all)"
 
 
