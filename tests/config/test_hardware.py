@@ -141,11 +141,11 @@ def test_each_gpu_has_one_worker_with_the_cores_near_it(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"gpus": "0,4"}, "--gpus 0,4: there is no GPU 4"),
+        ({"gpus": "0,4"}, "--gpus 0,4: GPU 4 does not exist"),
         ({"gpus": "1,1"}, "--gpus 1,1"),
         ({"gpus": "all", "device": "cpu"}, "gpus all and device cpu contradict"),
         ({"gpus": "1", "device": "cuda:0"}, "gpus 1 and device cuda:0 contradict"),
-        ({"workers": 2}, "workers 2 is for CPUs.*--gpus, or say --device cpu"),
+        ({"workers": 2}, "workers 2 is for CPUs.*--gpus, or give --device cpu"),
         ({"gpus": "first"}, "gpus 'first' is not known: use all, or numbers"),
         ({"workers": 0}, "workers 0 is out of range"),
     ],
@@ -165,7 +165,7 @@ def test_without_a_gpu_asking_for_one_is_refused_before_anything_is_written(
     cli: Cli, photos: Path, tmp_path: Path, arguments: tuple[str, str]
 ) -> None:
     error = cli("run", photos, *DEMO, *arguments, "--out", tmp_path / "out", code=3).stderr
-    assert f"{' '.join(arguments)}: no NVIDIA GPU can be seen here" in error
+    assert f"{' '.join(arguments)}: this machine has no NVIDIA GPU that can be used" in error
     assert "--device cpu" in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()

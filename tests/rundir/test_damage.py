@@ -207,7 +207,7 @@ def test_a_damaged_cache_of_label_features_is_said_once_and_made_anew(warm: Cli,
     content = cached.read_bytes()
     cached.write_bytes(content[:300] + bytes([content[300] ^ 1]) + content[301:])
     said = [warm(*run_command(), "--out", out, cwd=here, env=env) for out in ("second", "third")]
-    counts = [(one.stdout + one.stderr).count("were damaged: they are computed anew") for one in said]
+    counts = [(one.stdout + one.stderr).count("are damaged; computing them again") for one in said]
     assert counts == [1, 0]
     assert cached.read_bytes() == content
     assert (here / "second" / "text.npy").read_bytes() == (here / "first" / "text.npy").read_bytes()

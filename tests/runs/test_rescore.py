@@ -225,7 +225,7 @@ def test_a_damaged_source_is_refused_with_the_remedy(warm: Cli, source: Path, tm
     shutil.copytree(source, run)
     if damage == "another model":
         rewrite(run / "model.json", lambda facts: facts.update(weights_sha256="0" * 64))
-        said = "are not those that the embeddings were made with"
+        said = "are not those that made the embeddings"
     else:
         said = f"{run / 'parts' / 'part-00002.parquet'} is damaged: "
     command = ("rescore", run, "--labels", "cat,ship", "--out", tmp_path / "out")

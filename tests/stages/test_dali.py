@@ -63,5 +63,5 @@ def test_what_does_not_fit_into_memory_is_decoded_in_halves(photos: Path, caplog
         made.append(pixels_BCHW)
     assert torch.equal(*made)
     assert set(caplog.messages) == {
-        "DALI ran out of memory: such batches are decoded in pieces; a smaller --batch-size is faster"
+        "DALI ran out of memory: decoding such batches in pieces; a smaller --batch-size is faster"
     }

@@ -33,5 +33,5 @@ def test_features_are_kept_under_model_and_prompts_and_a_damaged_file_is_made_an
         kept.write_bytes(damaged)
         caplog.clear()
         assert np.array_equal(text_features(model, PROMPTS), made)
-        assert [text.partition(" kept in ")[0] for text in caplog.messages] == ["the label features"]
+        assert [text.partition(" cached in ")[0] for text in caplog.messages] == ["the label features"]
         assert kept.read_bytes() == whole

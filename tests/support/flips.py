@@ -102,7 +102,7 @@ class Flips:
     def _cached(self) -> tuple[str, list[str]]:
         """What the next run with the same labels says of the cache."""
         made = self._cli(*COMMAND, *SIZES, "--out", "next")
-        said = [line for line in (made.stdout + made.stderr).splitlines() if "computed anew" in line]
+        said = [line for line in (made.stdout + made.stderr).splitlines() if "computing them again" in line]
         parts = {path.name: path.read_bytes() for path in (self._folder / "next" / "parts").iterdir()}
         wrong = parts != {Path(name).name: data for name, data in self._whole.items() if name.startswith("run/parts")}
         faults = ["the next run's parts are others"] if wrong else []

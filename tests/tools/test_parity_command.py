@@ -94,7 +94,7 @@ def test_without_labels_as_text_and_what_is_refused(cli: Cli, folder: Path, tmp_
     assert "turned by EXIF" not in said
     assert said.rstrip().splitlines()[-1].startswith("This machine's fast path answers as open_clip does: cosine 1.0")
     no_weights = cli("parity", folder, "--model", "RN50", code=3).stderr
-    assert "choose with --pretrained" in no_weights
+    assert "choose one with --pretrained" in no_weights
     assert no_weights.count("\n") == 1
     assert "is a folder" in cli("parity", folder, "--model", "clipbatch-demo", "--out", tmp_path, code=3).stderr
     assert "no INPUT" in cli("parity", code=3).stderr

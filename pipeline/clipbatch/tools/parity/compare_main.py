@@ -22,11 +22,11 @@ from clipbatch.config import DecodeSettings, hardware
 from clipbatch.config.labels import LabelSet
 from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.manifest import Manifest
+from clipbatch.stages.batches import Task, item_batches
 from clipbatch.stages.decode import Decode
 from clipbatch.stages.decode.geometry import Target
 from clipbatch.stages.encode import Encode, check_device, load, text_features
 from clipbatch.stages.pillow import with_image
-from clipbatch.stages.pipeline import Task, item_batches
 from clipbatch.stages.read import Read
 from clipbatch.stages.score import score
 from clipbatch.tools.parity.verdict import Facts, Row
@@ -34,8 +34,8 @@ from clipbatch.types import Decoded, Encoded, ItemBatch, PixelBatch, Reject
 from clipbatch.workers.child import Parent, serve
 
 Pixels = NDArray[np.uint8]
+# How much brighter a difference is shown than it is.
 _AMPLIFIED = 16
-"""How much brighter a difference is shown than it is."""
 _MODES = {"P": "palette", "PA": "palette", "1": "1-bit"}
 
 
