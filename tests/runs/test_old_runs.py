@@ -196,5 +196,5 @@ def test_a_key_that_is_not_known_is_a_newer_version_s(
     path.write_bytes(records.seal(content) if sealed else content)
     for command in ("status run", "verify run", "run --out run", "report run", "verify run --restore"):
         error = warm(*command.split(), cwd=old, code=3).stderr
-        assert f"{name} was made by a newer clipbatch: it has {said}, which this version does not know" in error
+        assert f"{name} was written by a newer clipbatch: it has {said}, which this version does not know" in error
         assert error.count("\n") == 1
