@@ -95,7 +95,7 @@ class ModelSettings(Checked):
         "open_clip's name, clipbatch-demo, hf-hub:ORG/NAME, local-dir:FOLDER, or FILE.json.",
         short="-m",
     )
-    # None: laion2b_s34b_b79k for ViT-B-32, `embedded` for clipbatch-demo; other models need a value.
+    # None: the default weights of the model, if it has any (`config.models`).
     pretrained: str | None = setting(
         None, "Model", "identity", "Weights: one of open_clip's tags, a FILE, or hf-hub:ORG/NAME."
     )
