@@ -1,4 +1,4 @@
-"""Whole runs over what lies in an object store: the same rows as over the same files on a disk."""
+"""Whole runs over images in an object store: the same rows as over the same files on a disk."""
 
 import os
 import time
