@@ -139,10 +139,10 @@ def test_an_archive_that_is_replaced_between_plan_and_run_gives_no_scores(
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("x.tar", b"<html>not found</html>", "is no tar archive"),
-        ("x.zip", b"<html>not found</html>", "is no zip archive"),
+        ("x.tar", b"<html>not found</html>", "is not a tar archive"),
+        ("x.zip", b"<html>not found</html>", "is not a zip archive"),
         ("x.tar.gz", b"", "is compressed as a whole"),
-        ("x-{0..1}.tar", b"", "'x-0.tar' of 'x-{0..1}.tar' is not there"),
+        ("x-{0..1}.tar", b"", "'x-0.tar' of 'x-{0..1}.tar' does not exist"),
         ("*.gif", b"", "nothing matches the pattern '*.gif'"),
     ],
 )

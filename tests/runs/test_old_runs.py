@@ -196,5 +196,5 @@ def test_an_unknown_key_is_refused_as_one_of_a_newer_version(
     path.write_bytes(records.seal(content) if sealed else content)
     for command in ("status run", "verify run", "run --out run", "report run", "verify run --restore"):
         error = warm(*command.split(), cwd=old, code=3).stderr
-        assert f"{name} was made by a newer clipbatch: it has {said}, which this version does not know" in error
+        assert f"{name} was written by a newer clipbatch: it has {said}, which this version does not know" in error
         assert error.count("\n") == 1

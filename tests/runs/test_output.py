@@ -184,7 +184,7 @@ def test_verify_finds_a_label_that_its_score_does_not_allow(
         with PartFile(part, wrong.schema, "zstd") as file:
             file.write(wrong)
             file.close({"clipbatch.counts": counts})
-        assert f"its {name} does not agree with its status" in warm("verify", out, code=5).stderr
+        assert f"its {name} does not match its status" in warm("verify", out, code=5).stderr
 
 
 @pytest.mark.parametrize(

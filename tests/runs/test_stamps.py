@@ -100,7 +100,7 @@ def test_dates_that_a_column_cannot_hold_are_refused_with_its_name(warm: Cli, tm
     exact = write(tmp_path / "exact.csv", "uri,taken\na.jpg,2020-01-01T00:00:00.5\n")
     far = write(tmp_path / "far.csv", "uri,taken\nb.jpg,2300-01-01T00:00:00\n")
     assert str(list_inputs(far).schema.field("taken").type) == "timestamp[s]"
-    assert f"column 'taken' of {far} has to be timestamp[ns], as the other inputs have it" in refused(exact, far)
+    assert f"column 'taken' of {far} has to be timestamp[ns], as in the other inputs" in refused(exact, far)
     table = pa.table({"uri": ["a.jpg"], "taken": pa.array([2**62], pa.timestamp("s"))})
     with pa.ipc.new_file(str(tmp_path / "far.arrow"), table.schema) as file:
         file.write_table(table)

@@ -87,7 +87,7 @@ class Flips:
         lines = made.stderr.removeprefix("clipbatch: ").splitlines()
         said = lines[0] if made.returncode == 3 else lines[1]
         advice = re.findall(r"clipbatch ((?:verify|run) .*?(?:--restore|--repair))", made.stderr)
-        if kind == "manifest" and not advice and "plan the same input into another folder" in said:
+        if kind == "manifest" and not advice and "plan the same input in another folder" in said:
             self._cli("plan", *COMMAND[1:], *SIZES, "--out", "planned")
             shutil.copytree(
                 self._folder / "planned" / "manifest", self._folder / "run" / "manifest", dirs_exist_ok=True

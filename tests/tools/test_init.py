@@ -60,7 +60,7 @@ def test_files_written_from_options_work_from_another_folder(cli: Cli, photos: P
 def test_wrong_answers_on_a_terminal_are_asked_for_again(tmp_path: Path, photos: Path) -> None:
     answers = [
         ("What to label", str(tmp_path / "nowhere")),
-        ("is not there", str(photos)),
+        ("does not exist", str(photos)),
         ("Labels", "cifar1"),
         ("Did you mean cifar10", "cifar10"),
         ("Model", "vitb32"),
