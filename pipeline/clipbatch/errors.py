@@ -7,7 +7,8 @@
     ├── DamagedError               5  files of a run are missing or damaged, and stay so
     ├── UnfitError                 5  doctor found something that keeps runs from working here
     ├── BusyError                  6  another process is at the same dataset, or serves the same spool
-    └── InterruptedRunError       75  stopped by a signal; the same command goes on where it stopped
+    ├── InterruptedRunError       75  stopped by a signal; the same command goes on where it stopped
+    └── UnreachableError          75  a store or web server refuses every read; repaired, the same command goes on
 
 An image that cannot be read or decoded is none of these: it is data, a `types.Reject`.
 """
@@ -23,6 +24,7 @@ __all__ = [
     "OtherRunError",
     "TooManyBadError",
     "UnfitError",
+    "UnreachableError",
     "from_message",
     "nearest",
 ]
@@ -74,9 +76,16 @@ class InterruptedRunError(ClipbatchError):
     exit_code = 75
 
 
+class UnreachableError(ClipbatchError):
+    """A store or web server refuses every read, or answers none. Parts without such rows stay, and once the cause is
+    repaired, the same command resumes."""
+
+    exit_code = 75
+
+
 def from_message(exit_code: int, message: str) -> ClipbatchError:
     """The error of this module with `exit_code`, rebuilt from what a worker process reported."""
-    for kind in (InputError, TooManyBadError, DamagedError, InterruptedRunError):
+    for kind in (InputError, TooManyBadError, DamagedError, UnreachableError):
         if kind.exit_code == exit_code:
             return kind(message)
     return ClipbatchError(message)

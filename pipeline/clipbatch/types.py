@@ -10,7 +10,7 @@ slot of pixels; at any stage it may end as a `Reject`, which keeps its slot so t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:
@@ -181,6 +181,9 @@ class WorkerReport:
     """Peak resident memory of the process."""
     facts: dict[str, str | float]
     """The device in words, its peak memory, and what came of memory and precision."""
+    waits: dict[str, dict[str, float]] = field(default_factory=dict)
+    """By store or host that made it wait: `tries_again`, further tries of reads, and `waited_s`, the seconds for which
+    it waited before them."""
 
 
 def counts_text(counts: Mapping[str, int]) -> str:

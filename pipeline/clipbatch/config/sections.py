@@ -122,7 +122,14 @@ class ReadSettings(Checked):
     """Files read at the same time; default: 16, and 64 in stores and on the web."""
     read_timeout: float = setting(60.0, "Images", "worker", "Seconds until a file that hangs is given up.")
     """Seconds after which a file that does not answer gets status timeout."""
-    read_retries: int = setting(3, "Images", "worker", "Further tries after an I/O error.")
+    read_retries: int | None = setting(
+        None, "Images", "worker", "Further tries after an I/O error (default 3; remote 30)."
+    )
+    """Further tries after an error that may pass; default: 3, and 30 in stores and on the web."""
+    max_refused: int = setting(
+        100, "Images", "worker", "Stop after so many reads in a row that a store or host refuses (0: never)."
+    )
+    """A run stops after so many reads in a row from one store or host that fail for a reason common to all of it."""
     max_bytes: int = setting(256 * 2**20, "Images", "identity", "Larger files get status too_large.")
 
     def __post_init__(self) -> None:
@@ -130,6 +137,7 @@ class ReadSettings(Checked):
         at_least("read_threads", self.read_threads, 1)
         at_least("read_timeout", self.read_timeout, 0.01)
         at_least("read_retries", self.read_retries, 0)
+        at_least("max_refused", self.max_refused, 0)
         at_least("max_bytes", self.max_bytes, 1)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import os
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
@@ -13,7 +12,8 @@ import pyarrow as pa
 
 from clipbatch.errors import InputError
 from clipbatch.storage import stores
-from clipbatch.storage.stores import open_input_file
+from clipbatch.storage.hosts import patiently
+from clipbatch.storage.ranges import open_ranged
 from clipbatch.storage.uris import is_url, name_of
 
 CHUNK_BYTES = 4 * 2**20
@@ -87,7 +87,7 @@ def size_and_end(path: str, length: int) -> tuple[int, bytes]:
     what they hold. Raises: InputError."""
     try:
         if is_url(path):
-            with open_input_file(path) as file:
+            with open_ranged(path) as file:
                 return (size := file.size()), file.read_at(length, max(0, size - length)) if length else b""
         with open(path, "rb") as local:
             size = os.fstat(local.fileno()).st_size
@@ -97,10 +97,6 @@ def size_and_end(path: str, length: int) -> tuple[int, bytes]:
         raise
     except Exception as error:  # what fsspec's file systems raise is of any kind
         raise unreadable(path, error) from error
-
-
-_LONGEST_WAIT_S = 30.0
-"""Before a web server is asked for a manifest once more, however long it says."""
 
 
 def copied(url: str) -> BinaryIO:
@@ -123,21 +119,20 @@ def copied_into(folder: str, url: str) -> str:
 
 
 def _copied(url: str, make: Callable[[], BinaryIO]) -> BinaryIO:
-    for attempt in range(stores.ATTEMPTS):
+    def once() -> BinaryIO:
         spool = make()
         try:
             for chunk in stores.chunks(url):
                 _keep(chunk, spool, url)
-            return spool
-        except InputError:
+        except BaseException:
             spool.close()
             raise
-        except Exception as error:
-            spool.close()
-            if attempt + 1 == stores.ATTEMPTS or not getattr(error, "passes", False):
-                raise refused(f"read the manifest {url}", error) from error
-            time.sleep(min(max(4.0**attempt, getattr(error, "retry_after_s", 0.0)), _LONGEST_WAIT_S))
-    raise AssertionError("the last attempt returns or raises")
+        return spool
+
+    try:
+        return patiently(once, url)
+    except (OSError, ValueError) as error:
+        raise refused(f"read the manifest {url}", error) from error
 
 
 def _keep(chunk: bytes, spool: BinaryIO, url: str) -> None:
