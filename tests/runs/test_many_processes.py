@@ -105,6 +105,6 @@ if "clipbatch.workers.worker_main" in sys.orig_argv and not failed.exists():
     (tmp_path / "sitecustomize.py").write_text(code)
     path = {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
     made = cli("run", folder, *DEMO, "--shard-size", 32, "--out", tmp_path / "out", env=path)
-    said = "ended with exit code 1: ArithmeticError: the second number is gone: it is started again"
+    said = "ended with exit code 1: ArithmeticError: the second number is gone; restarting it"
     assert said in made.stderr
     assert parts(tmp_path / "out") == whole

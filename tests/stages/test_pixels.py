@@ -127,7 +127,7 @@ def test_an_array_with_an_alpha_channel_is_a_transparent_picture() -> None:
 
 @pytest.mark.parametrize("wrong", ["grey", "#ffffff", "fff", "12345g", ""])
 def test_what_is_no_colour_is_refused(wrong: str) -> None:
-    with pytest.raises(InputError, match=f"background '{wrong}' is no colour: use white, black or RRGGBB"):
+    with pytest.raises(InputError, match=f"background '{wrong}' is not a colour: use white, black or RRGGBB"):
         DecodeSettings(background=wrong)
 
 

@@ -29,7 +29,7 @@ def test_a_trace_that_cannot_be_written_is_refused_before_the_work(cli: Cli, tmp
     make_folder(tmp_path / "in", 1, seed=2)
     wrong = tmp_path / "gone" / "trace.json"
     error = cli("run", tmp_path / "in", *DEMO, "--profile", wrong, "--out", tmp_path / "out", code=3).stderr
-    assert f"--profile {wrong}: it has to be a file in a folder that is there" in error
+    assert f"--profile {wrong}: not a file in an existing, writable folder" in error
     assert not (tmp_path / "out").exists()
     with pytest.raises(InputError):
         check_trace(str(tmp_path))

@@ -31,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _commands in (run, serve, results, machine, machine, lists):
+for _commands in (run, serve, results, machine, lists):
     app.add_typer(_commands.app)
 app.add_typer(submit.app, name="submit", rich_help_panel=run.PANEL)
 

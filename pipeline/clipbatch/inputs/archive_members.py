@@ -20,8 +20,8 @@ from itertools import chain, groupby
 
 SUFFIXES = (".tar", ".zip")
 PACKED = (".tar.gz", ".tgz", ".tar.zst", ".tzst", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.lz4")
+# No size or place in an archive is taken for true that is larger; Arrow counts to 2**63.
 MAX_BYTES = 2**60
-"""No size or place in an archive is taken for true that is larger; Arrow counts to 2**63."""
 
 
 def is_archive_name(name: str) -> bool:
@@ -33,12 +33,12 @@ def is_archive_name(name: str) -> bool:
 class Member:
     """One entry of an archive that is no folder."""
 
+    # As it stands in the archive, with surrogates in place of bytes that are not UTF-8.
     name: str
-    """As it stands in the archive, with surrogates in place of bytes that are not UTF-8."""
     start: int
     length: int
+    # With start and length: its span (`container`).
     method: str
-    """With start and length: its span (`container`)."""
 
     @property
     def is_file(self) -> bool:
@@ -55,16 +55,16 @@ def refused(name: str, reason: str) -> Member:
 class _Entry:
     """A member of a key."""
 
+    # Its number in the archive.
     at: int
-    """Its number in the archive."""
+    # The number of its group of neighbours.
     group: int
-    """The number of its group of neighbours."""
     suffix: str
     is_image: bool
 
 
+# By suffix.
 _Sample = dict[str, _Entry]
-"""By suffix."""
 
 
 class Sidecars:

@@ -31,8 +31,8 @@ from clipbatch.types import Encoded, Span
 
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"PK\3\4": "zip"}
 _SIDECAR_BYTES = 2**20
+# Text of sidecars in one batch of rows.
 _CARRIED_BYTES = 64 * 2**20
-"""Text of sidecars in one batch of rows."""
 
 
 class Archive:

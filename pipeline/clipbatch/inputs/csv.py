@@ -42,8 +42,8 @@ class _Columns:
 
     names: list[str]
     has_header: bool
+    # Those whose cells name images.
     images: list[str]
-    """Those whose cells name images."""
 
 
 class CsvFiles:
@@ -57,10 +57,10 @@ class CsvFiles:
         self._no_header, self._named = no_header, named
         self._types: dict[str, pa.DataType] | None = None
         self._columns: dict[str, _Columns] = {}
+        # Of files of one column, where a blank line may be meant as a row.
         self._blank_lines: dict[str, int] = {}
-        """Of files of one column, where a blank line may be meant as a row."""
+        # What is to be said of the files; complete after `schema`.
         self.notes: Counter[str] = Counter()
-        """What is to be said of the files; complete after `schema`."""
 
     def schema(self) -> pa.Schema:
         """Every column with its type; `binary` for one that is not UTF-8. Reads all files to their end once.

@@ -17,10 +17,10 @@ from clipbatch.inputs.lister import BATCH_ROWS, batch
 _COMMON = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff")
 _RARE = (".avif", ".heic", ".heif", ".jp2", ".j2k", ".ppm", ".pgm", ".pbm")
 SUFFIXES = frozenset({*_COMMON, *_RARE})
+# What the listing counts them as.
 LEFTOVERS = "(leftovers of macOS, NAS boxes and file managers, such as ._* and @eaDir)"
-"""What the listing counts them as."""
+# AppleDouble files; folders of macOS's zips, of netatalk, Synology, QNAP, and of desktops' thumbnails.
 _LEFTOVER = re.compile(r"(?:^|/)(?:\._[^/]*$|(?:__MACOSX|\.AppleDouble|@eaDir|\.@__thumb|\.thumbnails)/)")
-"""AppleDouble files; folders of macOS's zips, of netatalk, Synology, QNAP, and of desktops' thumbnails."""
 
 
 def is_image_name(name: str) -> bool:

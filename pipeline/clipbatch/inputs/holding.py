@@ -19,24 +19,24 @@ from clipbatch.storage.tables import arrow_batches, open_parquet
 _FORMATS = ("jpg", "jpeg", "png", "webp", "gif")
 _NAMES = ("image", "images", "img", "bytes", "image_bytes", "img_bytes", "image_data", "content", "data", *_FORMATS)
 _STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ", b"\xff\x0a")
+# Values of a column that tell what it holds.
 _LOOKED_AT = 8
-"""Values of a column that tell what it holds."""
+# Rows read at a time, and in search of values that are not null.
 _BATCH_ROWS, _MAX_ROWS = 16, 1024
-"""Rows read at a time, and in search of values that are not null."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holdings:
     """The columns of a file that matter for images, as far as its first rows tell."""
 
+    # An image in a cell.
     images: tuple[str, ...]
-    """An image in a cell."""
+    # Several images in a cell.
     lists: tuple[str, ...]
-    """Several images in a cell."""
+    # Names of image files.
     names: tuple[str, ...]
-    """Names of image files."""
+    # Of each column of text, its first values.
     first_names: dict[str, tuple[str, ...]]
-    """Of each column of text, its first values."""
 
 
 def candidates(schema: pa.Schema) -> list[pa.Field]:

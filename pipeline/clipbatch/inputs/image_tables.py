@@ -46,8 +46,8 @@ from clipbatch.inputs.table_files import COLUMNAR, table_files
 from clipbatch.inputs.table_manifest import TableManifest
 from clipbatch.storage.uris import absolute, folder_of, is_data_uri, is_url, name_of, path_of, uri_of
 
+# Files whose ends are read at the same time.
 _AT_ONCE = 16
-"""Files whose ends are read at the same time."""
 _END_BYTES, _FAR_END_BYTES = 2**20, 2**16
 
 

@@ -18,11 +18,11 @@ import pyarrow.compute as pc
 
 Place = tuple[str, ...]
 
+# A whole number that a double may not hold exactly.
 _LONG = re.compile(rb"[:\[,\s]-?[0-9]{16,}(?=[,\]}\s]|$)")
-"""A whole number that a double may not hold exactly."""
 _ITEM = "[]"
+# Of whole numbers that are compared; longer ones count as one of so many.
 _MAX_DIGITS = 40
-"""Of whole numbers that are compared; longer ones count as one of so many."""
 _EXACT = 2**53
 
 
@@ -37,10 +37,10 @@ class _Seen:
     """The numbers of a key."""
 
     low: int = 0
+    # The least and the greatest whole number; 0 is taken as one of them.
     high: int = 0
-    """The least and the greatest whole number; 0 is taken as one of them."""
+    # Whether there are others.
     fractions: bool = False
-    """Whether there are others."""
 
 
 class Numbers:

@@ -35,8 +35,8 @@ class JsonFiles:
     def __init__(self, paths: Sequence[str], suffix: str) -> None:
         self._paths = paths
         self._types: dict[str, pa.DataType] | None = None
+        # Keys with numbers that become text.
         self._with_text: set[str] = set()
-        """Keys with numbers that become text."""
 
     def schema(self) -> pa.Schema:
         """Every key with its type. Reads all files to their end once. Raises: InputError with file and line."""

@@ -20,8 +20,8 @@ from clipbatch.errors import InputError, nearest
 from clipbatch.storage.uris import is_data_uri, is_text, uri_of
 
 _PATHS = ("path", "filepath", "file_path", "image_path", "imagepath", "img_path", "image_file")
+# What a column of images' names is called.
 NAMES = ("uri", "url", "image_uri", "image_url", "file", "filename", "file_name", "image", "img", "key", *_PATHS)
-"""What a column of images' names is called."""
 
 
 def is_text_type(kind: pa.DataType) -> bool:
@@ -145,16 +145,16 @@ def uris(names: pa.Array, root: str) -> pa.Array:
 
 
 BATCH_ROWS = 65_536
+# Of one image's name: sixteen times the longest path that Linux opens.
 MAX_NAME_BYTES = 2**16
-"""Of one image's name: sixteen times the longest path that Linux opens."""
+# Of one image as a data URI, which stands in manifest and parts where a name does.
 MAX_DATA_URI_BYTES = 2**20
-"""Of one image as a data URI, which stands in manifest and parts where a name does."""
+# Of a name, which tell a data URI.
 _HEAD_BYTES = 200
-"""Of a name, which tell a data URI."""
 SPAN = pa.struct([("container", pa.string()), ("start", pa.int64()), ("length", pa.int64()), ("method", pa.string())])
+# Columns that every lister's batches begin with. `span`: the container of an image that is no file of its own, and
+# where it stands there (`types.Span`); null for a file.
 LISTED = pa.schema([("uri", pa.string()), ("root", pa.dictionary(pa.int32(), pa.string())), ("span", SPAN)])
-"""Columns that every lister's batches begin with. `span`: the container of an image that is no file of its own, and
-where it stands there (`types.Span`); null for a file."""
 
 
 def check_names(names: pa.Array, where: Callable[[int], str], before: int = 0) -> None:
@@ -214,10 +214,10 @@ def listed(
 class Lister(Protocol):
     """One input of a run."""
 
+    # As it was given.
     text: str
-    """As it was given."""
+    # Files that were not taken, by suffix; complete when `batches` has ended.
     passed_over: Counter[str]
-    """Files that were not taken, by suffix; complete when `batches` has ended."""
 
     def __init__(self, text: str, settings: SourceSettings) -> None: ...
 

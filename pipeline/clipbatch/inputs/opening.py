@@ -16,8 +16,8 @@ from clipbatch.storage.hosts import patiently
 from clipbatch.storage.ranges import open_ranged
 from clipbatch.storage.uris import is_url, name_of
 
+# Read at a time from a file of text.
 CHUNK_BYTES = 4 * 2**20
-"""Read at a time from a file of text."""
 MAX_LINE_BYTES = 2**28
 _CODECS = {".gz": "gzip", ".zst": "zstd"}
 

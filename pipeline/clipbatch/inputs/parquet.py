@@ -17,10 +17,10 @@ from clipbatch.inputs.opening import refused, unreadable
 from clipbatch.storage.tables import arrow_batches, open_arrow, open_file, open_parquet
 from clipbatch.storage.uris import is_url
 
+# Files whose schemas are asked for at the same time.
 _AT_ONCE = 16
-"""Files whose schemas are asked for at the same time."""
+# Row groups of a file in a store whose columns, without the images, are asked for at the same time.
 _GROUPS_AT_ONCE = 32
-"""Row groups of a file in a store whose columns, without the images, are asked for at the same time."""
 
 
 class ColumnarFiles:

@@ -25,11 +25,11 @@ from clipbatch.inputs.header import image_columns, looks_like_image
 from clipbatch.inputs.opening import CHUNK_BYTES, MAX_LINE_BYTES, open_input, unreadable
 from clipbatch.inputs.row_walk import BREAK, Walk, end_of_plain, lines_from
 
+# A quotation mark in a TSV file whose partner is further away is literal.
 _MAX_TSV_CELL_BYTES = 2**20
-"""A quotation mark in a TSV file whose partner is further away is literal."""
 _HEAD_LINES = 1000
+# From a quotation mark to the one that closes it; without that, to the end.
 _QUOTED = re.compile(rb'"(?:[^"]++|"")*+("?)')
-"""From a quotation mark to the one that closes it; without that, to the end."""
 _END_OF_CELL = re.compile(rb"[\t\r\n]")
 
 csv.field_size_limit(MAX_LINE_BYTES)  # a cell may hold an image as a data URI
@@ -39,10 +39,10 @@ csv.field_size_limit(MAX_LINE_BYTES)  # a cell may hold an image as a data URI
 class _Shape:
     """How most rows of a file look."""
 
+    # Columns.
     width: int
-    """Columns."""
+    # Columns, from 0, whose cells name images.
     images: Sequence[int]
-    """Columns, from 0, whose cells name images."""
 
     def looks_like_row(self, cells: Sequence[str]) -> bool:
         """Whether cells, perhaps not all of a row, name images where rows do."""
@@ -56,10 +56,10 @@ class Rows:
         self._path, self._separator = path, separator
         self._ends = (separator.encode(), b"\r", b"\n", b"")
         self._shape = _Shape(0, ())
+        # Quoted cells whose lines look like rows.
         self.swallowing = 0
-        """Quoted cells whose lines look like rows."""
+        # The lines of the first of them.
         self.first_swallowing = ""
-        """The lines of the first of them."""
 
     def __iter__(self) -> Iterator[tuple[int, bytes]]:
         """(number of its first line, some whole rows). Raises: InputError with file and line."""

@@ -24,13 +24,13 @@ from clipbatch.storage import stores
 from clipbatch.storage.hosts import patiently
 from clipbatch.storage.uris import folder_of, is_url, name_of
 
+# Folders listed at the same time.
 AHEAD = 16
-"""Folders listed at the same time."""
 
 ODD_KEYS = "(keys with an empty part, '.' or '..', as in a//b and ./a, which cannot be read: copy them to other keys)"
 
+# Name, '' for one that is empty, and whether it is a folder, in byte order.
 Entries = deque[tuple[str, bool]]
-"""Name, '' for one that is empty, and whether it is a folder, in byte order."""
 
 
 @functools.lru_cache(maxsize=1)

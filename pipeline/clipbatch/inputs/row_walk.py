@@ -16,10 +16,10 @@ class Walk:
     def __init__(self, data: bytes, line: int) -> None:
         """line: number of the first line of `data`."""
         self.data, self.line, self.row_line, self.row_start = data, line, line, 0
+        # Whether the row that the way ends in is to be read on first.
         self.incomplete = False
-        """Whether the row that the way ends in is to be read on first."""
+        # Where quoted cells, or their rows, begin that look like rows, and their lines.
         self.swallowing: list[tuple[int, str]] = []
-        """Where quoted cells, or their rows, begin that look like rows, and their lines."""
         self._seen = 0
         self._returns = b"\r" in data
 

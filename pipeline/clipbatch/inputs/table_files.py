@@ -22,8 +22,8 @@ from clipbatch.storage.uris import is_url, name_of
 
 ARROW = (".arrow", ".feather")
 COLUMNAR = (".parquet", *ARROW)
+# What `save_to_disk` writes beside the files of a dataset, and beside the folders of its splits.
 _STATE, _INFO, _SPLITS = "state.json", "dataset_info.json", "dataset_dict.json"
-"""What `save_to_disk` writes beside the files of a dataset, and beside the folders of its splits."""
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", *COLUMNAR)
 
 

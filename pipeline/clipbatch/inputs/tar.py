@@ -14,8 +14,8 @@ from clipbatch.inputs.archive_members import MAX_BYTES, Member, refused
 from clipbatch.storage.archives import TAR_BLOCK, crc
 from clipbatch.storage.files import Container
 
+# Bytes of a PAX or GNU extension; more is taken for damage.
 _LONGEST_NAME = 2**20
-"""Bytes of a PAX or GNU extension; more is taken for damage."""
 _CHUNK_BYTES = 2**20
 _NO_DATA = {
     b"1": "a hard link inside of the archive, which holds no data of its own",
@@ -25,8 +25,8 @@ _NO_DATA = {
     b"6": "a pipe, not a file",
 }
 _FOLDER = b"5"
+# GNU's volume label, part of a file from another volume, and names of a folder.
 _NO_MEMBER = b"VMDN"
-"""GNU's volume label, part of a file from another volume, and names of a folder."""
 _SPARSE = "a sparse file, whose holes are left out of the archive; pack it without --sparse"
 
 

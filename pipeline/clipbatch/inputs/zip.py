@@ -24,20 +24,20 @@ from typing import Any
 from clipbatch.inputs.archive_members import MAX_BYTES, Member, refused
 from clipbatch.storage.files import Container
 
+# Method of a member of which nobody knows how long it would be.
 CUT = "cut:the archive ends before this member does"
-"""Method of a member of which nobody knows how long it would be."""
+# Signature, version needed, flags, method, CRC, both sizes, length of name and of extra field.
 _HEADER = struct.Struct("<4sBxHH4xIIIHH")
-"""Signature, version needed, flags, method, CRC, both sizes, length of name and of extra field."""
 _SIGNATURE = b"PK\3\4"
 _DESCRIPTOR = b"PK\7\x08"
+# What comes behind the last member.
 _DIRECTORY = (b"PK\1\2", b"PK\5\6", b"PK\6\6", b"PK\6\x07", b"PK\6\x08")
-"""What comes behind the last member."""
 _STREAMED = 0x8
+# Version of the format, times ten, that a reader may need; a higher one is no header.
 _NEWEST = 63
-"""Version of the format, times ten, that a reader may need; a higher one is no header."""
 _IN_EXTRA = 0xFFFFFFFF
+# Part of the extra field that holds sizes of 64 bits; with it, a descriptor has them too.
 _LONG = 1
-"""Part of the extra field that holds sizes of 64 bits; with it, a descriptor has them too."""
 _CHUNK_BYTES = 2**20
 
 
@@ -130,13 +130,13 @@ def _next(file: Container, at: int, signature: bytes) -> int:
     return file.size
 
 
+# Flags: encrypted; strongly; the directory, too.
 _ENCRYPTED = 0x1 | 0x40 | 0x2000
-"""Flags: encrypted; strongly; the directory, too."""
 _PATCHED = 0x20
 _UTF8 = 0x800
 _KINDS = {zipfile.ZIP_STORED: "zip-stored", zipfile.ZIP_DEFLATED: "zip-deflate"}
+# What `zipfile` raises for a directory that it cannot make sense of.
 _UNREADABLE = (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, struct.error, OverflowError)
-"""What `zipfile` raises for a directory that it cannot make sense of."""
 
 
 class NoZipError(Exception):

@@ -25,8 +25,8 @@ from clipbatch.storage.atomic import publish
 from clipbatch.storage.paths import AnyPath, StorePath, parquet_source
 
 CACHE = ".counts.json"
+# Footers read at the same time, for file systems that are slow to answer.
 _THREADS = 16
-"""Footers read at the same time, for file systems that are slow to answer."""
 
 Counts = dict[str, int]
 

@@ -34,8 +34,8 @@ from clipbatch.storage.paths import AnyPath, StorePath, list_names
 
 _FILES = (".counts.json", "report.json", "report.html", "text.npy", "model.json")
 _OURS = re.compile(r"part-\d+\.parquet|\..+\.tmp")
+# A planner that has renamed its manifest in makes `run.json` within milliseconds; after this long it has died.
 _PATIENCE_S = 3.0
-"""A planner that has renamed its manifest in makes `run.json` within milliseconds; after this long it has died."""
 
 
 @contextlib.contextmanager

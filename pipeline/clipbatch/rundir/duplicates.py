@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+# Above it nothing is counted: eight bytes a row would be more memory than planning takes otherwise.
 MAX_ROWS = 100_000_000
-"""Above it nothing is counted: eight bytes a row would be more memory than planning takes otherwise."""
 _WORD = 8
+# Longer strings are hashed one by one: word by word takes a turn of the loop for every eight bytes of the longest.
 _LONG_BYTES = 1024
-"""Longer strings are hashed one by one: word by word takes a turn of the loop for every eight bytes of the longest."""
 _MIX = np.uint64(0xFF51AFD7ED558CCD)  # multiplier of MurmurHash3's finaliser
 _LENGTH_MIX = np.uint64(0x9E3779B97F4A7C15)
 _ALL_ONES = np.uint64(2**64 - 1)

@@ -21,8 +21,8 @@ from clipbatch.rundir.records import ModelFacts
 from clipbatch.rundir.shapes import DamagedRecordError
 
 NAME = "text.npy"
+# By how much the length of a label's vector may differ from 1.
 _UNIT = 1e-3
-"""By how much the length of a label's vector may differ from 1."""
 
 
 def npy_bytes(array: NDArray[np.float32]) -> bytes:

@@ -35,8 +35,8 @@ from clipbatch.rundir.records import ModelFacts
 from clipbatch.storage.atomic import as_json, publish, sync_folder, temp_name, writing_failed
 from clipbatch.storage.paths import AnyPath, StorePath, as_path, list_names, parquet_source
 
+# Version of the run directory's layout and output schema; part of every fingerprint.
 FORMAT = 3
-"""Version of the run directory's layout and output schema; part of every fingerprint."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,25 +44,25 @@ class Plan:
     """What `run.json` holds. Frozen before the first image is read, and the same for every worker."""
 
     rows: int
+    # Every field that decides what the output is; two runs are the same run if these agree.
     identity: JsonObject
-    """Every field that decides what the output is; two runs are the same run if these agree."""
+    # All settings by name, as resolved on the planning machine.
     settings: SettingValues
-    """All settings by name, as resolved on the planning machine."""
+    # Rows in a manifest file, a multiple of the shard size.
     manifest_rows: int
-    """Rows in a manifest file, a multiple of the shard size."""
+    # Digest of each manifest file, by name.
     manifest_sha256: dict[str, str]
-    """Digest of each manifest file, by name."""
+    # Files of the input folders that were not taken, by suffix.
     passed_over: dict[str, int]
-    """Files of the input folders that were not taken, by suffix."""
     versions: dict[str, str]
+    # Rows whose uri an earlier row has; None: not counted.
     duplicates: int | None = None
-    """Rows whose uri an earlier row has; None: not counted."""
+    # The run directory whose embeddings are scored in place of images: a url or an absolute path.
     rescored: str | None = None
-    """The run directory whose embeddings are scored in place of images: a url or an absolute path."""
+    # In which the run was begun.
     format: int = FORMAT
-    """In which the run was begun."""
+    # Which `run.json` carries; None where it has not been written, or by an old version, which wrote no digests.
     sha256: str | None = dataclasses.field(default=None, compare=False)
-    """Which `run.json` carries; None where it has not been written, or by an old version, which wrote no digests."""
 
     @property
     def shard_size(self) -> int:

@@ -21,9 +21,9 @@ from clipbatch.storage.paths import parquet_source
 from clipbatch.storage.uris import is_outside, path_of
 from clipbatch.types import Item, Reject, Span
 
+# Of different values in a row group, above which they are written as they are: names and ids do not repeat, and to look
+# for repetition among all of them takes longer than the rest of writing.
 _DICTIONARY_BYTES = 2**15
-"""Of different values in a row group, above which they are written as they are: names and ids do not repeat, and to
-look for repetition among all of them takes longer than the rest of writing."""
 
 
 class ManifestWriter:
@@ -39,10 +39,10 @@ class ManifestWriter:
         self._waiting: list[pa.RecordBatch] = []
         self._count = 0
         self._file: contextlib.ExitStack | None = None
+        # Written so far.
         self.rows = 0
-        """Written so far."""
+        # sha256 of each file, by name; complete when the context has ended.
         self.digests: dict[str, str] = {}
-        """sha256 of each file, by name; complete when the context has ended."""
 
     def __enter__(self) -> ManifestWriter:
         return self

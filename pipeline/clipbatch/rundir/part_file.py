@@ -76,8 +76,8 @@ def _type(kind: pa.DataType) -> Any:
     return _NAMES.get(kind)
 
 
+# Of scores and embeddings in memory: a reader's unit of work, and what a writer holds back.
 ROW_GROUP_BYTES = 2**26
-"""Of scores and embeddings in memory: a reader's unit of work, and what a writer holds back."""
 
 
 class PartFile:

@@ -42,29 +42,29 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
+# Keys that `run.json` has had from the beginning of format 3, null or not. Every other one is optional.
 PLAN_3 = _words("format rows identity settings manifest_rows manifest_sha256 passed_over versions duplicates rescored")
-"""Keys that `run.json` has had from the beginning of format 3, null or not. Every other one is optional."""
+# The same for its settings.
 SETTINGS_3 = _words(
     """all_files batch_size columns compile compression cpu_share cpus_per_worker decode_threads decode_timeout decoder
     device embeddings engine gpus hw_decoder_load image_column inputs jpeg_scale labels layout limit max_bad max_bytes
     max_pixels model orientation precision pretrained profile rank read_retries read_threads read_timeout root score
     scores_dtype shard_size shards template top_k uri_column worker_timeout workers world_size"""
 )
-"""The same for its settings."""
+# Names of settings and of fields of the identity that hold something else in each.
 _TOLD_APART = frozenset(("inputs", "labels"))
-"""Names of settings and of fields of the identity that hold something else in each."""
+# The same for its identity.
 IDENTITY_3 = SETTINGS_3 - {*names_of("invocation", "worker", "placement"), "template", "root"} | {
     "templates",
     "threshold",
 }
-"""The same for its identity."""
+# The same for `model.json`.
 FACTS_3 = _words(
     """name weights_sha256 height width mean std interpolation resize_mode fill logit_scale logit_bias score"""
 )
-"""The same for `model.json`."""
 _GROUP = _words("group names phrases")
+# Fields of the identity that are optional and no settings.
 LATER_IDENTITY = frozenset(("rescored",))
-"""Fields of the identity that are optional and no settings."""
 
 _PLAN: dict[str, Shape] = {
     "rows": SIZE,
@@ -100,8 +100,8 @@ _FACTS: dict[str, Shape] = {
     "logit_bias": (NUMBER, NOTHING),
     "score": Kind("softmax, sigmoid or cosine", str, ("softmax", "sigmoid", "cosine").__contains__),
 }
+# Facts of the model that are optional, with what each may be.
 LATER_FACTS: dict[str, Shape] = {"text_sha256": DIGEST}
-"""Facts of the model that are optional, with what each may be."""
 
 _SEAL = re.compile(rb'\{"sha256": "([0-9a-f]{64})"(,|\})')
 

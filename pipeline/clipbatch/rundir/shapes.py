@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Union
 
+# The largest number that is taken; what JSON, floats and Parquet all hold.
 MOST = 2**53
-"""The largest number that is taken; what JSON, floats and Parquet all hold."""
 
 
 class DamagedRecordError(ValueError):
@@ -25,8 +25,8 @@ class DamagedRecordError(ValueError):
 class Kind:
     """Values of a type for which `holds` is true; never true or false themselves."""
 
+    # What they are, for messages.
     words: str
-    """What they are, for messages."""
     type: type | tuple[type, ...]
     holds: Callable[[Any], bool] = lambda _: True
 
@@ -39,14 +39,14 @@ class Every:
     """Lists, or objects of any keys, with `least` values at least, each of them as `entry` says."""
 
     type: type
+    # None: anything.
     entry: Shape
-    """None: anything."""
     least: int = 0
 
 
+# What a value has to be: of a kind, a list or an object of such, one of several, an object with these keys; None:
+# anything.
 Shape = Union[Kind, tuple[Kind, ...], Every, Mapping[str, "Shape"], None]
-"""What a value has to be: of a kind, a list or an object of such, one of several, an object with these keys; None:
-anything."""
 
 
 def integers(least: int, most: int) -> Kind:

@@ -27,10 +27,10 @@ from clipbatch.storage.atomic import remove_leftovers, writing_failed
 from clipbatch.storage.paths import AnyPath, StorePath, list_names, parquet_source
 from clipbatch.workers import signals
 
+# Of the parts that make one file, where nobody says how many rows it is to have.
 FILE_BYTES = 2**29
-"""Of the parts that make one file, where nobody says how many rows it is to have."""
+# Of a row group, however wide its rows are.
 _MIN_ROWS = 1024
-"""Of a row group, however wide its rows are."""
 _ROWS_COMPARED = 8_192
 _REMEDY = "check this machine's memory and disk, then run the same command again"
 _OURS = re.compile(r"part-\d{5,}-of-\d{5,}\.parquet|\..+\.tmp")

@@ -44,8 +44,8 @@ from clipbatch.workers.progress import Progress
 
 _NAME = re.compile(r"increment-(0[0-9]{4}|[1-9][0-9]{4,})")
 _HIGHEST = ".highest"
+# Columns of the manifest that tell whether an image is known.
 _COMPARED = ["row_id", "uri", "root", "span", *(field.name for field in STAMPS)]
-"""Columns of the manifest that tell whether an image is known."""
 
 
 class _NothingNewError(ClipbatchError):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypedDict
 
 from clipbatch.config import MOVED, PIXELS, Settings, from_flat
-from clipbatch.errors import ClipbatchError, InputError, TooManyBadError
+from clipbatch.errors import ClipbatchError, InputError
 from clipbatch.rundir import damage, replacement
 from clipbatch.rundir import verify as verifier
 from clipbatch.rundir.counts import count_statuses
@@ -29,7 +29,7 @@ from clipbatch.storage.paths import as_path
 from clipbatch.workers import ranks
 from clipbatch.workers import supervisor as launch
 from clipbatch.workers.engine import Engine, check_trace, numbered
-from clipbatch.workers.progress import Progress
+from clipbatch.workers.progress import Progress, check_bad
 from clipbatch.workers.ranks import Rank
 from clipbatch.workers.scheduler import Assignment
 
@@ -143,8 +143,7 @@ def _label(
     made = reported()
     report.check_mended(run_dir, supervisor.done, again)
     found = made["rows_done"] - made["status"].get("ok", 0)
-    if allowed is not None and found > allowed:
-        raise TooManyBadError(launch.too_many_bad(found, allowed, run_dir))
+    check_bad(found, allowed, run_dir)
     return made
 
 

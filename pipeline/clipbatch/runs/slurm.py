@@ -36,16 +36,16 @@ from clipbatch.workers.ranks import named_shards
 class Submitted:
     """What was submitted, or what would be."""
 
+    # Of the run.
     shards: int
-    """Of the run."""
+    # Of these, what was to be done.
     open_shards: int
-    """Of these, what was to be done."""
     tasks: int = 0
     array_job: str | None = None
+    # Job numbers; None where nothing was submitted.
     check_job: str | None = None
-    """Job numbers; None where nothing was submitted."""
+    # Where scripts, lists and logs are; absolute.
     folder: str
-    """Where scripts, lists and logs are; absolute."""
 
 
 def submit(

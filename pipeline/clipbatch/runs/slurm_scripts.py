@@ -25,8 +25,8 @@ from pathlib import Path
 from clipbatch.config.validation import Checked, SettingError, at_least
 from clipbatch.errors import InputError
 
+# How long before the time limit Slurm says that it is near; a run ends within seconds.
 WARNING_S = 60
-"""How long before the time limit Slurm says that it is near; a run ends within seconds."""
 _ARRAY = re.compile(r"[1-9][0-9]*(%[1-9][0-9]*)?")
 
 
@@ -34,18 +34,18 @@ _ARRAY = re.compile(r"[1-9][0-9]*(%[1-9][0-9]*)?")
 class SlurmJob(Checked):
     """What is asked of Slurm. Texts are in the words of sbatch."""
 
+    # How many tasks, and after a % how many of them may run at a time.
     array: str
-    """How many tasks, and after a % how many of them may run at a time."""
     gres: str | None = None
+    # Time limit of a task; one that runs out of it is queued again.
     time: str | None = None
-    """Time limit of a task; one that runs out of it is queued again."""
     partition: str | None = None
     cpus_per_task: int | None = None
     mem: str | None = None
+    # Further options of sbatch, for the array and for the check, as they stand on its command line.
     sbatch_option: tuple[str, ...] = ()
-    """Further options of sbatch, for the array and for the check, as they stand on its command line."""
+    # How often a task is queued again at most.
     requeues: int = 3
-    """How often a task is queued again at most."""
 
     def __post_init__(self) -> None:
         Checked.__post_init__(self)

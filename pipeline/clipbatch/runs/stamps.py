@@ -23,11 +23,11 @@ from clipbatch.workers import signals
 
 _THREADS = 16
 _CHUNK_BYTES = 2**20
+# The latest time in a column of nanoseconds. The earliest is the negative of it: one lower is numpy's NaT.
 _MAX_TIME_NS = 2**63 - 1
-"""The latest time in a column of nanoseconds. The earliest is the negative of it: one lower is numpy's NaT."""
 
+# The values of `STAMPS`: bytes, nanoseconds since 1970, sha256. All None: not there, or in a store or on the web.
 Stamp = tuple["int | None", "int | None", "str | None"]
-"""The values of `STAMPS`: bytes, nanoseconds since 1970, sha256. All None: not there, or in a store or on the web."""
 
 
 class Stamper:
@@ -38,8 +38,8 @@ class Stamper:
         self._look: Callable[[str], Stamp] = _hashed if hash_contents else _seen
         self._pool = ThreadPoolExecutor(_THREADS)
         self._last: dict[str, Stamp] = {}
+        # The first file whose time does not fit.
         self._odd: list[str] = []
-        """The first file whose time does not fit."""
         self._odd_count = 0
 
     def __enter__(self) -> Stamper:

@@ -25,10 +25,10 @@ class Stage:
 
     name: str
     work: Callable[[Any], Any]
+    # Items worked on at the same time.
     threads: int = 1
-    """Items worked on at the same time."""
+    # Further results that may wait for the next stage.
     depth: int = 2
-    """Further results that may wait for the next stage."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -36,10 +36,10 @@ class StageTimes:
     """Seconds summed over a stage's threads."""
 
     busy_s: float = 0.0
+    # Waiting for the stage before.
     starved_s: float = 0.0
-    """Waiting for the stage before."""
+    # Waiting for room in the queue to the stage after.
     blocked_s: float = 0.0
-    """Waiting for room in the queue to the stage after."""
 
 
 class Flow:

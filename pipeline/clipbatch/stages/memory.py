@@ -8,8 +8,8 @@ from __future__ import annotations
 import ctypes
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h of glibc
+# Bytes: the largest activations of a batch on a CPU take half of this, a giant photograph more.
 _SMALLER_THAN_A_GIANT = 2**28
-"""Bytes: the largest activations of a batch on a CPU take half of this, a giant photograph more."""
 
 
 def keep_freed() -> None:

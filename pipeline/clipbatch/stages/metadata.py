@@ -26,18 +26,18 @@ _BIG_TIFF = (b"II+\0", b"MM\0+")
 _HEIF_BRANDS = (b"avi", b"hei", b"mif", b"msf", b"hev")
 _ADOBE_XMP = b"http://ns.adobe.com/xap/1.0/\0"
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
+# Of a JPEG's markers: whether a length and a payload follow.
 _HAS_LENGTH = bytes(0xC0 <= marker < 0xFF and not 0xD0 <= marker <= 0xD9 for marker in range(256))
-"""Of a JPEG's markers: whether a length and a payload follow."""
 _FILL = re.compile(rb"\xff+")
 _NOT_BEFORE_A_JPEG: tuple[bytes, ...]
 _NOT_BEFORE_A_JPEG = (b"PK", b"%PDF", b"%!PS", b"RIFF", b"8BPS", b"ID3", b"\x1f\x8b", b"\xd0\xcf\x11\xe0", b"FUJIFILM")
 _NOT_BEFORE_A_JPEG += (b"OggS", b"FLV", b"Rar!", b"7z\xbc\xaf", b"\x7fELF", b"MZ", b"\0\5\x16\0", b"\0\5\x16\7")
 """Beginnings of files that hold JPEGs and are none: archives, documents, camera data, music, programs."""
+# Bytes before a JPEG that are passed over.
 MAX_BEFORE_JPEG = 2**16
-"""Bytes before a JPEG that are passed over."""
 _PNG_KEYWORDS = (b"exif", b"Raw profile type exif", b"XML:com.adobe.xmp")
+# Bytes of compressed text that are unpacked in search of an orientation.
 _MAX_TEXT = 2**22
-"""Bytes of compressed text that are unpacked in search of an orientation."""
 
 
 def kind_of(data: bytes | bytearray) -> str | None:
@@ -88,8 +88,8 @@ def orientation(exif: bytes | None, xmp: bytes | None) -> int:
     return int(said[1]) if said and said[1] in b"12345678" else 1
 
 
+# Of a JPEG: its marker, where the payload begins, and where it ends.
 Segment = tuple[int, int, int]
-"""Of a JPEG: its marker, where the payload begins, and where it ends."""
 
 
 def jpeg_segments(data: bytes | bytearray | memoryview) -> list[Segment]:
@@ -223,10 +223,10 @@ def _bare_png(data: bytes | bytearray) -> bytes:
     return b"".join([*kept, bytes(data[rest:])])
 
 
+# Tags that the picture or its orientation may need (TIFF 6.0, its supplements, and libtiff's).
 _TIFF_TAGS = frozenset(
     [*range(254, 260), *range(262, 267), *range(273, 282), 284, *range(290, 294), 301, *range(317, 326), 332, 334]
 ).union([336, *range(338, 343), 347, *range(512, 522), *range(529, 533)])
-"""Tags that the picture or its orientation may need (TIFF 6.0, its supplements, and libtiff's)."""
 
 
 def _bare_tiff(data: bytes | bytearray) -> bytes:

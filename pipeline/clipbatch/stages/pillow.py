@@ -26,8 +26,8 @@ from clipbatch.stages.metadata import (
 )
 
 FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM"]
+# In a JPEG. Encoders make some ten; an empty one costs a millisecond on 9 megapixels, and a megabyte holds 80,000.
 MAX_SCANS = 500
-"""In a JPEG. Encoders make some ten; an empty one costs a millisecond on 9 megapixels, and a megabyte holds 80,000."""
 
 with contextlib.suppress(ImportError):
     import pillow_heif
@@ -39,6 +39,7 @@ Image.init()  # else a format that is named before its plugin is loaded is a Key
 Image.MAX_IMAGE_PIXELS = None  # `max_pixels` is checked before anything is decoded, and does not warn
 warnings.filterwarnings("ignore", module=r"PIL\..*")  # of damaged metadata; what matters becomes a status
 
+# What makes an image of each EXIF orientation upright (Exif 2.3, 4.6.4).
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -48,13 +49,12 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What makes an image of each EXIF orientation upright (Exif 2.3, 4.6.4)."""
+# Red, green and blue, 0 to 255.
 Colour = tuple[int, int, int]
-"""Red, green and blue, 0 to 255."""
 T = TypeVar("T")
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF 6.0
+# How far float samples may lie beyond 0 and 1, as a share of the range, and still be meant to lie within.
 _ROUNDING = 1e-3
-"""How far float samples may lie beyond 0 and 1, as a share of the range, and still be meant to lie within."""
 
 
 def scans(data: bytes | bytearray) -> int:

@@ -58,10 +58,10 @@ class Task:
 
     shard: int
     rows: frozenset[int] | None = None
+    # Rows (row_ids) that have ended a worker before, and are not to be touched.
     rejects: Mapping[int, Reject] = field(default_factory=dict)
-    """Rows (row_ids) that have ended a worker before, and are not to be touched."""
+    # Its part may replace one that has more ok rows.
     force: bool = False
-    """Its part may replace one that has more ok rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,8 +18,8 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from clipbatch.stages.flow import Stage
 from clipbatch.storage.atomic import temp_name
 
+# Written batches after which a trace ends: enough to see the rhythm, and some ten megabytes.
 PROFILED_BATCHES = 64
-"""Written batches after which a trace ends: enough to see the rhythm, and some ten megabytes."""
 
 
 def ranged(stage: Stage, device: str) -> Stage:

@@ -37,8 +37,8 @@ class SavedEmbeddings:
         Raises: InputError where it is another run by now, or gone.
         """
         self._source, self._fingerprint, self._plan = source, fingerprint, source.plan()
+        # Parts read.
         self.files = 0
-        """Parts read."""
         if source.fingerprint() != fingerprint:
             raise InputError(
                 f"{source.path} is another run than the one whose embeddings are scored here (its fingerprint differs):"

@@ -23,8 +23,8 @@ from clipbatch.rundir.row_group import RowGroup
 from clipbatch.rundir.schema import layout_of
 from clipbatch.types import PartDone, ScoredBatch
 
+# Of a row group, however many labels there are.
 _MIN_ROWS = 1024
-"""Of a row group, however many labels there are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +33,8 @@ class Written:
 
     rows: int
     bad: int
+    # Set with the last batch of a shard.
     part: PartDone | None
-    """Set with the last batch of a shard."""
 
 
 class Write:

@@ -22,11 +22,11 @@ from clipbatch.storage.files import Container
 from clipbatch.types import Encoded, Reject, Span
 
 TAR_BLOCK = 512
+# A zip's local header: its signature, and the lengths of the name and the extra field that come between it and the
+# data.
 _ZIP_LOCAL = struct.Struct("<4s22xHH")
-"""A zip's local header: its signature, and the lengths of the name and the extra field that come between it and the
-data."""
+# Bytes read beyond a zip member's size, for name and extra field; where they take more, a second read follows.
 _ZIP_SLACK = 512
-"""Bytes read beyond a zip member's size, for name and extra field; where they take more, a second read follows."""
 _CHANGED = "the archive was changed after it was listed, or is damaged: {} is not where it was; start a new run"
 
 

@@ -13,23 +13,21 @@ from typing import Literal
 
 from clipbatch.types import Status
 
+# What a failure says about the whole store or host, and not about one object.
+#
+# credentials: the key or token itself is refused, which is true for every object. access: this request is not allowed
+# (401, 403); for one object, or for all of them. unreachable: no answer, or only answers that say "later" (5xx, 429).
 Cause = Literal["credentials", "access", "unreachable"]
-"""What a failure says about the whole store or host, and not about one object.
 
-credentials: the key or token itself is refused, which is true for every object.
-access: this request is not allowed (401, 403); for one object, or for all of them.
-unreachable: no answer, or only answers that say "later" (5xx, 429).
-"""
-
+# HTTP status codes by which a server asks its clients to send less.
 SLOW_DOWN_CODES = (429, 503, 509, 529)
-"""HTTP status codes by which a server asks its clients to send less."""
 MISSING_CODES = (404, 410)
 _ACCESS_CODES = (401, 403, 407)
 _PASSING_CODES = (408, 425, 429)
+# Errors of the operating system that another try may not meet.
 _PASSING_ERRORS = frozenset(
     (errno.EIO, errno.ESTALE, errno.EAGAIN, errno.ETIMEDOUT, errno.EINTR, errno.ENFILE, errno.EMFILE)
 )
-"""Errors of the operating system that another try may not meet."""
 _MISSING_ERRORS = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
 _NAMED = re.compile(r"AWS Error (\w+)")

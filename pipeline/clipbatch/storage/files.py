@@ -51,8 +51,8 @@ def unwritten(length: int) -> bytearray:
 class Container(Protocol):
     """A file of known size, on a disk or elsewhere, read by many threads at a time."""
 
+    # Bytes, when it was opened.
     size: int
-    """Bytes, when it was opened."""
 
     def read_at(self, start: int, length: int) -> bytearray:
         """Bytes [start, start + length), fewer where the container ends before. Raises: OSError."""

@@ -25,14 +25,14 @@ from clipbatch.errors import ClipbatchError
 from clipbatch.storage.failures import RemoteError, passes, remote_error
 from clipbatch.storage.uris import is_url
 
+# Further tries of a read from a store or the web, unless the user says otherwise: about a minute of waiting.
 REMOTE_RETRIES = 30
-"""Further tries of a read from a store or the web, unless the user says otherwise: about a minute of waiting."""
+# For requests that have no limit of their own, such as those that list a folder.
 TIME_LIMIT_S = 60.0
-"""For requests that have no limit of their own, such as those that list a folder."""
 _FIRST_WAIT_S = 0.1
 _MAX_WAIT_S = 5.0
+# Within which a host that has never answered counts as down: many names in lists of urls lead nowhere.
 _UNKNOWN_HOST_S = 10.0
-"""Within which a host that has never answered counts as down: many names in lists of urls lead nowhere."""
 _MAX_HOSTS = 10_000
 _T = TypeVar("_T")
 
@@ -42,17 +42,17 @@ class Host:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        # Requests that failed and were tried again.
         self.tries_again = 0
-        """Requests that failed and were tried again."""
+        # Seconds for which at least one reader waited for this host before another try.
         self.waited_s = 0.0
-        """Seconds for which at least one reader waited for this host before another try."""
         self._lock = threading.Lock()
+        # time.monotonic() at which the pause ends.
         self._resume_at = 0.0
-        """time.monotonic() at which the pause ends."""
+        # Length of all pauses, the rest of the present one included.
         self._paused_s = 0.0
-        """Length of all pauses, the rest of the present one included."""
+        # Pauses since the last proper answer.
         self._pauses = 0
-        """Pauses since the last proper answer."""
         self._waiting, self._waiting_since = 0, 0.0
         self._heard = False
         self._failing_since: float | None = None

@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 
 
 CONNECT_S = 5.0
+# A connection that sends no byte for so long counts as stalled.
 SILENCE_S = 20.0
-"""A connection that sends no byte for so long counts as stalled."""
+# Connections to one host that are kept for the next request.
 CONNECTIONS = 256
-"""Connections to one host that are kept for the next request."""
 MAX_REDIRECTS = 5
 _CHUNK_BYTES = 2**20
 
+# Whether a redirect may lead to this url.
 Allowed = Callable[[str], bool]
-"""Whether a redirect may lead to this url."""
 
 
 def chunks(

@@ -17,10 +17,10 @@ from clipbatch.storage.stores import Ranges
 from clipbatch.storage.uris import is_url
 
 BLOCK_BYTES = 4 * 2**20
+# Blocks fetched ahead. With 50 ms for a request, that is enough for 640 MB/s.
 AHEAD = 8
-"""Blocks fetched ahead. With 50 ms for a request, that is enough for 640 MB/s."""
+# Used blocks that are kept, since the columns of a struct are read in turn.
 _KEPT = 4
-"""Used blocks that are kept, since the columns of a struct are read in turn."""
 _PIECE_BYTES = 4 * 2**20
 
 
@@ -31,11 +31,11 @@ class ReadAhead(Seekable):
         """Raises: as `stores.Ranges`."""
         self._ranges = Ranges(url)
         self.size = self._ranges.size
+        # The last exception of `read`. The readers of file formats replace it with one that says less.
         self.lost: OSError | None = None
-        """The last exception of `read`. The readers of file formats replace it with one that says less."""
         self._pool = ThreadPoolExecutor(AHEAD, thread_name_prefix="ahead")
+        # By number, in the order of their use; those that were fetched ahead come last.
         self._blocks: dict[int, Future[bytearray]] = {}
-        """By number, in the order of their use; those that were fetched ahead come last."""
         self._used: set[int] = set()
 
     def close(self) -> None:

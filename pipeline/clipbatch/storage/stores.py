@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 
 CONNECT_S = 5.0
+# A request that receives no byte for so long has failed.
 ANSWER_S = 20.0
-"""A request that receives no byte for so long has failed."""
+# Tries of a request that lists or writes, by the store's own client. Reads are tried once, and `hosts` tries again.
 ATTEMPTS = 8
-"""Tries of a request that lists or writes, by the store's own client. Reads are tried once, and `hosts` tries again."""
+# Connections to a store at the same time.
 CONNECTIONS = 256
-"""Connections to a store at the same time."""
+# Time limit of one read by range from a web server.
 READ_S = 60.0
-"""Time limit of one read by range from a web server."""
 _REGION_S = 10.0
 _COPY_S = 3600.0
 _CHUNK_BYTES = 4 * 2**20
@@ -44,6 +44,8 @@ _REFUSAL_S = 5.0
 
 _S3 = ("s3", "s3a")
 _NATIVE = (*_S3, "gs", "gcs")
+# Scheme -> package that fsspec needs for it. Other schemes of fsspec can chain file systems and expand templates, and a
+# manifest may come from a stranger, so they are refused.
 _BY_FSSPEC = {
     "hf": "huggingface_hub",
     "abfs": "adlfs",
@@ -52,11 +54,9 @@ _BY_FSSPEC = {
     "oss": "ossfs",
     "sftp": "paramiko",
 }
-"""Scheme -> package that fsspec needs for it. Other schemes of fsspec can chain file systems and expand templates, and
-a manifest may come from a stranger, so they are refused."""
 _WEB = ("http", "https")
+# Content-Encoding -> pyarrow's name of the codec.
 _CODECS = {"gzip": "gzip", "x-gzip": "gzip", "br": "brotli", "zstd": "zstd"}
-"""Content-Encoding -> pyarrow's name of the codec."""
 ODD_KEY = (
     "S3's client cannot ask for a key with an empty part, '.' or '..' (as in a//b, ./a, ../a): copy the object to "
     "another key"
@@ -87,8 +87,8 @@ def is_web(url: str) -> bool:
 
 
 def is_odd_key(url: str) -> bool:
-    """Whether `url` names an object of S3 that its client cannot ask for (`ODD_KEY`): the client resolves these parts as
-    a browser does, and would ask for another object."""
+    """Whether S3's client cannot ask for the key in `url` (`ODD_KEY`): it resolves these parts as a browser does, and
+    would ask for another object."""
     if scheme_of(url) not in _S3:
         return False
     parts = url.partition("://")[2].rstrip("/").split("/")[1:]

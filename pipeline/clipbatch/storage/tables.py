@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 from clipbatch.storage.ranges import ReadAhead, open_ranged
 from clipbatch.storage.uris import is_url
 
+# Read at a time from a Parquet column. Without a buffer, or with pre_buffer, a whole row group is read at once.
 _BUFFER_BYTES = 2**20
-"""Read at a time from a Parquet column. Without a buffer, or with pre_buffer, a whole row group is read at once."""
 _FILE_MAGIC = b"ARROW1"
 _FEATHER_1 = b"FEA1"
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"

@@ -10,8 +10,8 @@ import re
 from urllib.parse import quote_from_bytes, unquote, unquote_to_bytes, urlsplit
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+# With a media type or a parameter: a file may be called `data:,x`.
 _DATA = re.compile(r"data:(?:[\w!#$&^.+-]+/[\w!#$&^.+-]+(?:;[^;,]*)*|(?:;[^;,]*)+),", re.IGNORECASE | re.ASCII)
-"""With a media type or a parameter: a file may be called `data:,x`."""
 
 
 def uri_of(name: str, root: str) -> str:

@@ -24,8 +24,8 @@ from clipbatch.stages.decode.pil import RESAMPLING
 from clipbatch.stages.decode.pixels import DecodeJob, place
 from clipbatch.types import DecoderName
 
+# Pixels that are still decoded for each one that is kept, on both axes: the filter has to have something to do.
 SPARE = 2
-"""Pixels that are still decoded for each one that is kept, on both axes: the filter has to have something to do."""
 
 
 def reduction(geometry: Geometry) -> int:
@@ -68,8 +68,8 @@ class ReducedDecoder:
         return torch.from_numpy(np.array(cropped)).permute(2, 0, 1)
 
 
+# What `torchvision.io.decode_image` calls, after it has warned of an end that pyproject.toml's bound knows of.
 _decode_image = torch.ops.image.decode_image.default
-"""What `torchvision.io.decode_image` calls, after it has warned of an end that pyproject.toml's bound knows of."""
 
 
 class TorchvisionDecoder:

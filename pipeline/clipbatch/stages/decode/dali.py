@@ -30,8 +30,8 @@ _OUT_OF_MEMORY = re.compile(
 
 _log = logging.getLogger(__name__)
 _TRIES = 4
+# 268 megapixels: 0.8 GB of uint8 RGB.
 _PIXELS_AT_ONCE = 2**28
-"""268 megapixels: 0.8 GB of uint8 RGB."""
 
 
 class DaliDecoder:
@@ -51,8 +51,8 @@ class DaliDecoder:
     ) -> None:
         """hw_decoder_load: share of JPEGs for the GPU's JPEG engines; None: DALI's own default."""
         self._copied: torch.cuda.Event | None = None
+        # What the GPU reads until `_copied`: encoded bytes, and crops in DALI's memory.
         self._in_use: list[Any] = []
-        """What the GPU reads until `_copied`: encoded bytes, and crops in DALI's memory."""
         if device_id is None:
             memory.return_freed()
         self._pipeline = _graph(

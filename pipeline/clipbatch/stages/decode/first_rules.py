@@ -13,8 +13,8 @@ from PIL import ExifTags, Image
 from clipbatch.stages.decode.geometry import Geometry, Target, geometry_of
 from clipbatch.stages.metadata import orientation, png_chunks, valid_orientation
 
+# Channel counts that fast decoders took, by kind.
 CHANNELS = {"jpeg": (1, 3), "png": (1, 2, 3, 4), "webp": (3, 4)}
-"""Channel counts that fast decoders took, by kind."""
 
 
 def exif_orientation(data: bytearray, kind: str) -> int:

@@ -22,8 +22,8 @@ class Target:
     width: int
     resize_mode: ResizeMode
     interpolation: Literal["bicubic", "bilinear"]
+    # 0 to 255, around an image in mode `longest`.
     fill: int
-    """0 to 255, around an image in mode `longest`."""
 
     @classmethod
     def from_facts(cls, facts: Mapping[str, Any]) -> Target:
@@ -35,14 +35,14 @@ class Target:
 class Axis:
     """One axis of a resize-then-crop-or-pad, in pixels."""
 
+    # Length before resizing.
     source: int
-    """Length before resizing."""
+    # Length after resizing the whole axis.
     resized: int
-    """Length after resizing the whole axis."""
+    # First resized pixel that is kept.
     crop: int
-    """First resized pixel that is kept."""
+    # Resized pixels that are kept; fewer than the target's only where it is padded.
     kept: int
-    """Resized pixels that are kept; fewer than the target's only where it is padded."""
 
     @property
     def region(self) -> tuple[float, float]:
@@ -59,14 +59,14 @@ class Axis:
 class Geometry:
     """How the stored (not yet turned) image is resized and cropped, and how the result is turned upright."""
 
+    # The stored image's vertical axis.
     y: Axis
-    """The stored image's vertical axis."""
     x: Axis
+    # Fill pixels above the upright result; more than 0 only in mode `longest`.
     top: int
-    """Fill pixels above the upright result; more than 0 only in mode `longest`."""
     left: int
+    # EXIF orientation (Exif 2.3, tag 0x0112), 1 to 8, to undo after resizing; 1: as it is.
     orientation: int
-    """EXIF orientation (Exif 2.3, tag 0x0112), 1 to 8, to undo after resizing; 1: as it is."""
 
     @property
     def flips(self) -> tuple[bool, bool]:

@@ -16,23 +16,23 @@ from clipbatch.stages.decode import first_rules
 from clipbatch.stages.metadata import Segment, jpeg_metadata, jpeg_segments, kind_of, png_chunks, png_metadata
 from clipbatch.stages.metadata import orientation as orientation_by
 
+# Kinds and channel counts that fast decoders turn into the same RGB as Pillow, on every device.
 _CHANNELS = {"jpeg": (1, 3), "png": (1, 3), "webp": (3,)}
-"""Kinds and channel counts that fast decoders turn into the same RGB as Pillow, on every device."""
 _NOT_PLAIN = frozenset({b"tRNS", b"acTL"})
+# Chunks of a PNG that may hold an orientation.
 _TEXTS = frozenset({b"eXIf", b"tEXt", b"zTXt", b"iTXt"})
-"""Chunks of a PNG that may hold an orientation."""
 
 
 class Header(NamedTuple):
     """A header that a fast decoder may be trusted with."""
 
+    # jpeg, png or webp.
     kind: str
-    """jpeg, png or webp."""
+    # Stored pixels, before any EXIF turn.
     height: int
-    """Stored pixels, before any EXIF turn."""
     width: int
+    # EXIF orientation, 1 to 8.
     orientation: int
-    """EXIF orientation, 1 to 8."""
 
 
 def inspect(data: bytearray, pixels: int | None = PIXELS) -> Header | None:

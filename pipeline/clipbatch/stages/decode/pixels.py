@@ -25,8 +25,8 @@ class FastDecoder(Protocol):
     """A decoder for images whose header `inspect` vouches for."""
 
     name: DecoderName
+    # Kinds of image that it takes.
     kinds: frozenset[str]
-    """Kinds of image that it takes."""
 
     def fill(self, pixels_BCHW: Tensor, jobs: list[DecodeJob]) -> list[DecodeJob]:
         """Decode, resize and place each job's image; returns the jobs that failed."""

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from clipbatch.stages.decode.reference import OpenClipTransform
 
 
+# 67 megapixels: larger images would fill the device's memory, which DALI never gives back, for the sake of a few.
 GIANT_PIXELS = 2**26
-"""67 megapixels: larger images would fill the device's memory, which DALI never gives back, for the sake of a few."""
 
 
 def goes_to_cpu(row_id: int, pixels: int, share: float) -> bool:
@@ -69,10 +69,10 @@ class CpuPool:
 T = TypeVar("T")
 R = TypeVar("R")
 
+# Smaller images go to Pillow: DALI's edges differ from Pillow's, which shows where a pixel becomes a patch.
 SMALLEST_SIDE = 8
-"""Smaller images go to Pillow: DALI's edges differ from Pillow's, which shows where a pixel becomes a patch."""
+# Longer images go to Pillow, which resizes the kept region alone; torch would first make a strip of huge length.
 EXTREME_ASPECT = 8
-"""Longer images go to Pillow, which resizes the kept region alone; torch would first make a strip of huge length."""
 
 
 class Decode:
@@ -224,8 +224,8 @@ class _Opened(NamedTuple):
     """What Pillow made of an image, on the CPU."""
 
     stored_CHW: Tensor
+    # How it is to be turned; None: it is as the model takes it.
     geometry: Geometry | None
-    """How it is to be turned; None: it is as the model takes it."""
     facts: Decoded
 
     def put(self, pixels_BCHW: Tensor, slot: int) -> None:

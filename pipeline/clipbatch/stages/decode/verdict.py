@@ -20,6 +20,7 @@ from clipbatch.stages.metadata import MAX_BEFORE_JPEG, jpeg_behind, jpeg_segment
 from clipbatch.stages.pillow import FORMATS
 from clipbatch.types import Reject
 
+# How files of kinds begin that Pillow is not asked for.
 _NAMES = {
     b"8BPS": "a Photoshop document (PSD)",
     b"\xff\x0a": "JPEG XL",
@@ -35,7 +36,7 @@ _NAMES = {
     b"P7\n": "PAM",
     b"PF\n": "PFM in colour",
 }
-"""How files of kinds begin that Pillow is not asked for."""
+# By the marker of the frame header (ITU-T T.81, B.1.1.3).
 _FRAMES = {
     0xC3: "a lossless JPEG",
     **dict.fromkeys((0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF), "a hierarchical JPEG"),
@@ -43,8 +44,8 @@ _FRAMES = {
     0xCB: "a lossless JPEG with arithmetic coding",
     0xF7: "JPEG-LS",
 }
-"""By the marker of the frame header (ITU-T T.81, B.1.1.3)."""
 _ITEM_TYPES = re.compile(rb"infe(?:\x02.{7}|\x03.{9})(\w{4})", re.DOTALL)
+# By the type of an item that holds pixels (ISO 23008-12).
 _CODECS = {
     b"unci": "uncompressed HEIF",
     b"vvc1": "HEIF with VVC",
@@ -54,7 +55,7 @@ _CODECS = {
     b"jpeg": "HEIF with JPEG",
     b"lhv1": "HEIF with layered HEVC",
 }
-"""By the type of an item that holds pixels (ISO 23008-12)."""
+# Of the registered ones, which Pillow does not know.
 _TIFF_COMPRESSIONS = {
     **{value: name for name, value in TiffImagePlugin.COMPRESSION_INFO_REV.items()},
     **dict.fromkeys((9, 10, 34661), "JBIG"),
@@ -66,7 +67,6 @@ _TIFF_COMPRESSIONS = {
     **dict.fromkeys((34676, 34677), "SGI log"),
     34887: "LERC",
 }
-"""Of the registered ones, which Pillow does not know."""
 _WEBP = 50001  # which Pillow knows, and its libtiff is built without
 _PHOTOMETRICS = {
     **dict.fromkeys((0, 1, 2, 4), ""),

@@ -17,8 +17,8 @@ from clipbatch.errors import InputError
 from clipbatch.stages.encode.text import cache_folder
 
 Work = Callable[[Tensor], Tensor]
+# Calls before a graph is recorded, in which libraries choose algorithms and allocate what they keep.
 _WARM_UP = 3
-"""Calls before a graph is recorded, in which libraries choose algorithms and allocate what they keep."""
 
 
 def compiled(work: Work, like: Tensor) -> Work:

@@ -20,12 +20,12 @@ from clipbatch.errors import InputError
 
 _FP8 = torch.float8_e4m3fn
 _LARGEST = torch.finfo(_FP8).max
+# Of a layer's inputs and outputs, for the hardware; others stay as they are.
 _MULTIPLE = 16
-"""Of a layer's inputs and outputs, for the hardware; others stay as they are."""
+# CUDA's, from which on chips multiply fp8: Ada and Hopper.
 _CAPABILITY = (8, 9)
-"""CUDA's, from which on chips multiply fp8: Ada and Hopper."""
+# Images on which the loss is measured: the first ones of a worker.
 COMPARED = 256
-"""Images on which the loss is measured: the first ones of a worker."""
 
 
 def check_chip(device: str) -> None:

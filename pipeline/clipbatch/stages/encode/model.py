@@ -24,34 +24,34 @@ from clipbatch.storage.atomic import file_sha256
 
 _REACH_S = 10.0
 T = TypeVar("T")
+# What the image tower computes in; in fp8, what its products are taken from and rounded to.
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.bfloat16}
-"""What the image tower computes in; in fp8, what its products are taken from and rounded to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
     """A model ready to encode: the text tower in fp32, the image tower in the run's precision once `cast`."""
 
+    # open_clip's CLIP, CustomTextCLIP or CoCa.
     module: Any
-    """open_clip's CLIP, CustomTextCLIP or CoCa."""
     tokenizer: Any
     name: str
+    # Their file.
     weights: Path
-    """Their file."""
     weights_sha256: str
+    # Of the input, pixels.
     height: int
-    """Of the input, pixels."""
     width: int
+    # Of each channel, for pixels from 0 to 1.
     mean: tuple[float, ...]
-    """Of each channel, for pixels from 0 to 1."""
     std: tuple[float, ...]
     interpolation: Any
     resize_mode: Any
     fill: int
+    # Already exponentiated: what a cosine is multiplied by.
     logit_scale: float
-    """Already exponentiated: what a cosine is multiplied by."""
+    # Only models that were trained with a sigmoid loss have one.
     logit_bias: float | None
-    """Only models that were trained with a sigmoid loss have one."""
 
     def facts(self) -> ModelFacts:
         """What decides scores, for `model.json`."""

@@ -45,10 +45,10 @@ class Normalise:
         return normal.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
+# Batches that a GPU has in hand: one that it encodes, and others that wait in its queue while Python wakes up.
 _IN_FLIGHT = 3
-"""Batches that a GPU has in hand: one that it encodes, and others that wait in its queue while Python wakes up."""
+# Images in fp32, beside a model in fp8 that leaves little memory.
 _COMPARED_AT_ONCE = 32
-"""Images in fp32, beside a model in fp8 that leaves little memory."""
 
 
 def trimmed(batch: PixelBatch) -> PixelBatch:

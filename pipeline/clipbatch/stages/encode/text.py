@@ -24,8 +24,8 @@ from clipbatch.storage.atomic import publish
 _log = logging.getLogger(__name__)
 
 _PROMPTS_AT_ONCE = 64
+# Of a file with its digest at its end; a file of an old version, without one, has another name and is not read.
 _SUFFIX = ".npy+sha256"
-"""Of a file with its digest at its end; a file of an old version, without one, has another name and is not read."""
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
 

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator
 from clipbatch.config import hardware
 from clipbatch.types import Encoded, ItemBatch, ReadBatch
 
+# Estimated size of an image before the first batch has been read.
 _FIRST_ESTIMATE_BYTES = 2**20
-"""Estimated size of an image before the first batch has been read."""
 
 
 def limit_bytes() -> int:

@@ -16,8 +16,8 @@ from clipbatch.storage.stores import explained
 from clipbatch.storage.uris import is_data_uri, is_outside, is_url
 from clipbatch.types import Encoded, Item, Reject
 
+# Further tries of a read from a file system, unless the user says otherwise.
 LOCAL_RETRIES = 3
-"""Further tries of a read from a file system, unless the user says otherwise."""
 
 
 class Fetch:

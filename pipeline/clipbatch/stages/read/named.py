@@ -10,9 +10,10 @@ from urllib.parse import unquote_to_bytes
 from clipbatch.storage.uris import path_of
 from clipbatch.types import Encoded, Reject
 
+# Invisible characters that `str.isspace` does not know.
 _BLANK = "\ufeff\u200b"
-"""Invisible characters that `str.isspace` does not know."""
 _BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]{64,}[=\s]*")
+# How the base64 text of an image begins.
 _STARTS = {
     "/9j/": "image/jpeg",
     "iVBORw0KGgo": "image/png",
@@ -22,7 +23,6 @@ _STARTS = {
     "SUkq": "image/tiff",
     "TU0AKg": "image/tiff",
 }
-"""How the base64 text of an image begins."""
 
 
 def read_data_uri(uri: str, max_bytes: int) -> Encoded | Reject:

@@ -20,8 +20,8 @@ from clipbatch.storage.ranges import open_container
 from clipbatch.storage.uris import is_outside
 from clipbatch.types import Encoded, Item, Reject
 
+# Archives that are kept open.
 _MAX_OPEN = 64
-"""Archives that are kept open."""
 
 
 def read_remote(item: Item, max_bytes: int, clock: Clock) -> Encoded | Reject:
@@ -76,8 +76,8 @@ class Archives:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        # By path, the least recently used first.
         self._open: dict[str, Container] = {}
-        """By path, the least recently used first."""
 
     def member(self, item: Item, max_bytes: int) -> Encoded | Reject:
         """Read the bytes of `item`'s span. Raises: OSError; the archive is opened anew after that."""

@@ -28,8 +28,8 @@ from clipbatch.types import Encoded, Item, Reject
 
 _MAX_HOSTS = 10_000
 _POLL_S = 0.1
+# Polls in a row without a batch in the read stage, after which nothing more is expected.
 _IDLE_POLLS = 3
-"""Polls in a row without a batch in the read stage, after which nothing more is expected."""
 _REMEDIES = {
     "credentials": "renew the credentials (AWS_SESSION_TOKEN, `aws sso login`, the key file, the clock), then run the "
     "same command again",
@@ -44,18 +44,18 @@ _REMEDIES = {
 class _Streak:
     """Reads from one host that failed, with no success in between."""
 
+    # time.monotonic() of the first failure.
     since: float
-    """time.monotonic() of the first failure."""
+    # True for credentials and access; False for no answer.
     refused: bool
-    """True for credentials and access; False for no answer."""
+    # The last one.
     error: RemoteError
-    """The last one."""
+    # Failures of the same kind in a row.
     count: int = 0
-    """Failures of the same kind in a row."""
+    # The row_ids of all of them.
     rows: set[int] = field(default_factory=set)
-    """The row_ids of all of them."""
+    # Whether a thread is finding out whether the objects or the host are to blame.
     is_checked: bool = False
-    """Whether a thread is finding out whether the objects or the host are to blame."""
 
 
 class Refusals:
@@ -67,8 +67,8 @@ class Refusals:
         self._limit, self._probe = limit, probe
         self._lock = threading.Lock()
         self._streaks: dict[str, _Streak] = {}
+        # By host, an object that was read.
         self._good: dict[str, Item] = {}
-        """By host, an object that was read."""
         self._reading = 0
         self._stop: UnreachableError | None = None
 

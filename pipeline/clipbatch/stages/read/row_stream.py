@@ -25,11 +25,11 @@ _PIECE_BYTES = 2**20
 _MAX_ROWS = 1024
 _ARROW_ROWS = 32
 _NO_END = 2**62
+# The fields of a struct that are used; it may have others.
 _FIELDS = ("bytes", "path")
-"""The fields of a struct that are used; it may have others."""
+# A row that is less than this ahead is reached by reading on, since the rows before it will be asked for too; for one
+# that is further ahead the stream jumps. Of the rows that a jump has to read, this much is kept.
 _NEAR_BYTES = 128 * 2**20
-"""A row that is less than this ahead is reached by reading on, since the rows before it will be asked for too; for one
-that is further ahead the stream jumps. Of the rows that a jump has to read, this much is kept."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -37,11 +37,11 @@ class Piece:
     """Consecutive rows that have been read."""
 
     start: int
+    # Bytes, or null.
     images: pa.Array
-    """Bytes, or null."""
     paths: pa.Array | None
+    # How many of its rows nobody has taken yet.
     left: int
-    """How many of its rows nobody has taken yet."""
     bytes: int
 
 
@@ -62,13 +62,13 @@ class RowStream:
         self._far: ReadAhead | None = None
         self._rows: _Rows | None = None
         self._ahead: Iterator[pa.Array] | None = None
+        # The next row to read.
         self._end = 0
-        """The next row to read."""
+        # First and last of the rows that cannot be read, and why.
         self._broken = (0, -1, "")
-        """First and last of the rows that cannot be read, and why."""
         self._starts: list[int] = []
+        # By first row, the pieces that have not been taken entirely, the oldest first.
         self.pieces: dict[int, Piece] = {}
-        """By first row, the pieces that have not been taken entirely, the oldest first."""
         self.waiting_bytes = 0
 
     @property
@@ -182,10 +182,10 @@ class RowStream:
 class _Rows(Protocol):
     """An open file."""
 
+    # Number of rows; None where it is known only at the end of the file.
     count: int | None
-    """Number of rows; None where it is known only at the end of the file."""
+    # Mean bytes of a row; 0 where skipping a row costs nothing.
     row_bytes: float
-    """Mean bytes of a row; 0 where skipping a row costs nothing."""
 
     def group(self, row: int) -> tuple[int, int]:
         """The range of rows that are read, or lost, together with `row`: the first one, and the one after the last."""

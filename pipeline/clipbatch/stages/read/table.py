@@ -25,11 +25,11 @@ COLUMN = "column:"
 _WAITING_BYTES = 256 * 2**20
 _WAIT_S = 0.05
 _OPEN_FILES = 8
+# Bytes at the beginning of an image that show whether it is base64 text.
 _BASE64_BYTES = 120
-"""Bytes at the beginning of an image that show whether it is base64 text."""
 
+# Path, column, and the file's size when it was listed.
 _Key = tuple[str, str, int]
-"""Path, column, and the file's size when it was listed."""
 
 
 class ReadTable:
@@ -38,8 +38,8 @@ class ReadTable:
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._streams: dict[_Key, RowStream] = {}
+        # Held while a stream is used; notified when rows have been taken from it.
         self._changed = threading.Condition()
-        """Held while a stream is used; notified when rows have been taken from it."""
 
     def __call__(self, path: str, span: Span, clock: Clock) -> Encoded | Reject:
         """The image in a row of the table at `path`, a path or url.

@@ -5,20 +5,44 @@ that decodes or encodes: what these say is asked in processes that may die (`doc
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TypedDict
 
 from clipbatch import __version__
 from clipbatch.config import hardware, models
 from clipbatch.tools.doctor import machine
 from clipbatch.tools.doctor.machine import Finding
-from clipbatch.tools.doctor.probe_main import Answer, Gpu
 from clipbatch.workers.child import Child
 
+# Within which a look at a library has answered; importing torch from a cold network disk takes long.
 PROBE_S = 120.0
-"""Within which a look at a library has answered; importing torch from a cold network disk takes long."""
+# Compute capabilities of GPUs that have JPEG engines, by their data sheets: A100 and A30, H100 and H200, B200, B300; of
+# 8.9 the L4 and L40 have them.
 _WITH_ENGINES = [[8, 0], [9, 0], [10, 0], [10, 3]]
-"""Compute capabilities of GPUs that have JPEG engines, by their data sheets: A100 and A30, H100 and H200, B200, B300;
-of 8.9 the L4 and L40 have them."""
 _CONTAINER = "in a container, start it with NVIDIA_DRIVER_CAPABILITIES=compute,utility,video (or all)"
+
+
+class Gpu(TypedDict):
+    """A GPU as torch sees it."""
+
+    name: str
+    capability: list[int]  # major and minor
+    memory_gib: int
+    fp8: bool
+
+
+class Answer(TypedDict, total=False):
+    """What a probe answers: `error`, or the keys that its own docstring names."""
+
+    error: str
+    version: str
+    cuda: str | None
+    driver_cuda: int | None
+    gpus: list[Gpu]
+    reason: str
+    nvimgcodec: str
+    nvimgcodec_cuda: int  # 1000 times the major version, as all of CUDA's are
+    answer: bool
+    where: str
 
 
 def examine(place: str, model: str, pretrained: str | None) -> Iterator[Finding]:

@@ -29,11 +29,11 @@ class Finding:
     """What was looked at, and how it is."""
 
     name: str
+    # warning: a run works, but slower or without something. failure: a run with these settings does not work.
     level: Level
-    """warning: a run works, but slower or without something. failure: a run with these settings does not work."""
     text: str
+    # What to do; never empty where `level` is not ok.
     remedy: str = ""
-    """What to do; never empty where `level` is not ok."""
 
     def __post_init__(self) -> None:
         assert (self.level == "ok") == (not self.remedy), self
@@ -49,12 +49,12 @@ def lines(found: list[Finding]) -> str:
     return "\n".join(shown)
 
 
+# A guess, not measured: with fewer, feeding and parsing may take longer than a GPU takes to decode and encode.
 CORES_PER_GPU = 8
-"""A guess, not measured: with fewer, feeding and parsing may take longer than a GPU takes to decode and encode."""
+# A guess: 4,000 photographs of 100 kB a second, which a ViT-B-32 on a GPU should take.
 GPU_DISK_MB_S = 400
-"""A guess: 4,000 photographs of 100 kB a second, which a ViT-B-32 on a GPU should take."""
+# What a ViT-B-32 on one core, 60 photographs of 173 kB a second, needs.
 CPU_DISK_MB_S = 10
-"""What a ViT-B-32 on one core, 60 photographs of 173 kB a second, needs."""
 _READ_S = 3.0
 _READ_FILES = 2000
 _BLOCK = 2**22

@@ -9,34 +9,10 @@ from __future__ import annotations
 import ctypes
 import importlib.resources
 import sys
-from typing import TypedDict
 
 from clipbatch.errors import InputError, brief
+from clipbatch.tools.doctor.checks import Answer, Gpu
 from clipbatch.workers.child import Parent, serve
-
-
-class Gpu(TypedDict):
-    """A GPU as torch sees it."""
-
-    name: str
-    capability: list[int]  # major and minor
-    memory_gib: int
-    fp8: bool
-
-
-class Answer(TypedDict, total=False):
-    """What a probe answers: `error`, or the keys that its own docstring names."""
-
-    error: str
-    version: str
-    cuda: str | None
-    driver_cuda: int | None
-    gpus: list[Gpu]
-    reason: str
-    nvimgcodec: str
-    nvimgcodec_cuda: int  # 1000 times the major version, as all of CUDA's are
-    answer: bool
-    where: str
 
 
 def torch_sees() -> Answer:

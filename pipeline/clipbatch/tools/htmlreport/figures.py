@@ -18,10 +18,10 @@ from markupsafe import Markup
 
 from clipbatch.tools.htmlreport.series import Bar, Step
 
+# Units of a figure; a phone shows them at about three quarters of a pixel, and its text larger.
 _WIDTH, _HEIGHT = 420, 220
-"""Units of a figure; a phone shows them at about three quarters of a pixel, and its text larger."""
+# Stand-ins, drawn by no one; a class takes the place of each.
 _COLOURS = {"#010101": "ink", "#020202": "rule", "#030303": "series", "#040404": "mark"}
-"""Stand-ins, drawn by no one; a class takes the place of each."""
 _INK, _RULE, _SERIES, _MARK = _COLOURS
 _KEPT = ("stroke-width", "stroke-dasharray", "stroke-linejoin", "stroke-linecap", "text-anchor", "opacity")
 _SVG = "{http://www.w3.org/2000/svg}"

@@ -29,10 +29,10 @@ from clipbatch.tools.htmlreport.rankings import Example, Ranking, RunnersUp, Sco
 from clipbatch.tools.htmlreport.series import Histogram
 from clipbatch.workers import signals
 
+# Bad images kept for each status.
 MAX_BAD = 1000
-"""Bad images kept for each status."""
+# Different errors counted for each status; later ones count as others.
 _MAX_MESSAGES = 1000
-"""Different errors counted for each status; later ones count as others."""
 _BATCH_SCORES = 2**22
 _BATCH_ROWS = 2**16
 
@@ -52,8 +52,8 @@ class Message:
     """An error that images have in common."""
 
     count: int
+    # Of the first such image.
     uri: str
-    """Of the first such image."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -63,10 +63,10 @@ class LabelFacts:
     name: str
     images: int = 0
     score_sum: float = 0.0
+    # The highest scores, highest first.
     confident: list[Example] = field(default_factory=list)
-    """The highest scores, highest first."""
+    # The smallest margins, or the lowest scores where there are no margins; smallest first.
     doubtful: list[Example] = field(default_factory=list)
-    """The smallest margins, or the lowest scores where there are no margins; smallest first."""
 
 
 class SetFacts:
@@ -79,8 +79,8 @@ class SetFacts:
         self._images: NDArray[np.int64] = np.zeros(0, np.int64)
         self._sums: NDArray[np.float64] = np.zeros(0)
         self._confident, self._doubtful = Ranking(examples), Ranking(examples)
+        # Images with a best score below the group's threshold.
         self.unlabelled = 0
-        """Images with a best score below the group's threshold."""
 
     def add(self, found: ScoreColumns, batch: pa.RecordBatch) -> None:
         """batch: rows that all have scores."""
@@ -138,17 +138,17 @@ class Gathered:
 
     rows: int = 0
     statuses: Counter[str] = field(default_factory=Counter)
+    # By status and error.
     messages: dict[str, dict[str, Message]] = field(default_factory=dict)
-    """By status and error."""
+    # Images with further errors, by status.
     other_messages: Counter[str] = field(default_factory=Counter)
-    """Images with further errors, by status."""
+    # By status, the first ones in the order of rows.
     bad: dict[str, list[BadImage]] = field(default_factory=dict)
-    """By status, the first ones in the order of rows."""
     sets: dict[str, SetFacts] = field(default_factory=dict)
+    # For each part, when (unix time, seconds) and how many rows.
     published: list[tuple[float, int]] = field(default_factory=list)
-    """For each part, when (unix time, seconds) and how many rows."""
+    # softmax, sigmoid or cosine.
     score_kind: str = ""
-    """softmax, sigmoid or cosine."""
 
 
 def gather(run: RunDir, plan: Plan, *, examples: int) -> Gathered:

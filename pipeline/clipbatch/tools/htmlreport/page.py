@@ -24,8 +24,8 @@ from clipbatch.tools.htmlreport.gather import MAX_BAD, BadImage, Gathered, Label
 from clipbatch.tools.htmlreport.rankings import Example
 from clipbatch.tools.htmlreport.thumbnails import Thumbnail
 
+# In a report: a thumbnail takes some 3 to 12 kB in it.
 MAX_EXAMPLES = 300
-"""In a report: a thumbnail takes some 3 to 12 kB in it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +33,8 @@ class SheetLabel:
     """The examples of one label."""
 
     facts: LabelFacts
+    # Where in the page it is.
     anchor: str
-    """Where in the page it is."""
 
     @property
     def examples(self) -> list[tuple[str, Example]]:
@@ -51,8 +51,8 @@ class Sheet:
 
     name: str
     labels: list[SheetLabel]
+    # Labels that have images, but no room.
     left_out: int
-    """Labels that have images, but no room."""
 
 
 def sheets(sets: list[SetFacts]) -> list[Sheet]:
@@ -71,8 +71,8 @@ def sheets(sets: list[SetFacts]) -> list[Sheet]:
 
 
 MAX_BYTES = 5_000_000
+# Rows of the labels' table that show without opening it.
 _LABELS_AT_ONCE = 20
-"""Rows of the labels' table that show without opening it."""
 _SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _MESSAGES = 3
 _STAGE: dict[str, Shape] = {"load": NUMBER, "starved_s": NUMBER, "blocked_s": NUMBER}
@@ -84,8 +84,8 @@ _THIS_RUN: dict[str, Shape] = {
 }
 _WAITS: dict[str, Shape] = {"waits": Every(dict, {"tries_again": NUMBER, "waited_s": NUMBER})}
 _HARDWARE: dict[str, Shape] = {"host": TEXT, "cpu": TEXT, "cores": NUMBER, "memory_gib": NUMBER}
+# For all thumbnails together, in base64.
 _PICTURE_BYTES = 3_200_000
-"""For all thumbnails together, in base64."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,14 +94,14 @@ class Facts:
 
     run: RunDir
     plan: Plan
+    # `report.json`; empty where there is none.
     report: Mapping[str, Any]
-    """`report.json`; empty where there is none."""
     found: Gathered
     sheets: list[Sheet]
+    # By row_id.
     thumbnails: Mapping[int, Thumbnail]
-    """By row_id."""
+    # Unix time, seconds.
     now: float
-    """Unix time, seconds."""
 
 
 def render(facts: Facts) -> bytes:

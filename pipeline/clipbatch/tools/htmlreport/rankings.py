@@ -20,14 +20,14 @@ from clipbatch.rundir.schema import group_columns
 class ScoreColumns:
     """The columns of one label group."""
 
+    # Of the group; empty where there is only one.
     name: str
-    """Of the group; empty where there is only one."""
     label: str
     score: str
+    # A list column, or a column for each of `labels`.
     others: tuple[str, ...]
-    """A list column, or a column for each of `labels`."""
+    # In the order of the scores.
     labels: tuple[str, ...]
-    """In the order of the scores."""
 
     @property
     def all(self) -> list[str]:
@@ -40,10 +40,10 @@ class RunnersUp:
     """The second best label of each row."""
 
     score_B: NDArray[np.float32]
+    # The best score minus the second best.
     margin_B: NDArray[np.float32]
-    """The best score minus the second best."""
+    # Into `names`.
     index_B: NDArray[np.int64]
-    """Into `names`."""
     names: list[str]
 
 
@@ -102,10 +102,10 @@ class Example:
     row_id: int
     uri: str
     score: float
+    # Its score minus the second best; None where a part does not tell.
     margin: float | None
-    """Its score minus the second best; None where a part does not tell."""
+    # The label with the second best score.
     runner_up: str | None
-    """The label with the second best score."""
 
 
 class Ranking:
@@ -114,8 +114,8 @@ class Ranking:
     def __init__(self, most: int) -> None:
         self._most = most
         self._kept: dict[int, list[tuple[float, Example]]] = {}
+        # The key that a row has to exceed, by label.
         self._bars = np.zeros(0)
-        """The key that a row has to exceed, by label."""
 
     def offer(self, label_B: NDArray[np.int64], key_B: NDArray[np.float32], make: Callable[[int], Example]) -> None:
         """Rows in order: their labels' numbers and keys. make: the example in slot b, asked for those kept only."""

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 _PAUSE_S = 60.0
+# A pause is longer than this many times the usual time between two parts.
 _PAUSE_FACTOR = 10.0
-"""A pause is longer than this many times the usual time between two parts."""
 _STEPS = 48
 _WIDTHS_S = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800, 86400)
 
@@ -27,14 +27,14 @@ _WIDTHS_S = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3
 class Step:
     """A stretch of work at one mean rate."""
 
+    # Unix time, seconds.
     start: float
-    """Unix time, seconds."""
+    # Where it starts on a clock that stands still in pauses.
     worked_s: float
-    """Where it starts on a clock that stands still in pauses."""
     seconds: float
     images_per_s: float
+    # The pause right before it; 0 for none.
     pause_s: float
-    """The pause right before it; 0 for none."""
 
 
 def steps(published: Sequence[tuple[float, int]]) -> list[Step]:
@@ -95,10 +95,10 @@ def _of_stretch(stretch: list[tuple[float, int]], width: float, clock: float, pa
     ]
 
 
+# Width of a fine bin: what quantiles are exact to.
 STEP = 1e-4
-"""Width of a fine bin: what quantiles are exact to."""
+# Scores lie in -1..1 (cosine) or 0..1, margins in 0..2; both ends are kept, whatever lies beyond is put there.
 _LOW, _HIGH = -1.0, 2.0
-"""Scores lie in -1..1 (cosine) or 0..1, margins in 0..2; both ends are kept, whatever lies beyond is put there."""
 _BARS = 40
 _NICE = (1, 2, 2.5, 5)
 

@@ -74,12 +74,12 @@ def seconds(value: float) -> str:
     return f"{whole // size} {long}" + (f" {rest} {short}" if rest else "")
 
 
+# Seconds below which they are used; the larger unit and the smaller one, each with its seconds.
 _UNITS: tuple[tuple[float, str, int, str, int], ...] = (
     (5400, "min", 60, "s", 1),
     (48 * 3600, "h", 3600, "min", 60),
     (float("inf"), "d", 86400, "h", 3600),
 )
-"""Seconds below which they are used; the larger unit and the smaller one, each with its seconds."""
 
 
 def environment() -> jinja2.Environment:

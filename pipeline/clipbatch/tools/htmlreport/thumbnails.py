@@ -15,24 +15,24 @@ from typing import Any
 from clipbatch.rundir.layout import RunDir
 from clipbatch.workers.child import Child
 
+# Within which the process must have loaded its libraries.
 START_S = 60.0
-"""Within which the process must have loaded its libraries."""
+# Within which a picture must be there.
 IMAGE_S = 20.0
-"""Within which a picture must be there."""
+# Within which all pictures must be there, starts not counted; those that are not are left out.
 ALL_S = 45.0
-"""Within which all pictures must be there, starts not counted; those that are not are left out."""
 MAX_DEATHS = 10
 _MAX_LINE = 16_384
+# Base64 of RIFF..., as every WebP begins.
 _PICTURE = re.compile(r"UklGR[A-Za-z0-9+/]+={0,2}")
-"""Base64 of RIFF..., as every WebP begins."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Thumbnail:
     """A picture, or why there is none."""
 
+    # Of a WebP; empty where there is none.
     base64: str = ""
-    """Of a WebP; empty where there is none."""
     why: str = ""
 
 

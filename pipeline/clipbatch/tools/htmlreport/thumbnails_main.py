@@ -22,14 +22,14 @@ from clipbatch.stages.read import Fetch
 from clipbatch.types import Reject
 from clipbatch.workers.child import Parent, serve
 
+# Pixels of a thumbnail's longer side.
 SIDE = 160
-"""Pixels of a thumbnail's longer side."""
+# Of a thumbnail. A photograph takes 3,000 to 6,000.
 MAX_BYTES = 9_000
-"""Of a thumbnail. A photograph takes 3,000 to 6,000."""
+# To hold in memory for a thumbnail; of a JPEG an eighth of each side is decoded where that is enough.
 MAX_PIXELS = 50_000_000
-"""To hold in memory for a thumbnail; of a JPEG an eighth of each side is decoded where that is enough."""
+# Of address space: Arrow alone reserves more than one GiB.
 _MEMORY_MIB = 4096
-"""Of address space: Arrow alone reserves more than one GiB."""
 
 
 def main() -> None:

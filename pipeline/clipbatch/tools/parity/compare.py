@@ -62,8 +62,8 @@ def render(found: Summary, pictures: list[Picture]) -> bytes:
     ).encode()
 
 
+# Images that are shown side by side, those that agree the least.
 PICTURES = 12
-"""Images that are shown side by side, those that agree the least."""
 
 
 def compare(settings: Settings, *, limit: int, out: str | None = None) -> tuple[Summary, AnyPath | None]:

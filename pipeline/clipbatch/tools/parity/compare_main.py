@@ -34,8 +34,8 @@ from clipbatch.types import Decoded, Encoded, ItemBatch, PixelBatch, Reject
 from clipbatch.workers.child import Parent, serve
 
 Pixels = NDArray[np.uint8]
+# How much brighter a difference is shown than it is.
 _AMPLIFIED = 16
-"""How much brighter a difference is shown than it is."""
 _MODES = {"P": "palette", "PA": "palette", "1": "1-bit"}
 
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from typing import TypedDict
 
+# Of the embeddings, in the mean.
 MIN_COSINE = 0.999
-"""Of the embeddings, in the mean."""
+# Of the embeddings of any image.
 MIN_OF_ONE = 0.99
-"""Of the embeddings of any image."""
+# Share of images with the same best label: where two labels are level, rounding in bf16 or fp16 decides.
 MIN_SAME = 0.98
-"""Share of images with the same best label: where two labels are level, rounding in bf16 or fp16 decides."""
+# Where clipbatch differs from open_clip by design, by the note on an image.
 ON_PURPOSE = {
     "palette": "palettes become RGB before they are resized",
     "1-bit": "1-bit images become RGB before they are resized",
     "transparent": "transparency of palettes and of one colour is an alpha channel; open_clip shows what it hides",
     "16-bit": "16-bit gray is scaled; open_clip cuts it off at 255, which is white",
 }
-"""Where clipbatch differs from open_clip by design, by the note on an image."""
 
 
 class Facts(TypedDict):

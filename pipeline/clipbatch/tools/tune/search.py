@@ -28,11 +28,11 @@ from clipbatch.tools.tune.trials import Trier
 from clipbatch.workers import devices, ranks
 from clipbatch.workers.devices import Seat
 
+# Gains below this are taken for noise: on a machine with nothing else to do, rounds of seconds differ by as much.
 _NOISE = 1.03
-"""Gains below this are taken for noise: on a machine with nothing else to do, rounds of seconds differ by as much."""
 _SAMPLE_ROWS = 65_536
+# Of one trial.
 _MIN_S, _MAX_S = 1.0, 10.0
-"""Of one trial."""
 _ROUNDS = 2
 
 
@@ -40,27 +40,27 @@ _ROUNDS = 2
 class Trial:
     """What some settings gave."""
 
+    # Settings that differ from the run's defaults.
     changes: SettingValues
-    """Settings that differ from the run's defaults."""
     images_per_s: float | None
+    # The stage that the others waited for; or why there is no rate.
     note: str
-    """The stage that the others waited for; or why there is no rate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tuned:
     """What a search found."""
 
+    # Settings to change; empty where the defaults stand.
     chosen: SettingValues
-    """Settings to change; empty where the defaults stand."""
+    # Rate with `chosen` over that with the defaults, the lower of two rounds; None where it was not measured.
     gain: float | None
-    """Rate with `chosen` over that with the defaults, the lower of two rounds; None where it was not measured."""
     trials: list[Trial]
+    # Images that were at hand.
     rows: int
-    """Images that were at hand."""
     seat: Seat
+    # The settings that were tried, as a run has them without any of this.
     defaults: SettingValues
-    """The settings that were tried, as a run has them without any of this."""
 
 
 def tune(settings: Settings, budget_s: float, tell: Callable[[Trial], None]) -> Tuned:

@@ -29,8 +29,8 @@ from clipbatch.tools.tune.trials import Rate
 from clipbatch.types import ItemBatch
 from clipbatch.workers.child import Parent, serve
 
+# Measured in each trial, however long they take.
 _MIN_BATCHES = 2
-"""Measured in each trial, however long they take."""
 
 
 class Trials:
