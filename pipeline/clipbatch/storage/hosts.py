@@ -222,7 +222,8 @@ def _wait_s(error: OSError, clock: Clock, attempt: int) -> float | None:
     """Seconds to wait after `error`, which may pass, before another try, besides the host's pause; None where there is
     to be no other try."""
     left_s, host = clock.left_s(), clock.host
-    wait_s = random.uniform(0, min(_MAX_WAIT_S, 2 * _FIRST_WAIT_S * 2 ** min(attempt, 10)))
+    longest_s = min(_MAX_WAIT_S, max(0.5, clock.limit_s / 12))
+    wait_s = random.uniform(0, min(longest_s, 2 * _FIRST_WAIT_S * 2 ** min(attempt, 10)))
     if host is not None:
         assert isinstance(error, RemoteError)
         if error.retry_after_s > left_s:

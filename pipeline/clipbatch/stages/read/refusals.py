@@ -107,9 +107,12 @@ class Refusals:
         Raises: UnreachableError where rows of it failed for a reason that is not theirs.
         """
         idle = 0
-        while names := [name for name, streak in list(self._streaks.items()) if self._concerns(streak, rows)]:
+        while True:
             if self._stop is not None:
                 raise self._stop
+            names = [name for name, streak in list(self._streaks.items()) if self._concerns(streak, rows)]
+            if not names:
+                return
             for name in names:
                 if name in self._good or self._is_certain(name):
                     self._check(name)
