@@ -167,27 +167,30 @@ class Ranges:
 
 def chunks(url: str) -> Iterator[bytes]:
     """The content of the object at `url`, of a store or the web, from its beginning. Raises: as `open_input_file`."""
+    import pyarrow as pa
+
     if is_web(url):
         yield from http.chunks(url, max_bytes=_MAX_BYTES, timeout_s=_COPY_S)
         return
     with open_input_file(url) as file:
-        stream = decoded(file) if not url.lower().endswith((".gz", ".zst")) else None  # these are decoded by their name
-        while chunk := (stream or file).read(_CHUNK_BYTES):
+        codec = (
+            None if url.lower().endswith((".gz", ".zst")) else content_codec(file)
+        )  # these are decoded by their name
+        stream = file if codec is None else pa.CompressedInputStream(file, codec)
+        while chunk := stream.read(_CHUNK_BYTES):
             yield chunk
 
 
-def decoded(file: pa.NativeFile) -> pa.NativeFile | None:
-    """A stream of what `file`, an object of a store, holds without its Content-Encoding; None where it has none, or
-    where its bytes are not what the header says."""
-    import pyarrow as pa
-
+def content_codec(file: pa.NativeFile) -> str | None:
+    """pyarrow's name of the Content-Encoding of `file`, an object of a store; None where it has none, or where its
+    bytes are not what the header says."""
     codec = None
     with contextlib.suppress(NotImplementedError, OSError):  # fsspec's files have no metadata
         headers = {str(name).lower(): value for name, value in (file.metadata() or {}).items()}
         codec = _CODECS.get(headers.get("content-encoding", b"").decode("latin-1").rpartition(",")[2].strip().lower())
     if codec is None or (codec == "gzip" and file.read_at(2, 0) != b"\x1f\x8b"):
         return None
-    return pa.CompressedInputStream(file, codec)
+    return codec
 
 
 def explained(error: RemoteError, url: str) -> RemoteError:

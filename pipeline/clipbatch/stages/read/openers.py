@@ -8,18 +8,20 @@ from __future__ import annotations
 import os
 import stat
 import threading
-from typing import Any
+
+import pyarrow as pa
 
 from clipbatch.errors import InputError
 from clipbatch.storage import http, stores
 from clipbatch.storage.archives import read_member
-from clipbatch.storage.failures import RemoteError
+from clipbatch.storage.failures import RemoteError, first_line
 from clipbatch.storage.files import Container, unwritten
 from clipbatch.storage.hosts import Clock
 from clipbatch.storage.ranges import open_container
 from clipbatch.storage.uris import is_outside
-from clipbatch.types import Encoded, Item, Reject
+from clipbatch.types import Encoded, Item, Reject, Status
 
+_CHUNK_BYTES = 2**20
 # Archives that are kept open.
 _MAX_OPEN = 64
 
@@ -51,21 +53,25 @@ def _read_object(url: str, max_bytes: int) -> Encoded | Reject:
             return Reject(status="empty", error="0 bytes")
         if size > max_bytes:
             return Reject(status="too_large", error=f"{size} bytes, over the limit of {max_bytes}")
-        if (stream := stores.decoded(file)) is not None:
-            return _read_decoded(stream, max_bytes)
+        codec = stores.content_codec(file)
         data = unwritten(size)
         view, done = memoryview(data), 0
         while done < size and (count := file.readinto(view[done:])):
             done += count
     if done < size:
         return Reject(status="truncated", error=f"the object shrank while it was read: {done} of {size} bytes")
-    return Encoded(data=data)
+    return Encoded(data=data) if codec is None else _decompressed(data, codec, max_bytes)
 
 
-def _read_decoded(stream: Any, max_bytes: int) -> Encoded | Reject:
+def _decompressed(packed: bytearray, codec: str, max_bytes: int) -> Encoded | Reject:
     data = bytearray()
-    while len(data) <= max_bytes and (chunk := stream.read(2**20)):
-        data += chunk
+    try:
+        with pa.CompressedInputStream(pa.BufferReader(packed), codec) as stream:
+            while len(data) <= max_bytes and (chunk := stream.read(_CHUNK_BYTES)):
+                data += chunk
+    except OSError as error:
+        kind: Status = "truncated" if "Truncated" in str(error) else "corrupt"
+        return Reject(status=kind, error=f"its Content-Encoding ({codec}) cannot be removed: {first_line(error)}")
     if len(data) > max_bytes:
         return Reject(status="too_large", error=f"more bytes than the limit of {max_bytes}")
     return Encoded(data=data) if data else Reject(status="empty", error="0 bytes")
