@@ -122,9 +122,9 @@ class ReadSettings(Checked):
     read_retries: int | None = setting(
         None, "Images", "worker", "Further tries after an I/O error (default 3; remote 30)."
     )
-    # Only reads count that fail for a reason common to the whole store or host (`stages.read.refusals`).
-    max_refused: int = setting(
-        100, "Images", "worker", "Stop after so many reads in a row that a store or host refuses (0: never)."
+    # None: 100. Only reads count that fail for a reason common to the whole store or host (`stages.read.refusals`).
+    max_refused: int | None = setting(
+        None, "Images", "worker", "Stop after so many reads in a row that a store refuses (default 100; 0: never)."
     )
     max_bytes: int = setting(256 * 2**20, "Images", "identity", "Larger files get status too_large.")
 

@@ -26,6 +26,8 @@ from clipbatch.storage.failures import RemoteError
 from clipbatch.storage.hosts import Host
 from clipbatch.types import Encoded, Item, Reject
 
+# Reads in a row that a host refuses before the run stops, unless the user says otherwise.
+MAX_REFUSED = 100
 _MAX_HOSTS = 10_000
 _POLL_S = 0.1
 # Polls in a row without a batch in the read stage, after which nothing more is expected.
@@ -61,10 +63,10 @@ class _Streak:
 class Refusals:
     """The streaks of a run. Used by the threads that read, and by the one that writes."""
 
-    def __init__(self, limit: int, probe: Callable[[Item], RemoteError | None]) -> None:
-        """limit: reads in a row after which the run stops; 0: it never does. probe: reads an item again; returns the
-        error, or None."""
-        self._limit, self._probe = limit, probe
+    def __init__(self, limit: int | None, probe: Callable[[Item], RemoteError | None]) -> None:
+        """limit: reads in a row after which the run stops; None for `MAX_REFUSED`, 0 for no limit. probe: reads an
+        item again; returns the error, or None."""
+        self._limit, self._probe = MAX_REFUSED if limit is None else limit, probe
         self._lock = threading.Lock()
         self._streaks: dict[str, _Streak] = {}
         # By host, an object that was read.
