@@ -63,8 +63,8 @@ def temp_name(target: Path) -> Path:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames inside `folder` survive a power cut. If the power fails before this returns, the new file may be gone.
-    Its shard then counts as open, and doing it again writes the same bytes."""
+    """Make renames inside `folder` survive a power cut. If the power fails before this returns, the new file may be
+    gone. Its shard then counts as open, and doing it again writes the same bytes."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
@@ -104,8 +104,8 @@ def remove_leftovers(folder: AnyPath) -> None:
 def _alive(pid: int, begun: str | None) -> bool:
     """Whether the process `pid` of this host is the writer, and can still write.
 
-    begun: when the writer began; None or 0 where that is not known. A zombie cannot write. Zombies may stay for ever in a
-    container, whose first process may never wait for the children that it inherits.
+    begun: when the writer began; None or 0 where that is not known. A zombie cannot write. Zombies may stay for ever in
+    a container, whose first process may never wait for the children that it inherits.
     """
     try:
         os.kill(pid, 0)

@@ -38,8 +38,8 @@ _new.restype, _new.argtypes = ctypes.py_object, (ctypes.c_char_p, ctypes.c_ssize
 def unwritten(length: int) -> bytearray:
     """`length` bytes with any content. The caller has to fill them all, or cut off the rest.
 
-    `bytearray(length)` would write zeros, and so touch every page for the first time, while it holds Python's lock. That
-    is half of the time for which reading a photograph holds the lock.
+    `bytearray(length)` would write zeros, and so touch every page for the first time, while it holds Python's lock.
+    That is half of the time for which reading a photograph holds the lock.
     """
     memory: bytearray = _new(None, length)
     return memory
