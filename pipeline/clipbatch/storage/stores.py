@@ -75,6 +75,11 @@ _opening: defaultdict[tuple[str, str, bool], threading.Lock] = defaultdict(threa
 _refusals: dict[str, tuple[float, RemoteError | None]] = {}
 
 
+def forget() -> None:
+    """Open stores again from now on, for a process whose environment has changed."""
+    _opened.clear()
+
+
 def scheme_of(url: str) -> str:
     """`s3` for s3://bucket/key; '' for a path."""
     scheme, mark, _ = url.partition("://")
