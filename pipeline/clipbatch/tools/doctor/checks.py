@@ -18,6 +18,10 @@ PROBE_S = 120.0
 # Compute capabilities of GPUs that have JPEG engines, by their data sheets: A100 and A30, H100 and H200, B200, B300; of
 # 8.9 the L4 and L40 have them.
 _WITH_ENGINES = [[8, 0], [9, 0], [10, 0], [10, 3]]
+# The first branch of NVIDIA's driver that runs programs built for a CUDA, by its major version, whatever the minor one.
+_DRIVERS = {12: "R525", 13: "R580"}
+# The last torch for CUDA 12 that comes without naming another index; docs/guides/installing.md has the same line.
+_FOR_CUDA_12 = "pip install 'torch<2.11' 'torchvision<0.26'"
 _CONTAINER = "in a container, start it with NVIDIA_DRIVER_CAPABILITIES=compute,utility,video (or all)"
 
 
@@ -85,12 +89,13 @@ def ask(probe: str, *arguments: str) -> Answer:
 def judge_torch(found: Answer) -> Iterator[Finding]:
     """torch itself, and whether it and the driver speak the same CUDA."""
     if "error" in found:
-        yield Finding(
-            name="torch",
-            level="failure",
-            text=found["error"],
-            remedy="install clipbatch's pinned versions anew: pip install -c constraints.txt .",
-        )
+        remedy = "install clipbatch's pinned versions anew: pip install -c constraints.txt ."
+        if "no kernel image" in found["error"]:
+            remedy = (
+                "this torch has no code for this GPU: torch for CUDA 13 needs compute capability 7.5 or later; for 7.0 "
+                f"(V100) {_FOR_CUDA_12}"
+            )
+        yield Finding(name="torch", level="failure", text=found["error"], remedy=remedy)
         return
     text = f"clipbatch {__version__}, torch {found['version']}, built for CUDA {found['cuda'] or '(none)'}"
     driver = found["driver_cuda"]
@@ -99,8 +104,10 @@ def judge_torch(found: Answer) -> Iterator[Finding]:
     wrong = None
     if hardware.has_gpu() and found["cuda"] is None:
         wrong = "install the torch that is built for CUDA (pip install torch, not the +cpu wheel)"
-    elif hardware.has_gpu() and driver and driver // 1000 < int((found["cuda"] or "0").partition(".")[0]):
-        wrong = f"install a driver that speaks CUDA {found['cuda']}, or a torch built for CUDA {driver // 1000}"
+    elif hardware.has_gpu() and driver and driver // 1000 < (major := int((found["cuda"] or "0").partition(".")[0])):
+        wrong = f"install a driver that speaks CUDA {major} ({_DRIVERS.get(major, 'see its release notes')} or later)"
+        if driver // 1000 == 12:
+            wrong += f", or a torch built for CUDA 12: {_FOR_CUDA_12}"
     elif hardware.has_gpu() and not found["gpus"]:
         wrong = f"torch finds no GPU ({found.get('reason', 'no reason given')}): check nvidia-smi and reload the driver"
     yield Finding(name="torch", level="failure" if wrong else "ok", text=text, remedy=wrong or "")
