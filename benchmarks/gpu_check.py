@@ -78,7 +78,7 @@ def plan(scale: sections.Scale) -> list[Section]:
             Section(name=model, budget_s=budgets.get(model, 50), work=sections.model, arguments=(model,))
             for model in models
         ),
-        Section(name="tests/gpu", budget_s=100, work=sections.tests),
+        Section(name="tests/gpu", budget_s=100, work=sections.tests, arguments=(sections.GPU_TESTS,)),
         first_peer,
         Section(name="parity", budget_s=45, work=sections.parity),
         *other_peers,

@@ -72,7 +72,7 @@ def mixed(scale: Scale, tell: Tell) -> None:
         tell("device", f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB, {facts.multi_processor_count} processors")
     data = scale.photos[0].read_bytes()
     expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), np.int16)
-    for load, name in ((0.0, "CUDA"), (1.0, "JPEG engines")):
+    for load, name in ((0.0, "CUDA"), (1.0, "JPEG engines")) if scale.gpu else ((0.0, "CPU"),):
         (image,) = _decode_whole(scale, [data], load)
         off = np.abs(image.astype(np.int16) - expected)
         tell(f"{name}, off Pillow's of 255", f"{off.mean():.3f} in the mean, {off.max()} at most")

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -32,6 +33,8 @@ from fixtures import list_names
 from peers import PEERS, Subject
 
 ROOT = Path(__file__).resolve().parents[1]
+GPU_TESTS = ROOT / "tests" / "gpu"
+_OUTCOME = re.compile(r"\S*?(?P<test>\w+\.py::.*) (?P<outcome>PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b")
 FULL = ("ViT-B-32", "ViT-B-16", "ViT-L-14")
 Tell = Callable[[str, Any], None]
 LABELS = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -156,22 +159,22 @@ def model(scale: Scale, tell: Tell, name: str) -> None:
             tell("peak GiB", torch.cuda.max_memory_reserved(scale.device) / 2**30)
 
 
-def tests(scale: Scale, tell: Tell) -> None:
-    """tests/gpu, where there is a GPU: how many passed so far, and which did not."""
-    if not scale.gpu or not (ROOT / "tests" / "gpu").is_dir():
+def tests(scale: Scale, tell: Tell, folder: Path) -> None:
+    """The tests in `folder`, where there is a GPU: how many have passed so far, and which have not."""
+    if not scale.gpu:
         return
-    command = [sys.executable, "-m", "pytest", "tests/gpu", "-v", "-p", "no:cacheprovider", "--color=no"]
-    passed, others = 0, list[str]()
+    command = [sys.executable, "-m", "pytest", str(folder), "-v", "-p", "no:cacheprovider", "--color=no"]
+    passed, others, last = 0, list[str](), "nothing was said"
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment) as process:
-        last = ""
         for line in process.stdout or ():
             last = line.strip() or last
-            test, _, word = line.partition(" ")
-            if "::" in test and word.startswith("PASSED"):
+            found = _OUTCOME.match(line)
+            if found and found["outcome"] == "PASSED":
                 tell("passed", passed := passed + 1)
-            elif "::" in test and word.startswith(("FAILED", "ERROR", "SKIPPED")):
-                tell("others", "; ".join(others := [*others, line.strip()]))
+            elif found:
+                others.append(f"{found['test']} {found['outcome']}")
+                tell("not passed", "; ".join(others))
     tell("outcome", last)
 
 
