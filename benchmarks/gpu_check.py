@@ -35,6 +35,7 @@ import gpu_sections as sections
 import harness
 from clipbatch.config import models as catalog
 from fixtures import photographs
+from gpu_tensorrt import tensorrt
 from harness import Benchmark
 from peers import PEERS
 
@@ -84,6 +85,8 @@ def plan(scale: sections.Scale) -> list[Section]:
         part = 16 if "NeMo" in peer or "Hugging" in peer else 4 if "retrieval" in peer else 2  # the slow ones do fewer
         arguments = (peer, which, max(scale.batch, scale.images // part))
         found.append(Section(name=f"peer {peer}, {which}", budget_s=28, work=sections.peer, arguments=arguments))
+    what = scale.models[0]
+    found.append(Section(name=f"TensorRT, {what}", budget_s=150, work=tensorrt, arguments=(what,)))
     return found
 
 
