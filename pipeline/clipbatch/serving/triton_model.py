@@ -107,9 +107,8 @@ def _array(column: pa.Array, kind: str) -> NDArray[Any]:
     if kind == "TYPE_STRING":
         texts = [(text or "").encode() for text in column.to_pylist()]
         return np.array(texts, dtype=np.object_).reshape(-1, 1)
-    dtype = np.float16 if kind == "TYPE_FP16" else np.float32
     is_list = pa.types.is_fixed_size_list(column.type)
-    array = np.full((len(column), column.type.list_size if is_list else 1), np.nan, dtype)
+    array = np.full((len(column), column.type.list_size if is_list else 1), np.nan, np.float32)
     valid = column.drop_null()
     values = valid.flatten() if is_list else valid
     array[column.is_valid().to_numpy(zero_copy_only=False)] = values.to_numpy().reshape(-1, array.shape[1])

@@ -95,7 +95,7 @@ def _outputs(labels: LabelSet, settings: Settings, embedding: int) -> list[Outpu
         ]
     found += [Output(name=name, kind="TYPE_STRING", length=1) for name in ("status", "error")]
     if settings.output.embeddings:
-        found.append(Output(name="embedding", kind="TYPE_FP16", length=embedding))
+        found.append(Output(name="embedding", kind="TYPE_FP32", length=embedding))
     return found
 
 

@@ -130,7 +130,7 @@ _MEANING = {
     "error": "the reason in words, or empty",
     "embedding": "of unit length",
 }
-_TYPES = {"TYPE_STRING": "BYTES", "TYPE_FP32": "FP32", "TYPE_FP16": "FP16"}
+_TYPES = {"TYPE_STRING": "BYTES", "TYPE_FP32": "FP32"}
 
 
 def readme(name: str, settings: Settings, labels: LabelSet, outputs: Sequence[Output], *, score: str) -> str:
