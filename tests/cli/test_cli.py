@@ -1,4 +1,4 @@
-"""The command line: its surface, its exit codes, and what it says to wrong input."""
+"""The command line: its options, its exit codes, and its errors for wrong input."""
 
 import json
 import os
@@ -15,10 +15,10 @@ from tests.support.corpus import make_folder
 PLANNING = (
     "--all-files --background --batch-size --columns --compile --compression --config --cpu-share --cpus-per-worker "
     "--decode-threads --decode-timeout --decoder --device --embeddings --engine --gpus --hw-decoder-load "
-    "--image-column --jpeg-scale --json --labels --layout --limit --max-bad --max-bytes --max-pixels --model "
-    "--no-header --orientation --out --overwrite --precision --pretrained --profile --rank --read-retries "
-    "--read-threads --read-timeout --reference --root --score --scores-dtype --shard-size --shards --template --top-k "
-    "--uri-column --worker-timeout --workers --world-size"
+    "--image-column --jpeg-scale --json --labels --layout --limit --max-bad --max-bytes --max-pixels "
+    "--max-refused --model --no-header --orientation --out --overwrite --precision --pretrained --profile --rank "
+    "--read-retries --read-threads --read-timeout --reference --root --score --scores-dtype --shard-size --shards "
+    "--template --top-k --uri-column --worker-timeout --workers --world-size"
 )
 SURFACE = {
     "run": PLANNING
@@ -27,8 +27,8 @@ SURFACE = {
     "submit slurm": PLANNING
     + " --array --cpus-per-task --dry-run --gres --mem --partition --requeues --sbatch-option --slurm-dir --time",
     "serve": "--background --batch-size --columns --compression --config --decoder --device --embeddings --http "
-    "--image-column --labels --layout --max-body-mib --max-bytes --max-images --max-pixels --max-requests --model "
-    "--no-header "
+    "--image-column --labels --layout --max-body-mib --max-bytes --max-images --max-pixels --max-refused "
+    "--max-requests --model --no-header "
     "--orientation --precision --pretrained --quiet --read-retries --read-threads --read-timeout --root --score "
     "--scores-dtype --shard-size --template --top-k --uri-column",
     "rescore": "--compression --device --embeddings --json --labels --layout --out --overwrite --quiet --score "
@@ -205,7 +205,7 @@ def test_flags_win_over_the_settings_file(warm: Cli, folder: Path, tmp_path: Pat
     assert "top" in table.column_names
 
 
-def test_too_many_bad_images_end_with_4_and_the_right_number_does_not(warm: Cli, folder: Path, tmp_path: Path) -> None:
+def test_too_many_bad_images_end_with_4_and_fewer_do_not(warm: Cli, folder: Path, tmp_path: Path) -> None:
     error = warm("run", folder, *DEMO, "--max-bad", "5%", "--out", tmp_path / "few", code=4).stderr
     assert "--max-bad" in error
     warm("run", folder, *DEMO, "--max-bad", "40", "--out", tmp_path / "many")

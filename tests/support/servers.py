@@ -59,8 +59,8 @@ class Web(ThreadingHTTPServer):
         self.answers: dict[str, Answer] = {}
         self.seen: list[tuple[str, dict[str, str], float]] = []
         self.root = f"http://127.0.0.1:{self.server_port}"
+        # Set when the test is over: what an answer that stalls waits for.
         self.over = threading.Event()
-        """Set when the test is over: what an answer that stalls waits for."""
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients that hang up are what tests are about."""
@@ -118,16 +118,16 @@ class Buckets:
             "AWS_EC2_METADATA_DISABLED": "true",
         }
 
-    def put(self, path: str, data: bytes = b"") -> None:
+    def put(self, path: str, data: bytes = b"", **headers: str) -> None:
         """Make the bucket or the object `path`."""
-        self._ask("PUT", path, data)
+        self._ask("PUT", path, data, headers)
 
     def guard(self, guarded: bool) -> None:
         """Whether keys are looked at."""
         self._ask("POST", "moto-api/reset-auth", b"0" if guarded else b"inf")
 
-    def _ask(self, method: str, path: str, data: bytes) -> None:
-        answer = self._pool.request(method, f"{self.endpoint}/{path}", body=data)
+    def _ask(self, method: str, path: str, data: bytes, headers: dict[str, str] | None = None) -> None:
+        answer = self._pool.request(method, f"{self.endpoint}/{path}", body=data, headers=headers)
         assert answer.status == 200, (path, answer.status, answer.data)
 
 

@@ -21,7 +21,7 @@ _IMAGES = ("decoder", "orientation", "background", "max_pixels", "max_bytes")
 @app.command("onnx")
 @takes_some(*_LABELS_AND_MODEL, "score")
 def onnx_command(
-    given: SettingValues,
+    values: SettingValues,
     *,
     out: Annotated[Path, typer.Option("--out", "-o", help="The ONNX FILE to write; a JSON file goes beside it.")],
     precision: Annotated[str, typer.Option(help="fp32, or fp16 for GPUs.")] = "fp32",
@@ -42,7 +42,7 @@ def onnx_command(
     if precision not in ("fp32", "fp16"):
         raise InputError(f"--precision {precision!r} is not known to export onnx: use fp32 or fp16")
     chosen = cast(Literal["fp32", "fp16"], precision)
-    record = onnx.export(from_flat(given), out, precision=chosen, batch_size=batch_size)
+    record = onnx.export(from_flat(values), out, precision=chosen, batch_size=batch_size)
     if as_json:
         print(json.dumps(record, indent=2))
         return
@@ -54,7 +54,7 @@ def onnx_command(
 @app.command("triton")
 @takes_some(*_LABELS_AND_MODEL, "precision", "device", "batch_size", "config", *_IMAGES, "score", "embeddings")
 def triton_command(
-    given: SettingValues,
+    values: SettingValues,
     *,
     out: Annotated[Path, typer.Option("--out", "-o", help="The model repository, a FOLDER; made if it is not there.")],
     name: Annotated[str, typer.Option(help="Of the model, by which clients ask.")] = "clipbatch",
@@ -69,5 +69,5 @@ def triton_command(
     from clipbatch.tools.export import triton
 
     result_is_on_disk()
-    made = triton.export(from_flat(given), out, name=name, instances=instances)
+    made = triton.export(from_flat(values), out, name=name, instances=instances)
     print(f"wrote {made}\nnext: {made / 'README.md'}, then tritonserver --model-repository {out.absolute()}")

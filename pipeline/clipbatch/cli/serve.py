@@ -21,14 +21,14 @@ _INPUT = (
     *("root", "uri_column", "no_header", "image_column", "columns"),
     *("decoder", "orientation", "background", "max_pixels"),
 )
-_READ = ("max_bytes", "read_threads", "read_timeout", "read_retries")
+_READ = ("max_bytes", "read_threads", "read_timeout", "read_retries", "max_refused")
 _OUTPUT = ("score", "layout", "top_k", "scores_dtype", "compression", "embeddings", "shard_size")
 
 
 @app.command("serve", rich_help_panel=PANEL)
 @takes_some(*_MODEL, *_INPUT, *_READ, *_OUTPUT)
 def serve_command(
-    given: SettingValues,
+    values: SettingValues,
     *,
     spool: Annotated[
         Optional[str], typer.Argument(metavar="SPOOL", help="A folder: manifests dropped into SPOOL/in/ are labelled.")
@@ -46,7 +46,7 @@ def serve_command(
     Example: clipbatch serve /var/spool/clipbatch --labels labels.txt --http 127.0.0.1:8000 --root /data/photos
     """
     os.getcwd()  # fails where it has been deleted, in which torch cannot be loaded
-    settings = from_flat(given)
+    settings = from_flat(values)
     try:
         with fast_import.fast_imports(transformers=models.wants_transformers(settings.model.model)):
             from clipbatch.serving.http import Limits
