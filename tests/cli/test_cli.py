@@ -45,6 +45,9 @@ SURFACE = {
     "--limit --max-pixels --model --no-header --orientation --out --precision --pretrained --root --template "
     "--uri-column",
     "fetch": "--json --pretrained",
+    "export onnx": "--batch-size --json --labels --model --out --precision --pretrained --score --template",
+    "export triton": "--background --batch-size --config --decoder --device --embeddings --instances --labels "
+    "--max-bytes --max-pixels --model --name --orientation --out --precision --pretrained --score --template",
     "labels": "--json --template",
     "models": "--json",
     "demo": "--out --quiet",
@@ -64,7 +67,8 @@ def test_the_surface_is_frozen(warm: Cli) -> None:
     from clipbatch.cli import app
 
     commands = dict(get_command(app).commands)  # type: ignore[attr-defined]
-    commands |= {f"submit {name}": command for name, command in commands.pop("submit").commands.items()}
+    for group in ("submit", "export"):
+        commands |= {f"{group} {name}": command for name, command in commands.pop(group).commands.items()}
     shown = {
         name: sorted({option for param in command.params for option in param.opts if option.startswith("--")})
         for name, command in commands.items()

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from clipbatch.config import Settings, auto
 from clipbatch.config.labels import LabelSet
@@ -23,8 +25,11 @@ from clipbatch.types import EmbeddedBatch, ItemBatch, PixelBatch, ReadBatch
 class Labeller:
     """A loaded model, with its label features."""
 
-    def __init__(self, settings: Settings, labels: LabelSet) -> None:
-        """settings: resolved. Raises: InputError where the model cannot be had."""
+    def __init__(self, settings: Settings, labels: LabelSet, text_LD: NDArray[np.float32] | None = None) -> None:
+        """settings: resolved. text_LD: features of `labels` by this model; None to compute them.
+
+        Raises: InputError where the model cannot be had.
+        """
         device = auto.device_of(settings)
         check_device(device)
         assert settings.batch_size
@@ -32,7 +37,8 @@ class Labeller:
         self.model = LoadedModel.load(settings, settings.batch_size, device)
         facts = self.model.model.facts()
         self.score_kind = scoring(settings, facts)
-        text_LD = text_features(self.model.model, labels.prompts)
+        if text_LD is None:
+            text_LD = text_features(self.model.model, labels.prompts)
         embeddings = settings.output.embeddings
         self._score = scorer(text_LD, facts, self.score_kind, labels=labels, embeddings=embeddings, device=device)
         self._labels, self._output, self._embedding = labels, settings.output, text_LD.shape[1]
