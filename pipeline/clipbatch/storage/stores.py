@@ -117,7 +117,9 @@ def open_store(url: str, *, once: bool = False) -> tuple[pafs.FileSystem, str]:
     with _opening[key]:  # one lock per bucket, so one that does not answer delays no other
         store = _opened.get(key)
         if store is None:
-            store = _opened[key] = _make(scheme, host, url, key[2])
+            is_gcs = scheme in ("gs", "gcs")
+            store = _s3(host, key[2]) if scheme in _S3 else _gcs() if is_gcs else _by_fsspec(scheme, url)
+            _opened[key] = store
     if scheme in _NATIVE:
         return store, place.rstrip("/")
     return store, store.handler.fs._strip_protocol(url).rstrip("/")
@@ -205,15 +207,18 @@ def explained(error: RemoteError, url: str) -> RemoteError:
     """
     if error.cause != "access" or scheme_of(url) not in _S3:
         return error
-    if "GetObject" in str(error):
-        return RemoteError("unreadable", f"{error}; {_ARCHIVED}")
     bucket = f"{scheme_of(url)}://{url.partition('://')[2].partition('/')[0]}"
     with _opening[bucket, "", True]:
         asked, refusal = _refusals.get(bucket, (-_REFUSAL_S, None))
         if time.monotonic() - asked >= _REFUSAL_S:
             refusal = _refusal(bucket)
             _refusals[bucket] = time.monotonic(), refusal
-    return error if refusal is None else refusal
+    if refusal is not None:
+        return refusal
+    # GetObject is refused although the HEAD request before it was allowed.
+    if re.search(r"(ACCESS_DENIED|INVALID_OBJECT_STATE) during GetObject", str(error)):
+        return RemoteError("unreadable", f"{error}; {_ARCHIVED}")
+    return error
 
 
 def _refusal(bucket: str) -> RemoteError | None:
@@ -230,14 +235,6 @@ def _refusal(bucket: str) -> RemoteError | None:
             what = f"{words[1]}: {words[2]}" if words else text
             return RemoteError("unreadable", f"the store refuses the credentials: {what}", cause="credentials")
     return None
-
-
-def _make(scheme: str, host: str, url: str, once: bool) -> pafs.FileSystem:
-    if scheme in _S3:
-        return _s3(host, once)
-    if scheme in ("gs", "gcs"):
-        return _gcs()
-    return _by_fsspec(scheme, url)
 
 
 def _s3(bucket: str, once: bool) -> pafs.FileSystem:
