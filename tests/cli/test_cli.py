@@ -36,7 +36,9 @@ SURFACE = {
     "compact": "--json --out --rows-per-file",
     "status": "--json",
     "verify": "--json --restore",
-    "report": "--examples --out",
+    "report": "--examples --out --zoom",
+    "evaluate": "--group --json --labels --mapping --no-page --page --precision --thresholds --truth",
+    "review": "--doubtful --group --out --per-label --random --seed --url-prefix",
     "doctor": "--json --model --pretrained",
     "tune": "--batch-size --budget --decoder --device --image-column --json --limit --model --no-header --orientation "
     "--out --precision --pretrained --root --uri-column",
@@ -45,7 +47,7 @@ SURFACE = {
     "--limit --max-pixels --model --no-header --orientation --out --precision --pretrained --root --template "
     "--uri-column",
     "fetch": "--json --pretrained",
-    "labels": "--json --template",
+    "labels": "--json --model --pretrained --template",
     "models": "--json",
     "demo": "--out --quiet",
 }

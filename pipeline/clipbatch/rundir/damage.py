@@ -73,7 +73,7 @@ def restore(run: RunDir) -> list[str]:
         return said
     said += _mend(run, run.model_file.name, _carries_digest)
     if digest := (run.model_facts() or {}).get("text_sha256"):
-        said += _mend(run, features.NAME, lambda content: features.parse(content, len(plan.labels.names), digest))
+        said += _mend(run, features.NAME, lambda content: features.parse(content, len(plan.labels.prompts), digest))
     if _damaged_counts(run):
         _clear(run.path / CACHE)
         said.append(f"removed {run.path / CACHE}, which the next run makes anew from the parts")

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clipbatch.config import Settings, from_flat
-from clipbatch.config.labels import LabelSet
+from clipbatch.config.label_set import LabelSet
 from clipbatch.errors import InputError, OtherRunError
 from clipbatch.rundir import copies, records
 from clipbatch.storage.atomic import as_json, publish, sync_folder, temp_name, writing_failed

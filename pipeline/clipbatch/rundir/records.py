@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from clipbatch.config import from_flat, names_of
-from clipbatch.config.labels import LabelSet
+from clipbatch.config.label_set import SCORING, LabelSet
 from clipbatch.errors import InputError
 from clipbatch.rundir.shapes import (
     COUNT,
@@ -61,7 +61,7 @@ FACTS_3 = _words(
 )
 """The same for `model.json`."""
 _GROUP = _words("group names phrases")
-LATER_IDENTITY = frozenset(("rescored",))
+LATER_IDENTITY = frozenset(("rescored", "thresholds", "multiple", "opposites", "scoring"))
 """Fields of the identity that are optional and no settings."""
 
 _PLAN: dict[str, Any] = {
@@ -75,13 +75,18 @@ _PLAN: dict[str, Any] = {
     "duplicates": (COUNT, NOTHING),
     "rescored": (TEXT, NOTHING),
 }
+_THRESHOLD = Kind("a number from -1 to 1", (int, float), lambda value: -1 <= value <= 1)
 _IDENTITY: dict[str, Any] = {
     "batch_size": SIZE,
     "shard_size": SIZE,
     "inputs": Every(list, TEXT),
     "labels": Every(list, {"group": TEXT, "names": TEXTS, "phrases": Every(list, TEXTS, 1)}, 1),
     "templates": Every(list, TEXTS, 1),
-    "threshold": Every(list, (Kind("a number from -1 to 1", (int, float), lambda value: -1 <= value <= 1), NOTHING), 1),
+    "threshold": Every(list, (_THRESHOLD, NOTHING), 1),
+    "thresholds": Every(list, Every(dict, _THRESHOLD), 1),
+    "multiple": Every(list, None, 1),
+    "opposites": Every(list, None, 1),
+    "scoring": integers(SCORING, SCORING),
     "rescored": DIGEST,
 }
 _FACTS: dict[str, Any] = {
@@ -214,12 +219,16 @@ def _settings(settings: dict[str, Any]) -> None:
 def _labels(identity: Mapping[str, Any]) -> None:
     try:
         groups = LabelSet.from_identity(identity).groups
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise DamagedRecordError("its labels, templates and thresholds do not go together") from error
     for labels, group in zip(identity["labels"], groups, strict=True):
         _keys(labels, _GROUP, frozenset(), "identity.labels.")
         if len(group.phrases) != len(labels["names"]) or not all(prompts for prompts in group.prompts):
             raise DamagedRecordError("a label stands twice in a group, or has no prompt")
+        if not isinstance(group.multiple, bool) or not group.thresholds.keys() <= group.phrases.keys():
+            raise DamagedRecordError("its labels, templates and thresholds do not go together")
+        if group.opposites is not None:
+            check(list(group.opposites.values()), Every(list, TEXTS, 1), "identity.opposites")
     if not groups or len({group.name for group in groups}) != len(groups):
         raise DamagedRecordError("its groups of labels have no names of their own")
 

@@ -22,7 +22,8 @@ from clipbatch import __version__
 from clipbatch.config import PIXELS, LaunchSettings, Settings, auto, models
 from clipbatch.config import labels as label_files
 from clipbatch.config.auto import worth_compiling
-from clipbatch.config.labels import LabelSet
+from clipbatch.config.label_set import LabelSet
+from clipbatch.config.scoring import check_scoring
 from clipbatch.config.validation import SettingError
 from clipbatch.errors import InputError, OtherRunError
 from clipbatch.inputs import lister
@@ -152,7 +153,8 @@ def plan(
         frozen = run_dir.plan()
         identities = listings.identities(inputs, frozen.identity.get("inputs", ()))
         try:
-            run_dir.check_same(frozen, identity(_resolve(settings, frozen.identity), names, identities))
+            as_then = names.by_rules(frozen.labels.scoring)
+            run_dir.check_same(frozen, identity(_resolve(settings, frozen.identity), as_then, identities))
             return frozen
         except OtherRunError:
             if run_dir.model_facts() is not None or run_dir.done(frozen):
@@ -161,14 +163,26 @@ def plan(
     identities = listings.identities(inputs)
     resolved = _resolve(settings, like.plan().identity if like else {})
     if like:
-        like.check_same(frozen := like.plan(), identity(resolved, names, frozen.identity["inputs"]))
+        names = names.by_rules((frozen := like.plan()).labels.scoring)
+        like.check_same(frozen, identity(resolved, names, frozen.identity["inputs"]))
         resolved = resolved.replace(pixels=PIXELS)
+    else:
+        check_labels(resolved, names)
     return _freeze(run_dir, resolved, names, identities, inputs, replace, select)
 
 
 def resolve(settings: Settings) -> Settings:
     """`settings` with every `auto` replaced as a new run on this machine would. Raises: InputError."""
     return _resolve(_checked(settings), {})
+
+
+def check_labels(settings: Settings, names: LabelSet) -> None:
+    """Whether the labels go with the model and the kind of score of a new run. settings: resolved.
+
+    Raises: InputError with the reason and the remedy.
+    """
+    model = settings.model
+    check_scoring(names, settings.output.score, models.has_logit_bias(model.model, model.pretrained), model.model)
 
 
 def _checked(settings: Settings) -> Settings:

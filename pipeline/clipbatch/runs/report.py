@@ -16,6 +16,7 @@ from clipbatch.errors import DamagedError
 from clipbatch.rundir.counts import count_statuses
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.replacement import REPAIR
+from clipbatch.runs.warnings import score_warnings
 from clipbatch.stages.flow import bottleneck
 from clipbatch.storage.atomic import write_json, writing_failed
 from clipbatch.storage.paths import list_names
@@ -26,7 +27,7 @@ from clipbatch.workers.worker import WorkDone
 
 def text(out: str, report: dict[str, Any]) -> str:
     """The end of a run in a few lines. out: the run directory."""
-    lines = _asides(report)
+    lines = [*_asides(report), *(f"warning: {text}" for text in report.get("warnings", ()))]
     if "this_run" not in report:
         return "\n".join([*lines, f"nothing is new or changed: {report['increment']['known']} images are known"])
     done, here, out = report["rows_done"], report["this_run"], out.rstrip("/") or "/"
@@ -155,6 +156,7 @@ def make(
         "part": {"rank": rank.number, "world_size": rank.world, "done": len(mine), "planned": len(shards)},
         "passed_over": plan.passed_over,
         "duplicates": plan.duplicates,
+        "warnings": score_warnings(run, plan, mine),
         "this_run": {
             "rows": rows,
             "seconds": round(elapsed_s, 3),

@@ -16,7 +16,9 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from clipbatch.config import Settings
+from clipbatch.config.label_set import SCORING
 from clipbatch.config.labels import load
+from clipbatch.config.scoring import check_scoring
 from clipbatch.errors import InputError
 from clipbatch.rundir import creation
 from clipbatch.rundir.layout import Plan, RunDir
@@ -42,6 +44,7 @@ def plan(source: RunDir, run: RunDir, given: Mapping[str, Any], *, overwrite: bo
     if "template" in given and "labels" not in given:
         raise InputError("--template is for labels: give --labels with it")
     labels = load(settings.labels) if "labels" in given else frozen.labels
+    labels = labels.by_rules(run.plan().labels.scoring if run.exists() and not overwrite else SCORING)
     settings = settings.replace(batch_size=_rows_at_once(frozen.shard_size, len(labels.names)))
     fields = result_fields(group_columns(labels, settings.output), settings.output, 0)
     identity = frozen.identity | settings.within("output") | {"batch_size": settings.batch_size} | labels.identity()
@@ -50,6 +53,8 @@ def plan(source: RunDir, run: RunDir, given: Mapping[str, Any], *, overwrite: bo
         standing = run.plan()
         run.check_same(standing, identity)
         return standing
+    facts = source.model_facts() or {}
+    check_scoring(labels, settings.output.score, facts.get("logit_bias") is not None, settings.model.model)
     new = dataclasses.replace(
         frozen, identity=identity, settings=settings.flat(), versions=planner.versions(), rescored=_named(source)
     )

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from clipbatch.config import MOVED, PIXELS, Settings, from_flat
+from clipbatch.config.labels import remarks
 from clipbatch.errors import ClipbatchError, InputError, TooManyBadError
 from clipbatch.rundir import damage, replacement
 from clipbatch.rundir import verify as verifier
@@ -123,6 +124,8 @@ def _label(
     def reported() -> dict[str, Any]:
         return report.make(run_dir, frozen, supervisor.done, time.perf_counter() - begun, rank, mine, again)
 
+    for remark in remarks(frozen.labels) if assignments else ():
+        progress.say(remark)
     if assignments and frozen.pixels != PIXELS and frozen.rescored is None:
         progress.say(
             f"{run_dir.path} was begun by an older version and is finished by its rules for pixels; a new run has "

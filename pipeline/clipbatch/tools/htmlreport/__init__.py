@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from clipbatch.config.nesting import parse_json
 from clipbatch.errors import InputError
 from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.records import unseal
@@ -18,11 +19,12 @@ from clipbatch.tools.htmlreport import gather, page, thumbnails
 from clipbatch.tools.htmlreport.page import sheets
 
 
-def write(path: str | os.PathLike[str], *, out: str | None = None, examples: int = 6) -> AnyPath:
+def write(path: str | os.PathLike[str], *, out: str | None = None, examples: int = 6, zoom: bool = False) -> AnyPath:
     """Report on the run in `path` as far as it is; returns where the page is.
 
     out: the file to write or a url in a store, default `report.html` in the run directory. examples: confident ones
-    for each label, and as many doubtful ones.
+    for each label, and as many doubtful ones. zoom: axes of scores and margins end where their values do, in place of 0
+    and 1.
     Raises: InputError where there is no run, no finished part, a damaged one, or `out` cannot be written.
     """
     run = RunDir(path)
@@ -33,6 +35,8 @@ def write(path: str | os.PathLike[str], *, out: str | None = None, examples: int
     found = gather.gather(run, plan, examples=examples)
     made = sheets(list(found.sets.values()))
     rows = [example.row_id for sheet in made for label in sheet.labels for _, example in label.examples]
+    evaluation = _evaluation(run)
+    rows += [example["row_id"] for entry in evaluation.get("confusions", ()) for example in entry["examples"]]
     facts = page.Facts(
         run=run,
         plan=plan,
@@ -41,11 +45,22 @@ def write(path: str | os.PathLike[str], *, out: str | None = None, examples: int
         sheets=made,
         thumbnails=thumbnails.make(run, rows),
         now=time.time(),
+        zoom=zoom,
+        evaluation=evaluation,
     )
     content = page.render(facts)
     with publish(target) as file:
         file.write(content)
     return target
+
+
+def _evaluation(run: RunDir) -> dict[str, Any]:
+    """What `clipbatch evaluate` found of this run; nothing where it was not called, or the run is another one now."""
+    with contextlib.suppress(OSError, ValueError):
+        found = parse_json(run.frozen("evaluation.json") or b"{}")
+        if isinstance(found, dict) and found.get("fingerprint") == run.fingerprint() and page.shows(found):
+            return found
+    return {}
 
 
 def _report_json(run: RunDir) -> dict[str, Any]:

@@ -15,8 +15,9 @@ from typing import Any
 from markupsafe import Markup
 
 from clipbatch import __version__
+from clipbatch.config.scoring import chance_remark
 from clipbatch.rundir.layout import Plan, RunDir
-from clipbatch.rundir.shapes import NUMBER, TEXT, Every, fits
+from clipbatch.rundir.shapes import NOTHING, NUMBER, TEXT, Every, fits
 from clipbatch.storage.paths import AnyPath, StorePath
 from clipbatch.tools.htmlreport import figures, series, template
 from clipbatch.tools.htmlreport.gather import MAX_BAD, BadImage, Gathered, LabelFacts, SetFacts
@@ -82,6 +83,22 @@ _THIS_RUN = {
     "workers": Every(list, {"device": TEXT}),
 }
 _HARDWARE = {"host": TEXT, "cpu": TEXT, "cores": NUMBER, "memory_gib": NUMBER}
+_OPTIONAL = (NUMBER, NOTHING)
+_SHARE = {"value": _OPTIONAL, "low": _OPTIONAL, "high": _OPTIONAL}
+_EVALUATION = {
+    "images": NUMBER,
+    "truth": {"source": TEXT, "bad_images": Every(dict, NUMBER), "not_a_label": Every(dict, NUMBER)},
+    "per_label": Every(
+        list,
+        {
+            "label": TEXT,
+            "support": NUMBER,
+            **dict.fromkeys(("precision", "recall", "f1", "average_precision"), _OPTIONAL),
+        },
+    ),
+    "warnings": Every(list, TEXT),
+    "left_out": Every(dict, TEXT),
+}
 _PICTURE_BYTES = 3_200_000
 """For all thumbnails together, in base64."""
 
@@ -100,6 +117,10 @@ class Facts:
     """By row_id."""
     now: float
     """Unix time, seconds."""
+    zoom: bool = False
+    """Whether the axes of scores and margins end where their values do, in place of 0 and 1."""
+    evaluation: Mapping[str, Any]
+    """What `evaluate` wrote of this run; empty if there is nothing."""
 
 
 def render(facts: Facts) -> bytes:
@@ -118,6 +139,7 @@ def _fixed(facts: Facts) -> dict[str, Any]:
     found, plan = facts.found, facts.plan
     style, script = (template.asset(name) for name in ("report.css", "report.js"))
     rows = [example.row_id for sheet in facts.sheets for label in sheet.labels for _, example in label.examples]
+    rows += [example["row_id"] for entry in facts.evaluation.get("confusions", ()) for example in entry["examples"]]
     steps = series.steps(found.published)
     return {
         "style": Markup(style),
@@ -139,7 +161,10 @@ def _fixed(facts: Facts) -> dict[str, Any]:
         "all_sets": [_set(number, facts) for number in range(len(found.sets))],
         "sheets": facts.sheets,
         "thumbnails": _within(facts.thumbnails, rows),
-        "examples": len(rows),
+        "examples": sum(len(label.examples) for sheet in facts.sheets for label in sheet.labels),
+        "evaluation": facts.evaluation,
+        "reliability": _reliability(facts.evaluation),
+        "coverage": _coverage(facts.evaluation),
         "steps": steps,
         "timeline": figures.timeline(steps, name="timeline") if steps else "",
         "parts": len(found.published),
@@ -187,32 +212,59 @@ def _within(thumbnails: Mapping[int, Thumbnail], rows: list[int]) -> dict[int, T
     return made
 
 
+def shows(evaluation: Any) -> bool:
+    """Whether the page can show an `evaluation.json`, which anybody may have edited."""
+    return fits(evaluation, _EVALUATION)
+
+
+def _reliability(evaluation: Mapping[str, Any]) -> Markup | None:
+    entries = (evaluation.get("reliability") or {}).get("bins", ())
+    if not entries:
+        return None
+    points = [(entry["mean_score"], entry["accuracy"]) for entry in entries]
+    return figures.curve(points, xlabel="mean score", ylabel="accuracy", name="reliability", diagonal=True)
+
+
+def _coverage(evaluation: Mapping[str, Any]) -> Markup | None:
+    entries = evaluation.get("coverage") or ()
+    if len(entries) < 2:
+        return None
+    points = [(entry["coverage"], entry["precision"]) for entry in entries]
+    return figures.curve(points, xlabel="share of images that keep their label", ylabel="precision", name="coverage")
+
+
 def _set(number: int, facts: Facts) -> dict[str, Any]:
     """One set of labels: its numbers and figures."""
     found: SetFacts = list(facts.found.sets.values())[number]
     used = [label for label in found.labels if label.images]
     kind = facts.found.score_kind
     distributions = [
-        _distribution(f"scores-{number}", "Scores", f"{kind} score of the best label".strip(), found.scores),
-        _distribution(f"margins-{number}", "Margins", "best score minus second best", found.margins),
+        _distribution(
+            f"scores-{number}", "Scores", f"{kind} score of the best label".strip(), found.scores, facts.zoom
+        ),
+        _distribution(f"margins-{number}", "Margins", "best score minus second best", found.margins, facts.zoom),
     ]
+    group = facts.plan.labels.groups[number]
+    scored = found.scores.total + found.scores.not_a_number
+    middle = found.scores.quantile(0.5) if found.scores.total else None
     return {
         "name": found.name,
-        "threshold": facts.plan.labels.groups[number].threshold,
+        "multiple": group.multiple,
+        "chance": chance_remark(group, kind, middle),
         "unlabelled": found.unlabelled,
         "used": used,
         "unused": [label.name for label in found.labels if not label.images],
         "most_images": max((label.images for label in used), default=0),
-        "images": sum(label.images for label in used),
+        "images": scored,
         "distributions": [entry for entry in distributions if entry],
         "linked": {label.facts.name: label.anchor for label in facts.sheets[number].labels},
     }
 
 
-def _distribution(name: str, title: str, what: str, values: Any) -> dict[str, Any] | None:
+def _distribution(name: str, title: str, what: str, values: Any, zoom: bool) -> dict[str, Any] | None:
     if not values.total:
         return None
-    bars, middle = values.bars(), values.quantile(0.5)
+    bars, middle = values.bars(zoom=zoom), values.quantile(0.5)
     return {
         "title": title,
         "what": what,

@@ -28,11 +28,13 @@ class ScoreColumns:
     """A list column, or a column for each of `labels`."""
     labels: tuple[str, ...]
     """In the order of the scores."""
+    lists: str | None = None
+    """The column with all labels of an image; None if an image has one at most."""
 
     @property
     def all(self) -> list[str]:
         """Everything to read."""
-        return [self.label, self.score, *self.others]
+        return [self.label, self.score, *self.others, *([self.lists] if self.lists else [])]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,14 +54,21 @@ def find(plan: Plan) -> list[ScoreColumns]:
     groups, names = plan.labels.groups, group_columns(plan.labels, plan.run_settings().output)
     return [
         ScoreColumns(
-            name=group.name, label=found.label, score=found.score, others=found.scores, labels=tuple(group.names)
+            name=group.name,
+            label=found.label,
+            score=found.score,
+            others=found.scores,
+            labels=tuple(group.names),
+            lists=found.labels,
         )
         for group, found in zip(groups, names, strict=True)
     ]
 
 
 def runners_up(columns: ScoreColumns, batch: pa.RecordBatch) -> RunnersUp | None:
-    """The second best label of each row of `batch`, all of which have scores; None where only the best one is kept."""
+    """The second best label of each row of `batch`, all of which have scores; None if only the best one is there."""
+    if len(columns.labels) < 2:
+        return None
     first = batch.column(columns.others[0])
     entries = first.flatten() if len(columns.others) == 1 else None
     if entries is not None and pa.types.is_struct(entries.type):
