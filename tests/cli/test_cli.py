@@ -17,13 +17,15 @@ PLANNING = (
     "--decode-threads --decode-timeout --decoder --device --embeddings --engine --gpus --hw-decoder-load "
     "--image-column --jpeg-scale --json --labels --layout --limit --max-bad --max-bytes --max-pixels --model "
     "--no-header --orientation --out --overwrite --precision --pretrained --profile --rank --read-retries "
-    "--read-threads --read-timeout --reference --root --score --scores-dtype --shard-size --shards --template --top-k "
+    "--read-threads --read-timeout --reference --root --sample --score --scores-dtype --seed --shard-size --shards "
+    "--template --top-k "
     "--uri-column --worker-timeout --workers --world-size"
 )
 SURFACE = {
     "run": PLANNING
     + " --force --hash-contents --incremental --log-format --metrics --one-line --quiet --repair --retry-bad",
     "plan": PLANNING,
+    "estimate": PLANNING.replace(" --out --overwrite", "") + " --plan --seconds --usd-per-gpu-hour",
     "submit slurm": PLANNING
     + " --array --cpus-per-task --dry-run --gres --mem --partition --requeues --sbatch-option --slurm-dir --time",
     "serve": "--background --batch-size --columns --compression --config --decoder --device --embeddings --http "
@@ -37,7 +39,7 @@ SURFACE = {
     "status": "--json",
     "verify": "--json --restore",
     "report": "--examples --out --zoom",
-    "evaluate": "--group --json --labels --mapping --no-page --page --precision --thresholds --truth",
+    "evaluate": "--group --json --labels --mapping --page --precision --thresholds --truth",
     "review": "--doubtful --group --out --per-label --random --seed --url-prefix",
     "doctor": "--json --model --pretrained",
     "tune": "--batch-size --budget --decoder --device --image-column --json --limit --model --no-header --orientation "
@@ -106,7 +108,7 @@ finally:
     [
         (["--labels", "nosuch.txt"], "nosuch.txt"),
         (["--labels", "cifar"], "Did you mean cifar10"),
-        (["--labels", "cat,dog,cat"], "'cat' stands twice"),
+        (["--labels", "cat,dog,cat"], "'cat' appears twice"),
         (["--labels", "{picture}"], "is not a text file"),
         (["--labels", "{empty}"], "has no labels"),
         (["--labels", "cat"], "comma-separated list"),

@@ -14,7 +14,8 @@ import pytest
 
 from clipbatch.config import LabelSettings
 from clipbatch.config.labels import load
-from clipbatch.tools.evaluate.statistics import BINS, Stratum, average_precision, bins, edge, stratified, wilson
+from clipbatch.config.sampling import wilson
+from clipbatch.tools.evaluate.statistics import BINS, Stratum, average_precision, bins, edge, stratified
 from clipbatch.tools.evaluate.tally import halves
 from tests.conftest import Cli, rows
 from tests.support.corpus import make_folder

@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from clipbatch.tools.evaluate.statistics import stratified
-from clipbatch.tools.review.queue import Draws, Kept, choose, keys
+from clipbatch.config.sampling import keys
+from clipbatch.tools.evaluate.statistics import Stratum, stratified
+from clipbatch.tools.review.queue import Draws, Kept, choose
 from tests.conftest import Cli, rows
 from tests.support.corpus import make_folder
 
@@ -168,8 +169,6 @@ def test_the_stated_interval_holds_the_accuracy_of_a_run_as_often_as_it_says() -
 
 
 def _strata(chosen: dict[int, tuple[int, float]], right: Any) -> list[Any]:
-    from clipbatch.tools.evaluate.statistics import Stratum
-
     names = {name for name, _ in chosen.values()}
     made = []
     for name in names:

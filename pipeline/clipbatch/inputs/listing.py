@@ -23,6 +23,7 @@ from clipbatch.inputs.lister import LISTED, Lister, check_names, row_of
 from clipbatch.inputs.parquet import far_schema
 from clipbatch.inputs.patterns import Pattern, is_pattern
 from clipbatch.inputs.remote_folders import RemoteFolder, RemoteImage, top
+from clipbatch.inputs.sample import Sample
 from clipbatch.inputs.table_manifest import TableManifest
 from clipbatch.inputs.text_manifest import TextManifest
 from clipbatch.storage.uris import is_url
@@ -83,12 +84,15 @@ def kind_of(text: str, settings: SourceSettings) -> type[Lister] | None:
 class Listing:
     """All inputs of a run as one listing, with one schema: the listing's own columns, then those that are carried."""
 
-    def __init__(self, inputs: list[Lister], limit: int | None, taken: Collection[str]) -> None:
-        """taken: names that a carried column may not have, in any case; `input_` is put before one that has.
+    def __init__(
+        self, inputs: list[Lister], limit: int | None, taken: Collection[str], sample: Sample | None = None
+    ) -> None:
+        """taken: names that a carried column may not have, in any case; `input_` is put before one that has. sample:
+        empty; draws from all rows.
 
         Raises: InputError where two inputs hold columns of the same name whose types do not go together.
         """
-        self._inputs, self._limit = inputs, limit
+        self._inputs, self._limit, self._sample = inputs, limit, sample
         self._taken = {name.lower() for name in (*taken, *LISTED.names)}
         schemas = [(lister.text, pa.schema(self._renamed(lister.fields()))) for lister in inputs]
         self.schema = LISTED
@@ -102,7 +106,15 @@ class Listing:
                 ) from error
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """The rows of all inputs in turn, `limit` at most. Raises: InputError where there are none."""
+        """The rows of all inputs in turn, `limit` at most, or the sample. Raises: InputError where there are none."""
+        if self._sample is None:
+            yield from self._all_batches()
+            return
+        for batch in self._all_batches():
+            self._sample.add(batch)
+        yield from self._sample.batches()
+
+    def _all_batches(self) -> Iterator[pa.RecordBatch]:
         left, found = self._limit, False
         for lister in self._inputs:
             rows = 0

@@ -77,6 +77,8 @@ def run(
         raise InputError(f"--incremental keeps its dataset on a disk: {out} is in a store; give a local --out")
     if not settings.source.inputs:
         raise InputError("--incremental compares an INPUT with what is known: name one")
+    if settings.source.sample:
+        raise InputError("--incremental adds all that is new, and --sample takes some of it: leave one of them out")
     busy = f"another process is making an increment in {folder}: let it finish, and run the same command later"
     with locked(folder, busy):
         remove_leftovers(folder)

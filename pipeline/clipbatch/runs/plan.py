@@ -28,6 +28,7 @@ from clipbatch.config.validation import SettingError
 from clipbatch.errors import InputError, OtherRunError
 from clipbatch.inputs import lister
 from clipbatch.inputs import listing as listings
+from clipbatch.inputs.sample import Sample
 from clipbatch.rundir import creation
 from clipbatch.rundir.duplicates import Duplicates
 from clipbatch.rundir.layout import Plan, RunDir
@@ -212,7 +213,9 @@ def _freeze(
     select: Select | None,
 ) -> Plan:
     results = [field.name for field in result_fields(group_columns(names, settings.output), settings.output, 0)]
-    listing = listings.Listing(inputs, settings.source.limit, [*results, "row_id", *(f.name for f in STAMPS)])
+    source, taken = settings.source, [*results, "row_id", *(f.name for f in STAMPS)]
+    sample = Sample(source.sample, source.seed or 0) if source.sample else None
+    listing = listings.Listing(inputs, source.limit, taken, sample)
     return freeze(
         run_dir,
         settings,

@@ -88,10 +88,10 @@ def run(
         run_dir.make_parts()
         again = {shard: Assignment(shard=shard, again=True, force=force) for shard in damaged}
         progress = functools.partial(Progress, quiet=quiet, as_json=log_json)
-        return _label(settings, run_dir, frozen, workers, rank, mine, begun, progress, again=again, retry_bad=retry_bad)
+        return label(settings, run_dir, frozen, workers, rank, mine, begun, progress, again=again, retry_bad=retry_bad)
 
 
-def _label(
+def label(
     settings: Settings,
     run_dir: RunDir,
     frozen: Plan,

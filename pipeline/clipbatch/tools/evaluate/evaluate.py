@@ -190,7 +190,8 @@ def text(result: dict[str, Any]) -> str:
         lines.append(f"expected calibration error: {error:.4f}")
     lines += [f"left out: {name}, since {why}" for name, why in result["left_out"].items()]
     for entry in result.get("confusions", [])[:3]:
-        lines.append(f"{entry['truth']} taken for {entry['label']}: {entry['images']:g} images")
+        images = "1 image" if entry["images"] == 1 else f"{entry['images']:g} images"
+        lines.append(f"{entry['truth']} taken for {entry['label']}: {images}")
     for entry in result.get("ranking", []):
         lines.append(f"{entry['labels']}: {_share(entry['accuracy'])}, scored in {entry['seconds']:.2f} s")
     if chosen := result.get("thresholds"):

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clipbatch.config.sampling import wilson
+
 BINS = 8192
 _LOG_ODDS = 17.0
 """The largest that a float32 below 1 has is 16.6."""
-Z_95 = 1.959963984540054
-"""Standard deviations on each side of 95% of a normal distribution."""
 Counts = NDArray[np.int64]
 
 
@@ -43,16 +43,6 @@ def edge(number: int, kind: str) -> float:
     if number <= 0:
         return 0.0
     return 1 / (1 + math.exp(_LOG_ODDS - 2 * _LOG_ODDS * number / BINS))
-
-
-def wilson(right: float, count: float) -> tuple[float, float]:
-    """Wilson's 95% interval of a share. right, count: may be fractions, as of a sample with weights."""
-    if count <= 0:
-        return 0.0, 1.0
-    share, z2 = right / count, Z_95**2
-    centre = (share + z2 / (2 * count)) / (1 + z2 / count)
-    half = Z_95 / (1 + z2 / count) * math.sqrt(max(0.0, share * (1 - share)) / count + z2 / (4 * count**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def share(right: float, count: float) -> dict[str, float | None]:

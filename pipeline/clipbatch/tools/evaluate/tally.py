@@ -8,11 +8,14 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from clipbatch.config.sampling import keys
 from clipbatch.tools.evaluate.scores import NO_LABEL, ScoreBatch
 from clipbatch.tools.evaluate.statistics import BINS, Stratum, bins
 from clipbatch.tools.evaluate.truth import NO_TRUTH, Truth
 
 _CALIBRATION_BINS = 15
+_HALVES_SEED = 2**31 - 1
+"""None that a user is likely to draw a queue with."""
 
 
 class SparseCounts:
@@ -219,8 +222,5 @@ class Tally:
 
 
 def halves(row_ids: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Half 0 or 1 of each row, by a hash, since neighbours in a listing are often of one kind."""
-    mixed = row_ids.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)  # splitmix64 (Steele et al. 2014)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.asarray(((mixed ^ (mixed >> np.uint64(31))) & np.uint64(1)).astype(np.int64))
+    """Half 0 or 1 of each row, at random, since neighbours in a listing are often of one kind."""
+    return np.asarray(keys(row_ids, _HALVES_SEED) >= 0.5, np.int64)

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipbatch.config.label_set import LabelGroup, LabelSet
+from clipbatch.config.sampling import wilson
 from clipbatch.storage.atomic import publish
-from clipbatch.tools.evaluate.statistics import edge, rates, share, wilson
+from clipbatch.tools.evaluate.statistics import edge, rates, share
 from clipbatch.tools.evaluate.tally import Tally
 
 CHOSEN_ON, TRIED_ON = 0, 1

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from clipbatch.config.sampling import keys
 from clipbatch.config.validation import at_least
 from clipbatch.errors import InputError
 from clipbatch.rundir.layout import Plan, RunDir
@@ -137,15 +138,6 @@ def choose(
         mine = rows[:drawn]
         chosen |= {int(row): (label, float(left[label]) / len(mine)) for row in mine}
     return chosen
-
-
-def keys(row_ids: NDArray[np.int64], seed: int) -> NDArray[np.float64]:
-    """A number from 0 to 1 for each row, uniform and independent of other seeds (splitmix64, Steele et al. 2014)."""
-    start = np.uint64((seed * 0xD1342543DE82EF95 + 0x9E3779B97F4A7C15) % 2**64)
-    mixed = (row_ids.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) ^ start
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
-    return np.asarray((mixed ^ (mixed >> np.uint64(31))) / 2.0**64)
 
 
 class _Margins:
