@@ -18,9 +18,10 @@ from clipbatch.config import from_flat, models
 from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.manifest import Manifest
 from clipbatch.runs import plan
+from clipbatch.stages.batches import Task, item_batches
 from clipbatch.stages.flow import Flow
 from clipbatch.stages.journal import Journal
-from clipbatch.stages.pipeline import ShardPipeline, Task, item_batches
+from clipbatch.stages.pipeline import ShardPipeline
 from clipbatch.types import Encoded, PixelBatch
 
 _TINY = {

@@ -31,7 +31,7 @@ from PIL import Image
 
 import harness
 from clipbatch.config import models
-from clipbatch.config.auto import minute_of_work
+from clipbatch.config.auto import one_minute_shard_size
 from clipbatch.rundir.layout import RunDir, part_name
 from clipbatch.workers.ranks import Rank
 from clipbatch.workers.scheduler import Assignment, ShardScheduler
@@ -215,7 +215,7 @@ def billion(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     computed = []
     for model in MODELS:
         gflop = models.gflop(model)
-        size = minute_of_work(True, gflop, "fp16", GPU_BATCH)
+        size = one_minute_shard_size(True, gflop, "fp16", GPU_BATCH)
         parts, rate = -(-IMAGES // size), TFLOPS * 1e3 / gflop
         seen = (f"{listing.median * parts / 1e3:.0f} ms", f"{part_bytes * size / 1e6:.0f} MB")
         computed.append([model, str(size), str(parts), *seen, f"{rate:.0f}", f"{IMAGES / rate / 3600:.1f}"])

@@ -37,7 +37,7 @@ import torch
 import harness
 from clipbatch.config import LabelSettings, hardware
 from clipbatch.config import models as catalog
-from clipbatch.config.auto import minute_of_work
+from clipbatch.config.auto import one_minute_shard_size
 from clipbatch.config.labels import load
 from clipbatch.stages import memory
 from clipbatch.tools import models as speeds
@@ -88,7 +88,7 @@ def run_model(
 ) -> tuple[str, dict[str, Any]]:
     weights = random_weights(model, scratch) if pretrained == "random" else pretrained
     precision = precision_on("cpu")
-    minutes = [minute_of_work(False, cost, precision, BATCH) for cost in (0, catalog.gflop(model))]
+    minutes = [one_minute_shard_size(False, cost, precision, BATCH) for cost in (0, catalog.gflop(model))]
     decode, whole = (max(1, (args.images or max(512, minute // 8)) // BATCH) * BATCH for minute in minutes)
     images = {"decode": decode, "encode": whole, "run": whole, "peer decode": decode, "peer run": whole}
     listed = list_names(photos, whole, scratch / "photos.txt")

@@ -1,15 +1,16 @@
-"""Every failure that stops a run, and the exit code it ends the process with.
+"""The errors that stop a run, and the exit code of each.
 
-    ClipbatchError                 1  a bug of ours, or a worker that cannot be kept alive
-    ├── InputError                 3  refused: an input, a label file, a setting, a model, an output folder
+    ClipbatchError                 1  a bug in clipbatch, or a worker that keeps dying
+    ├── InputError                 3  an input, label file, setting, model or output folder cannot be used
     │   └── OtherRunError          3  the output folder belongs to a run with other settings
     ├── TooManyBadError            4  more bad images than --max-bad allows
-    ├── DamagedError               5  files of a run are missing or damaged, and stay so
-    ├── UnfitError                 5  doctor found something that keeps runs from working here
-    ├── BusyError                  6  another process is at the same dataset, or serves the same spool
-    └── InterruptedRunError       75  stopped by a signal; the same command goes on where it stopped
+    ├── DamagedError               5  files of a run are missing or damaged and could not be repaired
+    ├── UnfitError                 5  doctor found a problem that prevents runs on this machine
+    ├── BusyError                  6  another process works on the same dataset, or serves the same spool
+    └── InterruptedRunError       75  stopped by a signal; the same command resumes the run
 
-An image that cannot be read or decoded is none of these: it is data, a `types.Reject`.
+An image that cannot be read or decoded raises none of these. It becomes an output row with a status, inside the package
+a `types.Reject`.
 """
 
 from __future__ import annotations
@@ -29,53 +30,53 @@ __all__ = [
 
 
 class ClipbatchError(Exception):
-    """Base of all failures that end a run; `exit_code` is the process's."""
+    """Base class of all errors that end a run. `exit_code` is the exit code of the command line."""
 
     exit_code = 1
 
 
 class InputError(ClipbatchError):
-    """Something that was given is refused. The message names the value, the place and the remedy."""
+    """An input or a setting cannot be used. The message names the value, where it was found, and what to do."""
 
     exit_code = 3
 
 
 class OtherRunError(InputError):
-    """The run directory was made with other settings; the message names the field that differs."""
+    """The run directory belongs to a run with other settings. The message names the setting that differs."""
 
 
 class TooManyBadError(ClipbatchError):
-    """More bad images than `--max-bad` allows."""
+    """There are more bad images than `--max-bad` allows."""
 
     exit_code = 4
 
 
 class DamagedError(ClipbatchError):
-    """Files of a run are missing, damaged or of another run: `verify` found them, or what a run has written is gone."""
+    """Files of a run are missing, damaged or belong to another run."""
 
     exit_code = 5
 
 
 class UnfitError(ClipbatchError):
-    """`doctor` found something that keeps runs from working on this machine."""
+    """`doctor` found a problem that prevents runs on this machine."""
 
     exit_code = 5
 
 
 class BusyError(ClipbatchError):
-    """Another process is making an increment of the same dataset, or serves the same spool."""
+    """Another process adds an increment to the same dataset, or serves the same spool."""
 
     exit_code = 6
 
 
 class InterruptedRunError(ClipbatchError):
-    """A signal ended the run; every published part stays, and the same command resumes."""
+    """A signal stopped the run. All published parts remain, and the same command resumes the run."""
 
     exit_code = 75
 
 
 def from_message(exit_code: int, message: str) -> ClipbatchError:
-    """The error of this module with `exit_code`, rebuilt from what a worker process reported."""
+    """Rebuild the error that a worker process reported as an exit code and a message."""
     for kind in (InputError, TooManyBadError, DamagedError, InterruptedRunError):
         if kind.exit_code == exit_code:
             return kind(message)
@@ -83,19 +84,19 @@ def from_message(exit_code: int, message: str) -> ClipbatchError:
 
 
 def brief(error: BaseException) -> str:
-    """Type and first line of an exception that is not ours; some libraries write whole pages."""
+    """Type and first line of another library's exception. Some libraries raise messages of a whole page."""
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def reading_failed(what: str, error: OSError) -> InputError:
-    """The refusal for a file of the user's that cannot be read."""
+    """The error for a file of the user that cannot be read. what: the file, as the message names it."""
     return InputError(f"cannot read {what}: {error.strerror or error}; check its name and who may read it")
 
 
 def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
-    """' Did you mean X?' for the entries of `known` nearest to `word`, or '' where none is near."""
+    """' Did you mean X?' with the entries of `known` that are most similar to `word`; '' if none is similar."""
     import difflib
 
     lower = {name.lower(): name for name in known}
-    found = [lower[name] for name in difflib.get_close_matches(word.lower(), lower, n=3, cutoff=0.6)]
-    return f" Did you mean {' or '.join(found)}?" if found else ""
+    matches = [lower[name] for name in difflib.get_close_matches(word.lower(), lower, n=3, cutoff=0.6)]
+    return f" Did you mean {' or '.join(matches)}?" if matches else ""

@@ -1,10 +1,11 @@
-"""What flows between the stages; types narrow as they flow.
+"""The data that the stages pass to one another.
 
 Shape suffixes of arrays and tensors, used everywhere:
     B batch slot   C colour channel (RGB)   H height   W width   D embedding   L label
 
-An `Item` is a row of the manifest. Reading turns it into `Encoded` bytes, decoding into `Decoded` facts beside a
-slot of pixels; at any stage it may end as a `Reject`, which keeps its slot so that its neighbours stay in place.
+An `Item` is one row of the manifest. The read stage turns it into `Encoded` bytes. The decode stage turns these into
+pixels in a slot of the batch and a `Decoded` record. Each stage may turn it into a `Reject` instead. A reject keeps its
+slot, so the other rows stay in theirs.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ DECODERS: tuple[DecoderName, ...] = get_args(DecoderName)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
-    """Where in a container an image is."""
+    """Where an image is in its container: an archive, or a table with a column of images."""
 
+    # Archive: first byte, of the data or of a header, depending on `method`. Table: row number, from 0.
     start: int
-    """First byte in an archive, of what `method` says; row number in a table of images, from 0."""
+    # Archive: stored bytes of the member. Table: size of the whole file in bytes, which shows that a file was replaced.
     length: int
-    """Bytes as they stand in an archive; of a table's whole file, by which one that was exchanged is found out."""
+    # Archive: one of the methods of `storage.archives`. Table: `column:NAME`.
     method: str
-    """`container` has those of archives; `column:NAME` for a table's column of bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,28 +49,28 @@ class Item:
     """One manifest row."""
 
     row_id: int
+    # As listed, unchanged.
     uri: str
-    """Verbatim as listed."""
+    # What to open: the image, or the container if there is a `span`. A url, or a path; surrogates in it stand for bytes
+    # that are not UTF-8.
     path: str
-    """What to open: the image, or the container of its `span`; a url, or a path in which surrogates stand for raw
-    bytes."""
     span: Span | None = None
+    # `--root`, if it applies to this row: redirects must not leave it.
     fence: str | None = None
-    """`--root`, where it holds for this row: what a redirect may not lead out of."""
-    given: Encoded | Picture | None = None
-    """The image itself, where it was handed over in memory and there is nothing to open."""
+    # The image itself, if the caller passed it in memory. Then there is nothing to open.
+    content: Encoded | Picture | None = None
+    # Set if the image must not be opened: it killed a worker before, or its path leaves `--root`.
     reject: Reject | None = None
-    """Why it is not to be touched: it has ended a worker before, or leads out of `--root`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reject:
-    """An image without pixels: why, in a status and a sentence."""
+    """Why an image has no pixels: a status and a sentence."""
 
     status: Status
     error: str
+    # Size of the upright image in pixels; None if the header could not be read.
     width: int | None = None
-    """Pixels, upright; None where the header could not be read."""
     height: int | None = None
 
 
@@ -82,43 +83,43 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
-    """An image that was handed over as pixels; a lazy one may still fail when it is loaded."""
+    """An image that the caller passed as a Pillow image. If Pillow has not loaded it yet, loading may still fail."""
 
     image: Image.Image
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decoded:
-    """Facts of an image whose pixels are in the batch."""
+    """What is known of an image whose pixels are in the batch."""
 
+    # Size of the upright image in pixels, before resizing.
     width: int
-    """Pixels of the upright image before resizing."""
     height: int
     decoder: DecoderName
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ItemBatch:
-    """Consecutive rows of one shard: slot b holds row `start + b`. Never spans shards."""
+    """Consecutive rows of one shard: slot b holds row `start + b`."""
 
     shard: int
+    # row_id of slot 0.
     start: int
-    """row_id of slot 0."""
+    # None for a row that this pass skips (`--retry-bad` repeats bad rows only).
     items: tuple[Item | None, ...]
-    """None: a slot whose row is not wanted this time (only bad rows are done again)."""
+    # The manifest's row for each slot: row_id, uri, and the columns copied from the input.
     rows: pa.Table
-    """The manifest's row for each slot: row_id, uri, and the columns that are carried through."""
+    # Whether this is the last batch of its shard.
     last: bool
-    """True for the last batch of its shard."""
+    # False if this pass repeats only some rows of the shard.
     whole: bool = True
-    """False where only some rows of its shard are done again."""
+    # True if the new part may replace one with more ok rows.
     force: bool = False
-    """True where its part may replace one that has more ok rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadBatch:
-    """An `ItemBatch` after reading."""
+    """An `ItemBatch` after the read stage."""
 
     source: ItemBatch
     slots: tuple[Encoded | Picture | Reject | None, ...]
@@ -126,64 +127,64 @@ class ReadBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PixelBatch:
-    """A batch after decoding, always of the run's full batch size; unused slots hold the fill colour."""
+    """A batch after the decode stage. Always of the run's full batch size; unused slots hold the fill colour."""
 
     source: ItemBatch
     outcomes: tuple[Decoded | Reject | None, ...]
+    # uint8 RGB, 0 to 255, on the encoder's device.
     pixels_BCHW: Tensor
-    """uint8 RGB, 0 to 255, on the encoder's device."""
+    # On a GPU: recorded once the pixels are complete. The stream that uses them must wait for this event, and the
+    # caller must keep the batch until that work is done.
     ready: Event | None = None
-    """On a GPU: comes to pass when the pixels are complete. Whoever uses them has its stream wait for it, and keeps the
-    batch until its own work on them is done."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddedBatch:
-    """A batch after the image encoder, which has waited for it: nobody else needs to."""
+    """A batch after the image encoder. The encoder has waited for the result, so nobody else needs to."""
 
     source: ItemBatch
     outcomes: tuple[Decoded | Reject | None, ...]
+    # Vectors of unit length: float32 on the encoder's device, or float16 if read from a run's saved embeddings. Slots
+    # without an image hold meaningless values.
     image_BD: Tensor | NDArray[np.float16]
-    """Unit length; float32 on the encoder's device, or float16 as they were saved. Slots without an image hold noise.
-    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredBatch:
-    """A batch's results in host memory, cut to the rows that there are."""
+    """A batch's results in host memory, without the unused slots at its end."""
 
     source: ItemBatch
     outcomes: tuple[Decoded | Reject | None, ...]
     scores_BL: NDArray[np.float32]
+    # None unless the run saves embeddings.
     image_BD: NDArray[np.float16] | None
-    """Only where embeddings are wanted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartDone:
-    """A shard that has been done, and whose part file is published unless a better one was there."""
+    """A finished shard. Its part file is published, unless a better one was there already."""
 
     shard: int
     rows: int
+    # Number of rows with each status.
     counts: dict[str, int]
-    """Rows by status."""
+    # Why the worker kept the earlier part file; None if it published the new one.
     kept: str | None = None
-    """Why the part that was there has been kept, in words; None where the new one is published."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerReport:
-    """What a worker has to say of its work at its end."""
+    """What a worker reports when it ends."""
 
+    # Seconds and load of each stage, as `flow.Flow.times` returns them.
     times: dict[str, dict[str, float]]
-    """Seconds and load by stage, as `flow.Flow.times` gives them."""
+    # Peak resident memory of the process, in MiB.
     peak_mib: int
-    """Peak resident memory of the process."""
+    # Name and peak memory of the device, and how memory and precision settings turned out.
     facts: dict[str, str | float]
-    """The device in words, its peak memory, and what came of memory and precision."""
 
 
 def counts_text(counts: Mapping[str, int]) -> str:
-    """Rows by status in words, as in `30 ok, 5 missing, 1 empty`."""
+    """Row counts as text: `30 ok, 5 missing, 1 empty`. counts: rows by status."""
     bad = sorted(((count, status) for status, count in counts.items() if status != "ok"), reverse=True)
     return ", ".join([f"{counts.get('ok', 0)} ok", *(f"{count} {status}" for count, status in bad)])

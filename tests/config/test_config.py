@@ -78,7 +78,7 @@ def test_every_setting_survives_flat_and_from_flat() -> None:
     assert from_flat({}) == Settings()
 
 
-def test_replace_changes_the_named_field_only_and_the_original_not_at_all() -> None:
+def test_replace_returns_a_copy_with_the_named_field_changed() -> None:
     first = from_flat(OTHER)
     second = first.replace(max_pixels=99)
     assert second.flat() == OTHER | {"max_pixels": 99}
@@ -87,7 +87,7 @@ def test_replace_changes_the_named_field_only_and_the_original_not_at_all() -> N
         first.batch_size = 1  # type: ignore[misc]
 
 
-def test_lists_become_tuples_and_whole_numbers_do_for_seconds() -> None:
+def test_lists_become_tuples_and_seconds_may_be_whole_numbers() -> None:
     made = from_flat({"inputs": ["a", "b"], "template": ["{}"], "read_timeout": 5})
     assert (made.source.inputs, made.labels.template, made.read.read_timeout) == (("a", "b"), ("{}",), 5)
 
@@ -155,9 +155,7 @@ def test_every_form_of_device_is_taken(device: str) -> None:
 
 
 @pytest.mark.parametrize(("batch", "shard"), [(32, 32), (32, 96), (1, 7), (None, 100), (32, None)])
-def test_a_shard_size_is_taken_that_is_a_multiple_of_the_batch_size_if_there_are_both(
-    batch: int | None, shard: int | None
-) -> None:
+def test_the_shard_size_has_to_be_a_multiple_of_the_batch_size(batch: int | None, shard: int | None) -> None:
     made = from_flat({"batch_size": batch, "shard_size": shard})
     assert (made.batch_size, made.shard_size) == (batch, shard)
 
@@ -229,7 +227,7 @@ def test_a_settings_file_is_read_with_dashes_or_underscores_and_single_texts_for
         (b"max_bad = true", "max_bad 'True' is neither a count nor a percentage"),
         (b"root = 2026-07-01", "root .* is of the wrong type: expected text"),
         (b"modle = 'RN50'", "no setting 'modle'.*Did you mean model"),
-        (b"[read]\nread_threads = 4", r"\[read\] is a table; settings stand at the top level"),
+        (b"[read]\nread_threads = 4", r"\[read\] is a table; write settings at the top level"),
         (b"read.threads = 4", r"\[read\] is a table"),
         (b"inputs = photos", r"is not a TOML file of settings: .*line 1"),
         (b"limit = 1\nlimit = 2", "is not a TOML file of settings"),

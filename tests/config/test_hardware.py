@@ -43,9 +43,9 @@ def test_a_worker_sees_only_its_own_gpu(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")  # also so that its old value comes back after the test
     if visible is None:
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert hardware.alone(device) == "cuda:0"
+    assert hardware.hide_other_gpus(device) == "cuda:0"
     assert os.environ["CUDA_VISIBLE_DEVICES"] == seen
-    assert hardware.alone("cpu") == "cpu"
+    assert hardware.hide_other_gpus("cpu") == "cpu"
 
 
 def write(path: Path, text: str) -> None:
@@ -64,7 +64,7 @@ def test_cores_that_share_a_node_and_a_physical_core_are_neighbours(tmp_path: Pa
     assert cores_by_node(tmp_path / "nothing") == list(range(8))
 
 
-def test_the_cores_of_this_process_are_given_out_once_each() -> None:
+def test_each_core_of_this_process_goes_to_one_worker() -> None:
     assert sorted(cores_by_node()) == CORES
     settings = from_flat({"device": "cpu", "workers": 2})
     first, second = seats(settings, Rank())
@@ -139,20 +139,22 @@ def test_each_gpu_has_one_worker_with_the_cores_near_it(
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("settings", "message"),
     [
-        ({"gpus": "0,4"}, "--gpus 0,4: there is no GPU 4"),
+        ({"gpus": "0,4"}, "--gpus 0,4: GPU 4 does not exist"),
         ({"gpus": "1,1"}, "--gpus 1,1"),
         ({"gpus": "all", "device": "cpu"}, "gpus all and device cpu contradict"),
         ({"gpus": "1", "device": "cuda:0"}, "gpus 1 and device cuda:0 contradict"),
-        ({"workers": 2}, "workers 2 is for CPUs.*--gpus, or say --device cpu"),
+        ({"workers": 2}, "workers 2 is for CPUs.*--gpus, or give --device cpu"),
         ({"gpus": "first"}, "gpus 'first' is not known: use all, or numbers"),
         ({"workers": 0}, "workers 0 is out of range"),
     ],
 )
-def test_what_contradicts_itself_or_is_not_there_is_refused(four_gpus: None, given: dict[str, Any], said: str) -> None:
-    with pytest.raises(InputError, match=said):
-        seats(from_flat(given), Rank())
+def test_devices_that_contradict_or_do_not_exist_are_refused(
+    four_gpus: None, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        seats(from_flat(settings), Rank())
 
 
 @pytest.mark.skipif(PRESENT, reason="there is a GPU here")
@@ -163,7 +165,7 @@ def test_without_a_gpu_asking_for_one_is_refused_before_anything_is_written(
     cli: Cli, photos: Path, tmp_path: Path, arguments: tuple[str, str]
 ) -> None:
     error = cli("run", photos, *DEMO, *arguments, "--out", tmp_path / "out", code=3).stderr
-    assert f"{' '.join(arguments)}: no NVIDIA GPU can be seen here" in error
+    assert f"{' '.join(arguments)}: this machine has no NVIDIA GPU that can be used" in error
     assert "--device cpu" in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()

@@ -23,7 +23,7 @@ def _config(name: str) -> dict[str, Any]:
     return dict(open_clip.get_model_config(name))
 
 
-def test_every_name_of_open_clips_is_known_and_priced() -> None:
+def test_the_list_has_every_model_of_open_clip() -> None:
     code = "import json, open_clip; print(json.dumps(open_clip.list_models()))"  # apart: here tests may add models
     theirs = json.loads(subprocess.check_output([sys.executable, "-c", code]))
     assert set(models.names()) == {*theirs, models.DEMO}
@@ -65,18 +65,18 @@ def test_a_configuration_file_costs_what_the_model_with_its_image_tower_does(tmp
     assert {models.gflop(str(tmp_path / name)) for name in ("new.json", "broken.json")} == {models.gflop("unknown")}
 
 
-def test_quarter_as_large_patches_cost_four_times_as_much() -> None:
+def test_patches_of_a_quarter_of_the_size_cost_four_times_as_much() -> None:
     assert models.gflop("ViT-B-16") / models.gflop("ViT-B-32") == pytest.approx(4, rel=0.05)
     assert models.gflop(models.DEMO) < models.gflop("ViT-B-32") < models.gflop("ViT-L-14") < models.gflop("ViT-H-14")
 
 
-def test_the_table_begins_with_the_cheapest() -> None:
+def test_the_list_begins_with_the_cheapest_model() -> None:
     costs = [entry.image_gflop for entry in models.entries()]
     assert costs == sorted(costs)
     assert models.entries()[0].name == models.DEMO
 
 
-def test_a_model_that_is_in_no_table_is_taken_for_a_mid_sized_one() -> None:
+def test_a_model_that_is_not_listed_gets_the_cost_of_a_mid_sized_one() -> None:
     assert models.gflop("hf-hub:org/unknown") == pytest.approx(models.gflop("ViT-B-16"), rel=0.05)
 
 
@@ -97,7 +97,7 @@ def test_a_configuration_file_goes_by_its_stem_and_is_refused_where_there_is_non
     (tmp_path / "mine.json").write_text("{}")
     assert models.openclip_name(models.canonical(str(tmp_path / "mine.json"))) == "mine"
     assert models.config_file(str(tmp_path / "mine.json")) == tmp_path / "mine.json"
-    with pytest.raises(InputError, match=r"none.json: there is no such model config file"):
+    with pytest.raises(InputError, match=r"none.json: there is no such config file"):
         models.canonical(str(tmp_path / "none.json"))
 
 
@@ -108,8 +108,8 @@ def test_a_configuration_file_goes_by_its_stem_and_is_refused_where_there_is_non
         ("vit-b-32", r"Did you mean .*ViT-B-32"),
         ("RN50x46", r"Did you mean .*RN50x64"),
         ("clipbatch", r"Did you mean clipbatch-demo"),
-        ("qqqq", r"lists what there is\.$"),
-        ("", r"lists what there is\.$"),
+        ("qqqq", r"lists all models\.$"),
+        ("", r"lists all models\.$"),
     ],
 )
 def test_an_unknown_model_is_refused_with_the_nearest_names(given: str, near: str) -> None:
@@ -148,7 +148,7 @@ def test_weights_that_are_a_file_name_must_be_there(
     models.check_weights(pretrained)
 
 
-def test_transformers_is_wanted_for_text_towers_that_it_makes_and_where_nobody_can_tell(tmp_path: Path) -> None:
+def test_a_model_needs_transformers_if_its_text_tower_does_or_if_that_is_not_known(tmp_path: Path) -> None:
     import open_clip
 
     made_by_it = {name for name in models.names() if models.wants_transformers(name)}

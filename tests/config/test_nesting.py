@@ -16,7 +16,7 @@ from tests.support.listing import carried, list_inputs, refused, write
 
 
 def nested(rng: random.Random, depth: int) -> Any:
-    """A value of `depth` levels, with texts and keys full of what structure is made of."""
+    """A value of `depth` levels. Its keys and strings contain brackets, quotes and commas."""
     text = "".join(rng.choice('[]{}"\\ü\n,:x') for _ in range(rng.randrange(9)))
     value: Any = text
     for _ in range(depth):
@@ -25,13 +25,13 @@ def nested(rng: random.Random, depth: int) -> Any:
 
 
 def depth_of(value: Any) -> int:
-    """By definition."""
+    """Levels of `value`, counted by the definition."""
     if isinstance(value, dict):
         return 1 + max(map(depth_of, value.values()), default=0)
     return 1 + max(map(depth_of, value), default=0) if isinstance(value, list) else 0
 
 
-def test_the_depth_of_json_is_told_to_the_level_whatever_texts_hold() -> None:
+def test_the_depth_of_json_is_exact_whatever_its_strings_hold() -> None:
     rng, seen = random.Random(5), set[bool]()
     for _ in range(400):
         value = nested(rng, rng.randrange(MAX_DEPTH - 3, MAX_DEPTH + 3))
@@ -51,7 +51,7 @@ def test_the_depth_of_json_is_told_to_the_level_whatever_texts_hold() -> None:
     assert seen == {True, False}
 
 
-def test_levels_are_counted_through_lines_that_are_no_whole_values() -> None:
+def test_levels_are_counted_across_lines_that_are_not_whole_values() -> None:
     with pytest.raises(NestingError, match="line 51"):
         check_json(b'{"a": [1,\n' * 50 + b"{" * 90)  # two levels a line
 
@@ -78,7 +78,7 @@ def test_a_deep_line_far_into_a_manifest_is_named(tmp_path: Path) -> None:
     assert f"line 77777 of {path} is nested" in refused(write(path, "\n".join(lines)))
 
 
-def test_values_that_json_may_nest_are_carried_as_deep_as_parquet_holds_them(tmp_path: Path) -> None:
+def test_nested_json_is_copied_to_the_output_as_deep_as_parquet_can_hold_it(tmp_path: Path) -> None:
     for levels in (10, 45):
         value: Any = 7
         for _ in range(levels):
@@ -90,7 +90,7 @@ def test_values_that_json_may_nest_are_carried_as_deep_as_parquet_holds_them(tmp
         kind = pa.list_(kind)
     feather.write_feather(pa.table({"uri": ["x.jpg"], "deep": pa.nulls(1, kind)}), tmp_path / "m.feather")
     assert "column 'deep' of" in (said := refused(tmp_path / "m.feather"))
-    assert said.endswith("which Parquet cannot hold: leave it out by --columns")
+    assert said.endswith("which Parquet cannot hold: leave it out with --columns")
     assert list_inputs(tmp_path / "m.feather", columns=()).num_rows == 1
 
 
@@ -114,7 +114,7 @@ def test_deep_toml_is_refused_with_its_line(warm: Cli, photos: Path, tmp_path: P
         assert f"line {line} is nested more than 100 levels deep" in said
 
 
-def test_toml_that_is_deep_by_its_tables_together_is_refused_too(warm: Cli, tmp_path: Path) -> None:
+def test_toml_whose_tables_together_are_too_deep_is_refused(warm: Cli, tmp_path: Path) -> None:
     half = ".".join("a" * 60)
     path = write(tmp_path / "deep.toml", f"[labels.{half}]\n{half} = 'x'")
     assert "it is nested more than 100 levels deep" in warm("labels", path, code=3).stderr
@@ -122,7 +122,7 @@ def test_toml_that_is_deep_by_its_tables_together_is_refused_too(warm: Cli, tmp_
     assert "nested more than 100 levels deep" in warm("labels", stray, code=3).stderr
 
 
-def test_texts_and_numbers_of_toml_are_no_levels() -> None:
+def test_brackets_in_toml_strings_and_dots_in_numbers_are_not_levels() -> None:
     rng = np.random.default_rng(3)
     numbers = ", ".join(f"{number:.3f}" for number in rng.random(500))
     check_toml(

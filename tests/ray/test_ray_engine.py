@@ -1,4 +1,4 @@
-"""`clipbatch run --engine ray` on a real cluster of this machine: nodes go and come, and a run ends whole."""
+"""`clipbatch run --engine ray` on a real cluster on this machine: nodes leave and join, and the run completes."""
 
 import json
 import os
@@ -248,7 +248,7 @@ def test_a_worker_gets_a_gpu_of_its_node(cli: Cli, cluster: Cluster, listed: Pat
     """As Ray counts them: the machine that this one says it is has one."""
     run = ("run", listed, *DEMO, "--engine", "ray", "--quiet", "--out", tmp_path / "out")
     said = cli(*run, "--device", "cuda", code=3, env=cluster.environment).stderr
-    assert "the Ray cluster has no node with a GPU and 1 core now: start one, or give --workers N" in said
+    assert "the Ray cluster has no node with a GPU and 1 core at present: start one, or give --workers N" in said
     cluster.add("127.0.0.6", "gpu")
     said = cli(*run, code=3, env=cluster.environment).stderr
     assert "node 127.0.0.6, GPU 0: " in said

@@ -163,7 +163,7 @@ def test_verify_finds_labels_and_margins_that_the_scores_do_not_allow(warm: Cli,
         with PartFile(part, changed.schema, "zstd") as file:
             file.write(changed)
             file.close({"clipbatch.counts": counts})
-        assert f"its {name} does not agree with its" in warm("verify", tmp_path / "out", code=5).stderr
+        assert f"its {name} does not match its" in warm("verify", tmp_path / "out", code=5).stderr
 
 
 def test_it_is_compacted_reported_and_its_shares_say_of_what(warm: Cli, runs: Run, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""DALI's CPU back end: what it does to its process, and what happens where memory does not suffice."""
+"""DALI's CPU back end: its memory, and what happens if memory does not suffice."""
 
 import subprocess
 import sys
@@ -48,7 +48,9 @@ class _Cramped(DaliDecoder):
         super()._run(pixels_BCHW, jobs)
 
 
-def test_what_does_not_fit_into_memory_is_decoded_in_halves(photos: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_batches_that_do_not_fit_into_memory_are_decoded_in_halves(
+    photos: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     target = Target(height=64, width=64, resize_mode="shortest", interpolation="bicubic", fill=0)
     jobs = []
     for slot, path in enumerate(sorted(photos.glob("*.jpg"))[:10]):
@@ -63,5 +65,5 @@ def test_what_does_not_fit_into_memory_is_decoded_in_halves(photos: Path, caplog
         made.append(pixels_BCHW)
     assert torch.equal(*made)
     assert set(caplog.messages) == {
-        "DALI ran out of memory: such batches are decoded in pieces; a smaller --batch-size is faster"
+        "DALI ran out of memory: decoding such batches in pieces; a smaller --batch-size is faster"
     }

@@ -1,4 +1,4 @@
-"""Which engine a run has, and what a worker asks a Ray cluster for. The engine itself: tests/ray."""
+"""Which engine a run uses, and what a worker requests from a Ray cluster. tests/ray tests the Ray engine itself."""
 
 import subprocess
 import sys
@@ -20,7 +20,7 @@ CPU_NODES = [{"CPU": 16.0, "memory": 2.0**36}, {"CPU": 64.0}, {"memory": 2.0**36
 GPU_NODES = [{"CPU": 16.0, "GPU": 1.0}, {"CPU": 96.0, "GPU": 8.0}, {"CPU": 64.0}]
 
 
-def test_a_worker_asks_for_a_nodes_cores_or_for_a_gpu_and_its_share_of_them() -> None:
+def test_a_worker_requests_all_cores_of_a_node_or_a_gpu_with_its_share_of_cores() -> None:
     assert default_cores(CPU_NODES, gpus=False) == 16
     assert [slots(node, 16, gpus=False) for node in CPU_NODES] == [1, 4, 0, 0]
     assert default_cores(GPU_NODES, gpus=True) == 12
@@ -35,8 +35,11 @@ def test_a_worker_asks_for_a_nodes_cores_or_for_a_gpu_and_its_share_of_them() ->
     ("settings", "said"),
     [
         ({"engine": "rey"}, "engine 'rey' is not known: use one of local, ray. Did you mean ray?"),
-        ({"engine": "ray", "gpus": "0,1"}, "--engine ray uses the cluster's: leave it out; --workers says how many"),
-        ({"engine": "ray", "device": "cuda:1"}, "which GPU a worker gets is for Ray to say: use --device cuda"),
+        (
+            {"engine": "ray", "gpus": "0,1"},
+            "--engine ray uses those of the cluster: leave it out; --workers sets how many",
+        ),
+        ({"engine": "ray", "device": "cuda:1"}, "Ray chooses the GPU of each worker: give --device cuda"),
         ({"cpus_per_worker": 4}, "--cpus-per-worker 4 is for --engine ray"),
     ],
 )
@@ -46,12 +49,12 @@ def test_settings_that_contradict_the_engine_are_refused(settings: dict[str, obj
     assert said in str(error.value)
 
 
-def test_an_array_of_slurm_takes_no_ray(tmp_path: Path) -> None:
+def test_submit_refuses_engine_ray(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--engine ray needs no Slurm"):
         slurm.submit(from_flat({"engine": "ray"}), tmp_path / "out", SlurmJob(array="2"))
 
 
-def test_ray_is_not_imported_unless_it_is_asked_for_and_then_it_has_to_be_there(tmp_path: Path) -> None:
+def test_ray_is_imported_only_for_engine_ray_and_is_required_then(tmp_path: Path) -> None:
     make_folder(tmp_path / "in", 8, seed=1, bad_fraction=0)
     without = "import sys; sys.modules['ray'] = None; from clipbatch.cli import main; main()"  # as if not installed
     command = [sys.executable, "-c", without, "run", tmp_path / "in", *DEMO, "--out", tmp_path / "out"]

@@ -1,4 +1,4 @@
-"""A worker's libraries are imported without torch's compiler, and work as ever, the compiler included."""
+"""fast_imports skips torch's compiler; afterwards all libraries work as usual, including the compiler."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ def run(program: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_libraries_find_what_they_need_and_compiling_works_afterwards() -> None:
+def test_libraries_and_the_compiler_work_afterwards() -> None:
     run("""
 import gc, sys
 from clipbatch.stages import fast_import as startup
@@ -39,7 +39,7 @@ assert double(torch.ones(2)).tolist() == [2, 2]
 """)
 
 
-def test_what_else_is_asked_of_the_compiler_meanwhile_is_its_own() -> None:
+def test_other_attributes_of_the_compiler_are_the_real_ones() -> None:
     run("""
 from clipbatch.stages import fast_import as startup
 with startup.fast_imports(transformers=False):

@@ -1,4 +1,4 @@
-"""What whoever watches a run is told."""
+"""Progress of a run: lines in a log, and silence with quiet."""
 
 import time
 
@@ -8,7 +8,7 @@ from clipbatch.workers import progress
 from clipbatch.workers.progress import Progress
 
 
-def test_a_log_gets_a_line_now_and_then_with_a_rate_once_there_is_one(
+def test_a_log_gets_a_line_at_intervals_with_a_rate_once_one_is_known(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
@@ -26,7 +26,7 @@ def test_a_log_gets_a_line_now_and_then_with_a_rate_once_there_is_one(
     assert remark == "a remark"
 
 
-def test_quiet_is_silent(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quiet_prints_nothing(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
     for as_json in (False, True):
         shown = Progress(total=100, done=0, bad=0, quiet=True, as_json=as_json)

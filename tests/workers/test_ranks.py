@@ -1,4 +1,4 @@
-"""Which part of a run a process does: the table of what wins, as a table."""
+"""Which part of a run a process does: which options and variables decide, as a table."""
 
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,9 @@ FLAGS = {"rank": 1, "world_size": 3}
         pytest.param({"world_size": 5}, {"JOB_COMPLETION_INDEX": "4"} | TORCH, 4, 5, id="Kubernetes and torchrun"),
     ],
 )
-def test_who_wins(flags: dict[str, Any], variables: dict[str, str], rank: int, world: int) -> None:
+def test_the_first_applicable_source_decides_the_rank(
+    flags: dict[str, Any], variables: dict[str, str], rank: int, world: int
+) -> None:
     found = find(LaunchSettings(**flags), variables)
     assert (found.number, found.world) == (rank, world)
 
@@ -68,12 +70,14 @@ def test_who_wins(flags: dict[str, Any], variables: dict[str, str], rank: int, w
         ({}, {"JOB_COMPLETION_INDEX": "1"}, "JOB_COMPLETION_INDEX=1.*--world-size"),
         ({"world_size": 2}, {"JOB_COMPLETION_INDEX": "2"}, "rank 2 of a world size of 2"),
         ({}, {"RANK": "4", "WORLD_SIZE": "4"}, "rank 4 of a world size of 4"),
-        ({}, {"RANK": "first", "WORLD_SIZE": "4"}, "RANK='first' is no number"),
+        ({}, {"RANK": "first", "WORLD_SIZE": "4"}, "RANK='first' is not a number"),
         ({}, ARRAY | {"SLURM_ARRAY_TASK_COUNT": "3"}, "array from 0 to 7 has gaps"),
         ({}, {"SLURM_ARRAY_TASK_ID": "1"}, "SLURM_ARRAY_TASK_MIN=None"),
     ],
 )
-def test_what_cannot_be_told_is_refused_by_name(flags: dict[str, Any], variables: dict[str, str], said: str) -> None:
+def test_incomplete_or_contradictory_ranks_are_refused_by_name(
+    flags: dict[str, Any], variables: dict[str, str], said: str
+) -> None:
     with pytest.raises(InputError, match=said):
         find(LaunchSettings(**flags), variables)
 
@@ -88,20 +92,20 @@ def test_what_cannot_be_told_is_refused_by_name(flags: dict[str, Any], variables
         (BATCH, 0, 1),
     ],
 )
-def test_neighbours_on_a_machine_are_counted(variables: dict[str, str], local: int, local_world: int) -> None:
+def test_ranks_on_the_same_machine_are_counted(variables: dict[str, str], local: int, local_world: int) -> None:
     found = find(LaunchSettings(), variables)
     assert (found.local, found.local_world) == (local, local_world)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7, 40])
-def test_the_parts_of_all_ranks_are_the_whole_and_nothing_twice(world: int) -> None:
+def test_the_parts_of_all_ranks_cover_every_shard_once(world: int) -> None:
     shards = named_shards("3,5-30,7", 100)
     parts = [Rank(number=number, world=world).part(shards) for number in range(world)]
     assert sorted(shard for part in parts for shard in part) == shards == [3, *range(5, 31)]
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-def test_shards_are_named_outright_or_in_a_file(tmp_path: Path) -> None:
+def test_shards_are_named_as_numbers_or_in_a_file(tmp_path: Path) -> None:
     listed = tmp_path / "open.txt"
     listed.write_text("9\n3-4\n\n0 1\n")
     assert named_shards(str(listed), 10) == [0, 1, 3, 4, 9]
@@ -121,7 +125,7 @@ def test_shards_are_named_outright_or_in_a_file(tmp_path: Path) -> None:
         ("{file}", "'three' is neither a number nor a range"),
     ],
 )
-def test_shards_that_cannot_be_are_refused(tmp_path: Path, named: str, said: str) -> None:
+def test_invalid_shards_are_refused(tmp_path: Path, named: str, said: str) -> None:
     (tmp_path / "open.txt").write_text("1\nthree\n")
     with pytest.raises(InputError, match=said):
         named_shards(named.format(file=tmp_path / "open.txt"), 10)

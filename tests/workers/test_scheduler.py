@@ -1,4 +1,4 @@
-"""Who does which shard, driven by simulated time: everything is done, and nobody idles beside a shard not begun."""
+"""The scheduler under simulated time: every shard is done, and no worker idles while a shard is unassigned."""
 
 import heapq
 import random
@@ -12,7 +12,7 @@ def shards(count: int) -> list[Assignment]:
     return [Assignment(shard=shard) for shard in range(count)]
 
 
-def test_shards_are_handed_out_in_order_and_each_once() -> None:
+def test_each_shard_is_assigned_once_and_in_order() -> None:
     scheduler = ShardScheduler(shards(3))
     assert [scheduler.next_for(worker, 0.0) for worker in "abab"] == [*shards(3), None]
     assert list(scheduler.assigned("a")) == [0, 2]
@@ -22,7 +22,7 @@ def test_shards_are_handed_out_in_order_and_each_once() -> None:
     assert scheduler.complete
 
 
-def test_what_a_lost_worker_had_comes_first_once_it_is_put_back() -> None:
+def test_shards_of_a_dead_worker_come_first_once_they_are_requeued() -> None:
     scheduler = ShardScheduler(shards(4))
     for worker in "aab":
         scheduler.next_for(worker, 0.0)
@@ -34,7 +34,7 @@ def test_what_a_lost_worker_had_comes_first_once_it_is_put_back() -> None:
     assert scheduler.remove_worker("nobody") == []
 
 
-def test_an_idle_worker_takes_over_from_one_that_is_stuck_shard_by_shard() -> None:
+def test_idle_workers_take_over_the_shards_of_a_stuck_worker() -> None:
     scheduler = ShardScheduler(shards(4))
     assert [scheduler.next_for("stuck", 8.0), scheduler.next_for("stuck", 8.0)] == shards(2)
     for _ in range(2):
@@ -56,7 +56,7 @@ def test_an_idle_worker_takes_over_from_one_that_is_stuck_shard_by_shard() -> No
     assert scheduler.remove_worker("stuck") == []
 
 
-def test_a_shard_that_two_had_is_not_lost_with_one_of_them() -> None:
+def test_a_shard_with_two_workers_is_not_lost_when_one_of_them_dies() -> None:
     scheduler = ShardScheduler(shards(2))
     scheduler.next_for("a", 0.0)
     scheduler.next_for("b", 0.0)
@@ -66,7 +66,7 @@ def test_a_shard_that_two_had_is_not_lost_with_one_of_them() -> None:
     assert scheduler.remove_worker("b") == [Assignment(shard=0)]
 
 
-def test_a_shard_that_is_done_already_is_skipped_and_counts_for_no_time() -> None:
+def test_a_finished_shard_is_skipped_and_does_not_count_in_the_median() -> None:
     scheduler = ShardScheduler(shards(3))
     assert scheduler.next_for("a", 0.0) == Assignment(shard=0)
     scheduler.skip("a", 0)
@@ -80,7 +80,7 @@ def test_a_shard_that_is_done_already_is_skipped_and_counts_for_no_time() -> Non
 
 @pytest.mark.parametrize("workers", [1, 2, 8, 60])
 @pytest.mark.parametrize("seed", range(5))
-def test_all_is_done_whatever_dies_and_idle_workers_wait_for_no_shard_that_nobody_has_begun(
+def test_every_shard_is_done_whatever_dies_and_no_worker_idles_beside_unassigned_shards(
     workers: int, seed: int
 ) -> None:
     dice, scheduler, done = random.Random(seed), ShardScheduler(shards(200)), set()

@@ -1,4 +1,4 @@
-"""A signal is not lost, whatever Python is doing when it comes."""
+"""A signal is not lost, whatever Python is doing when it arrives."""
 
 import signal
 import subprocess
@@ -21,14 +21,14 @@ interrupts.check()
 """
 
 
-def test_a_signal_that_meets_a_finaliser_is_raised_at_the_next_check() -> None:
+def test_a_signal_during_a_finaliser_is_raised_at_the_next_check() -> None:
     done = subprocess.run([sys.executable, "-c", IN_A_FINALISER], capture_output=True, text=True, check=False)
     assert done.stdout == "went on\n"
     assert done.stderr.splitlines()[-1].startswith("clipbatch.errors.InterruptedRunError: interrupted by SIGTERM")
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"])
-def test_every_signal_that_asks_for_an_end_is_named(name: str) -> None:
+def test_each_signal_is_named_in_the_error(name: str) -> None:
     code = (
         f"import signal\nfrom clipbatch.workers import signals\nsignals.install()\nsignal.raise_signal(signal.{name})"
     )
@@ -36,7 +36,7 @@ def test_every_signal_that_asks_for_an_end_is_named(name: str) -> None:
     assert done.stderr.splitlines()[-1].startswith(f"clipbatch.errors.InterruptedRunError: interrupted by {name}:")
 
 
-def test_a_signal_that_was_ignored_stays_so() -> None:
+def test_an_ignored_signal_stays_ignored() -> None:
     code = "import signal\nfrom clipbatch.workers import signals\nsignals.install()\nsignal.raise_signal(signal.SIGHUP)"
     ignoring = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

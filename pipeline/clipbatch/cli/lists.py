@@ -1,4 +1,4 @@
-"""The commands that look things up."""
+"""The commands `labels` and `models`, which list things."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def labels_command(
     pretrained: Annotated[Optional[str], typer.Option(help="As for run.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Show the prompts as the model will see them, and say which are too long for it.
+    """Show the prompts that the model will see, and say which are too long for it.
 
     Example: clipbatch labels documents-10
     """
@@ -88,11 +88,11 @@ def _print_group(group: LabelGroup, read: Mapping[str, str]) -> None:
 
 @app.command("models", rich_help_panel=PANEL)
 def models_command(
-    pattern: Annotated[str, typer.Argument(help="Show only names that hold this text.")] = "",
+    pattern: Annotated[str, typer.Argument(help="Show only names that contain this text.")] = "",
     as_json: Json = False,
 ) -> None:
-    """List the models with their cost: parameters and operations of the image tower, and its input size; and with
-    images/s where make bench has measured them on this machine.
+    """List the models with parameters and operations of the image tower, and the input size; also images/s, if make
+    bench has measured them on this machine.
 
     Example: clipbatch models ViT-B
     """
@@ -100,16 +100,16 @@ def models_command(
     from clipbatch.tools.models import measured
 
     rates = measured()
-    found = [entry for entry in entries() if pattern.lower() in entry.name.lower()]
+    models = [entry for entry in entries() if pattern.lower() in entry.name.lower()]
     if as_json:
         rows = [
             {name: getattr(entry, name) for name in entry.__slots__} | {"images_per_s": rates.get(entry.name)}
-            for entry in found
+            for entry in models
         ]
         print(json.dumps(rows, indent=2))
         return
-    here = f" {'images/s here':>14}" if any(entry.name in rates for entry in found) else ""
-    print(f"{'model':40} {'input':>6} {'image Mparam':>13} {'GFLOP an image':>15}{here}")
-    for entry in found:
+    rate_header = f" {'images/s here':>14}" if any(entry.name in rates for entry in models) else ""
+    print(f"{'model':40} {'input':>6} {'image Mparam':>13} {'GFLOP an image':>15}{rate_header}")
+    for entry in models:
         rate = f" {rates[entry.name]:>14.3g}" if entry.name in rates else ""
         print(f"{entry.name:40} {entry.image_size:>6} {entry.image_mparams:>13.3g} {entry.image_gflop:>15.3g}{rate}")

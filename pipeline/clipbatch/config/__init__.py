@@ -1,7 +1,8 @@
-"""All settings of a run: frozen dataclasses, one a stage, checked when they are made.
+"""All settings of a run: one frozen dataclass per stage. Each checks its values when it is created.
 
-Field names are the command line's flags and the keys of a `--config` file (dashes or underscores); no name occurs
-twice. Every refusal is a ValueError of the kind `InputError` that names the value and the remedy.
+A field name is also the option's name on the command line and the key in a `--config` file (with dashes or
+underscores). No two settings have the same name. A value that cannot be used raises `SettingError`, an `InputError` and
+`ValueError`, whose message names the value and what to use instead.
 """
 
 from clipbatch.config.sections import (
@@ -18,7 +19,7 @@ from clipbatch.config.sections import (
     ScoresDtype,
     SourceSettings,
 )
-from clipbatch.config.settings import Settings, declared, from_flat, names_of, parse_toml, read_toml
+from clipbatch.config.settings import Settings, SettingValues, declared, from_flat, names_of, parse_toml, read_toml
 
 __all__ = [
     "MOVED",
@@ -32,6 +33,7 @@ __all__ = [
     "OutputSettings",
     "ReadSettings",
     "ScoresDtype",
+    "SettingValues",
     "Settings",
     "SourceSettings",
     "declared",

@@ -1,4 +1,4 @@
-"""What this machine has, found without importing torch: cores, memory, fast bf16, an NVIDIA GPU."""
+"""What hardware this machine has: cores, memory, fast bf16, an NVIDIA GPU. Does not import torch."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from pathlib import Path
 
 
 def cores() -> int:
-    """CPU cores that this process may use (affinity masks and Slurm's cpusets count)."""
+    """CPU cores that this process may use. Respects affinity masks and Slurm's cpusets."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def memory_bytes() -> int:
-    """Of the whole machine."""
+    """Memory of the whole machine, in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def has_compiler() -> bool:
-    """Whether torch.compile finds what it builds its launchers with: a C compiler and Python's headers."""
+    """Whether this machine has what torch.compile needs: a C compiler and Python's headers."""
     compiler = os.environ.get("CC") or next(filter(shutil.which, ("cc", "gcc", "clang")), None)
     return compiler is not None and Path(sysconfig.get_paths()["include"], "Python.h").exists()
 
 
 def has_gpu() -> bool:
-    """Whether an NVIDIA driver answers here and CUDA_VISIBLE_DEVICES does not hide its GPUs."""
+    """Whether this machine has an NVIDIA driver and CUDA_VISIBLE_DEVICES does not hide its GPUs."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return False
     return any(Path(node).exists() for node in ("/dev/nvidiactl", "/dev/dxg"))
 
 
-def alone(device: str) -> str:
-    """Have CUDA see only `device` in this process, before it is loaded, and return what that is called then.
+def hide_other_gpus(device: str) -> str:
+    """Hide every GPU but `device` from this process. Returns the new name of `device`. Call it before CUDA is loaded.
 
-    Otherwise threads that choose no GPU open a context on the first one, half a GiB for each worker of a machine.
+    Otherwise a thread that does not choose a GPU opens a context on the first one, which costs half a GiB per worker.
     """
     if not device.startswith("cuda"):
         return device
@@ -51,7 +51,7 @@ def has_fast_bf16() -> bool:
 
 
 def describe() -> dict[str, str | int]:
-    """The machine in words and numbers, for reports."""
+    """Name and size of this machine, for reports."""
     return {
         "host": platform.node(),
         "cpu": _cpuinfo("model name") or platform.machine(),
@@ -70,7 +70,7 @@ def _cpuinfo(key: str) -> str:
 
 
 def text_of(path: Path) -> str:
-    """What a small file of the kernel's says; empty if it is not there."""
+    """The text of a small file, such as one of the kernel; '' if it cannot be read."""
     try:
         return path.read_text().strip()
     except OSError:

@@ -15,32 +15,34 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from clipbatch.config.nesting import JsonObject
+
+# Today's rules for scores: a column `margin`, and a run that saves embeddings scores them as they are saved, rounded to
+# float16, so that a rescoring gives the same scores.
 SCORING = 2
-"""Today's rules for scores: a column `margin`, and a run that saves embeddings scores them as they are saved, rounded
-to float16, so that a rescoring gives the same scores."""
+# Of a label in a group where an image may have several, if the label file says nothing else.
 DEFAULT_THRESHOLD = 0.5
-"""Of a label in a group where an image may have several, if the label file says nothing else."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelGroup:
     """Labels that answer one question, in the order of the score columns, with their prompts."""
 
+    # The prefix of its columns; empty if the label set has no groups.
     name: str
-    """The prefix of its columns; empty if the label set has no groups."""
+    # For each label, what is put into the templates.
     phrases: dict[str, list[str]]
-    """For each label, what is put into the templates."""
+    # Each with `{}` for the phrase.
     templates: list[str]
-    """Each with `{}` for the phrase."""
+    # Default threshold of a label: the least score at which an image gets it. None: an image always gets its best
+    # label, or, in a group with `multiple`, every label from `DEFAULT_THRESHOLD` on.
     threshold: float | None = None
-    """Default threshold of a label: the least score at which an image gets it. None: an image always gets its best
-    label, or, in a group with `multiple`, every label from `DEFAULT_THRESHOLD` on."""
+    # The labels that have a threshold of their own.
     thresholds: dict[str, float] = field(default_factory=dict)
-    """The labels that have a threshold of their own."""
+    # Whether an image may have any number of labels.
     multiple: bool = False
-    """Whether an image may have any number of labels."""
+    # Tags only: for each tag the phrases of its other side.
     opposites: dict[str, list[str]] | None = None
-    """Tags only: for each tag the phrases of its other side."""
 
     @property
     def names(self) -> list[str]:
@@ -73,8 +75,8 @@ class LabelSet:
     """All labels of a run: one group without a name, or several with one."""
 
     groups: tuple[LabelGroup, ...]
+    # The rules for scores and their columns. None: those of runs that were planned before the rules had a number.
     scoring: int | None = None
-    """The rules for scores and their columns. None: those of runs that were planned before the rules had a number."""
 
     @property
     def names(self) -> list[str]:
@@ -105,7 +107,7 @@ class LabelSet:
         """The same labels under other rules for scores."""
         return dataclasses.replace(self, scoring=scoring)
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> JsonObject:
         """What makes it the same label set again, as JSON: lists, since the order decides the columns.
 
         Fields that came after format 3 are None where no group uses them.

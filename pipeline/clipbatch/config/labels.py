@@ -19,8 +19,8 @@ from clipbatch.errors import InputError, nearest
 
 SETS = Path(__file__).parents[1] / "data" / "label_sets"
 TEMPLATE_SETS = {"simple": "SIMPLE_IMAGENET_TEMPLATES", "openai": "OPENAI_IMAGENET_TEMPLATES"}
+# Labels that a remark names.
 _MAX_NAMED = 5
-"""Labels that a remark names."""
 
 
 def shipped() -> list[str]:

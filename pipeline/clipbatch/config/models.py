@@ -1,6 +1,6 @@
-"""Which models there are, what they cost and where their weights come from, known without importing torch.
+"""The list of models: what each costs and which weights it gets. Does not import torch.
 
-`models.csv` is made by `scripts/list_models.py`, which counts each image tower's operations with torch.
+`scripts/list_models.py` writes `data/models.csv`. It counts the operations of each image tower with torch.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from clipbatch.errors import InputError, nearest, reading_failed
 DEMO = "clipbatch-demo"
 _DEMO_FOLDER = Path(__file__).parents[1] / "data" / "demo"
 _DEFAULT_WEIGHTS = {"ViT-B-32": "laion2b_s34b_b79k", DEMO: "embedded"}
+# The cost of a ViT-B/16, assumed for a model whose image tower is not in the list.
 _UNKNOWN_GFLOP = 35.0
-"""Assumed where no model is known to have that tower: a ViT-B/16."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """A model that open_clip can make."""
+    """A model that open_clip can create."""
 
     name: str
+    # Shorter side of the model's input, in pixels.
     image_size: int
-    """Pixels, of the shorter side."""
+    # Operations of the image tower for one image, in 10**9 multiplications and additions.
     image_gflop: float
-    """10**9 multiplications and additions for one image in the image tower."""
+    # Parameters of the image tower, in millions.
     image_mparams: float
-    """Millions of parameters of the image tower."""
 
 
 @functools.cache
 def entries() -> tuple[Entry, ...]:
-    """The table of models, the cheapest first."""
+    """All models in the list, the cheapest first."""
     with open(Path(__file__).parents[1] / "data" / "models.csv", newline="") as file:
-        found = [
+        models = [
             Entry(
                 name=row["name"],
                 image_size=int(row["image_size"]),
@@ -49,21 +49,23 @@ def entries() -> tuple[Entry, ...]:
             )
             for row in csv.DictReader(file)
         ]
-    return tuple(sorted(found, key=lambda entry: (entry.image_gflop, entry.name)))
+    return tuple(sorted(models, key=lambda entry: (entry.image_gflop, entry.name)))
 
 
 def gflop(model: str) -> float:
-    """Cost of one image in the image tower, 10**9 multiplications and additions; of a configuration file, that of
-    open_clip's model with the same image tower."""
-    names = _with_the_tower_of(model) if model.endswith(".json") else {model}
+    """Cost of one image in the image tower, in 10**9 multiplications and additions.
+
+    For a config file, this is the cost of the open_clip model with the same image tower.
+    """
+    names = _models_with_tower_of(model) if model.endswith(".json") else {model}
     return next((entry.image_gflop for entry in entries() if entry.name in names), _UNKNOWN_GFLOP)
 
 
-def _with_the_tower_of(config: str) -> set[str]:
+def _models_with_tower_of(config: str) -> set[str]:
     try:
         tower = _tower(Path(config))
-        return {path.stem for path in _open_clips_configs().glob("*.json") if _tower(path) == tower}
-    except (OSError, ValueError, AttributeError):  # whoever loads it will say so
+        return {path.stem for path in _open_clip_configs().glob("*.json") if _tower(path) == tower}
+    except (OSError, ValueError, AttributeError):  # loading the model reports what is wrong
         return set()
 
 
@@ -72,11 +74,11 @@ def _tower(config: Path) -> Any:
 
 
 def names() -> list[str]:
-    """open_clip's model names, read from its folder of configurations, and the embedded one."""
-    return sorted([DEMO, *(path.stem for path in _open_clips_configs().glob("*.json"))])
+    """Names of open_clip's models, from its folder of config files, and of the embedded one."""
+    return sorted([DEMO, *(path.stem for path in _open_clip_configs().glob("*.json"))])
 
 
-def _open_clips_configs() -> Path:
+def _open_clip_configs() -> Path:
     package = importlib.util.find_spec("open_clip")
     assert package
     assert package.submodule_search_locations
@@ -84,11 +86,12 @@ def _open_clips_configs() -> Path:
 
 
 def wants_transformers(model: str) -> bool:
-    """Whether open_clip makes the model's text tower by the package transformers; also where nobody can tell yet."""
-    ours = model == DEMO or model.endswith(".json")
+    """Whether the model's text tower needs the package transformers. True as well if that is not known yet."""
+    own_config = model == DEMO or model.endswith(".json")
+    path = config_file(model) if own_config else _open_clip_configs() / f"{model}.json"
     try:
-        return "hf_model_name" in (config_file(model) if ours else _open_clips_configs() / f"{model}.json").read_text()
-    except OSError:  # one that says it on a hub, or in a folder
+        return "hf_model_name" in path.read_text()
+    except OSError:  # the config is on a hub or in the model's folder
         return True
 
 
@@ -98,20 +101,20 @@ def has_logit_bias(model: str, pretrained: str | None) -> bool | None:
         return None
     ours = model == DEMO or model.endswith(".json")
     try:
-        text = (config_file(model) if ours else _open_clips_configs() / f"{model}.json").read_text(encoding="utf-8")
+        text = (config_file(model) if ours else _open_clip_configs() / f"{model}.json").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return None
     return "init_logit_bias" in text
 
 
 def canonical(model: str) -> str:
-    """`model` as it is written in tables: ViT-B/32 becomes ViT-B-32.
+    """The name of `model` in open_clip's list (ViT-B/32 becomes ViT-B-32), or the absolute path of a file or folder.
 
-    Raises: InputError for a model that there is not, with the nearest name.
+    Raises: InputError if there is no such model, with the most similar name.
     """
     if model.endswith(".json"):
         if not os.path.isfile(model):
-            raise InputError(f"--model {model}: there is no such model config file")
+            raise InputError(f"--model {model}: there is no such config file; check the path")
         try:
             parse_json(Path(model).read_bytes())
         except OSError as error:
@@ -122,40 +125,38 @@ def canonical(model: str) -> str:
     if model.startswith("local-dir:"):
         folder = os.path.abspath(model.removeprefix("local-dir:"))
         if not os.path.isdir(folder):
-            raise InputError(f"--model {model}: there is no folder {folder}")
+            raise InputError(f"--model {model}: there is no folder {folder}; check the path")
         return f"local-dir:{folder}"
     if model.startswith("hf-hub:"):
         return model
     known = names()
     if model.replace("/", "-") not in known:
-        raise InputError(
-            f"--model {model!r} is not known: `clipbatch models` lists what there is.{nearest(model, known)}"
-        )
+        raise InputError(f"--model {model!r} is not known: `clipbatch models` lists all models.{nearest(model, known)}")
     return model.replace("/", "-")
 
 
 def openclip_name(model: str) -> str:
-    """The name by which open_clip knows `model`, which may be a config file."""
+    """open_clip's name for `model`, which may be a config file."""
     return Path(model).stem if model.endswith(".json") else model
 
 
 def config_file(model: str) -> Path:
-    """The open_clip configuration file of a model that open_clip does not ship."""
+    """The config file of a model that does not come with open_clip."""
     return _DEMO_FOLDER / f"{DEMO}.json" if model == DEMO else Path(model)
 
 
 def default_weights(model: str) -> str | None:
-    """The weights that a model gets without `--pretrained`."""
+    """The weights of a model without `--pretrained`."""
     return _DEFAULT_WEIGHTS.get(model)
 
 
 def weights_file(pretrained: str | None) -> str | None:
-    """`pretrained` with the embedded weights' name replaced by their file."""
+    """`pretrained`, with the name of the embedded weights replaced by their file."""
     return str(_DEMO_FOLDER / f"{DEMO}.safetensors") if pretrained == "embedded" else pretrained
 
 
 def check_weights(pretrained: str | None) -> None:
-    """Raises: InputError where `pretrained` is clearly meant as a file and is not there."""
+    """Raises: InputError if `pretrained` looks like the path of a file, and there is no such file."""
     looks_like_file = pretrained and (os.sep in pretrained or pretrained.endswith((".safetensors", ".pt", ".bin")))
     if pretrained and looks_like_file and not pretrained.startswith("hf-hub:") and not os.path.isfile(pretrained):
-        raise InputError(f"--pretrained {pretrained}: there is no such file")
+        raise InputError(f"--pretrained {pretrained}: there is no such file; check the path")

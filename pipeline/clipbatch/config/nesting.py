@@ -1,5 +1,7 @@
-"""JSON and TOML that is nested deeper than anybody means is refused before it is parsed: parsers call themselves for
-each level, and run out of stack. Arrow's then ends the process, without a word.
+"""Refuse JSON and TOML that is nested too deeply, before a parser sees it.
+
+Parsers call themselves once per level and run out of stack. Arrow's JSON reader then kills the process without a
+message. So this module counts the levels first, with numpy.
 """
 
 from __future__ import annotations
@@ -8,11 +10,14 @@ import json
 import re
 from typing import Any
 
+# An object from a JSON or TOML file whose values have not been checked yet.
+JsonObject = dict[str, Any]
+# Levels of objects and lists.
 MAX_DEPTH = 100
-"""Objects and lists inside of one another."""
 _NOT_STRUCTURE = bytes(byte for byte in range(256) if byte not in b'[]{}"\n')
+# By how much each byte changes the depth, as int8.
 _STEP = bytes(1 if byte in b"[{" else 255 if byte in b"]}" else 0 for byte in range(256))
-"""What a byte does to the depth, as int8."""
+# A string or a comment. One that is not closed extends to the end of the line or, with triple quotes, of the file.
 _TOML_TEXT = re.compile(
     r'"""(?:[^"\\]|\\.|"(?!""))*(?:""")?'
     r"|'''(?:[^']|'(?!''))*(?:''')?"
@@ -20,37 +25,39 @@ _TOML_TEXT = re.compile(
     r"|'[^'\n]*'?|#[^\n]*",
     re.DOTALL,
 )
-"""A string or a comment; one that is not closed reaches as far as it may."""
 _TOML_NO_KEY = re.compile(r"[^\w\-. \t]")
 
 
 class NestingError(ValueError):
-    """Something is nested deeper than `MAX_DEPTH`."""
+    """A value is nested deeper than `MAX_DEPTH`."""
 
     def __init__(self, line: int | None = None) -> None:
-        """line: where, from 1."""
+        """line: number of the line, from 1."""
         where = f"line {line}" if line else "it"
         super().__init__(f"{where} is nested more than {MAX_DEPTH} levels deep; flatten it")
         self.line = line
 
 
 def check_json(data: bytes) -> None:
-    """data: one JSON value, or one a line, in UTF-8. Raises: NestingError with the line."""
-    if b"\\" in data:  # so that every quote that is left begins or ends a text
+    """data: one JSON value, or one per line, in UTF-8. Raises: NestingError with the line."""
+    if b"\\" in data:  # remove escaped quotes, so that each remaining quote starts or ends a string
         data = data.replace(b"\\\\", b"").replace(b'\\"', b"")
     _check(data.translate(None, _NOT_STRUCTURE))
 
 
 def parse_json(data: bytes | str) -> Any:
-    """The value of one JSON text. Raises: ValueError where it is not JSON, or is nested too deep."""
+    """Parse one JSON value. Raises: ValueError if `data` is not JSON or is nested too deeply."""
     text = data.decode(json.detect_encoding(data)) if isinstance(data, bytes) else data
     check_json(text.encode(errors="surrogatepass"))
     return json.loads(text)
 
 
 def check_toml(text: str) -> None:
-    """Raises: NestingError with the line. What several tables come to together is `check_depth`'s matter."""
-    bare = _TOML_TEXT.sub(lambda found: "\n" * found[0].count("\n"), text)
+    """Check the text of a TOML file before it is parsed. Raises: NestingError with the line.
+
+    Tables on different lines may still nest too deeply together. `check_depth` checks the parsed value for that.
+    """
+    bare = _TOML_TEXT.sub(lambda match: "\n" * match[0].count("\n"), text)
     _check(bare.encode(errors="replace"))
     for number, line in enumerate(bare.split("\n"), 1):
         if line.count(".") > MAX_DEPTH and any(key.count(".") > MAX_DEPTH for key in _TOML_NO_KEY.split(line)):
@@ -58,9 +65,9 @@ def check_toml(text: str) -> None:
 
 
 def check_depth(value: Any) -> None:
-    """value: dicts and lists inside of one another. Raises: NestingError."""
+    """value: nested dicts and lists. Raises: NestingError."""
     level = [value]
-    for _ in range(MAX_DEPTH + 1):  # one for the value itself
+    for _ in range(MAX_DEPTH + 1):  # one more, for `value` itself
         level = [
             inner
             for outer in level
@@ -72,7 +79,7 @@ def check_depth(value: Any) -> None:
 
 
 def _check(data: bytes) -> None:
-    """data: brackets, quotes around texts, newlines; other bytes count for nothing."""
+    """data: brackets, quotes around strings, newlines. Other bytes do not matter."""
     import numpy as np
 
     codes = np.frombuffer(data, np.uint8)

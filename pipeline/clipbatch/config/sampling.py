@@ -10,8 +10,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+# Standard deviations on each side of 95% of a normal distribution.
 _Z_95 = 1.959963984540054
-"""Standard deviations on each side of 95% of a normal distribution."""
 
 
 def keys(numbers: NDArray[np.int64], seed: int) -> NDArray[np.float64]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from clipbatch.config.label_set import LabelGroup, LabelSet
 from clipbatch.errors import InputError
 
+# A median score is at chance level up to this share of the way from chance to 1, or up to twice chance.
 _NEAR_CHANCE = 0.1
-"""A median score is at chance level up to this share of the way from chance to 1, or up to twice chance."""
 _BIAS_REMEDY = (
     "Leave --score out, or for yes/no answers write tags in a TOML label file, as in tags = "
     '{person = ["a photo of a person", "a photo without people"]}'

@@ -1,4 +1,4 @@
-"""The settings of each stage, frozen and checked when they are made."""
+"""The settings of each stage, with their help texts. Each class checks its values when it is created."""
 
 from __future__ import annotations
 
@@ -17,58 +17,56 @@ Score = Literal["auto", "softmax", "sigmoid", "cosine"]
 Layout = Literal["list", "wide", "top-k"]
 ScoresDtype = Literal["float32", "float16"]
 EngineName = Literal["local", "ray"]
+# Version of the rules that turn files into pixels.
 PIXELS = 2
-"""The rules of today by which files become pixels."""
+# The images that get other pixels by these rules than by the previous ones.
 MOVED = (
     "TIFFs with an orientation, other pictures with one in XMP or behind fill bytes, transparent pictures, gray of "
     "more than 8 bits, and animated PNGs"
 )
-"""The pictures whose pixels are others by these rules than by those before."""
 Compression = Literal["zstd", "lz4", "snappy", "gzip", "none"]
 
 
+# When a setting may change, and who gets it:
+#
+# identity    It decides what the parts hold. A run with another value is another run. A setting that is added later has
+#             the default None, which means "as before" and is not written.
+# output      As identity, but `clipbatch rescore` may choose another value.
+# frozen      Kept in `run.json`. Its effect is part of the identity in another form.
+# invocation  May differ each time the run is started or resumed. A Slurm job passes it on to its tasks.
+# worker      As invocation. Workers get it too.
+# placement   Which devices and which part of the run this process uses. Never passed on.
 Scope = Literal["identity", "output", "frozen", "invocation", "worker", "placement"]
-"""What a setting belongs to, and so what may change it.
-
-identity: decides what the parts hold; a run with another value is another run. One that is added later has the default
-None, which means "as before" and is not written.
-output: the same, but a rescoring may choose it anew.
-frozen: kept in `run.json`; its effect is part of the identity in another form.
-invocation: each invocation chooses it anew, also when it goes on with a run; a Slurm job hands it on to its tasks.
-worker: the same, and the workers get it.
-placement: which devices and which part of the run are this process's; never handed on.
-"""
 
 
 def setting(default: Any, panel: str, scope: Scope, help_text: str, *, short: str = "") -> Any:
-    """A field of a section: its option's help, the panel that lists it, and what it belongs to. short: as in -m."""
+    """Declare a setting. panel: the heading for its option in `--help`. short: a one-letter option, as in -m."""
     return field(default=default, metadata={"panel": panel, "scope": scope, "help": help_text, "short": short})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceSettings(Checked):
-    """What is to be labelled."""
+    """The images to label."""
 
+    # Folders, image files, manifests, archives, tables of images, urls; `-` for a text manifest on standard input.
     inputs: tuple[str, ...] = ()
-    """Folders, image files, manifests, archives, tables of images, urls; `-` for a text manifest on standard input."""
+    # None: the folder of the manifest.
     root: str | None = setting(
         None, "Input", "frozen", "Folder or url that a manifest's paths are relative to and may not leave."
     )
-    """Folder that a manifest's paths are relative to; default: the manifest's own."""
     all_files: bool = setting(False, "Input", "identity", "Take every file of a folder, whatever its suffix.")
-    """Take every file of a folder or archive, whatever its suffix."""
+    # None: the column with a name such as `uri` or `filename`.
     uri_column: str | None = setting(None, "Input", "identity", "Column of a manifest that names the images.")
-    """Column of a manifest that names the images; default: the one whose name says so."""
+    # None: decided from the first lines of the file (`inputs.header`).
     no_header: bool | None = setting(
         None, "Input", "identity", "Take the first line of CSV and TSV files as a row, too."
     )
-    """Whether the first line of CSV and TSV files is a row; default: it is one where it looks like those below."""
+    # None: found by its type, its name and its first values (`inputs.holding`).
     image_column: str | None = setting(None, "Input", "identity", "Column of a table that holds the images' bytes.")
-    """Column of a table that holds the images' bytes; default: the one whose type and name say so."""
+    # None: all. For an archive, these are the suffixes of sidecar files; None: no sidecars.
     columns: tuple[str, ...] | None = setting(
         None, "Input", "identity", "Carry only this column of the input to the output (repeatable, or a,b,c; none: '')."
     )
-    """Columns of a manifest to carry through to the output; default: all. Of an archive: suffixes of sidecar files."""
     limit: int | None = setting(None, "Input", "identity", "Take only the first N rows.")
     sample: int | None = setting(None, "Input", "identity", "Take N rows drawn at random from all of the input.")
     """Take so many rows, drawn uniformly from the whole listing, in the listing's order."""
@@ -87,7 +85,7 @@ class SourceSettings(Checked):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelSettings(Checked):
-    """What the images are compared with."""
+    """The labels to compare the images with."""
 
     labels: str = setting("", "Labels", "frozen", "A text or TOML FILE, a shipped set's name, or a,b,c.", short="-l")
     template: tuple[str, ...] = setting(
@@ -97,7 +95,7 @@ class LabelSettings(Checked):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSettings(Checked):
-    """Which encoder, and how it runs."""
+    """Which model encodes the images, and how it runs."""
 
     model: str = setting(
         "ViT-B-32",
@@ -106,15 +104,14 @@ class ModelSettings(Checked):
         "open_clip's name, clipbatch-demo, hf-hub:ORG/NAME, local-dir:FOLDER, or FILE.json.",
         short="-m",
     )
-    """One of open_clip's names, `clipbatch-demo`, `hf-hub:ORG/NAME`, `local-dir:FOLDER`, or a config FILE.json."""
+    # None: the default weights of the model, if it has any (`config.models`).
     pretrained: str | None = setting(
         None, "Model", "identity", "Weights: one of open_clip's tags, a FILE, or hf-hub:ORG/NAME."
     )
-    """open_clip's tag for the weights, or a file; default: laion2b_s34b_b79k for ViT-B-32."""
+    # auto: fp16 on a GPU, bf16 on a CPU with hardware for it, else fp32.
     precision: Precision = setting("auto", "Model", "identity", "auto, fp16, bf16, fp32, or fp8 on GPUs that have it.")
-    """auto: fp16 on a GPU, bf16 on a CPU that multiplies it in hardware, else fp32."""
+    # For the image encoder. auto: on if the run uses a GPU and is long enough to gain from it.
     compile: Compile = setting("auto", "Model", "identity", "torch.compile: auto (on a GPU, for long runs), on or off.")
-    """torch.compile for the image encoder; auto: on a GPU, where the run is long enough to gain from it."""
     device: str = setting("auto", "Model", "invocation", "auto, cpu, cuda, or cuda:N for one GPU.")
 
     def __post_init__(self) -> None:
@@ -128,9 +125,8 @@ class ReadSettings(Checked):
     """How files are read."""
 
     read_threads: int | None = setting(None, "Images", "worker", "Files read at once (default 16; remote 64).")
-    """Files read at the same time; default: 16, and 64 in stores and on the web."""
+    # A file that takes longer gets the status timeout.
     read_timeout: float = setting(60.0, "Images", "worker", "Seconds until a file that hangs is given up.")
-    """Seconds after which a file that does not answer gets status timeout."""
     read_retries: int = setting(3, "Images", "worker", "Further tries after an I/O error.")
     max_bytes: int = setting(256 * 2**20, "Images", "identity", "Larger files get status too_large.")
 
@@ -144,53 +140,51 @@ class ReadSettings(Checked):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodeSettings(Checked):
-    """How bytes become pixels."""
+    """How encoded images become pixels."""
 
+    # auto: dali on a GPU, torchvision on a CPU. An image that these cannot decode goes to pil. open_clip: open_clip's
+    # own transform, which is slow.
     decoder: Decoder = setting("auto", "Images", "identity", "auto, dali, torchvision, pil or open_clip.")
-    """auto: dali on a GPU, torchvision on a CPU. pil always has the last word on what these refuse. open_clip: its
-    own transform, slow."""
     orientation: Orientation = setting(
         "upright", "Images", "identity", "upright: follow EXIF; stored: ignore it, as open_clip does."
     )
-    """upright follows the camera's EXIF orientation; stored ignores it, as open_clip does."""
+    # The default is Pillow's limit for decompression bombs.
     max_pixels: int = setting(178956970, "Images", "identity", "Larger images get status too_large.")
-    """Larger images get status too_large; the default is where Pillow refuses a decompression bomb."""
+    # reduced: a JPEG with sides of at least four times the model's input size is decoded at 1/2, 1/4 or 1/8 of its
+    # size. That is faster and changes the pixels slightly.
     jpeg_scale: JpegScale = setting(
         "full", "Images", "identity", "full; or reduced: decode big JPEGs at 1/2, 1/4 or 1/8, which is faster."
     )
-    """reduced: JPEGs of four times the model's size and more, on both axes, are decoded at 1/2, 1/4 or 1/8 of theirs,
-    which costs less and moves pixels a little."""
+    # Only for decoder dali.
     hw_decoder_load: float | None = setting(
         None, "Images", "identity", "Share of JPEGs for the GPU's JPEG engines, 0 to 1; default: DALI's."
     )
-    """Share of a batch's JPEGs for the GPU's JPEG engines, 0 to 1; default: DALI's own. For decoder dali."""
+    # 0 to 1. The row number decides which images torchvision decodes on the CPU. Only for decoder dali.
     cpu_share: float = setting(
         0.0, "Images", "identity", "Share of images that CPU cores decode while DALI does the others."
     )
-    """Share of the images, chosen by row number, that torchvision decodes on the CPU's cores meanwhile. For decoder
-    dali."""
+    # None: as open_clip resizes them, with premultiplied alpha; fully transparent pixels become black.
     background: str | None = setting(
         None, "Images", "identity", "Under transparent pictures: white, black or RRGGBB; default: as open_clip."
     )
-    """Colour under transparent pictures: white, black, or RRGGBB in hexadecimal; default: as open_clip resizes them,
-    premultiplied, where what is fully transparent is black."""
+    # Version of the rules that turn files into pixels. Users do not choose it. None: the rules from before they had a
+    # number; only older runs have this value.
     pixels: int | None = setting(PIXELS, "", "identity", "")
-    """The rules by which files become pixels, part of a run's identity and not for users to choose. None: those of runs
-    that were planned before the rules had a number."""
     decode_threads: int | None = setting(None, "Images", "worker", "Threads that decode (default: one a core).")
-    """Threads that decode; default: one for each core."""
+    # After a worker died, suspect images are tried one by one. One that takes longer gets the status timeout.
     decode_timeout: float = setting(60.0, "Images", "worker", "Seconds for a suspect image, tried alone.")
-    """Seconds that a suspect image, tried alone after a worker has ended, may take before it gets status timeout."""
+    # A worker that finishes no batch for this long counts as hung.
     worker_timeout: float = setting(600.0, "Images", "worker", "Seconds until a silent worker is restarted.")
-    """Seconds without a finished batch after which a worker counts as hung and is started again."""
 
     def __post_init__(self) -> None:
         Checked.__post_init__(self)
         at_least("max_pixels", self.max_pixels, 1)
         if self.pixels not in (None, PIXELS):
-            raise SettingError(f"pixels {self.pixels} is not known to this version of clipbatch: leave it out")
+            raise SettingError(f"this version of clipbatch does not know pixels {self.pixels}: leave it out")
         if self.background is not None and not re.fullmatch(r"white|black|[0-9a-fA-F]{6}", self.background):
-            raise SettingError(f"background {self.background!r} is no colour: use white, black or RRGGBB, as in ff8000")
+            raise SettingError(
+                f"background {self.background!r} is not a colour: use white, black or RRGGBB, as in ff8000"
+            )
         at_least("hw_decoder_load", self.hw_decoder_load, 0, 1)
         at_least("cpu_share", self.cpu_share, 0, 1)
         at_least("decode_threads", self.decode_threads, 1)
@@ -217,19 +211,19 @@ class DecodeSettings(Checked):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputSettings(Checked):
-    """What is written."""
+    """What the output files hold."""
 
+    # auto: as the model was trained: sigmoid for the SigLIP family, softmax for all others.
     score: Score = setting("auto", "Output", "output", "auto (as trained), softmax, sigmoid or cosine.")
-    """auto: as the model was trained, sigmoid for the SigLIP family and softmax for the others."""
+    # list: one column `scores`, a list in label order. wide: one column per label. top-k: only the best labels.
     layout: Layout = setting("list", "Output", "output", "list: all scores in one column; wide: one each; top-k.")
-    """list: a column `scores` with a list in label order; wide: a column for each label; top-k: the best labels."""
+    # Implies the layout top-k, whose default is 5.
     top_k: int | None = setting(None, "Output", "output", "Write the K best labels instead of all scores.")
-    """How many labels the layout top-k keeps, 5 by default; giving it chooses that layout."""
+    # Type of the scores. The score of the best label is always float32.
     scores_dtype: ScoresDtype = setting("float32", "Output", "output", "float32 or float16.")
-    """Of the scores' column or columns; the best label's score stays float32."""
     compression: Compression = setting("zstd", "Output", "output", "zstd, lz4, snappy, gzip or none.")
+    # As float16.
     embeddings: bool = setting(False, "Output", "output", "Also write each image's embedding.")
-    """Also write each image's embedding as float16."""
 
     def __post_init__(self) -> None:
         Checked.__post_init__(self)
@@ -239,13 +233,13 @@ class OutputSettings(Checked):
 
     @property
     def best(self) -> int | None:
-        """How many labels are written for an image; None: the scores of all."""
+        """Number of labels to write per image; None: the scores of all labels."""
         return self.top_k or (5 if self.layout == "top-k" else None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchSettings(Checked):
-    """Where this invocation works and which shards it does. No part of a run's identity."""
+    """Where this invocation runs, and which shards it processes. Not part of a run's identity."""
 
     engine: EngineName = setting(
         "local",
@@ -253,28 +247,25 @@ class LaunchSettings(Checked):
         "placement",
         "local, or ray: on the Ray cluster of RAY_ADDRESS, or else one on this machine.",
     )
-    """local: workers on this machine. ray: workers on a Ray cluster."""
     gpus: str | None = setting(
         None, "Machines", "placement", "all, or numbers as in 0,1; default: all that are visible."
     )
-    """all, or numbers as in 0,1; default: all that are visible, if there is one."""
+    # On a CPU, the workers share its cores; None: 1 worker. On a Ray cluster, None: as many as fit.
     workers: int | None = setting(None, "Machines", "invocation", "Worker processes on a CPU, or on a Ray cluster.")
-    """Worker processes on a CPU, which share its cores; default: 1. On a Ray cluster, how many to ask it for; default:
-    as many as it has room for."""
+    # None: all cores of a node, or its cores divided by its GPUs.
     cpus_per_worker: int | None = setting(
         None, "Machines", "placement", "Cores that a worker asks a Ray cluster for; default: a node's, or a GPU's."
     )
-    """Cores that each worker asks the Ray cluster for; default: all of a node, or its GPU's share of them."""
+    # None: read from the environment of Slurm, torchrun or Kubernetes.
     rank: int | None = setting(
         None, "Machines", "placement", "Which of --world-size processes this is, from 0; default: as Slurm says."
     )
-    """Which of `world_size` processes this is, from 0; default: as Slurm, torchrun or Kubernetes says."""
     world_size: int | None = setting(None, "Machines", "placement", "How many processes share the run.")
     shards: str | None = setting(None, "Machines", "placement", "Do only these: 3,5-9, or a FILE of such numbers.")
+    # With several workers, each file name gets a number.
     profile: str | None = setting(
         None, "Machines", "worker", "Write a Chrome trace of the first batches to this FILE (one a worker)."
     )
-    """File for a Chrome trace of each worker's first batches; where there are several, numbered."""
 
     def __post_init__(self) -> None:
         Checked.__post_init__(self)

@@ -1,7 +1,4 @@
-"""All settings of a run, stage by stage, and the same by name.
-
-Settings from a file.
-"""
+"""All settings of a run: as one object with a section per stage, as a flat mapping by name, and from a TOML file."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from clipbatch.config.nesting import NestingError, check_depth, check_toml
+from clipbatch.config.nesting import JsonObject, NestingError, check_depth, check_toml
 from clipbatch.config.sections import (
     DecodeSettings,
     LabelSettings,
@@ -36,13 +33,16 @@ else:
     import tomli as tomllib
 
 
+# Settings by name, as in a `--config` file, in `run.json` and on the command line. Lists stand for tuples, and the
+# values are unchecked until they go through `from_flat`.
+SettingValues = dict[str, Any]
+# The settings that `reference = true` stands for: open_clip's own transform and fp32, however slow.
 REFERENCE = {"decoder": "open_clip", "precision": "fp32", "orientation": "stored"}
-"""What `reference = true` stands for: open_clip's own transform and fp32, whatever that takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings(Checked):
-    """All settings of a run. None stands for 'chosen by the planner' until `plan` has frozen them."""
+    """All settings of a run. Where a setting is None, the planner chooses the value when it freezes the plan."""
 
     source: SourceSettings = field(default_factory=SourceSettings)
     labels: LabelSettings = field(default_factory=LabelSettings)
@@ -51,14 +51,14 @@ class Settings(Checked):
     decode: DecodeSettings = field(default_factory=DecodeSettings)
     output: OutputSettings = field(default_factory=OutputSettings)
     launch: LaunchSettings = field(default_factory=LaunchSettings)
+    # Part of the identity, since the batch size may change the last digit of scores.
     batch_size: int | None = setting(None, "Model", "identity", "Images in a batch.")
-    """Images in a batch; part of the run's identity, since it may move scores in the last digit."""
+    # A multiple of batch_size.
     shard_size: int | None = setting(
         None, "Output", "identity", "Rows in a part file; default: about a minute of work."
     )
-    """Rows in a part file, a multiple of batch_size; default: about a minute of work."""
+    # A number of images (`500`) or a share of all rows (`1%`).
     max_bad: str | None = setting(None, "Images", "invocation", "Stop when more are bad: a count, or a share as in 1%.")
-    """Stop as broken when more images than this are bad: a count (`500`) or a share of all rows (`1%`)."""
 
     def __post_init__(self) -> None:
         Checked.__post_init__(self)
@@ -66,13 +66,13 @@ class Settings(Checked):
         at_least("shard_size", self.shard_size, 1)
         self.bad_allowed(0)
         if self.batch_size and self.shard_size and self.shard_size % self.batch_size:
-            near = math.ceil(self.shard_size / self.batch_size) * self.batch_size
+            multiple = math.ceil(self.shard_size / self.batch_size) * self.batch_size
             raise SettingError(
-                f"shard_size {self.shard_size} is not a multiple of batch_size {self.batch_size}: use {near}"
+                f"shard_size {self.shard_size} is not a multiple of batch_size {self.batch_size}: use {multiple}"
             )
 
     def bad_allowed(self, rows: int) -> int | None:
-        """How many of `rows` images may be bad; None: any number."""
+        """How many of `rows` images `max_bad` allows to be bad; None: any number."""
         if self.max_bad is None:
             return None
         number, percent = self.max_bad.removesuffix("%"), self.max_bad.endswith("%")
@@ -84,56 +84,58 @@ class Settings(Checked):
             raise SettingError(f"max_bad {self.max_bad!r} is neither a count nor a percentage: use 500 or 1%")
         return math.floor(rows * value / 100) if percent else int(value)
 
-    def flat(self) -> dict[str, Any]:
-        """All fields by name, stages flattened."""
-        values: dict[str, Any] = {}
+    def flat(self) -> SettingValues:
+        """All settings by name, without the sections."""
+        values: SettingValues = {}
         for f in dataclasses.fields(self):
-            stage = getattr(self, f.name)
-            own = dataclasses.is_dataclass(stage)
-            values |= {g.name: getattr(stage, g.name) for g in dataclasses.fields(stage)} if own else {f.name: stage}
+            value = getattr(self, f.name)
+            if dataclasses.is_dataclass(value):
+                values |= {g.name: getattr(value, g.name) for g in dataclasses.fields(value)}
+            else:
+                values[f.name] = value
         return values
 
-    def within(self, *scopes: Scope) -> dict[str, Any]:
-        """The settings of these scopes, by name."""
+    def within(self, *scopes: Scope) -> SettingValues:
+        """The settings with one of these scopes, by name."""
         names = names_of(*scopes)
         return {name: value for name, value in self.flat().items() if name in names}
 
-    def runtime(self) -> dict[str, Any]:
-        """What each worker of this invocation gets, by name."""
+    def runtime(self) -> SettingValues:
+        """The settings that workers get anew at each invocation, by name."""
         return self.within("worker")
 
     def replace(self, **changes: Any) -> Settings:
-        """A copy with the named fields changed, whichever stage they belong to."""
+        """A copy with the named settings changed, in whichever section they are."""
         return from_flat(self.flat() | changes)
 
 
 def declared() -> dict[str, tuple[dataclasses.Field[Any], Any]]:
-    """Each setting with a scope, and its type, by name, in the order in which they are declared."""
-    found: dict[str, tuple[dataclasses.Field[Any], Any]] = {}
+    """Field and type of each setting with a scope, by name, in the order of declaration."""
+    settings: dict[str, tuple[dataclasses.Field[Any], Any]] = {}
     for section in dataclasses.fields(Settings):
         kind = hints_of(Settings)[section.name]
         owner = kind if dataclasses.is_dataclass(kind) else Settings
         fields = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else (section,)
-        found |= {f.name: (f, hints_of(owner)[f.name]) for f in fields if "scope" in f.metadata}  # type: ignore[arg-type]
-    return found
+        settings |= {f.name: (f, hints_of(owner)[f.name]) for f in fields if "scope" in f.metadata}  # type: ignore[arg-type]
+    return settings
 
 
 @functools.cache
 def names_of(*scopes: Scope) -> tuple[str, ...]:
-    """The settings of these scopes."""
+    """Names of the settings with one of these scopes."""
     return tuple(name for name, (f, _) in declared().items() if f.metadata["scope"] in scopes)
 
 
 def from_flat(values: Mapping[str, Any]) -> Settings:
-    """Settings from field names and values; lists become tuples, and `columns` in one string are parted at its commas.
-    Unknown names are refused with the nearest known.
+    """Settings from their names and values. Lists become tuples; `columns` may be one string with commas.
 
-    `reference` stands for `REFERENCE`; only its orientation may be given otherwise.
+    `reference` stands for the settings in `REFERENCE`. Of these, only the orientation may have another value.
+    Raises: SettingError for an unknown name, with the most similar ones, and for a value that cannot be used.
     """
     hints = hints_of(Settings)
-    stages: dict[str, Any] = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
-    own_names = [name for name in hints if name not in stages]
-    known = [*(f.name for kind in stages.values() for f in dataclasses.fields(kind)), *own_names, "reference"]
+    sections: dict[str, Any] = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
+    own_names = [name for name in hints if name not in sections]
+    known = [*(f.name for kind in sections.values() for f in dataclasses.fields(kind)), *own_names, "reference"]
     for name in values:
         if name not in known:
             raise SettingError(f"there is no setting {name!r}.{nearest(name, known)}")
@@ -147,40 +149,40 @@ def from_flat(values: Mapping[str, Any]) -> Settings:
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     if isinstance(columns := values.get("columns"), str):
         values["columns"] = tuple(name for name in columns.split(",") if name)
-    made: dict[str, Any] = {
-        stage: kind(**{f.name: values[f.name] for f in dataclasses.fields(kind) if f.name in values})
-        for stage, kind in stages.items()
+    created: dict[str, Any] = {
+        section: kind(**{f.name: values[f.name] for f in dataclasses.fields(kind) if f.name in values})
+        for section, kind in sections.items()
     }
-    own: dict[str, Any] = {name: values[name] for name in own_names if name in values}
-    return Settings(**made, **own)
+    own: SettingValues = {name: values[name] for name in own_names if name in values}
+    return Settings(**created, **own)
 
 
-def parse_toml(text: str) -> dict[str, Any]:
-    """Raises: ValueError with the line where `text` is not TOML, or is nested too deep."""
+def parse_toml(text: str) -> JsonObject:
+    """Parse a TOML file. Raises: ValueError with the line if `text` is not TOML or is nested too deeply."""
     check_toml(text)
     try:
-        found: dict[str, Any] = tomllib.loads(text)
+        values: JsonObject = tomllib.loads(text)
     except RecursionError:
         raise NestingError from None
-    check_depth(found)
-    return found
+    check_depth(values)
+    return values
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """Settings from a `--config` file, by field name.
+def read_toml(path: Path) -> SettingValues:
+    """Settings from a `--config` file, by name.
 
-    Raises: InputError where the file cannot be read, is not TOML, or holds a table.
+    Raises: InputError if the file cannot be read, is not TOML, holds a table, or holds a setting that cannot be used.
     """
     try:
-        found = parse_toml(path.read_text(encoding="utf-8-sig"))
+        toml = parse_toml(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise reading_failed(f"the settings file {path}", error) from error
     except ValueError as error:
         raise InputError(f"{path} is not a TOML file of settings: {error}") from error
-    values = {name.replace("-", "_"): value for name, value in found.items()}
+    values = {name.replace("-", "_"): value for name, value in toml.items()}
     for name, value in values.items():
         if isinstance(value, dict):
-            raise InputError(f"{path}: [{name}] is a table; settings stand at the top level, one a line")
+            raise InputError(f"{path}: [{name}] is a table; write settings at the top level, one per line")
         if name in ("template", "inputs") and isinstance(value, str):
             values[name] = [value]
         if name == "max_bad" and isinstance(value, int):

@@ -1,6 +1,7 @@
-"""Check settings when they are made: types as annotated, numbers within range.
+"""Check the types and ranges of settings when they are created.
 
-A settings file may hold anything, so annotations alone prove nothing. Knows no setting.
+A settings file may hold any value, so the annotations alone do not guarantee a type. This module does not know any
+particular setting.
 """
 
 from __future__ import annotations
@@ -13,17 +14,17 @@ from typing import Any, Literal
 
 from clipbatch.errors import InputError, nearest
 
-_MOST = 2**53
-"""The largest number that any setting takes; what Parquet, JSON and floats all hold."""
+# The largest value of any setting. Parquet, JSON and floats all hold it exactly.
+_MAX = 2**53
 
 
 class SettingError(InputError, ValueError):
-    """A setting has a value that cannot be used."""
+    """The value of a setting cannot be used."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checked:
-    """A dataclass that refuses values which are not of the annotated types."""
+    """Base class of dataclasses whose values must have the annotated types. Raises SettingError if one does not."""
 
     def __post_init__(self) -> None:
         hints = hints_of(type(self))
@@ -35,20 +36,20 @@ _hints: dict[type, dict[str, Any]] = {}
 
 
 def hints_of(kind: type) -> dict[str, Any]:
-    """The annotations of a class, evaluated once: that takes longer than all that is done with them."""
+    """The evaluated annotations of a class. Cached, since evaluating them takes longer than all checks together."""
     if kind not in _hints:
         _hints[kind] = typing.get_type_hints(kind)
     return _hints[kind]
 
 
-def at_least(name: str, value: float | None, least: float, most: float = _MOST) -> None:
-    """Raises: SettingError where `value` is below `least` or above `most`, by default absurdly large."""
-    if value is not None and not least <= value <= most:
-        raise SettingError(f"{name} {value} is out of range: use {least} or more, and {most} at most")
+def at_least(name: str, value: float | None, minimum: float, maximum: float = _MAX) -> None:
+    """Raises: SettingError if `value` is below `minimum` or above `maximum`."""
+    if value is not None and not minimum <= value <= maximum:
+        raise SettingError(f"{name} {value} is out of range: use {minimum} or more, and {maximum} at most")
 
 
 def _check_type(name: str, value: Any, hint: Any) -> None:
-    """Refuse a value that is not of the annotated type, as a TOML file may hold anything."""
+    """Raises: SettingError if `value` does not have the annotated type `hint`."""
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     for option in options:
         origin = typing.get_origin(option)

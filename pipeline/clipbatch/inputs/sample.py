@@ -14,13 +14,13 @@ class Sample:
 
     def __init__(self, count: int, seed: int) -> None:
         self._count, self._seed = count, seed
+        # Rows that were added.
         self.rows = 0
-        """Rows that were added."""
         self._tables: list[pa.Table] = []
         self._numbers: list[NDArray[np.int64]] = []
         self._held = 0
+        # The largest key that can still be among the smallest.
         self._most = np.inf
-        """The largest key that can still be among the smallest."""
 
     def add(self, batch: pa.RecordBatch) -> None:
         """Rows of the listing, in order, with the same columns every time."""

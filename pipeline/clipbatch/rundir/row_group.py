@@ -17,8 +17,8 @@ from clipbatch.types import DECODERS, STATUSES, Decoded, Reject, ScoredBatch
 _STATUS = {status: code for code, status in enumerate(STATUSES)}
 _DECODER = {decoder: code for code, decoder in enumerate(DECODERS)}
 _NO_FACTS = (-1, -1, -1)
+# Up to so many best labels, searching for the best one repeatedly is faster than sorting.
 _REPEATED_BEST = 32
-"""Up to so many best labels, searching for the best one repeatedly is faster than sorting."""
 
 
 class RowGroup:
@@ -109,8 +109,8 @@ class _GroupRows:
         self._margin = np.empty(capacity, np.float32)
         self._kept_BK = np.empty((capacity, kept), output.scores_dtype)
         self._order_BK = np.empty((capacity, kept), np.int32) if self._layout == "top-k" else None
+        # Of each batch: how many labels each row has, and the numbers of these labels.
         self._chosen: list[tuple[NDArray[np.int64], NDArray[np.int32]]] = []
-        """Of each batch: how many labels each row has, and the numbers of these labels."""
         assert len(columns.scores) == (kept if self._layout == "wide" else 1)
 
     def add(self, scores_BL: NDArray[np.float32], here: slice) -> None:

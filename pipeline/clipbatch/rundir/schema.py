@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
 
 WORDS = pa.dictionary(pa.int32(), pa.string())
+# Columns of the manifest that parts do not have: how the input was listed.
 LISTING = ("root", "span")
-"""Columns of the manifest that parts do not have: how the input was listed."""
+# What an increment records of a file beside its name; `stamps` fills them.
 STAMPS = (
     pa.field("file_bytes", pa.int64()),
     pa.field("file_modified", pa.timestamp("ns")),
     pa.field("file_sha256", pa.string()),
 )
-"""What an increment records of a file beside its name; `stamps` fills them."""
+# Labels that the layout wide allows. Readers plan for each column of each file, so thousands of columns are slow.
 MAX_WIDE = 2_000
-"""Labels that the layout wide allows. Readers plan for each column of each file, so thousands of columns are slow."""
 
 _FIRST = (pa.field("row_id", pa.int64(), nullable=False), pa.field("uri", pa.string(), nullable=False))
 _FACTS = (
@@ -49,14 +49,14 @@ class GroupColumns:
 
     label: str
     score: str
+    # The scores beside the best one: one column, or in the layout wide one for each label.
     scores: tuple[str, ...]
-    """The scores beside the best one: one column, or in the layout wide one for each label."""
+    # All labels of an image; None if an image has one at most.
     labels: str | None
-    """All labels of an image; None if an image has one at most."""
+    # The best score minus the second best; None in a run that was planned before there was one.
     margin: str | None
-    """The best score minus the second best; None in a run that was planned before there was one."""
+    # All of them, in order.
     fields: tuple[pa.Field, ...]
-    """All of them, in order."""
 
 
 def layout_of(output: OutputSettings) -> str:

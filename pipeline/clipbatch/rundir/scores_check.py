@@ -22,7 +22,7 @@ def group_problem(table: pa.Table, ok: pa.ChunkedArray, group: LabelGroup, colum
             return f"it has no column {name}"
         alone = name == columns.margin and len(group.names) == 1
         if table[name].null_count != len(table) if alone else not pc.is_valid(table[name]).equals(ok):
-            return f"its {name} does not agree with its status"
+            return f"its {name} does not match its status"
     scores_BL = stored_scores(table.filter(ok), columns)
     if group.multiple:
         assert columns.labels
@@ -32,11 +32,11 @@ def group_problem(table: pa.Table, ok: pa.ChunkedArray, group: LabelGroup, colum
     else:
         has_label = _labelled(table, ok, group, columns)
     if not pc.is_valid(table[columns.label]).equals(has_label):
-        return f"its {columns.label} does not agree with its status and {columns.score}"
+        return f"its {columns.label} does not match its status and {columns.score}"
     if columns.margin and scores_BL is not None and scores_BL.shape[1] > 1:
         margin_B = table.filter(ok)[columns.margin].to_numpy()
         if not np.array_equal(margins(scores_BL, scores_BL.argmax(axis=1)), margin_B):
-            return f"its {columns.margin} does not agree with its {columns.scores[0]}"
+            return f"its {columns.margin} does not match its {columns.scores[0]}"
     return None
 
 
@@ -87,5 +87,5 @@ def _labels_problem(
     count_B, chosen = chosen_labels(scores_BL, cutoffs(group))
     counts_agree = np.array_equal(pc.list_value_length(lists).to_numpy(), count_B)
     if not counts_agree or not lists.flatten().equals(pa.array(group.names, pa.string()).take(pa.array(chosen))):
-        return f"its {columns.labels} does not agree with its {columns.scores[0]}"
+        return f"its {columns.labels} does not match its {columns.scores[0]}"
     return None

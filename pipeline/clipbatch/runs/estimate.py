@@ -33,16 +33,17 @@ from clipbatch.rundir.manifest import Manifest
 from clipbatch.rundir.schema import STAMPS, group_columns, result_fields
 from clipbatch.runs import plan as planner
 from clipbatch.runs import run as runner
+from clipbatch.runs.report import Report
 from clipbatch.storage.paths import parquet_source
 from clipbatch.workers.progress import Progress
 from clipbatch.workers.ranks import Rank
 
+# More than any machine labels in the seconds that one waits for an estimate.
 _SAMPLE_ROWS = 200_000
-"""More than any machine labels in the seconds that one waits for an estimate."""
+# Parts that are written meanwhile, so that their size is known.
 _SHARDS_A_MINUTE = 10
-"""Parts that are written meanwhile, so that their size is known."""
+# Share of the seconds that are not counted: the first images wait for one another in empty queues.
 _WARM_UP = 0.2
-"""Share of the seconds that are not counted: the first images wait for one another in empty queues."""
 _TOP_LEVEL = ("row_id",)
 
 
@@ -50,8 +51,8 @@ _TOP_LEVEL = ("row_id",)
 class Offer:
     """What an estimate is asked for."""
 
+    # Of labelling, without the start.
     seconds: float = 30.0
-    """Of labelling, without the start."""
     gpus: int = 1
     usd_per_gpu_hour: float | None = None
     seed: int = 0
@@ -173,7 +174,7 @@ def _label(
         return rates, _sizes(run, frozen)
 
 
-def _count_all(rates: dict[str, float], made: dict[str, Any]) -> None:
+def _count_all(rates: dict[str, float], made: Report) -> None:
     """Of an input that was done before the time was up, all of it counts. made: the report."""
     here, counts = made["this_run"], made["status"]
     rows = sum(counts.values())

@@ -13,8 +13,8 @@ from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.schema import group_columns
 from clipbatch.storage.paths import parquet_source
 
+# Parts that are read, spread over all: enough for a median.
 _MAX_PARTS = 8
-"""Parts that are read, spread over all: enough for a median."""
 
 
 def score_warnings(run: RunDir, plan: Plan, shards: Sequence[int]) -> list[str]:

@@ -47,7 +47,7 @@ def to_batches(
 
 def already_read(batch: ItemBatch) -> ReadBatch | None:
     """`batch` as read, where nothing of it has to be read."""
-    slots = tuple(item.reject or item.given if item else None for item in batch.items)
+    slots = tuple(item.reject or item.content if item else None for item in batch.items)
     return ReadBatch(source=batch, slots=slots) if all(slots) else None
 
 
@@ -90,7 +90,7 @@ def _item(image: Any, number: int, root: str | None, max_bytes: int) -> Item:
             f"image {number} is {_shown(image)}: give a path, a url, bytes, a PIL image, a uint8 array (HWC), or a "
             "uint8 tensor (CHW)"
         )
-    return Item(row_id=number, uri="", path="", given=given)
+    return Item(row_id=number, uri="", path="", content=given)
 
 
 def _named(name: str | bytes, number: int, root: str | None) -> Item:

@@ -99,8 +99,8 @@ class _JobWorker:
         for name, count in status.items():
             self._metrics.images.labels(name).inc(count)
 
-    def _here(self, settings: Settings, out: Path, begun: float) -> dict[str, Any]:
-        """What `api.run` does, by the loaded model; returns the report."""
+    def _here(self, settings: Settings, out: Path, begun: float) -> report.Report:
+        """What `runs.run` does, by the loaded model; returns the report."""
         plan, run_dir = planner.plan(settings, out), RunDir(out)
         run_dir.make_parts()
         journal = Journal()

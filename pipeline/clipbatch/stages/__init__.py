@@ -1,1 +1,1 @@
-"""How an image flows: read, decode, encode, score, write."""
+"""The stages that an image passes through: read, decode, encode, score, write."""

@@ -1,4 +1,4 @@
-"""CUDA streams and events, with the types that torch leaves out. On a CPU there are none."""
+"""CUDA streams and events, typed where torch is not. On a CPU there are none, and the functions return None."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 
 def stream_on(device: str) -> torch.cuda.Stream | None:
-    """A new stream, which begins with what has been launched on the device so far; None on a CPU."""
+    """A new stream that starts after all work launched on `device` so far. None on a CPU."""
     if not device.startswith("cuda"):
         return None
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -15,9 +15,9 @@ def stream_on(device: str) -> torch.cuda.Stream | None:
 
 
 def mark(stream: torch.cuda.Stream | None) -> torch.cuda.Event | None:
-    """An event that comes to pass when `stream` has done all that is in it by now; None for None.
+    """An event that completes when `stream` has finished the work it has now. None if `stream` is None.
 
-    Who waits for it on the host sleeps meanwhile: cores are for decoding.
+    A host thread that waits for the event sleeps, and leaves its core to decoding.
     """
     if stream is None:
         return None

@@ -1,8 +1,8 @@
-"""Stages as data, run by threads over bounded queues, in order, with every wait measured.
+"""Runs stages in threads over bounded queues, keeps the order of items, and measures every wait.
 
-A flow is a source of items and a list of stages. Each stage's threads take items in turn, so results leave in the
-order in which items came, however long each one takes. Knows nothing of what the items are. Whoever iterates over a
-`Flow` pulls it along; an exception in a stage ends the flow and is raised there, with a note that names the stage.
+A flow is a source of items and a list of stages. The threads of a stage take items in turn, and results leave a stage
+in the order of its items, however long each item takes. Iterating over a `Flow` drives it. An exception in a stage ends
+the flow; the iterator raises it, with a note that names the stage. The module knows nothing about the items.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ class Stage:
 
     name: str
     work: Callable[[Any], Any]
+    # How many items are processed at the same time.
     threads: int = 1
-    """Items worked on at the same time."""
+    # How many more results may wait for the next stage.
     depth: int = 2
-    """Further results that may wait for the next stage."""
 
 
 @dataclass(slots=True, kw_only=True)
 class StageTimes:
-    """Seconds summed over a stage's threads."""
+    """Seconds, summed over the threads of a stage."""
 
     busy_s: float = 0.0
+    # Waiting for the previous stage.
     starved_s: float = 0.0
-    """Waiting for the stage before."""
+    # Waiting for space in the queue to the next stage.
     blocked_s: float = 0.0
-    """Waiting for room in the queue to the stage after."""
 
 
 class Flow:
-    """Run `stages` over `source`; iterate to get the last stage's results in order."""
+    """Runs `stages` over `source`. Iterate over it to get the results of the last stage, in order."""
 
     def __init__(self, source: Iterable[Any], stages: Sequence[Stage]) -> None:
         self._stop = threading.Event()
@@ -80,12 +80,12 @@ class Flow:
 
 
 def bottleneck(times: dict[str, dict[str, float]]) -> str:
-    """The stage that the others wait for: the one whose threads are the busiest."""
+    """The name of the stage whose threads are busiest; the other stages wait for it."""
     return max(times, key=lambda name: times[name]["load"]) if times else ""
 
 
 class _Runner:
-    """A stage's threads and its queue of results, which holds a Future for each item in its turn."""
+    """The threads of a stage and its queue of results: a Future for each item, in the order of the items."""
 
     def __init__(self, stage: Stage, upstream: Iterator[Any], stop: threading.Event) -> None:
         self.stage = stage
@@ -107,11 +107,11 @@ class _Runner:
 
     def _loop(self) -> None:
         while not self._stop.is_set():
-            with self._turn:  # one thread at a time takes an item and its place among the results
+            with self._turn:  # only one thread at a time takes an item and queues its Future
                 if self._ended or self._stop.is_set():
                     return
                 slot: Future[Any] = Future()
-                begun = time.perf_counter()
+                start = time.perf_counter()
                 try:
                     item = next(self._upstream)
                 except StopIteration:
@@ -127,13 +127,13 @@ class _Runner:
                 taken = time.perf_counter()
                 self._put(slot)
                 placed = time.perf_counter()
-                self.times.starved_s += taken - begun
+                self.times.starved_s += taken - start
                 self.times.blocked_s += placed - taken
             self._work(item, slot)
-            del item, slot  # else an idle thread keeps a whole batch of pixels alive
+            del item, slot  # otherwise an idle thread would keep a whole batch of pixels alive
 
     def _work(self, item: Any, slot: Future[Any]) -> None:
-        begun = time.perf_counter()
+        start = time.perf_counter()
         try:
             result = self.stage.work(item)
         except BaseException as error:
@@ -142,7 +142,7 @@ class _Runner:
             slot.set_exception(error)
             return
         with self._counting:
-            self.times.busy_s += time.perf_counter() - begun
+            self.times.busy_s += time.perf_counter() - start
         slot.set_result(result)
 
     def _put(self, slot: Any) -> None:

@@ -1,7 +1,7 @@
-"""What an image file says beside its pixels: its kind, and the orientation in its metadata (Exif, XMP).
+"""What an image file states besides its pixels: its kind, and its orientation (Exif, XMP).
 
-One rule for every decoder: the orientation is what `PIL.ImageOps.exif_transpose` goes by, and metadata that cannot be
-read say nothing. Never decodes and never raises; whether the pixels are good is the decoders' business.
+One rule holds for all decoders: the orientation is the one that `PIL.ImageOps.exif_transpose` would use, and metadata
+that cannot be read are ignored. Nothing here decodes or raises; decoders find out whether the pixels are good.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ _BIG_TIFF = (b"II+\0", b"MM\0+")
 _HEIF_BRANDS = (b"avi", b"hei", b"mif", b"msf", b"hev")
 _ADOBE_XMP = b"http://ns.adobe.com/xap/1.0/\0"
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
+# For each marker of a JPEG, whether a length and a payload follow it.
 _HAS_LENGTH = bytes(0xC0 <= marker < 0xFF and not 0xD0 <= marker <= 0xD9 for marker in range(256))
-"""Of a JPEG's markers: whether a length and a payload follow."""
 _FILL = re.compile(rb"\xff+")
+# The first bytes of files that contain JPEGs but are not images: archives, documents, camera data, music, programs.
 _NOT_BEFORE_A_JPEG: tuple[bytes, ...]
 _NOT_BEFORE_A_JPEG = (b"PK", b"%PDF", b"%!PS", b"RIFF", b"8BPS", b"ID3", b"\x1f\x8b", b"\xd0\xcf\x11\xe0", b"FUJIFILM")
 _NOT_BEFORE_A_JPEG += (b"OggS", b"FLV", b"Rar!", b"7z\xbc\xaf", b"\x7fELF", b"MZ", b"\0\5\x16\0", b"\0\5\x16\7")
-"""Beginnings of files that hold JPEGs and are none: archives, documents, camera data, music, programs."""
+# At most this many bytes before a JPEG are skipped.
 MAX_BEFORE_JPEG = 2**16
-"""Bytes before a JPEG that are passed over."""
 _PNG_KEYWORDS = (b"exif", b"Raw profile type exif", b"XML:com.adobe.xmp")
+# At most this many bytes of a compressed text are unpacked to look for an orientation.
 _MAX_TEXT = 2**22
-"""Bytes of compressed text that are unpacked in search of an orientation."""
 
 
 def kind_of(data: bytes | bytearray) -> str | None:
-    """The kind of image that `data` begins like, or None."""
+    """The kind of image that the first bytes of `data` indicate, or None."""
     for kind, start in _STARTS.items():
         if data.startswith(start):
             return kind
@@ -55,11 +55,11 @@ def kind_of(data: bytes | bytearray) -> str | None:
 
 
 def jpeg_behind(data: bytes | bytearray) -> int:
-    """Where a JPEG with all its headers begins behind other bytes, at most `MAX_BEFORE_JPEG`; 0: nowhere."""
+    """The offset of a JPEG with complete headers behind other bytes, at most `MAX_BEFORE_JPEG`; 0 if there is none."""
     if kind_of(data) or data.startswith(_NOT_BEFORE_A_JPEG) or data[4:8] == b"ftyp":
         return 0
     at = 0
-    for _ in range(8):  # what looks like a beginning may be chance
+    for _ in range(8):  # the bytes of a JPEG's beginning may occur by chance
         at = data.find(_STARTS["jpeg"], at + 1, MAX_BEFORE_JPEG + 3)
         if at < 0:
             return 0
@@ -70,32 +70,32 @@ def jpeg_behind(data: bytes | bytearray) -> int:
 
 
 def valid_orientation(value: object) -> int:
-    """`value` as one of EXIF's eight orientations; 1 where it is none."""
+    """`value` if it is one of the eight orientations of EXIF, or else 1."""
     return int(value) if value in range(1, 9) else 1  # type: ignore[call-overload]  # 6.0 is one, too
 
 
 def orientation(exif: bytes | None, xmp: bytes | None) -> int:
-    """What an Exif payload and an XMP packet say: the Exif counts where it holds an orientation."""
+    """The orientation in an Exif payload or, if that holds none, in an XMP packet; 1 if neither states one."""
     if exif:
         tags = Image.Exif()
         try:
             tags.load(exif)
             if ExifTags.Base.Orientation in tags:
                 return valid_orientation(tags[ExifTags.Base.Orientation])
-        except Exception:  # whatever Pillow's parser makes of hostile bytes
+        except Exception:  # Pillow's parser raises all kinds of exceptions for hostile bytes
             pass
-    said = _XMP_ORIENTATION.search(xmp) if xmp else None
-    return int(said[1]) if said and said[1] in b"12345678" else 1
+    match = _XMP_ORIENTATION.search(xmp) if xmp else None
+    return int(match[1]) if match and match[1] in b"12345678" else 1
 
 
+# A segment of a JPEG: its marker, and the offsets of the beginning and end of its payload.
 Segment = tuple[int, int, int]
-"""Of a JPEG: its marker, where the payload begins, and where it ends."""
 
 
 def jpeg_segments(data: bytes | bytearray | memoryview) -> list[Segment]:
     """The segments of a JPEG up to the header of its first scan (ITU-T T.81, B.1.1).
 
-    Fill bytes before a marker are legal; other bytes between segments are passed over, as libjpeg and Pillow do.
+    Fill bytes before a marker are legal. Other bytes between segments are skipped, as libjpeg and Pillow do.
     """
     segments, at, last = list[Segment](), 2, len(data) - 4
     while at <= last:
@@ -106,9 +106,9 @@ def jpeg_segments(data: bytes | bytearray | memoryview) -> list[Segment]:
             if marker == 0xDA:
                 break
             at = end
-        elif data[at] == 0xFF and marker == 0xD9:  # the image ends
+        elif data[at] == 0xFF and marker == 0xD9:  # end of the image
             break
-        elif data[at] == 0xFF and marker != 0xFF:  # stands alone
+        elif data[at] == 0xFF and marker != 0xFF:  # a marker without a payload
             at += 2
         elif fill := _FILL.search(data, at):
             at = fill.end() - 1 if fill.start() == at else fill.start()
@@ -118,7 +118,7 @@ def jpeg_segments(data: bytes | bytearray | memoryview) -> list[Segment]:
 
 
 def jpeg_metadata(data: bytes | bytearray, segments: list[Segment]) -> tuple[bytes | None, bytes | None]:
-    """A JPEG's Exif, of all its segments (the first of which may be empty), and its last XMP packet."""
+    """A JPEG's Exif, joined from all its segments (the first one may be empty), and its last XMP packet."""
     blocks, xmp = list[bytes | bytearray](), None
     for marker, payload, end in segments:
         if marker == 0xE1:
@@ -130,7 +130,7 @@ def jpeg_metadata(data: bytes | bytearray, segments: list[Segment]) -> tuple[byt
 
 
 def png_chunks(data: bytes | bytearray) -> Iterator[tuple[bytes, int, int]]:
-    """Name, payload and end of the payload of each chunk of a PNG (PNG 3rd edition, 5.3) that is there as a whole."""
+    """Name, and offsets of the payload and its end, of each complete chunk of a PNG (PNG 3rd edition, 5.3)."""
     at = 8
     while at + 12 <= len(data):
         end = at + 8 + int.from_bytes(data[at : at + 4], "big")
@@ -144,7 +144,8 @@ def png_chunks(data: bytes | bytearray) -> Iterator[tuple[bytes, int, int]]:
 
 
 def png_metadata(data: bytes | bytearray) -> tuple[bytes | None, bytes | None]:
-    """A PNG's Exif and XMP, wherever Pillow finds them: chunk eXIf, texts `exif`, `Raw profile type exif` and XMP."""
+    """A PNG's Exif and XMP, from all places where Pillow looks: the chunk eXIf, and texts named `exif`, `Raw profile
+    type exif` and XMP."""
     last: dict[bytes, tuple[bytes, bytes]] = {}
     for name, start, end in png_chunks(data):
         if name in (b"tEXt", b"zTXt", b"iTXt"):
@@ -158,21 +159,21 @@ def png_metadata(data: bytes | bytearray) -> tuple[bytes | None, bytes | None]:
 
 
 def _png_text(name: bytes, chunk: bytes) -> bytes:
-    """The text of a chunk without its keyword; of a packed one the beginning."""
+    """The text of a chunk without its keyword. Compressed text is unpacked up to `_MAX_TEXT` bytes."""
     _, _, text = chunk.partition(b"\0")
-    packed = name == b"zTXt"
-    if packed:
+    compressed = name == b"zTXt"
+    if compressed:
         text = text[1:]
     elif name == b"iTXt":
-        packed, text = text[:1] == b"\1", text[2:].partition(b"\0")[2].partition(b"\0")[2]
+        compressed, text = text[:1] == b"\1", text[2:].partition(b"\0")[2].partition(b"\0")[2]
     try:
-        return zlib.decompressobj().decompress(text, _MAX_TEXT) if packed else text
+        return zlib.decompressobj().decompress(text, _MAX_TEXT) if compressed else text
     except zlib.error:
         return b""
 
 
 def _from_hex(profile: bytes) -> bytes | None:
-    """What ImageMagick writes as `Raw profile type exif`: a name and a length on lines of their own, then hex."""
+    """The Exif in ImageMagick's text `Raw profile type exif`: a name and a length on lines of their own, then hex."""
     try:
         return bytes.fromhex(b"".join(profile.split(b"\n")[3:]).decode("ascii"))
     except ValueError:
@@ -180,21 +181,21 @@ def _from_hex(profile: bytes) -> bytes | None:
 
 
 def orientation_in(data: bytes | bytearray, kind: str | None) -> int | None:
-    """The orientation that a JPEG or PNG states; None for other kinds, of which Pillow has to be asked."""
+    """The orientation of a JPEG or PNG. None for other kinds; Pillow has to say it."""
     if kind == "jpeg":
         return orientation(*jpeg_metadata(data, jpeg_segments(data)))
     return orientation(*png_metadata(data)) if kind == "png" else None
 
 
 def without_metadata(data: bytes | bytearray, kind: str | None) -> bytes | None:
-    """The file with no more than its picture needs, for the case that a decoder stumbles over the rest of it.
+    """The file without everything that its pixels do not need. Used when a decoder fails because of the rest.
 
-    None where there is nothing to leave out, or the kind's metadata cannot trouble Pillow.
+    None if there is nothing to remove, or metadata of this kind of file cannot trouble Pillow.
     """
     strip = {"jpeg": _bare_jpeg, "png": _bare_png, "tiff": _bare_tiff, "tiff-be": _bare_tiff, "heif": _bare_heif}
     try:
         bare = strip[kind](data) if kind in strip else None
-    except (struct.error, IndexError):  # damaged
+    except (struct.error, IndexError):  # the file is damaged
         return None
     return None if bare == data else bare
 
@@ -203,46 +204,46 @@ def _bare_jpeg(data: bytes | bytearray) -> bytes | None:
     segments = jpeg_segments(data)
     if not segments or segments[-1][0] != 0xDA:
         return None
-    kept = [bytes(data[:2])]
+    pieces = [bytes(data[:2])]
     for marker, payload, end in segments[:-1]:
         colour = marker == 0xEE and data[payload : payload + 5] == b"Adobe" and end - payload >= 12
         colour |= marker == 0xE0 and data[payload : payload + 5] == b"JFIF\0" and end - payload >= 14
         if colour or not (0xE0 <= marker <= 0xFE):
-            kept.append(bytes(data[payload - 4 : end]))
-    return b"".join([*kept, bytes(data[segments[-1][1] - 4 :])])
+            pieces.append(bytes(data[payload - 4 : end]))
+    return b"".join([*pieces, bytes(data[segments[-1][1] - 4 :])])
 
 
 def _bare_png(data: bytes | bytearray) -> bytes:
-    """Without ancillary chunks, whose names begin in lower case, but for that of transparency. So an animated one is
-    its default picture, which is what Pillow shows first."""
-    kept, rest = [bytes(data[:8])], 8
+    """A PNG without ancillary chunks (their names begin in lower case), except that of transparency. An animated PNG
+    becomes its default picture, which is what Pillow shows first."""
+    pieces, rest = [bytes(data[:8])], 8
     for name, start, end in png_chunks(data):
         if name == b"tRNS" or not name[0] & 0x20:
-            kept.append(bytes(data[start - 8 : end + 4]))
+            pieces.append(bytes(data[start - 8 : end + 4]))
         rest = end + 4
-    return b"".join([*kept, bytes(data[rest:])])
+    return b"".join([*pieces, bytes(data[rest:])])
 
 
+# Tags that the pixels or the orientation may need (TIFF 6.0, its supplements, and those of libtiff).
 _TIFF_TAGS = frozenset(
     [*range(254, 260), *range(262, 267), *range(273, 282), 284, *range(290, 294), 301, *range(317, 326), 332, 334]
 ).union([336, *range(338, 343), 347, *range(512, 522), *range(529, 533)])
-"""Tags that the picture or its orientation may need (TIFF 6.0, its supplements, and libtiff's)."""
 
 
 def _bare_tiff(data: bytes | bytearray) -> bytes:
-    """With no type in the first directory's other entries, which readers then pass over."""
+    """A TIFF whose first directory has type 0 in all other entries. Readers skip entries of an unknown type."""
     order, big = "<" if data[:1] == b"I" else ">", 43 in data[2:4]
     offset, count, entry = ("Q", "Q", 20) if big else ("L", "H", 12)
     bare = bytearray(data)
     (at,) = struct.unpack_from(order + offset, data, 8 if big else 4)
     (entries,) = struct.unpack_from(order + count, data, at)
     first = at + (8 if big else 2)
-    for where in range(first, min(first + entries * entry, len(data) - entry + 1), entry):
-        if struct.unpack_from(order + "H", data, where)[0] not in _TIFF_TAGS:
-            bare[where + 2 : where + 4] = b"\0\0"
+    for at_entry in range(first, min(first + entries * entry, len(data) - entry + 1), entry):
+        if struct.unpack_from(order + "H", data, at_entry)[0] not in _TIFF_TAGS:
+            bare[at_entry + 2 : at_entry + 4] = b"\0\0"
     return bytes(bare)
 
 
 def _bare_heif(data: bytes | bytearray) -> bytes:
-    """With no Exif among its items (ISO 14496-12, 8.11.6: the type stands behind version, flags, id and two bytes)."""
+    """An HEIF file without Exif items (ISO 14496-12, 8.11.6: the type follows version, flags, id and two bytes)."""
     return re.sub(rb"(infe(?:\x02.{7}|\x03.{9}))Exif", rb"\1none", data, flags=re.DOTALL)

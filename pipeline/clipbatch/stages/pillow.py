@@ -1,7 +1,8 @@
-"""Open images with Pillow, the same way wherever it is done: which formats, which limits, and how pixels become RGB.
+"""Opens images with Pillow: which formats are allowed, which limits apply, and how pixels become RGB.
 
-Formats that start other programs (EPS) are left out. Importing this module changes Pillow's settings for the process.
-Knows nothing of torch, so that a process that only looks at pictures starts quickly.
+All code that opens images does it here, so that it behaves the same everywhere. Formats that make Pillow start other
+programs (EPS) are left out. Importing this module changes Pillow's settings for the whole process. It does not import
+torch, so a process that only opens images starts quickly.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ from clipbatch.stages.metadata import (
 )
 
 FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM"]
+# The limit for scans in a JPEG. Encoders write about ten. Even an empty scan costs a millisecond on an image of
+# 9 megapixels, and a file of one megabyte can hold 80,000 of them.
 MAX_SCANS = 500
-"""In a JPEG. Encoders make some ten; an empty one costs a millisecond on 9 megapixels, and a megabyte holds 80,000."""
 
 with contextlib.suppress(ImportError):
     import pillow_heif
@@ -35,10 +37,11 @@ with contextlib.suppress(ImportError):
     pillow_heif.register_heif_opener()
     FORMATS.append("HEIF")
 
-Image.init()  # else a format that is named before its plugin is loaded is a KeyError
-Image.MAX_IMAGE_PIXELS = None  # `max_pixels` is checked before anything is decoded, and does not warn
-warnings.filterwarnings("ignore", module=r"PIL\..*")  # of damaged metadata; what matters becomes a status
+Image.init()  # otherwise Pillow raises a KeyError for a format whose plugin is not loaded yet
+Image.MAX_IMAGE_PIXELS = None  # we check `max_pixels` before decoding; Pillow would also warn
+warnings.filterwarnings("ignore", module=r"PIL\..*")  # about damaged metadata, which do not matter here
 
+# The operation that turns an image of each EXIF orientation upright (Exif 2.3, 4.6.4).
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -48,29 +51,29 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What makes an image of each EXIF orientation upright (Exif 2.3, 4.6.4)."""
+# Red, green and blue, 0 to 255.
 Colour = tuple[int, int, int]
-"""Red, green and blue, 0 to 255."""
 T = TypeVar("T")
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF 6.0
+# Rounding errors that are tolerated in float samples with a range of 0 to 1 (or 255, 65535), as a share of the range.
 _ROUNDING = 1e-3
-"""How far float samples may lie beyond 0 and 1, as a share of the range, and still be meant to lie within."""
 
 
 def scans(data: bytes | bytearray) -> int:
-    """How many scans a JPEG claims to have, also one behind other bytes; 0 for other kinds."""
+    """How many scans a JPEG claims to have, including a JPEG that begins behind other bytes; 0 for other kinds."""
     return data.count(b"\xff\xda") if data.startswith(b"\xff\xd8") or jpeg_behind(data) else 0
 
 
 def with_image(data: bytes | bytearray, work: Callable[[Image.Image, int], T]) -> T:
-    """What `work` makes of the opened image and its orientation (1 to 8, still to be undone).
+    """Open the image in `data` and return `work(image, orientation)`.
 
-    A file whose metadata Pillow stumbles over is tried again without them, and a JPEG behind other bytes from its
-    beginning. Raises: what Pillow or `work` raises for the file as it is.
+    orientation: 1 to 8; `work` has to undo it. If Pillow fails because of the metadata, it is called again without
+    them. If other bytes precede a JPEG, they are skipped.
+    Raises: the exception of Pillow or `work` for the unchanged file.
     """
 
-    def tried(file: bytes | bytearray, kind: str | None) -> T:
-        stated = orientation_in(data, kind)  # not of `file`, which may have lost its metadata
+    def attempt(file: bytes | bytearray, kind: str | None) -> T:
+        stated = orientation_in(data, kind)  # `file` may have lost its metadata, so `data` is asked
         with Image.open(io.BytesIO(file), formats=FORMATS) as image:
             if kind == "png":
                 _scale_key(image, *file[24:26])
@@ -78,21 +81,21 @@ def with_image(data: bytes | bytearray, work: Callable[[Image.Image, int], T]) -
 
     kind = kind_of(data)
     try:
-        return tried(data, kind)
+        return attempt(data, kind)
     except MemoryError:
         raise
-    except Exception as error:  # Pillow raises whatever its parsers stumble over
+    except Exception as error:  # Pillow's parsers raise all kinds of exceptions for damaged files
         if kind is None:
             if start := jpeg_behind(data):
                 return with_image(data[start:], work)
         elif bare := without_metadata(data, kind):
             with contextlib.suppress(Exception):
-                return tried(bare, kind)
+                return attempt(bare, kind)
         raise error
 
 
 def _scale_key(image: Image.Image, depth: int, colour: int) -> None:
-    """Bring a PNG's transparent colour to the 8 bits of the samples that Pillow reads, which it leaves undone."""
+    """Scale a PNG's transparent colour to the 8 bits of the samples. Pillow scales only the samples."""
     key = image.info.get("transparency")
     if colour == 0 and depth in (2, 4) and isinstance(key, int):
         image.info["transparency"] = key * 255 // (2**depth - 1)
@@ -101,7 +104,7 @@ def _scale_key(image: Image.Image, depth: int, colour: int) -> None:
 
 
 def _orientation_of(image: Image.Image) -> int:
-    """Of an image that is no JPEG or PNG. Pillow turns a TIFF itself when it loads it."""
+    """The orientation of an image that is neither JPEG nor PNG; 1 for a TIFF, which Pillow turns when it loads it."""
     return 1 if image.format == "TIFF" else orientation(image.info.get("exif"), _bytes(image.info.get("xmp")))
 
 
@@ -110,19 +113,19 @@ def _bytes(value: Any) -> bytes | None:
 
 
 def orientation_of_picture(image: Image.Image) -> int:
-    """Of an image that was handed over, and whose metadata may have been changed since it was opened."""
-    image.load()  # which turns a TIFF
+    """The orientation of an image from the caller, whose metadata may have changed since it was opened."""
+    image.load()  # Pillow turns a TIFF here
     try:
         return valid_orientation(image.getexif().get(ExifTags.Base.Orientation))
-    except Exception:  # whatever Pillow's parser makes of hostile bytes
+    except Exception:  # Pillow's parser raises all kinds of exceptions for hostile bytes
         return 1
 
 
 def rgb(image: Image.Image, background: Colour | None = None) -> Image.Image:
-    """`image` in 8-bit RGB; a transparent one on `background`, or as RGBA where there is none.
+    """`image` in 8-bit RGB. A transparent image is put on `background`, or stays RGBA if that is None.
 
-    Pillow resizes RGBA premultiplied, as open_clip's transform has it, so that hidden colours do not show; to drop the
-    alpha channel afterwards is up to the caller.
+    Pillow premultiplies RGBA when it resizes, as open_clip's transform does, so hidden colours do not show. The caller
+    drops the alpha channel afterwards.
     """
     image.load()
     key = image.info.get("transparency")
@@ -143,37 +146,38 @@ def rgb(image: Image.Image, background: Colour | None = None) -> Image.Image:
 
 
 def _eight_bits(values: NDArray[Any], image: Image.Image) -> NDArray[np.uint8]:
-    """Gray samples of more than 8 bits, scaled to 0 to 255: by the format's own maximum, if it has one.
+    """Gray samples with more than 8 bits, scaled to 0 to 255.
 
-    Floats and 32-bit integers have none: they lie within 0 to 1, else 0 to 255, else 0 to 65535, else between the
-    picture's own extremes. Not a number and minus infinity are black, infinity is white.
+    The maximum of the format becomes 255, if the format has one. Floats and 32-bit integers have none, so the first of
+    the ranges 0 to 1, 0 to 255 and 0 to 65535 that holds all samples is used, or else the image's own minimum and
+    maximum. NaN and minus infinity become black, infinity becomes white.
     """
     tags: Any = getattr(image, "tag_v2", {})
     bits = tags.get(_BITS_PER_SAMPLE, (0,))[0]
     if image.mode.startswith("I;16"):
         low, high = 0.0, float(2**bits - 1 if 8 < bits < 16 else 65535)
-    elif image.format == "PPM" and image.mode == "I":  # Pillow has scaled it to 16 bits, whatever its maximum
+    elif image.format == "PPM" and image.mode == "I":  # Pillow has scaled the samples to 16 bits
         low, high = 0.0, 65535.0
     else:
         if image.mode == "I" and bits == 32 and tags.get(_SAMPLE_FORMAT, (1,))[0] == 1:
-            values = values.view(np.uint32)  # which Pillow takes for signed
+            values = values.view(np.uint32)  # Pillow reads them as signed
         low, high = _range(values)
-    scaled = values.astype(np.float32)  # and from here on in place, as there may be very many
+    scaled = values.astype(np.float32)  # in place from here on, as the array may be very large
     scaled -= low
     scaled *= 255 / ((high - low) or 1)
     np.nan_to_num(scaled, copy=False, nan=0, posinf=255, neginf=0)
     eight = np.rint(scaled.clip(0, 255, out=scaled), out=scaled).astype(np.uint8)
-    return 255 - eight if tags.get(_PHOTOMETRIC) == 0 else eight  # white is zero, which Pillow follows up to 8 bits
+    return 255 - eight if tags.get(_PHOTOMETRIC) == 0 else eight  # 0 is white; Pillow inverts only up to 8 bits
 
 
 def _range(values: NDArray[Any]) -> tuple[float, float]:
-    """Which samples are black and white."""
+    """The sample values that become black and white."""
     finite = np.isfinite(values)
     if not finite.any():
         return 0.0, 1.0
-    least, most = float(values[finite].min()), float(values[finite].max())
+    minimum, maximum = float(values[finite].min()), float(values[finite].max())
     for top in (1.0, 255.0, 65535.0):
-        spare = top * _ROUNDING if values.dtype.kind == "f" else 0.0
-        if -spare <= least and most <= top + spare:
+        tolerance = top * _ROUNDING if values.dtype.kind == "f" else 0.0
+        if -tolerance <= minimum and maximum <= top + tolerance:
             return 0.0, top
-    return least, most
+    return minimum, maximum

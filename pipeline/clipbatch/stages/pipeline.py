@@ -1,8 +1,9 @@
-"""What a worker does: join the stages over the shards that it is given. Reads like the table in
-docs/explanation/how-an-image-flows.md.
+"""Joins the stages into a pipeline that turns the shards of a run into parts.
 
-Knows nothing of other workers, of signals or of progress bars: it is handed shards and hands back what became of
-each batch. The pipeline does not drain between shards.
+`ShardPipeline` connects read, decode, encode, score and write, in the order of the table in
+docs/explanation/how-an-image-flows.md. `execute` runs tasks through it; every worker uses this loop. The pipeline does
+not drain between shards: while one shard is written, the images of the next one are already being decoded. It knows
+nothing about other workers, signals or progress bars.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import functools
 import resource
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,9 +25,9 @@ from clipbatch.config.scoring import check_scoring
 from clipbatch.errors import InputError
 from clipbatch.rundir import features
 from clipbatch.rundir.damage import protect
-from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.manifest import Manifest
-from clipbatch.rundir.schema import LISTING
+from clipbatch.stages.batches import Task, item_batches, row_batches
 from clipbatch.stages.decode import Decode
 from clipbatch.stages.decode.geometry import Target
 from clipbatch.stages.encode import Encode, Model, check_device, device_facts, label_features, load
@@ -37,36 +38,14 @@ from clipbatch.stages.read import Backpressure, Read
 from clipbatch.stages.saved_embeddings import SavedEmbeddings
 from clipbatch.stages.score import Score
 from clipbatch.stages.write import Write, Written
-from clipbatch.types import (
-    EmbeddedBatch,
-    Item,
-    ItemBatch,
-    PartDone,
-    PixelBatch,
-    ReadBatch,
-    Reject,
-    ScoredBatch,
-    WorkerReport,
-)
+from clipbatch.types import EmbeddedBatch, ItemBatch, PartDone, PixelBatch, ReadBatch, ScoredBatch, WorkerReport
 
-_TELL_EVERY_S = 0.2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
-    """A shard to do: all of it, or only the rows named (row_ids), which replaces these rows in its part."""
-
-    shard: int
-    rows: frozenset[int] | None = None
-    rejects: Mapping[int, Reject] = field(default_factory=dict)
-    """Rows (row_ids) that have ended a worker before, and are not to be touched."""
-    force: bool = False
-    """Its part may replace one that has more ok rows."""
+_REPORT_EVERY_S = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
-    """A loaded model and the stages that know no run: what a process can keep from one run to the next."""
+    """A loaded model and the stages that do not depend on a run. A process can keep them from one run to the next."""
 
     model: Model
     read: Read
@@ -75,15 +54,12 @@ class LoadedModel:
 
     @staticmethod
     def load(settings: Settings, batch_size: int, device: str) -> LoadedModel:
-        """settings: resolved.
-
-        Raises: InputError if the model cannot be loaded.
-        """
+        """Load the model of `settings`, which must be resolved. Raises: InputError if it cannot be loaded."""
         return LoadedModel.around(load(settings.model), settings, batch_size, device)
 
     @staticmethod
     def around(model: Model, settings: Settings, batch_size: int, device: str) -> LoadedModel:
-        """The stages that `settings` ask for, around a model that is loaded already."""
+        """Build the stages of `settings` for a model that has been loaded."""
         target = Target.from_facts(model.facts())
         decode = Decode(settings.decode, target, batch_size=batch_size, device=device)
         encode = Encode(
@@ -102,9 +78,9 @@ class LoadedModel:
         journal: Journal | None = None,
         encode: Callable[[PixelBatch], EmbeddedBatch] | None = None,
     ) -> list[Stage]:
-        """From names to embeddings, for batches that `gate` has admitted.
+        """The stages read, decode and encode, for batches that `gate` has admitted.
 
-        journal: notes each batch before it is decoded. encode: does it in place of the model's own stage.
+        journal: each batch is noted there before it is decoded. encode: replaces the encode stage of this model.
         """
 
         def read(batch: ItemBatch) -> ReadBatch:
@@ -135,7 +111,7 @@ def scorer(
     embeddings: bool,
     device: str,
 ) -> Score:
-    """The score stage for label features `text_LD`. facts: the model's. kind: as `scoring` says."""
+    """The score stage for the label features `text_LD`. facts: those of the model. kind: the result of `scoring`."""
     return Score(
         text_LD,
         device=device,
@@ -148,14 +124,14 @@ def scorer(
 
 
 def scoring(settings: Settings, facts: Mapping[str, Any]) -> str:
-    """How scores are made: `settings.output.score`, with auto replaced by how the model with `facts` was trained."""
+    """How scores are computed: softmax or sigmoid, as `settings.output.score` says. auto: as the model was trained."""
     if settings.output.score != "auto":
         return settings.output.score
     return "softmax" if facts["logit_bias"] is None else "sigmoid"
 
 
 class ShardPipeline:
-    """All stages of a run on one device, from the names of a shard to its part."""
+    """All stages of a run on one device: from the items of a shard to its part."""
 
     def __init__(
         self,
@@ -166,10 +142,11 @@ class ShardPipeline:
         journal: Journal,
         model: LoadedModel | None = None,
     ) -> None:
-        """fingerprint: of the plan to go by. runtime: settings that this invocation chose anew (`Settings.runtime`).
-        model: loaded before with the settings of the plan; None to load it.
+        """fingerprint: of the plan to follow. runtime: the settings of this invocation, `Settings.runtime`. model: one
+        that was loaded with the settings of the plan; None: load it.
 
-        Raises: InputError where the model cannot be had, or is not the one that the run was begun with."""
+        Raises: InputError if the model cannot be loaded, or is not the one that the run was started with.
+        """
         self._plan, self._device = (plan := run.plan_of(fingerprint)), device
         self._settings = settings = plan.run_settings().replace(**runtime)
         check_device(device)
@@ -180,7 +157,8 @@ class ShardPipeline:
         kind = scoring(settings, facts)
         if run.model_facts() is None and plan.labels.scoring is not None:  # what only the loaded model tells
             check_scoring(plan.labels, settings.output.score, facts["logit_bias"] is not None, settings.model.model)
-        run.plan_of(fingerprint)  # again, as loading takes long, and what is frozen now is for whoever comes after
+        # Checked again: loading takes long, and what is frozen now binds all later workers.
+        run.plan_of(fingerprint)
 
         def encode_labels() -> NDArray[np.float32]:
             return label_features(model.model if model else load_the_same(settings, facts), plan.labels)
@@ -204,19 +182,19 @@ class ShardPipeline:
             assert saved
             self.read = SavedEmbeddings(saved, plan.identity["rescored"])
             first = [Stage(name="recall", work=self.read)]
-        last = _leaving(journal if model else None, write, check)
+        last = _checked_write(journal if model else None, write, check)
         self.stages = [*first, Stage(name="score", work=score), Stage(name="write", work=last)]
         self._flow: Flow | None = None
 
     def report(self) -> WorkerReport:
-        """What has been done so far."""
+        """Times, memory and facts of the work done so far."""
         peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
         times = self._flow.times() if self._flow else {}
         facts = device_facts(self._device) | self._encoded()
         return WorkerReport(times=times, peak_mib=peak_mib, facts=facts)
 
     def label(self, tasks: Iterable[Task]) -> Flow:
-        """Do `tasks`; iterate over the flow to get a `Written` for each batch, in order."""
+        """The flow that processes `tasks`. Iterating over it yields a `Written` for each batch, in order."""
         cut = row_batches if self._plan.rescored else item_batches
         batches = (batch for task in tasks for batch in cut(self._plan, self._manifest, task))
         self._flow = Flow(self._admit(batches), [ranged(stage, self._device) for stage in self.stages])
@@ -230,97 +208,58 @@ def execute(
     on_part: Callable[[PartDone], object],
     on_batches: Callable[[int, int, str], object] = lambda *_: None,
 ) -> Iterator[Written]:
-    """Do `tasks`, and yield what became of each batch, in order: the loop of every worker.
+    """Process `tasks`, and yield a `Written` for each batch, in order. Every worker runs this loop.
 
-    on_part: takes each part once it is published. on_batches: takes the rows and bad rows since its last call, and the
-    name of the slowest stage; called every 0.2 seconds, and before `on_part`.
+    on_part: called with each part after it is published. on_batches: called every 0.2 seconds, and before `on_part`,
+    with the rows and bad rows since its last call and the name of the slowest stage.
     """
     flow, rows, bad = pipeline.label(tasks), 0, 0
-    told = time.perf_counter()
+    last_report = time.perf_counter()
     with contextlib.closing(iter(flow)) as results:  # type: ignore[type-var]
         for written in results:
             rows, bad = rows + written.rows, bad + written.bad
             now = time.perf_counter()
-            if written.part or now - told > _TELL_EVERY_S:
+            if written.part or now - last_report > _REPORT_EVERY_S:
                 on_batches(rows, bad, bottleneck(flow.times()))
-                rows, bad, told = 0, 0, now
+                rows, bad, last_report = 0, 0, now
             if written.part:
                 on_part(written.part)
             yield written
 
 
 def load_the_same(settings: Settings, facts: Mapping[str, Any]) -> Model:
-    """The model whose embeddings were saved. Raises: InputError where its weights are others by now."""
+    """The model whose embeddings were saved. Raises: InputError if its weights have changed since."""
     model = load(settings.model)
     if model.weights_sha256 != facts["weights_sha256"]:
         raise InputError(
-            f"the weights {settings.model.pretrained or model.name} are not those that the embeddings were made with "
-            f"(sha256 {model.weights_sha256[:12]}... now, {facts['weights_sha256'][:12]}... then): put these back"
+            f"the weights {settings.model.pretrained or model.name} are not those that made the embeddings "
+            f"(sha256 now {model.weights_sha256[:12]}..., then {facts['weights_sha256'][:12]}...): put those back"
         )
     return model
 
 
-def _leaving(journal: Journal | None, write: Write, check: Callable[[], object]) -> Callable[[ScoredBatch], Written]:
-    """journal: None where no image is decoded. check: raises where the run has been thrown away meanwhile, so that no
-    part of it gets among another's."""
+def _checked_write(
+    journal: Journal | None, write: Write, check: Callable[[], object]
+) -> Callable[[ScoredBatch], Written]:
+    """The write stage, which also notes in the journal that a batch is done.
 
-    def noted(batch: ScoredBatch) -> Written:
+    journal: None if no images are decoded. check: raises if somebody has deleted the run meanwhile. It is called before
+    a part is published, so that no part of the deleted run gets into a new one.
+    """
+
+    def checked(batch: ScoredBatch) -> Written:
         if batch.source.last:
             check()
         try:
             written = write(batch)
         except InputError:
-            check()  # its folder may be gone because the run is
+            check()  # the folder may be missing because the run was deleted
             raise
         if journal:
             journal.leave(batch.source.start)
         return written
 
-    return noted
+    return checked
 
 
-def item_batches(plan: Plan, manifest: Manifest, task: Task) -> Iterator[ItemBatch]:
-    """The batches of a task. A row keeps its slot also when only some rows are wanted, so its scores stay the same."""
-    rows = manifest.rows(task.shard)
-    carried = rows.drop_columns(LISTING)
-    size, first = plan.batch_size, plan.shard_rows(task.shard).start
-    if task.rows is None:
-        starts = list(range(0, rows.num_rows, size))
-    else:
-        starts = sorted({(row_id - first) // size * size for row_id in task.rows})
-    for at in starts:  # items only as they are wanted: a shard's would take seconds, and what follows would run dry
-        items = manifest.items(rows.slice(at, size))
-        yield ItemBatch(
-            shard=task.shard,
-            start=first + at,
-            items=tuple(_wanted(item, task) for item in items),
-            rows=carried.slice(at, size),
-            last=at == starts[-1],
-            whole=task.rows is None,
-            force=task.force,
-        )
-
-
-def _wanted(item: Item, task: Task) -> Item | None:
-    """What `task` says of an item: None where it is to be left alone."""
-    if task.rows is not None and item.row_id not in task.rows:
-        return None
-    if item.row_id in task.rejects:
-        return replace(item, reject=task.rejects[item.row_id])
-    return item
-
-
-def row_batches(plan: Plan, manifest: Manifest, task: Task) -> Iterator[ItemBatch]:
-    """The batches of a task that reads no image: without items, where all rows are wanted."""
-    if task.rows is not None:
-        yield from item_batches(plan, manifest, task)
-        return
-    rows = manifest.rows(task.shard).drop_columns(LISTING)
-    first = plan.shard_rows(task.shard).start
-    for at in range(0, rows.num_rows, plan.batch_size):
-        here = rows.slice(at, plan.batch_size)
-        last = at + here.num_rows == rows.num_rows
-        yield ItemBatch(shard=task.shard, start=first + at, items=(), rows=here, last=last, force=task.force)
-
-
-__all__ = ["LoadedModel", "ShardPipeline", "Task", "Written", "execute", "item_batches", "scorer", "scoring"]
+__all__ = ["LoadedModel", "ShardPipeline", "Task", "Written", "execute", "scorer", "scoring"]

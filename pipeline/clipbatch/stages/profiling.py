@@ -1,6 +1,6 @@
-"""What a worker's threads and its GPU do: ranges named after the stages, and a Chrome trace of the first batches.
+"""Profiles a worker: names time ranges after the stages and writes a Chrome trace of the first batches.
 
-The ranges show in a trace, and on a GPU (NVTX) also in NVIDIA's own tools. Knows nothing of what stages do.
+The ranges appear in the trace and, on a GPU, also in NVIDIA's tools (NVTX).
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from clipbatch.stages.flow import Stage
 from clipbatch.storage.atomic import temp_name
 
+# The trace ends after this many written batches. That shows the rhythm of the stages, in about ten megabytes.
 PROFILED_BATCHES = 64
-"""Written batches after which a trace ends: enough to see the rhythm, and some ten megabytes."""
 
 
 def ranged(stage: Stage, device: str) -> Stage:
-    """`stage` with a range of its name around each of its works."""
+    """`stage`, with a range of its name around each call of its work."""
 
     def work(item: Any) -> Any:
         with record_function(stage.name), _nvtx(stage.name, device):
@@ -37,10 +37,10 @@ def _nvtx(name: str, device: str) -> contextlib.AbstractContextManager[Any]:
 
 
 class Profile:
-    """Traces all threads of this process from its making on, until `PROFILED_BATCHES` are written or it is saved."""
+    """Traces all threads of this process from now on, until `PROFILED_BATCHES` are written or `save` is called."""
 
     def __init__(self, path: str | None, device: str) -> None:
-        """path: the file to write, None for none."""
+        """path: the file to write. None: do not trace."""
         self._path, self._left = path, PROFILED_BATCHES
         if path is not None:
             gpu = [ProfilerActivity.CUDA] if device.startswith("cuda") else []
@@ -49,13 +49,13 @@ class Profile:
             self._profile.start()
 
     def step(self) -> None:
-        """A batch has been written."""
+        """Count a batch that has been written."""
         self._left -= 1
         if self._left == 0:
             self.save()
 
     def save(self) -> None:
-        """Write the trace, unless that is done."""
+        """Write the trace, unless it has been written."""
         if self._path is None:
             return
         path, self._path = Path(self._path), None

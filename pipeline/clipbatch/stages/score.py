@@ -14,9 +14,9 @@ from clipbatch.errors import InputError
 from clipbatch.stages.cuda import mark, stream_on
 from clipbatch.types import Decoded, EmbeddedBatch, ScoredBatch
 
+# Rows of one matrix product. Its last bits depend on how many rows it has, so this number is the same for every batch
+# size: then a rescoring gives the bits of the run whose embeddings it reads.
 _ROWS_AT_ONCE = 32
-"""Rows of one matrix product. Its last bits depend on how many rows it has, so this number is the same for every batch
-size: then a rescoring gives the bits of the run whose embeddings it reads."""
 
 
 def score(

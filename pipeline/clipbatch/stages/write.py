@@ -1,6 +1,7 @@
-"""Scored batches -> one Parquet part a shard, published whole. Every row of the shard is in it, in order.
+"""Writes scored batches: one Parquet part for each shard, with all rows of the shard in manifest order.
 
-A part is written row group by row group into a file without a name yet, so that a shard is never whole in memory.
+A part is written row group by row group into a file without its final name, so a whole shard is never in memory. The
+part gets its name only when it is complete.
 """
 
 from __future__ import annotations
@@ -23,30 +24,41 @@ from clipbatch.rundir.row_group import RowGroup
 from clipbatch.rundir.schema import layout_of
 from clipbatch.types import PartDone, ScoredBatch
 
+# A row group has at least this many rows, however many labels there are.
 _MIN_ROWS = 1024
-"""Of a row group, however many labels there are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
-    """What became of a batch."""
+    """The result of writing a batch."""
 
     rows: int
     bad: int
+    # The part, with the last batch of a shard.
     part: PartDone | None
-    """Set with the last batch of a shard."""
 
 
 class Write:
-    """Called with a `ScoredBatch`, by one thread, in order."""
+    """A stage for one thread: takes each `ScoredBatch`, in order."""
 
-    def __init__(self, run: RunDir, plan: Plan, *, fingerprint: str, score: str, embedding: int) -> None:
-        """score: how scores are made, as the footer says it. embedding: its length."""
+    def __init__(
+        self,
+        run: RunDir,
+        plan: Plan,
+        *,
+        fingerprint: str,
+        score: str,
+        embedding: int,
+        row_group_rows: int | None = None,
+    ) -> None:
+        """score: how scores are computed, for the footer. embedding: the length of an embedding. row_group_rows: the
+        maximum of rows in a row group; None: as many as have about `ROW_GROUP_BYTES`."""
         self._run, self._plan = run, plan
         labels, settings = plan.labels, plan.run_settings()
         output = settings.output
         row_bytes = len(labels.names) * 4 + (embedding * 2 if output.embeddings else 0)
-        batches = min(plan.shard_size, max(_MIN_ROWS, ROW_GROUP_BYTES // row_bytes)) // plan.batch_size
+        row_group_rows = row_group_rows or max(_MIN_ROWS, ROW_GROUP_BYTES // row_bytes)
+        batches = min(plan.shard_size, row_group_rows) // plan.batch_size
         self._rows = RowGroup(labels, output, capacity=max(1, batches) * plan.batch_size, embedding=embedding)
         self._compression, self._fingerprint = output.compression, fingerprint
         self._footer = {
@@ -73,9 +85,8 @@ class Write:
         self._again: list[pa.Table] = []
 
     def __call__(self, batch: ScoredBatch) -> Written:
-        """Raises: InputError where the part cannot be written, DamagedError where rows of a damaged part are to be done
-        again; nothing of the new part stays.
-        """
+        """Raises: InputError if the part cannot be written; DamagedError if the task names rows of a part that is
+        damaged. Nothing of the new part stays then."""
         try:
             return self._add(batch)
         except BaseException:
@@ -91,7 +102,7 @@ class Write:
             if source.whole:
                 self._write(source.shard, table)
             else:
-                self._again.append(table.take(np.arange(table.num_rows)))  # a copy: the next rows take its place
+                self._again.append(table.take(np.arange(table.num_rows)))  # a copy, as the buffers are reused
         part = None
         if source.last:
             for table in self._merged(source.shard):
@@ -109,9 +120,9 @@ class Write:
         self._counts.update({entry["values"]: entry["counts"] for entry in counted})
 
     def _merged(self, shard: int) -> Iterator[pa.Table]:
-        """The row groups of a part that is there, with the rows that were done again in their places.
+        """The row groups of the existing part, with the rows that were done again in their places.
 
-        A row that is ok there stays as it is, whatever came of it this time: another process may have done it since.
+        A row that is ok in the existing part stays even if it failed this time: another process may have done it since.
         """
         if not self._again:
             return
@@ -124,11 +135,11 @@ class Write:
                 good_ids = old.filter(_is_ok(old))["row_id"].to_numpy()
                 lost = np.isin(again["row_id"].to_numpy(), good_ids) & ~_is_ok(again).to_numpy(zero_copy_only=False)
                 new = again.filter(pa.array(np.isin(again["row_id"].to_numpy(), old_ids) & ~lost))
-                kept = old.filter(pa.array(~np.isin(old_ids, new["row_id"].to_numpy())))
-                yield pa.concat_tables([kept, new]).sort_by("row_id").unify_dictionaries().combine_chunks()
+                rest = old.filter(pa.array(~np.isin(old_ids, new["row_id"].to_numpy())))
+                yield pa.concat_tables([rest, new]).sort_by("row_id").unify_dictionaries().combine_chunks()
 
     def _publish(self, shard: int, *, force: bool) -> PartDone:
-        """Give the part its name, unless a better one is there. force: whatever is there."""
+        """Give the part its final name, unless an existing part is better. force: replace any existing part."""
         assert self._part is not None
         part, self._part = self._part, None
         counts, self._counts = dict(self._counts), Counter()

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from clipbatch.config import models
 from clipbatch.workers.child import Child, raise_failure
 
+# Its tokenizer is that of nearly all CLIP models, and comes with open_clip.
 _DEFAULT = "ViT-B-32"
-"""Its tokenizer is that of nearly all CLIP models, and comes with open_clip."""
+# Of nearly all CLIP models; fewer bytes than tokens cannot be too long.
 _CONTEXT_LENGTH = 77
-"""Of nearly all CLIP models; fewer bytes than tokens cannot be too long."""
 _START_S = 300.0
 
 
@@ -19,8 +19,8 @@ _START_S = 300.0
 class ModelPrompt:
     """A prompt as a model reads it."""
 
+    # As the tokenizer writes what is left of it.
     kept: str
-    """As the tokenizer writes what is left of it."""
     is_cut: bool
 
 

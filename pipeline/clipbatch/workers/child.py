@@ -1,8 +1,8 @@
-"""Child processes of this package: start one, talk to it in JSON lines, wait with a deadline, say how it ended.
+"""Child processes: start one, exchange JSON lines with it, wait with a deadline, and say how it ended.
 
-Work that may die (a decoder, a driver) or that needs torch runs in a process of its own. `Child` is the parent's side
-of that process and `Parent` is the child's side. What the two say to each other is up to the modules that use them; a
-child that fails says so in a `failure`, which `raise_failure` turns into an exception in the parent again.
+Work that may crash (in a decoder or a driver) or that needs torch runs in a child process. `Child` is the parent's
+side and `Parent` is the child's side. Other modules define the messages. One message is common to all: a child that
+fails sends a `failure`, and `raise_failure` raises it as an exception in the parent.
 """
 
 from __future__ import annotations
@@ -22,25 +22,26 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from clipbatch.config.memory_limits import too_little_memory
+from clipbatch.config.nesting import JsonObject
 from clipbatch.errors import ClipbatchError, brief, from_message
 from clipbatch.workers import signals
 
 _LOG_LINES = 40
+# A waiting parent checks this often whether a signal has asked it to stop.
 _POLL_S = 0.2
-"""How often a parent that waits looks whether a signal has asked it to end."""
 _PIECE_BYTES = 2**16
 
 
 def safe_environment() -> dict[str, str]:
-    """The environment for `python -m`: without the working folder on the path (from Python 3.11 on), where a user's
-    torch.py would be taken for the library."""
+    """The environment for `python -m`. From Python 3.11 on it keeps the working folder off the import path; otherwise
+    a torch.py in that folder would be imported instead of the library."""
     return {**os.environ, "PYTHONSAFEPATH": "1"}
 
 
 def working_folder() -> str | None:
-    """The folder for a child to work in: None for this process's own, or `/` if that has been deleted.
+    """The working folder for a child: None for that of this process, or `/` if that has been deleted.
 
-    torch cannot be loaded in a deleted folder. Relative paths lead nowhere then, and have been refused before.
+    torch cannot be imported in a deleted folder. Relative paths do not work there either; they were refused earlier.
     """
     try:
         os.getcwd()
@@ -50,7 +51,7 @@ def working_folder() -> str | None:
 
 
 def describe_exit(code: int) -> str:
-    """How a process ended, in words, from its exit code as `subprocess` gives it."""
+    """How a process ended, in words. code: an exit code as `subprocess` returns it."""
     try:
         return f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
     except ValueError:
@@ -58,9 +59,9 @@ def describe_exit(code: int) -> str:
 
 
 class Child:
-    """`python -m MODULE ARGUMENTS`. As a context manager it kills the process at the end.
+    """A process `python -m MODULE ARGUMENTS`. Used as a context manager, it is killed at the end.
 
-    One thread may receive while another one sends.
+    One thread may call `receive` while another calls `send`.
     """
 
     def __init__(
@@ -71,9 +72,9 @@ class Child:
         pass_fds: Sequence[int] = (),
         max_line_bytes: int = 2**28,
     ) -> None:
-        """aloud: the process writes to our standard error; otherwise its last lines are kept for `log`.
+        """aloud: the process writes to our standard error. Otherwise `log` returns the last lines that it wrote.
 
-        max_line_bytes: a longer line counts as the end of the process, as does one that is not JSON.
+        max_line_bytes: a longer line, or one that is not JSON, is treated as the end of the process.
         """
         self._process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
@@ -101,17 +102,17 @@ class Child:
         return self._process.poll() is not None
 
     def send(self, message: Any) -> None:
-        """Write `message` as a line of JSON. If the process has died, `receive` will say so."""
+        """Write `message` as a line of JSON. If the process has died, only the next `receive` reports it."""
         assert self._process.stdin
         with contextlib.suppress(BrokenPipeError, ValueError):  # ValueError: `close` has closed the pipe
             self._process.stdin.write(json.dumps(message).encode() + b"\n")
             self._process.stdin.flush()
 
     def receive(self, timeout_s: float | None = None) -> Any:
-        """The next message.
+        """Wait for the next message and return it.
 
-        Raises: TimeoutError if none comes within `timeout_s`; EOFError if the process has ended or wrote something that
-        is not a line of JSON, for which it is killed.
+        Raises: TimeoutError if none arrives within `timeout_s`; EOFError if the process has ended, or has written
+        something that is not a line of JSON (it is killed then).
         """
         assert self._process.stdout
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
@@ -141,32 +142,32 @@ class Child:
         return message
 
     def exit_code(self) -> int:
-        """The exit code; waits until the process has ended. Negative: the signal that killed it."""
+        """Wait until the process has ended. Returns its exit code; if negative, the signal that killed it."""
         code = self._process.wait()
-        self._logging.join(timeout=1)  # a child of its own may keep the pipe open
+        self._logging.join(timeout=1)  # not for ever: a grandchild may still hold the pipe open
         return code
 
     def how_it_ended(self) -> str:
-        """As `describe_exit` says it; waits until the process has ended."""
+        """Wait until the process has ended. Returns the words of `describe_exit`."""
         return describe_exit(self.exit_code())
 
     def log(self) -> list[str]:
-        """The last lines that it wrote to standard error."""
+        """The last lines that the process wrote to standard error."""
         return list(self._lines)
 
     def kill(self) -> None:
         self._process.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):  # it hangs in the kernel, on a dead file server
+        with contextlib.suppress(subprocess.TimeoutExpired):  # the kernel cannot end it: it waits for a file server
             self._process.wait(timeout=5)
 
     def close(self) -> None:
-        """Kill the process and close its pipes, which would add up where many runs follow one another."""
+        """Kill the process and close its pipes. Open pipes would add up in a process that starts many runs."""
         self.kill()
         self._logging.join(timeout=1)
         for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
             if pipe is None or (pipe is self._process.stderr and self._logging.is_alive()):
                 continue
-            with contextlib.suppress(OSError):  # words that were on their way to a process that is dead
+            with contextlib.suppress(OSError):  # unsent data for a dead process
                 pipe.close()
 
     def _keep_log(self) -> None:
@@ -174,10 +175,10 @@ class Child:
             self._lines.append(line.decode(errors="replace").rstrip())
 
 
-def messages_of(module: str, *arguments: str, aloud: bool = False) -> Iterator[dict[str, Any]]:
-    """All messages of `python -m MODULE ARGUMENTS`, which works through one task by itself.
+def messages_of(module: str, *arguments: str, aloud: bool = False) -> Iterator[JsonObject]:
+    """All messages of `python -m MODULE ARGUMENTS`, a process that does one task and needs no orders.
 
-    Raises: the error that it reports; ClipbatchError if it dies.
+    Raises: the error that the process reports; ClipbatchError if it dies.
     """
     with Child(module, *arguments, aloud=aloud) as child:
         while True:
@@ -194,15 +195,16 @@ def messages_of(module: str, *arguments: str, aloud: bool = False) -> Iterator[d
 
 
 def raise_failure(message: Any) -> None:
-    """Raises: the error that `message` reports, if it is a `failure`."""
+    """Raises: the error in `message`, if `message` is a `failure`."""
     if isinstance(message, dict) and "exit_code" in message:
         raise from_message(message["exit_code"], message["message"])
 
 
-def failure(error: BaseException) -> dict[str, Any]:
-    """What a child says of an exception.
+def failure(error: BaseException) -> JsonObject:
+    """The message in which a child reports an exception.
 
-    `exit_code`; `message`, a traceback unless the error is one of ours; `what`, its type and first line.
+    `exit_code`; `message`, the text of an error of clipbatch or the traceback of any other; `what`, the error's type
+    and first line.
     """
     ours = isinstance(error, ClipbatchError)
     code = error.exit_code if isinstance(error, ClipbatchError) else ClipbatchError.exit_code
@@ -211,26 +213,27 @@ def failure(error: BaseException) -> dict[str, Any]:
 
 
 class Parent:
-    """The child's side. Make it before any library can print: standard output belongs to the messages from then on."""
+    """The child's connection to its parent. Create it before any library can print: from then on, standard output
+    carries only messages, and what libraries print goes to standard error."""
 
     def __init__(self) -> None:
         self._out = os.fdopen(os.dup(1), "w", encoding="utf-8")
         self._lock = threading.Lock()
-        os.dup2(2, 1)  # what a library prints goes to standard error, not between our lines
+        os.dup2(2, 1)
 
     def send(self, message: Any) -> None:
-        """Write `message` as a line of JSON; any thread may."""
+        """Write `message` as a line of JSON. Thread-safe."""
         with self._lock:
             self._out.write(json.dumps(message) + "\n")
             self._out.flush()
 
     def messages(self) -> Iterator[Any]:
-        """What the parent sends, until it closes the pipe or dies."""
+        """The parent's messages, until the parent closes the pipe or dies."""
         return map(json.loads, sys.stdin)
 
 
 def serve(work: Callable[[Parent], None]) -> None:
-    """Do `work` and end the process. An exception is sent as a `failure`, and its code becomes the exit code."""
+    """Call `work`, then end the process. An exception is sent as a `failure`, and its code becomes the exit code."""
     parent, code = Parent(), 0
     try:
         work(parent)
@@ -239,4 +242,4 @@ def serve(work: Callable[[Parent], None]) -> None:
         code = report["exit_code"]
         parent.send(report)
     sys.stderr.flush()
-    os._exit(code)  # reading threads may hang in a file that never answers
+    os._exit(code)  # a normal exit would wait for reading threads, which may hang on a dead file server

@@ -1,11 +1,12 @@
-"""Which devices this invocation uses, and which CPU cores the worker on each of them gets.
+"""Chooses the devices that this process uses, and the CPU cores of the worker on each device.
 
-Everything is read from files of the kernel and of NVIDIA's driver; no library is loaded and no GPU is touched. Where a
-file is not there (other systems, some containers), cores are divided without regard to what is near what.
+A worker is fastest on cores that are near its GPU. So cores are sorted by memory node (NUMA) and then by physical core,
+workers are sorted by the node of their GPU, and each worker gets one contiguous piece of the sorted cores. On a regular
+server each worker then stays on the node of its GPU. On any other machine all cores are still used, and as few workers
+as possible share a core.
 
-Cores are put in the order of memory nodes (NUMA), then of physical cores, workers in the order of their GPU's node,
-and each worker gets its share in one piece. So workers stay on one node, near their GPU, where the machine is as
-regular as servers are, and on any other machine all cores are still used, each by as few workers as possible.
+Everything is read from files of the kernel and of NVIDIA's driver; no library is loaded and no GPU is used. Where a
+file does not exist (on other systems and in some containers), cores are divided in the order of their numbers.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ _ROOT = Path("/")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seat:
-    """A place for one worker process."""
+    """The device and the CPU cores of one worker process."""
 
+    # "cpu" or "cuda:N".
     device: str
-    """cpu or cuda:N."""
+    # The numbers of its CPU cores, as the kernel counts them.
     cores: tuple[int, ...]
-    """CPU cores that it may use, as the kernel numbers them."""
 
     def __str__(self) -> str:
         return self.device
@@ -39,20 +40,20 @@ class Seat:
 def seats(settings: Settings, rank: Rank) -> list[Seat]:
     """A seat for each worker of this process.
 
-    rank: where several ranks share a machine, each takes its own of the GPUs.
-    Raises: InputError where devices contradict one another or are not there.
+    rank: if several ranks share a machine, each of them uses different GPUs.
+    Raises: InputError if the settings of devices contradict each other, or a device does not exist.
     """
     launch, device = settings.launch, settings.model.device
     if launch.gpus is not None and device not in ("auto", "cuda"):
-        raise SettingError(f"gpus {launch.gpus} and device {device} contradict one another: leave one of them out")
+        raise SettingError(f"gpus {launch.gpus} and device {device} contradict each other: leave one of them out")
     cores = cores_by_node()
     if device == "cpu" or (device == "auto" and launch.gpus is None and not hardware.has_gpu()):
         workers = launch.workers or 1
         return [Seat(device="cpu", cores=share(cores, worker, workers)) for worker in range(workers)]
     if launch.workers is not None:
         raise SettingError(
-            f"workers {launch.workers} is for CPUs, and the device is {device}, a GPU with one worker each: choose "
-            "GPUs with --gpus, or say --device cpu"
+            f"workers {launch.workers} is for CPUs, but the device is {device}, and each GPU has one worker: choose "
+            "GPUs with --gpus, or give --device cpu"
         )
     numbers = _numbers(launch.gpus, device, rank)
     nodes = gpu_nodes()
@@ -62,54 +63,58 @@ def seats(settings: Settings, rank: Rank) -> list[Seat]:
 
 
 def _numbers(gpus: str | None, device: str, rank: Rank) -> list[int]:
-    """The GPUs to use, as CUDA numbers those that it sees."""
-    found = gpu_count()
-    if found == 0:
+    """The numbers of the GPUs to use, as CUDA counts the GPUs that it sees."""
+    count = gpu_count()
+    if count == 0:
         raise InputError(
-            f"--{'gpus ' + gpus if gpus else 'device ' + device}: no NVIDIA GPU can be seen here (no driver, or "
-            f"CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')!r} hides them): use --device cpu"
+            f"--{'gpus ' + gpus if gpus else 'device ' + device}: this machine has no NVIDIA GPU that can be used (no "
+            f"driver, or CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')!r} hides it): use --device cpu"
         )
     if device.startswith("cuda:"):
         return [int(device.partition(":")[2])]
     if gpus not in (None, "all"):
-        named = [int(number) for number in gpus.split(",")]
-        wrong = [number for number in named if number >= found or named.count(number) > 1]
+        numbers = [int(number) for number in gpus.split(",")]
+        wrong = [number for number in numbers if number >= count or numbers.count(number) > 1]
         if wrong:
-            raise InputError(f"--gpus {gpus}: there is no GPU {wrong[0]} to give; CUDA sees {found}, from 0 on, here")
-        return named
-    return list(range(found))[rank.local :: rank.local_world] or [rank.local % found]
+            raise InputError(
+                f"--gpus {gpus}: GPU {wrong[0]} does not exist or is named twice; CUDA sees {count} GPUs on this "
+                f"machine, numbered from 0: name each of them at most once"
+            )
+        return numbers
+    return list(range(count))[rank.local :: rank.local_world] or [rank.local % count]
 
 
 def gpu_count(root: Path = _ROOT) -> int:
-    """GPUs that CUDA sees: those of CUDA_VISIBLE_DEVICES, else all whose device files are there."""
+    """How many GPUs CUDA sees: those that CUDA_VISIBLE_DEVICES names, or all that have a device file."""
     if not hardware.has_gpu():
         return 0
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         entries = [entry.strip() for entry in visible.split(",")]
         return next((at for at, entry in enumerate(entries) if not entry or entry.startswith("-")), len(entries))
-    return len(list((root / "dev").glob("nvidia[0-9]*"))) or 1  # Windows' subsystem has one file for all
+    # The Windows Subsystem for Linux has one device file for all GPUs.
+    return len(list((root / "dev").glob("nvidia[0-9]*"))) or 1
 
 
 def gpu_nodes(root: Path = _ROOT) -> list[int]:
-    """The memory node of each GPU that CUDA sees, in its order; -1 where it is not known."""
-    found: list[tuple[str, str, int]] = []
+    """The memory node of each GPU that CUDA sees, in CUDA's order; -1 if it is unknown."""
+    gpus: list[tuple[str, str, int]] = []
     for folder in sorted((root / "proc/driver/nvidia/gpus").glob("*")):
         facts = dict(re.findall(r"^(.+?):\s*(.*?)\s*$", hardware.text_of(folder / "information"), re.MULTILINE))
         minor = facts.get("Device Minor", "")
         if minor and (root / f"dev/nvidia{minor}").exists():
             node = hardware.text_of(root / f"sys/bus/pci/devices/{folder.name.lower()}/numa_node")
-            found.append((facts.get("GPU UUID", ""), minor, int(node or -1)))
+            gpus.append((facts.get("GPU UUID", ""), minor, int(node or -1)))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
-        return [node for *_, node in found]
-    by_name = {str(number): node for number, (*_, node) in enumerate(found)}
-    by_name |= {uuid: node for uuid, _, node in found}
+        return [node for *_, node in gpus]
+    by_name = {str(number): node for number, (*_, node) in enumerate(gpus)}
+    by_name |= {uuid: node for uuid, _, node in gpus}
     return [by_name.get(entry.strip(), -1) for entry in visible.split(",")]
 
 
 def cores_by_node(root: Path = _ROOT) -> list[int]:
-    """The cores that this process may use; neighbours share a physical core, and a memory node."""
+    """The cores that this process may use, sorted so that neighbours share a physical core and a memory node."""
     usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     node_of = {
         core: int(folder.name.removeprefix("node"))
@@ -117,24 +122,24 @@ def cores_by_node(root: Path = _ROOT) -> list[int]:
         for core in _numbers_in(hardware.text_of(folder / "cpulist"))
     }
 
-    def place(core: int) -> tuple[int, int, int]:
+    def position(core: int) -> tuple[int, int, int]:
         siblings = _numbers_in(
             hardware.text_of(root / f"sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list")
         )
         return node_of.get(core, 0), min(siblings, default=core), core
 
-    return sorted(usable, key=place)
+    return sorted(usable, key=position)
 
 
 def share(cores: list[int], worker: int, workers: int) -> tuple[int, ...]:
-    """The `worker`-th of `workers` equal pieces of `cores`; at least one core, where there are fewer than workers."""
+    """The `worker`-th of `workers` equal pieces of `cores`. A piece has at least one core; pieces may then overlap."""
     start = worker * len(cores) // workers
     return tuple(cores[start : max(start + 1, (worker + 1) * len(cores) // workers)])
 
 
 def _numbers_in(text: str) -> list[int]:
-    """The kernel's `0-3,8`."""
-    found: list[int] = []
+    """The numbers in a list of the kernel's, such as `0-3,8`."""
+    numbers: list[int] = []
     for first, last in re.findall(r"([0-9]+)(?:-([0-9]+))?", text):
-        found += range(int(first), int(last or first) + 1)
-    return found
+        numbers += range(int(first), int(last or first) + 1)
+    return numbers

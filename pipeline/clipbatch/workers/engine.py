@@ -1,10 +1,10 @@
-"""What an engine is: it starts workers, somewhere, and knows nothing of shards.
+"""Engines: where worker processes run.
 
-Whatever the engine, the supervisor hands out the shards, counts, and decides who is started again.
+An `Engine` starts workers and tries suspect rows where a worker ran. It knows nothing about shards: with every engine,
+the supervisor assigns shards, counts rows and decides which workers are restarted. `LocalEngine` runs workers on this
+machine, one on each seat. `workers/ray/engine.py` runs them on a Ray cluster.
 
-Workers on this machine, one on each seat.
-
-Where `--profile` puts the traces of several processes. Knows nothing of how they are made.
+If several workers write traces (`--profile`), `numbered` gives each trace its own name.
 """
 
 from __future__ import annotations
@@ -14,100 +14,100 @@ import queue
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from clipbatch.config import Settings
+from clipbatch.config import Settings, SettingValues
 from clipbatch.errors import InputError
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.workers import devices
-from clipbatch.workers.quarantine import Found, SuspectSearch
+from clipbatch.workers.quarantine import OnResult, SuspectSearch
 from clipbatch.workers.ranks import Rank
 from clipbatch.workers.worker import Event, WorkerHandle, WorkerProcess
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerContext:
-    """What all workers of an engine work on."""
+    """What an engine needs to start workers for a run."""
 
     run: RunDir
     plan: Plan
-    runtime: dict[str, Any]
-    """The settings of this invocation, `Settings.runtime`."""
+    # The settings of this invocation: `Settings.runtime`.
+    runtime: SettingValues
+    # The supervisor's queue for all that workers report.
     events: queue.SimpleQueue[Event]
-    """For what workers report."""
+    # Shows a remark to the user.
     say: Callable[[str], None]
-    """For remarks on the run."""
 
 
 class Killable(Protocol):
-    """A search for the rows that kill, under way."""
+    """A running search for the rows that kill workers."""
 
     def kill(self) -> None: ...
 
 
 class Engine(Protocol):
-    """Where workers run. Called by one thread."""
+    """Where workers run. Only one thread calls its methods."""
 
+    # The device that workers use, as in `ModelSettings.device`. "auto": this machine decides.
     device: str
-    """What workers run on, as in `ModelSettings.device`; auto where this machine's own decide."""
 
     @property
     def expecting(self) -> bool:
-        """Whether workers may still come where there is none."""
+        """Whether workers may still arrive although there is none at present."""
 
-    def open(self, job: WorkerContext) -> None:
-        """Take the job on. Called once, before all of what follows."""
+    def open(self, context: WorkerContext) -> None:
+        """Prepare for `context`. Called once, before the other methods."""
 
     def arrivals(self, open_shards: int) -> list[WorkerHandle]:
-        """Workers that have come since the last call; no more of them than `open_shards`, which nobody has."""
+        """The workers that have started since the last call, at most `open_shards`, the number of unassigned ones."""
 
     def again(self, worker: WorkerHandle) -> WorkerHandle | None:
-        """Start a worker in the place of one that has ended; None where its seat is gone too."""
+        """Start a new worker on the seat of one that has ended. None: the seat does not exist any more."""
 
     def give_up(self, worker: WorkerHandle) -> None:
-        """No worker is to be started on that one's seat again."""
+        """Start no further worker on the seat of `worker`."""
 
-    def search(self, worker: WorkerHandle, rows: list[int], found: Found) -> Killable:
-        """Look where the worker was for those of `rows` (row_ids) that kill, as `quarantine.Search` does."""
+    def search(self, worker: WorkerHandle, rows: list[int], on_result: OnResult) -> Killable:
+        """Search for those of `rows` (row_ids) that kill a process, as `SuspectSearch` does, where `worker` ran."""
 
     def close(self) -> None:
-        """End whatever still runs."""
+        """End everything that is still running."""
 
 
 def check_trace(path: str | None) -> None:
-    """Raises: InputError where no file can be written at `path`, which would show only when the work is done."""
+    """Raises: InputError if no file can be written at `path`; otherwise a run would find that out at its end."""
     if path is None:
         return
     folder = Path(path).absolute().parent
     if not (folder.is_dir() and os.access(folder, os.W_OK)) or Path(path).is_dir():
-        raise InputError(f"--profile {path}: it has to be a file in a folder that is there and can be written")
+        raise InputError(f"--profile {path}: not a file in an existing, writable folder: give the path of such a file")
 
 
 def numbered(path: str | None, what: str, number: int, of: int) -> str | None:
-    """`path`, with `what` and `number` in its name where there are several: trace.json, trace-worker1.json."""
+    """`path` with `what` and `number` added to its name if there are several: trace.json -> trace-worker1.json."""
     if path is None or of == 1:
         return path
-    whole = Path(path)
-    return str(whole.with_name(f"{whole.stem}-{what}{number}{whole.suffix}"))
+    file = Path(path)
+    return str(file.with_name(f"{file.stem}-{what}{number}{file.suffix}"))
 
 
 class LocalEngine:
-    """Raises: InputError as `devices.seats` does, and for settings of other engines."""
+    """Workers on this machine. Raises: InputError as `devices.seats` does, and for settings of other engines."""
 
     expecting = False
 
     def __init__(self, settings: Settings, rank: Rank) -> None:
         if settings.launch.cpus_per_worker is not None:
             raise InputError(
-                f"--cpus-per-worker {settings.launch.cpus_per_worker} is for --engine ray; here all workers share the "
-                "cores that there are: leave it out"
+                f"--cpus-per-worker {settings.launch.cpus_per_worker} is for --engine ray; without it, the workers "
+                "share all cores of this machine: leave it out"
             )
         self.device = settings.model.device
         self._seats = devices.seats(settings, rank)
         self._free = list(self._seats)
 
-    def open(self, job: WorkerContext) -> None:
-        self._job = job
+    def open(self, context: WorkerContext) -> None:
+        self._context = context
 
     def arrivals(self, open_shards: int) -> list[WorkerHandle]:
         seats, self._free = self._free[:open_shards], []
@@ -119,16 +119,16 @@ class LocalEngine:
     def give_up(self, worker: WorkerHandle) -> None:
         pass
 
-    def search(self, worker: WorkerHandle, rows: list[int], found: Found) -> SuspectSearch:
-        return SuspectSearch(self._job.run, _seat(worker).device, rows, self._job.runtime, found)
+    def search(self, worker: WorkerHandle, rows: list[int], on_result: OnResult) -> SuspectSearch:
+        return SuspectSearch(self._context.run, _seat(worker).device, rows, self._context.runtime, on_result)
 
     def close(self) -> None:
         pass
 
     def _start(self, seat: devices.Seat) -> WorkerHandle:
-        trace = numbered(self._job.runtime["profile"], "worker", self._seats.index(seat), len(self._seats))
-        runtime = self._job.runtime | {"profile": trace}
-        return WorkerProcess(self._job.run, self._job.plan, seat, runtime, self._job.events)
+        trace = numbered(self._context.runtime["profile"], "worker", self._seats.index(seat), len(self._seats))
+        runtime = self._context.runtime | {"profile": trace}
+        return WorkerProcess(self._context.run, self._context.plan, seat, runtime, self._context.events)
 
 
 def _seat(worker: WorkerHandle) -> devices.Seat:

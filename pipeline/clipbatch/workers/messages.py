@@ -1,7 +1,8 @@
-"""What a worker and its supervisor say to each other: frozen types, each of which is one line of JSON on its way.
+"""The messages between a worker and its supervisor. Each is a frozen type, sent as one line of JSON.
 
-A worker reports `Loaded`, `Ready`, `Alive`, `Remark`, `BatchDone`, `PartDone`, `WorkerReport` and `Failed`. Whoever
-started it adds `Ended`. The supervisor answers `Ready` with `Assign` or `Finish`, and may send `Stop` at any time.
+A worker sends `Loaded`, `Ready`, `Alive`, `Remark`, `BatchDone`, `PartDone`, `WorkerReport` and `Failed`. The parent
+that started the process adds `Ended`. The supervisor answers `Ready` with `Assign` or `Finish`; it may send `Stop` at
+any time.
 """
 
 from __future__ import annotations
@@ -11,87 +12,88 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Union
 
+from clipbatch.config.nesting import JsonObject
 from clipbatch.types import PartDone, Reject, WorkerReport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
-    """The model is loaded."""
+    """The worker has loaded its model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ready:
-    """The worker waits to be told what is next."""
+    """The worker waits for its next order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alive:
-    """The worker still reads files, although no batch has been finished."""
+    """The worker has read more files since its last message, but has not finished a batch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Remark:
-    """Something that the user should know."""
+    """A remark for the user."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchDone:
-    """Rows that are done since the last of these messages."""
+    """How many rows the worker has finished since its last `BatchDone`."""
 
     rows: int
     bad: int
+    # The name of the slowest stage.
     bottleneck: str
-    """The slowest stage."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
-    """An exception that ends the worker."""
+    """An exception is ending the worker."""
 
     exit_code: int
+    # The text of an error of clipbatch; a traceback for any other error.
     message: str
-    """Its text, or a traceback unless it is one of ours."""
+    # The type and first line of the error.
     what: str = ""
-    """Its type and first line."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """The worker has ended."""
+    """The worker process has ended."""
 
+    # The exit code; if negative, the number of the signal that killed the process.
     code: int
-    """Exit code; negative: the signal that killed it."""
+    # The row_ids of rows that the worker had started to decode and had not finished.
     in_flight: tuple[int, ...] = ()
-    """Rows (row_ids) that were between decode and done."""
+    # The last lines that the process printed.
     log: tuple[str, ...] = ()
-    """The last lines that it printed."""
+    # How the worker ended, in words, where the exit code does not tell.
     cause: str | None = None
-    """How it ended, in words, if the exit code does not tell."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assign:
-    """Do a shard."""
+    """Process a shard."""
 
     shard: int
+    # Process only the rows with these row_ids. None: all rows of the shard.
     rows: tuple[int, ...] | None = None
-    """Only these row_ids of it; None: all."""
+    # Rows, by row_id, that the worker must not process, and what to write for them.
     rejects: Mapping[int, Reject] = field(default_factory=dict)
-    """Rows (row_ids) that it must not touch."""
+    # The new part replaces an existing one in any case.
     force: bool = False
-    """The new part replaces any other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finish:
-    """Nothing is left: report, and end."""
+    """No work is left: report and exit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stop:
-    """Somebody else has done what you are doing: report, and end at once."""
+    """The work at hand is no longer needed: report and exit at once."""
 
 
 Report = Union[Loaded, Ready, Alive, Remark, BatchDone, PartDone, WorkerReport, Failed, Ended]
@@ -100,13 +102,13 @@ Message = Union[Report, Order]
 _KINDS = {kind.__name__: kind for kind in (*Report.__args__, *Order.__args__)}  # type: ignore[attr-defined]
 
 
-def to_json(message: Message) -> dict[str, Any]:
-    """`message` as a JSON object, with its type's name as `kind`."""
+def to_json(message: Message) -> JsonObject:
+    """`message` as a JSON object; `kind` is the name of its type."""
     return {"kind": type(message).__name__, **dataclasses.asdict(message)}
 
 
 def from_json(value: Any) -> Any:
-    """The message that `to_json` made `value` of. Raises: ValueError if it made no such thing."""
+    """The message from which `to_json` made `value`. Raises: ValueError if `value` is not such an object."""
     try:
         fields = dict(value)
         kind = _KINDS[fields.pop("kind")]

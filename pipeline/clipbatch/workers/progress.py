@@ -1,4 +1,7 @@
-"""How far a run is, for whoever watches: a bar on a terminal, a line every 30 seconds elsewhere, or JSON lines."""
+"""Shows the progress of a run: a bar on a terminal, a line every 30 seconds elsewhere, or lines of JSON on request.
+
+Also stops a run in which too many images are bad.
+"""
 
 from __future__ import annotations
 
@@ -9,25 +12,38 @@ import sys
 import time
 from typing import Any
 
+from clipbatch.errors import TooManyBadError
+from clipbatch.rundir.layout import RunDir
+
 LINE_EVERY_S = 30.0
 
 
 def log_json(event: str, **values: Any) -> None:
-    """One line for a log collector on standard error: when, what, and `values`."""
+    """Write one line of JSON to standard error, for a log collector: the time, `event` and `values`."""
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
-    with contextlib.suppress(OSError):  # a log on a full disk is no reason to stop
+    with contextlib.suppress(OSError):  # a run goes on even if the disk of its log is full
         print(json.dumps({"time": now, "event": event, **values}), file=sys.stderr, flush=True)
 
 
+def check_bad(bad: int, allowed: int | None, run: RunDir) -> None:
+    """Raises: TooManyBadError if more than `allowed` images are bad. None: any number may be."""
+    if allowed is not None and bad > allowed:
+        raise TooManyBadError(
+            f"{bad} bad images, more than --max-bad allows ({allowed}): look at status and error in {run.parts}, or "
+            "raise --max-bad; finished parts stay"
+        )
+
+
 class Progress:
-    """Shows how many rows are done, on standard error; `quiet` shows nothing."""
+    """Shows on standard error how many rows are done. quiet: shows nothing."""
 
     def __init__(self, *, total: int, done: int, bad: int, quiet: bool, as_json: bool = False) -> None:
-        """total: rows to be done here and before; done, bad: of them, rows in parts that are there already. as_json:
-        lines for a log collector, also on a terminal."""
+        """total: rows of the run that this process is responsible for. done, bad: how many of them are in existing
+        parts, and how many of those have no scores. as_json: write JSON lines, also on a terminal."""
         self.done, self.bad = done, bad
         self._total = total
-        self._said = time.monotonic()
+        self._last_line_s = time.monotonic()
+        # Rows done and the time at the first call of `show`. Rates count from then, so loading a model does not count.
         self._first: tuple[int, float] | None = None
         self._bar = None
         self._silent, self._as_json = quiet, as_json
@@ -37,27 +53,28 @@ class Progress:
             self._bar = tqdm(total=total, initial=done, unit=" images", smoothing=0.1, dynamic_ncols=True)
 
     def say(self, text: str) -> None:
-        """A remark on the run, above the bar."""
+        """Show a remark; on a terminal it appears above the bar."""
         if self._bar is not None:
             self._bar.write(text, file=sys.stderr)
         elif self._as_json and not self._silent:
             log_json("message", message=text)
         elif not self._silent:
-            with contextlib.suppress(OSError):  # a log on a full disk is no reason to stop
+            with contextlib.suppress(OSError):  # as in log_json
                 print(text, file=sys.stderr, flush=True)
 
     def show(self, done: int, bad: int, bottleneck: str) -> None:
-        """`done` rows are done by now, `bad` of them without scores; fewer than before where a worker has died."""
+        """Show that `done` rows are done, `bad` of them without scores. Both may be lower than in the last call: when a
+        worker dies, the rows of its unfinished shard are not done any more."""
         more, self.done, self.bad = done - self.done, done, bad
         if self._bar is not None:
             self._bar.set_postfix_str(f"{bad} bad, bound by {bottleneck}", refresh=False)
             self._bar.update(more)
             return
         now = time.monotonic()
-        first_done, begun = self._first = self._first or (done, now)  # rates count from here, not while models load
-        if not self._silent and now - self._said >= LINE_EVERY_S:
-            self._said = now
-            rate = (done - first_done) / (now - begun) if now > begun else 0.0
+        first_done, start = self._first = self._first or (done, now)
+        if not self._silent and now - self._last_line_s >= LINE_EVERY_S:
+            self._last_line_s = now
+            rate = (done - first_done) / (now - start) if now > start else 0.0
             left_s = (self._total - done) / rate if rate > 0 else None
             if self._as_json:
                 log_json(

@@ -1,8 +1,9 @@
-"""Find the rows that kill: each suspect is decoded alone in a process that may die, with limits on memory and time.
+"""Finds the rows that kill a process: decodes each suspect alone, in a process with limits on memory and time.
 
-That takes a while, so a `Search` has a thread of its own and the workers on other devices are heard meanwhile. Knows
-nothing of shards or of what is done with the answer. Nothing is blamed on company: a row that survives alone goes back
-among the others.
+A worker that dies had many rows in hand, and perhaps only one of them killed it. A row is quarantined only if it kills
+a process on its own; a row that survives goes back to the workers. Such a search takes a while, so a `SuspectSearch`
+runs in a thread of its own, and the supervisor keeps listening to the other workers. This module knows nothing of
+shards, nor what becomes of the answer.
 """
 
 from __future__ import annotations
@@ -10,72 +11,73 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
-from typing import Any, Union
+from typing import Union
 
+from clipbatch.config import SettingValues
 from clipbatch.errors import ClipbatchError
 from clipbatch.rundir.layout import RunDir
 from clipbatch.types import Reject
 from clipbatch.workers.child import Child
 
+# More than Pillow needs for the largest image that `max_pixels` allows by default.
 MEMORY_MIB = 4096
-"""More than Pillow needs for the largest image that `max_pixels` lets through by default."""
+# How long a probe process may take to load its libraries.
 _START_S = 300.0
-"""Within which a probe must have loaded its libraries."""
 
-Found = Callable[[Union[dict[int, Reject], ClipbatchError, None]], None]
-"""Takes the rows that kill and what they did, or the reason why there was no search; None: it came to no end."""
+# Takes the result of a search: what each killing row did, or the error that ended the search. None: it was cut off.
+OnResult = Callable[[Union[dict[int, Reject], ClipbatchError, None]], None]
 
 
 class SuspectSearch:
-    """Looks for those of `rows` (row_ids) that end a process or do not come back within `decode_timeout`."""
+    """Searches `rows` (row_ids) for those that end a process or take longer than the settings' time limits."""
 
     def __init__(
         self,
         run: RunDir,
         device: str,
         rows: list[int],
-        runtime: dict[str, Any],
-        found: Found,
+        runtime: SettingValues,
+        on_result: OnResult,
     ) -> None:
-        """runtime: the settings of this invocation, `Settings.runtime`. found: called in the search's thread at its
-        end."""
+        """runtime: the settings of this invocation, `Settings.runtime`. on_result: called once, from the thread of
+        the search."""
         self._timeout_s = runtime["read_timeout"] + runtime["decode_timeout"]
         self._arguments = [str(run.path), device, json.dumps(runtime), str(MEMORY_MIB)]
-        self._rows, self._found = rows, found
+        self._rows, self._on_result = rows, on_result
         self._child: Child | None = None
         self._killed = False
-        threading.Thread(target=self._look, name="search", daemon=True).start()
+        threading.Thread(target=self._search, name="search", daemon=True).start()
 
     def kill(self) -> None:
-        """End the search, whose answer is of no use any more."""
+        """End the search early. Its result is incomplete then."""
         self._killed = True
         if self._child:
             self._child.kill()
 
-    def _look(self) -> None:
+    def _search(self) -> None:
         killers: dict[int, Reject] = {}
         left = self._rows
         try:
             while left and not self._killed:
-                alive, reject = self._probe(left)
-                left = left[alive:]
+                survivors, reject = self._probe(left)
+                left = left[survivors:]
                 if reject is not None and left:
                     killers[left[0]], left = reject, left[1:]
         except ClipbatchError as error:
-            self._found(error)
+            self._on_result(error)
         else:
-            self._found(killers)
+            self._on_result(killers)
 
     def _probe(self, rows: list[int]) -> tuple[int, Reject | None]:
-        """Put `rows` through one process: how many it lived through, and how the next one ended it."""
+        """Send `rows` to one process. Returns how many of them it survived, and what the next one did to it."""
         with Child("clipbatch.workers.quarantine_main", *self._arguments) as child:
             self._child = child
             try:
                 child.receive(_START_S)
             except (TimeoutError, EOFError):
                 child.kill()
-                said = "\n".join(child.log())
-                raise ClipbatchError(f"the process that tries suspects cannot start:\n{said}") from None
+                log = "\n".join(child.log())
+                raise ClipbatchError(f"the process that decodes suspect images did not start:\n{log}") from None
             for number, row in enumerate(rows):
                 child.send(row)
                 try:

@@ -1,9 +1,9 @@
-"""A process that may die: started by `quarantine`.
+"""The process in which `quarantine` decodes suspect rows; it may die.
 
     python -m clipbatch.workers.quarantine_main RUN_DIR DEVICE RUNTIME MEMORY_MIB
 
-Takes row_ids; reads and decodes each row as a worker would, alone, and answers with its row_id. It scores nothing and
-writes nothing: what counts is whether it lives to answer.
+The parent sends row_ids. The process reads and decodes each row alone, as a worker would, and answers with the row_id.
+It scores and writes nothing: the parent only wants to know whether it survives.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def main() -> None:
 
 
 def answer(parent: Parent) -> None:
-    """Answer each row_id that the parent sends once it is decoded."""
+    """Decode each row whose row_id the parent sends, and send the row_id back."""
     path, device, runtime, memory_mib = sys.argv[1:]
     run = RunDir(path)
     plan, facts = run.plan(), run.model_facts() or {}
@@ -34,7 +34,8 @@ def answer(parent: Parent) -> None:
     read = Read(settings.read)
     target = Target.from_facts(facts)
     decode = Decode(settings.decode, target, batch_size=1, device=device, threads=1)
-    if not device.startswith("cuda"):  # CUDA reserves address space as it goes
+    # CUDA reserves far more address space than memory, so the limit cannot hold there.
+    if not device.startswith("cuda"):
         limit_memory(int(memory_mib))
     parent.send("ready")
     for row_id in parent.messages():

@@ -1,6 +1,6 @@
-"""Which part of a run this process does, as flags or its launcher's variables say. Touches no run and starts nothing.
+"""Which part of a run this process does, according to its options or the variables that its launcher has set.
 
-    the first of these that applies         rank                                   world size
+    the first line that applies decides     rank                                   world size
     --rank, --world-size                    --rank                                 --world-size
     --world-size in an indexed Job of       JOB_COMPLETION_INDEX                   --world-size
       Kubernetes
@@ -9,15 +9,17 @@
       (--pty: SLURM_PTY_PORT)
     none of them                            0                                      1
 
-A task of a Slurm array, number (SLURM_ARRAY_TASK_ID - _MIN) / _STEP of SLURM_ARRAY_TASK_COUNT, is divided further by
-torchrun or srun inside it: rank = task * inner world size + inner rank. Flags and Kubernetes override both.
+In a task of a Slurm array, torchrun or srun divides the work of the task further. The task's number is
+(SLURM_ARRAY_TASK_ID - _MIN) / _STEP, out of SLURM_ARRAY_TASK_COUNT tasks, and
+rank = task * inner world size + inner rank. Options and Kubernetes override all of this.
 
-A batch script's own SLURM_PROCID and SLURM_NTASKS are of no account: a script that asked for eight tasks and calls
-clipbatch without srun is one process, and does all.
+SLURM_PROCID and SLURM_NTASKS of a batch script itself are ignored: a script that requested eight tasks and calls
+clipbatch without srun is one process, which does everything.
 
-Rank r of w does the shards at the places r, r + w, r + 2w, ... of those that are to be done: all of the run, or those
-that `--shards` names. That depends on nothing which changes while other ranks work, so ranks that start hours apart
-leave nothing out and do nothing twice, and another run with another world size goes on with whatever is open.
+All ranks list the shards to do in the same order: all shards of the run, or those that `--shards` names. Rank r of w
+does the shards at positions r, r + w, r + 2w, ... of that list. The list does not depend on which shards are finished,
+so ranks that start hours apart neither miss a shard nor do one twice. A later invocation with another world size does
+whatever is still open.
 """
 
 from __future__ import annotations
@@ -31,30 +33,31 @@ from clipbatch.config import LaunchSettings
 from clipbatch.config.validation import SettingError
 from clipbatch.errors import InputError
 
+# The largest shard number, plus one, that `--shards` may name. A larger one is a typing error.
 _MAX_SHARDS = 10**7
-"""Numbers that `--shards` may name; more are a slip of the pen."""
 _NUMBERS = re.compile(r"[0-9]+(-[0-9]+)?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rank:
-    """One of `world` processes that share a run."""
+    """The part of one of `world` processes that share a run."""
 
     number: int = 0
     world: int = 1
+    # The position of this process among those that the launcher started on this machine.
     local: int = 0
-    """Which of the processes that the launcher started on this machine."""
     local_world: int = 1
 
     def part(self, shards: Sequence[int]) -> list[int]:
-        """This rank's part of `shards`, which every rank must give in the same order."""
+        """This rank's part of `shards`. Every rank must pass them in the same order."""
         return list(shards[self.number :: self.world])
 
 
 def find(settings: LaunchSettings, environment: Mapping[str, str]) -> Rank:
-    """The rank of this process.
+    """The rank of this process. environment: variables by name, as in os.environ.
 
-    Raises: InputError where flags are incomplete, or variables contradict one another, naming them and the remedy.
+    Raises: InputError if options are incomplete or variables contradict each other; the message names them and the
+    remedy.
     """
     rank, world = settings.rank, settings.world_size
     inner = _torchrun(environment) or _srun(environment) or Rank()
@@ -76,9 +79,10 @@ def find(settings: LaunchSettings, environment: Mapping[str, str]) -> Rank:
 
 
 def named_shards(named: str | None, shards: int) -> list[int]:
-    """The shards to divide among the ranks, in order: those `named`, as in `--shards`, or all `shards` of the run.
+    """The shards to divide among the ranks, sorted.
 
-    Raises: InputError where a file cannot be read, or a number is none or beyond the run's last shard.
+    named: the value of `--shards`; None: all shards of the run. shards: how many the run has.
+    Raises: InputError if a file cannot be read, or names something that is not the number of a shard of the run.
     """
     if named is None:
         return list(range(shards))
@@ -89,7 +93,7 @@ def named_shards(named: str | None, shards: int) -> list[int]:
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not a text file"
             raise InputError(f"--shards {named!r} is neither numbers, as in 3,5-9, nor a file ({reason})") from error
-    found: set[int] = set()
+    numbers: set[int] = set()
     for word in words:
         if not _NUMBERS.fullmatch(word.strip()):
             raise InputError(f"{where}: {word!r} is neither a number nor a range as in 5-9")
@@ -97,8 +101,8 @@ def named_shards(named: str | None, shards: int) -> list[int]:
         start, stop = int(first), int(last or first) + 1
         if stop <= start or stop > min(shards, _MAX_SHARDS):
             raise InputError(f"{where}: there is no shard {word.strip()}; the run has 0 to {shards - 1}")
-        found.update(range(start, stop))
-    return sorted(found)
+        numbers.update(range(start, stop))
+    return sorted(numbers)
 
 
 def _torchrun(environment: Mapping[str, str]) -> Rank | None:
@@ -125,15 +129,16 @@ def _srun(environment: Mapping[str, str]) -> Rank | None:
 
 
 def _tasks_by_node(text: str) -> list[int]:
-    """Slurm's `2(x3),1`: three nodes with two tasks each, and one with one."""
-    found = []
+    """The number of tasks on each node, from Slurm's notation: `2(x3),1` is three nodes with two tasks and one with
+    one."""
+    by_node = []
     for tasks, nodes in re.findall(r"([0-9]+)(?:\(x([0-9]+)\))?", text):
-        found += [int(tasks)] * int(nodes or 1)
-    return found
+        by_node += [int(tasks)] * int(nodes or 1)
+    return by_node
 
 
 def _array(environment: Mapping[str, str]) -> tuple[int, int]:
-    """Number of this task and how many there are; (0, 1) outside an array."""
+    """The number of this task in its Slurm array and how many tasks there are; (0, 1) outside an array."""
     if "SLURM_ARRAY_TASK_ID" not in environment:
         return 0, 1
     task, first, last, step = (
@@ -143,18 +148,18 @@ def _array(environment: Mapping[str, str]) -> tuple[int, int]:
     tasks = len(range(first, last + 1, max(1, step)))
     if tasks != _number(environment, "SLURM_ARRAY_TASK_COUNT", tasks) or (task - first) % max(1, step):
         raise InputError(
-            f"the Slurm array from {first} to {last} has gaps, so that task {task} cannot tell which part is its own: "
-            "give --rank and --world-size, or use an array without gaps"
+            f"the Slurm array from {first} to {last} has gaps, so task {task} cannot compute its part: give --rank and "
+            "--world-size, or use an array without gaps"
         )
     return (task - first) // max(1, step), tasks
 
 
-def _number(environment: Mapping[str, str], name: str, otherwise: int | None = None) -> int:
+def _number(environment: Mapping[str, str], name: str, default: int | None = None) -> int:
     text = environment.get(name)
-    if text is None and otherwise is not None:
-        return otherwise
+    if text is None and default is not None:
+        return default
     if text is None or not text.isascii() or not text.isdigit():
-        raise InputError(f"{name}={text!r} is no number: give --rank and --world-size, or unset it")
+        raise InputError(f"{name}={text!r} is not a number: give --rank and --world-size, or unset it")
     return int(text)
 
 

@@ -1,10 +1,14 @@
-"""Which worker does which shard. Pure: knows no process, no clock and no file, so that simulated time can drive it.
+"""Decides which worker processes which shard.
 
-A worker asks when its reader has nothing more to read, while the rest of its pipeline is still full; so nothing has to
-be handed out ahead, and no shard waits with one worker while another is idle. When the last shard has been given out,
-a worker that is left with nothing gets a copy of the shard that has been in work the longest, if that one takes
-unusually long, whoever does it: its worker may be slow, or stuck on a dead file server. The first to finish counts;
-parts come out the same, so doing one twice harms nothing.
+A worker asks for a shard when its reader has nothing left to read, while later stages of its pipeline are still busy.
+So shards need not be assigned ahead of time, and no shard waits for one worker while another is idle.
+
+At the end of a run one slow worker could hold up all others: its machine may be slow, or its file server may be dead.
+So once every shard is assigned, an idle worker gets a copy of the shard that has been in progress the longest, if that
+takes unusually long. The first worker to finish the shard counts. Both would write the same part, so the copy does no
+harm.
+
+The scheduler knows no processes, clocks or files; simulations drive it with their own time.
 """
 
 from __future__ import annotations
@@ -14,94 +18,99 @@ import statistics
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
+# An idle worker gets a copy of a shard that takes longer than this many times the median of recent shards. Simulated
+# with 512 workers, 1.25 costs 1% of all work done twice, and 2.0 costs 5% of the time (benchmarks/scaling.py).
 COPY_AFTER = 1.25
-"""A shard is given to a second worker after this many times the median time of the last ones. That worker would be
-idle; simulated with 512 of them, 1.25 costs 1% of all work done twice, and 2.0 costs 5% of the time
-(benchmarks/scaling.py)."""
-_REMEMBERED = 101
+# The median is taken over this many recent shards.
+_RECENT_SHARDS = 101
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
-    """A shard to hand out."""
+    """A shard to process."""
 
     shard: int
+    # Process only the rows with these row_ids. None: all rows of the shard.
     rows: tuple[int, ...] | None = None
-    """Only these row_ids of it."""
+    # Process the shard even if it has a part. The new part replaces the old one unless it has fewer ok rows.
     again: bool = False
-    """Also where it has a part, which a new one replaces unless that has fewer ok rows."""
+    # The new part replaces an existing one in any case.
     force: bool = False
-    """The new part replaces any other."""
 
 
 class ShardScheduler:
-    """Hands `assignments` out, in their order. Workers are named by whatever can be a key; times are in seconds."""
+    """Gives out `assignments` in their order. Any hashable value can identify a worker; times are in seconds."""
 
     def __init__(self, assignments: Iterable[Assignment]) -> None:
-        self._open = collections.deque(assignments)
-        self._left = {assignment.shard for assignment in self._open}
-        self._held: dict[Hashable, dict[int, Assignment]] = {}
-        self._since: dict[Hashable, float] = {}
-        """When each worker began with the first shard that it holds."""
-        self._times_s: collections.deque[float] = collections.deque(maxlen=_REMEMBERED)
+        self._unassigned = collections.deque(assignments)
+        self._incomplete = {assignment.shard for assignment in self._unassigned}
+        self._assigned: dict[Hashable, dict[int, Assignment]] = {}
+        # When each worker started the first of its assigned shards.
+        self._started: dict[Hashable, float] = {}
+        self._times_s: collections.deque[float] = collections.deque(maxlen=_RECENT_SHARDS)
 
     @property
     def complete(self) -> bool:
         """Whether every shard is done."""
-        return not self._left
+        return not self._incomplete
 
     @property
     def open(self) -> int:
-        """How many shards nobody has."""
-        return len(self._open)
+        """How many shards are not assigned to any worker."""
+        return len(self._unassigned)
 
     def assigned(self, worker: Hashable) -> dict[int, Assignment]:
-        """What `worker` has been given and has not finished, in order."""
-        return self._held.get(worker, {})
+        """The shards that `worker` has been assigned and has not finished, in order."""
+        return self._assigned.get(worker, {})
 
     def next_for(self, worker: Hashable, now: float) -> Assignment | None:
-        """What `worker`, which has asked, is to do next; None: nothing at present."""
-        assignment = self._open.popleft() if self._open else self._copy(worker, now)
+        """Assign the next shard to `worker`. None: there is nothing for it to do at present."""
+        assignment = self._unassigned.popleft() if self._unassigned else self._copy(worker, now)
         if assignment is not None:
             if not self.assigned(worker):
-                self._since[worker] = now
-            self._held.setdefault(worker, {})[assignment.shard] = assignment
+                self._started[worker] = now
+            self._assigned.setdefault(worker, {})[assignment.shard] = assignment
         return assignment
 
     def done(self, worker: Hashable, shard: int, now: float) -> bool:
-        """`worker` has finished `shard`; returns whether it is the first to do so."""
-        first = shard in self._left
-        self._left.discard(shard)
+        """Record that `worker` has finished `shard`. Returns whether it is the first worker to do so."""
+        first = shard in self._incomplete
+        self._incomplete.discard(shard)
         if self.assigned(worker).pop(shard, None) is not None:
-            self._times_s.append(now - self._since[worker])
-        self._since[worker] = now
+            self._times_s.append(now - self._started[worker])
+        self._started[worker] = now
         return first
 
     def skip(self, worker: Hashable, shard: int) -> None:
-        """`worker` need not do `shard`, which it has just been given: it is done already."""
-        self._left.discard(shard)
+        """Take `shard` back from `worker`, to which it has just been assigned, and count it as complete."""
+        self._incomplete.discard(shard)
         self.assigned(worker).pop(shard, None)
 
     def remove_worker(self, worker: Hashable) -> list[Assignment]:
-        """`worker` is gone; what nobody else does now, to be put back when that is wise."""
-        held = self._held.pop(worker, {})
-        elsewhere = {shard for others in self._held.values() for shard in others}
-        return [task for shard, task in held.items() if shard in self._left and shard not in elsewhere]
+        """Remove a worker that has ended.
+
+        Returns the shards that no other worker is processing now. The caller requeues them.
+        """
+        assigned = self._assigned.pop(worker, {})
+        elsewhere = {shard for others in self._assigned.values() for shard in others}
+        return [task for shard, task in assigned.items() if shard in self._incomplete and shard not in elsewhere]
 
     def requeue(self, assignments: Iterable[Assignment]) -> None:
-        """Hand these out again, before all others."""
-        self._open.extendleft(reversed(list(assignments)))
+        """Put `assignments` back at the front of the queue."""
+        self._unassigned.extendleft(reversed(list(assignments)))
 
     def _copy(self, worker: Hashable, now: float) -> Assignment | None:
+        """The shard that has been in progress for longest, if it is late and `worker` is idle."""
         if self.assigned(worker) or not self._times_s:
             return None
         late_s = COPY_AFTER * statistics.median(self._times_s)
-        last_begun: dict[int, tuple[float, Assignment]] = {}
-        for other, held in self._held.items():
-            for shard in held.keys() & self._left:
-                since, _ = last_begun.get(shard, (self._since[other], None))
-                last_begun[shard] = max(since, self._since[other]), held[shard]
-        if not last_begun:
+        # For a shard that several workers process, the start of the last one counts.
+        in_progress: dict[int, tuple[float, Assignment]] = {}
+        for other, assigned in self._assigned.items():
+            for shard in assigned.keys() & self._incomplete:
+                start, _ = in_progress.get(shard, (self._started[other], None))
+                in_progress[shard] = max(start, self._started[other]), assigned[shard]
+        if not in_progress:
             return None
-        since, assignment = min(last_begun.values(), key=lambda entry: (entry[0], entry[1].shard))
-        return assignment if now - since > late_s else None
+        start, assignment = min(in_progress.values(), key=lambda entry: (entry[0], entry[1].shard))
+        return assignment if now - start > late_s else None

@@ -1,7 +1,7 @@
-"""Signals that ask for an end, raised as an exception and remembered.
+"""Turns signals that ask this process to stop into an exception, and remembers them.
 
-Python drops an exception that a handler raises while a finaliser or a weak reference's callback runs, as happens
-during imports. So `check` raises it again, and whatever loops for long calls it.
+Python drops an exception that a signal handler raises while a finaliser or a weak reference's callback runs, which
+happens during imports. So long loops call `check`, which raises the exception again.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ _seen: list[str] = []
 
 
 def install() -> None:
-    """Let SIGTERM, SIGINT, SIGHUP, and SIGUSR1 (as Slurm sends it ahead of a time limit: sbatch --signal) raise
-    InterruptedRunError, but for those that are ignored, as under nohup."""
+    """Let SIGTERM, SIGINT, SIGHUP and SIGUSR1 raise InterruptedRunError. Slurm can send SIGUSR1 before the time limit
+    (sbatch --signal). Signals that the process ignores, as under nohup, stay ignored."""
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         if signal.getsignal(signum) is not signal.SIG_IGN:
             signal.signal(signum, _interrupted)
 
 
 def check() -> None:
-    """Raises: InterruptedRunError if a signal has asked for an end."""
+    """Raises: InterruptedRunError if a signal has asked this process to stop."""
     if _seen:
         raise InterruptedRunError(
             f"interrupted by {_seen[0]}: finished parts stay, and the same command goes on from there"

@@ -1,5 +1,7 @@
-"""A worker as its supervisor sees it; the one here is a process on this machine: JSON lines to and from it, its last
-words, and its journal.
+"""Workers from their supervisor's point of view.
+
+`WorkerHandle` is a worker of any engine. `WorkerProcess` is a worker that runs as a process on this machine: it
+exchanges JSON lines with the process, keeps the last lines of its log, and reads its journal when it has ended.
 """
 
 from __future__ import annotations
@@ -12,8 +14,8 @@ import threading
 import time
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import Any
 
+from clipbatch.config import SettingValues
 from clipbatch.config.memory_limits import too_little_memory
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.stages.journal import Journal
@@ -27,51 +29,59 @@ Event = tuple["WorkerHandle", Report]
 
 @dataclass(slots=True, kw_only=True)
 class WorkDone:
-    """What the workers of a run have reported."""
+    """What the workers of a run have done so far."""
 
+    # For each finished shard, how many rows have which status.
     counts: dict[int, dict[str, int]] = field(default_factory=dict)
-    """Rows by status, of each shard done."""
+    # The finished shards whose old part was better and stays; the text names the part and the reason.
     kept: dict[int, str] = field(default_factory=dict)
-    """Shards among them whose old part was better and has been kept: which one that is, and why."""
+    # The report of each worker that has finished.
     stages: list[WorkerReport] = field(default_factory=list)
-    """What each worker reported at its end."""
+    # The longest time that a worker took to start and load its model, seconds.
     load_s: float = 0.0
-    """Longest time that a worker took to start and load the model, seconds."""
     restarts: int = 0
+    # Rows, by row_id, that have killed a worker. No worker processes them again.
     quarantined: dict[int, Reject] = field(default_factory=dict)
-    """Rows (row_ids) that have ended a worker and are not touched again."""
 
 
 class WorkerHandle(abc.ABC):
-    """One worker, wherever it runs. What it reports, `Ended` included, reaches the supervisor as events."""
+    """One worker of any engine. All that it reports, including `Ended`, reaches the supervisor as events."""
 
     def __init__(self, seat: Hashable) -> None:
-        """seat: where it runs, in words as str(seat)."""
+        """seat: where the worker runs; str(seat) names it in messages."""
         self.seat = seat
-        self.begun = self.heard = time.monotonic()
-        self.loaded = self.asks = self.finished = self.hung = self.explained = False
-        """asks: it waits to be told what is next. finished: it has been told to end."""
+        # Seconds of time.monotonic().
+        self.started = self.last_heard = time.monotonic()
+        self.loaded = False
+        # The worker waits for its next order.
+        self.asks = False
+        # The supervisor has sent Finish or Stop.
+        self.dismissed = False
+        # The supervisor has killed the worker because it did not answer.
+        self.hung = False
+        # The supervisor has explained to the user why loading takes so long.
+        self.explained = False
+        # Rows reported since the last part; they all belong to the first of the worker's assigned shards.
         self.rows = self.bad = 0
-        """That it has reported since its last part; all of them of the first shard that it has in hand."""
+        # Type and first line of the exception that the worker has reported, if any.
         self.failure = ""
-        """What it has reported: type and text of an exception."""
 
     @abc.abstractmethod
     def send(self, order: Order) -> None:
-        """Tell the worker what to do."""
+        """Send `order` to the worker."""
 
     @abc.abstractmethod
     def kill(self) -> None:
-        """End it at once."""
+        """Kill the worker at once."""
 
 
 class WorkerProcess(WorkerHandle):
-    """`clipbatch.workers.worker_main` on one seat of this machine. Its messages, and its end, are put into `events`."""
+    """A process of `clipbatch.workers.worker_main` on this machine. Its messages and its end are put into `events`."""
 
     seat: Seat
 
     def __init__(
-        self, run: RunDir, plan: Plan, seat: Seat, runtime: dict[str, Any], events: queue.SimpleQueue[Event]
+        self, run: RunDir, plan: Plan, seat: Seat, runtime: SettingValues, events: queue.SimpleQueue[Event]
     ) -> None:
         super().__init__(seat)
         self._journal = Journal()
@@ -88,8 +98,9 @@ class WorkerProcess(WorkerHandle):
         self._child.kill()
 
     def _forward(self) -> None:
+        """Pass on every message of the process, and at its end report how it ended."""
         explained = False
-        with contextlib.suppress(EOFError, ValueError):  # ValueError: its last words, cut off
+        with contextlib.suppress(EOFError, ValueError):  # ValueError: the process died within a message
             while True:
                 message = from_json(self._child.receive())
                 self._events.put((self, message))

@@ -1,10 +1,11 @@
 """The worker process: `python -m clipbatch.workers.worker_main RUN_DIR PLAN DEVICE CORES RUNTIME JOURNAL_FD`.
 
-PLAN: fingerprint of the plan that its supervisor goes by. CORES: CPU cores to stay on, as in 0,1. RUNTIME: JSON of the
-settings that this invocation chose anew. It talks to its supervisor in the `messages`, a line of JSON each.
+PLAN is the fingerprint of the supervisor's plan. CORES lists the CPU cores to use, as in 0,1. RUNTIME is JSON: the
+settings that do not belong to the plan and that this invocation chose. Worker and supervisor exchange the types of
+`messages`, each as a line of JSON.
 
-When its input ends without a `Finish` its supervisor has died, and so does it, within an instant and in the middle of
-whatever it does: nothing half-written can come of that.
+If standard input ends without a `Finish`, the supervisor has died. The worker then exits at once, whatever it is doing.
+That is safe because a file gets its final name only when it is complete.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from clipbatch.config import SettingValues
 from clipbatch.config.memory_limits import too_little_memory
 from clipbatch.errors import ClipbatchError, InterruptedRunError
 from clipbatch.stages import fast_import, memory
@@ -50,25 +52,25 @@ _EMIT_EVERY_S = 0.2
 
 
 class Channel(Protocol):
-    """Both directions of the talk with a supervisor."""
+    """The connection to a supervisor."""
 
     def report(self, message: Report) -> None:
-        """Tell the supervisor something."""
+        """Send `message` to the supervisor."""
 
     def ask(self) -> Order:
-        """What is next; waits for the answer."""
+        """Ask for the next order and wait for it."""
 
 
 class _Channel:
-    """The channel of a worker process."""
+    """The connection of a worker process, over its standard input and output."""
 
     def __init__(self) -> None:
         self._parent = Parent()
         self._orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
+        # The worker has finished at least one batch.
         self.works = False
-        """Whether it has labelled a batch."""
-        self.last_words: Callable[[], None] = lambda: None
-        """Called when it is told to stop."""
+        # Called before the process exits because of a Stop.
+        self.send_report: Callable[[], None] = lambda: None
         threading.Thread(target=self._listen, name="listen", daemon=True).start()
 
     def report(self, message: Report) -> None:
@@ -82,7 +84,7 @@ class _Channel:
         for line in self._parent.messages():
             order = from_json(line)
             if isinstance(order, Stop):
-                self.last_words()
+                self.send_report()
                 os._exit(0)
             self._orders.put(order)
             if isinstance(order, Finish):
@@ -91,7 +93,7 @@ class _Channel:
 
 
 class _Remarks(logging.Handler):
-    """Passes what the package logs on to the supervisor, which says each remark once."""
+    """Sends the package's log records to the supervisor, which shows each remark once."""
 
     def __init__(self, channel: Channel) -> None:
         super().__init__(logging.INFO)
@@ -103,7 +105,7 @@ class _Remarks(logging.Handler):
 
 @contextlib.contextmanager
 def remarks_to(channel: Channel) -> Iterator[None]:
-    """Meanwhile the package's log goes to `channel` and nowhere else."""
+    """Within the context, the package's log records go to `channel` and nowhere else."""
     logger, handler = logging.getLogger("clipbatch"), _Remarks(channel)
     before = logger.level, logger.propagate
     logger.addHandler(handler)
@@ -118,8 +120,10 @@ def remarks_to(channel: Channel) -> Iterator[None]:
 
 
 def main() -> None:
-    """Work until told to finish; every failure becomes an `error` line and the exit code of its kind."""
-    for signum in (signal.SIGINT, signal.SIGUSR1):  # the supervisor gets Ctrl-C too, and what srun sends, and decides
+    """Process shards until the supervisor says that none is left. A failure is sent as `Failed`, and its code becomes
+    the exit code."""
+    # The terminal sends Ctrl-C to the supervisor too, as srun sends SIGUSR1. The supervisor decides what happens.
+    for signum in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(signum, signal.SIG_IGN)
     path, plan, device, cores, runtime, journal = sys.argv[1:]
     if device == "cpu":
@@ -138,47 +142,48 @@ def main() -> None:
             print(report["message"], file=sys.stderr)
         channel.report(Failed(**report))
     sys.stderr.flush()
-    os._exit(code)  # reading threads may hang in a file that never answers
+    os._exit(code)  # a normal exit would wait for reading threads, which may hang on a dead file server
 
 
 def _stay_on(cores: set[int]) -> None:
-    """Before anything is loaded, since libraries size their thread pools when they are."""
-    with contextlib.suppress(OSError, AttributeError):  # a sandbox without it is slower, not wrong
+    """Use only these cores. Called before libraries are loaded, as they size their thread pools while loading."""
+    with contextlib.suppress(OSError, AttributeError):  # not possible in some sandboxes; the worker is only slower
         os.sched_setaffinity(0, cores)
 
 
-def _work(
-    channel: _Channel, path: str, fingerprint: str, device: str, runtime: dict[str, Any], journal_fd: int
-) -> None:
+def _work(channel: _Channel, path: str, fingerprint: str, device: str, runtime: SettingValues, journal_fd: int) -> None:
     from clipbatch.config import hardware, models
     from clipbatch.rundir.layout import RunDir
     from clipbatch.stages.journal import Journal
 
-    run, here = RunDir(path), hardware.alone(device)
+    run, device_id = RunDir(path), hardware.hide_other_gpus(device)
     model = run.plan_of(fingerprint).settings["model"]
     with fast_import.fast_imports(transformers=models.wants_transformers(model)):
         from clipbatch.stages.pipeline import ShardPipeline
         from clipbatch.stages.profiling import Profile
 
-    pipeline = ShardPipeline(run, fingerprint, here, runtime, Journal(journal_fd))
+    pipeline = ShardPipeline(run, fingerprint, device_id, runtime, Journal(journal_fd))
     channel.report(Loaded())
-    threading.Thread(target=_show_life, args=(channel, pipeline), daemon=True).start()
-    profile = Profile(runtime["profile"], here)
+    threading.Thread(target=_report_reading, args=(channel, pipeline), daemon=True).start()
+    profile = Profile(runtime["profile"], device_id)
 
-    def last_words() -> None:
+    def send_report() -> None:
         report = pipeline.report()
         channel.report(replace(report, facts={**report.facts, "device": device}))
 
-    channel.last_words = last_words
+    channel.send_report = send_report
     for _ in label(channel, pipeline):
         channel.works = True
         profile.step()
     profile.save()
-    channel.last_words()
+    send_report()
 
 
 def label(channel: Channel, pipeline: ShardPipeline) -> Iterator[Written]:
-    """Do what the supervisor assigns over `channel` until it says finish, and tell it what became of each shard."""
+    """Process the shards that the supervisor assigns until it sends `Finish`, and report each finished shard to it.
+
+    Yields each batch that has been written.
+    """
     from clipbatch.stages.pipeline import Task, execute
 
     def tasks() -> Iterator[Task]:
@@ -192,8 +197,8 @@ def label(channel: Channel, pipeline: ShardPipeline) -> Iterator[Written]:
     return execute(pipeline, tasks(), on_part=channel.report, on_batches=report_batches)
 
 
-def _show_life(channel: Channel, pipeline: ShardPipeline) -> None:
-    """Tell the supervisor that files are still read, since a batch of slow ones may take longer than it waits."""
+def _report_reading(channel: Channel, pipeline: ShardPipeline) -> None:
+    """Send `Alive` while files are read: a batch of slow files may take longer than the supervisor's timeout."""
     known = 0
     while True:
         time.sleep(_EMIT_EVERY_S)

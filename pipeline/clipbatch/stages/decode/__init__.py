@@ -1,7 +1,8 @@
-"""Encoded bytes -> a batch of uint8 pixels on the encoder's device, upright, resized and cropped as the model wants.
+"""The decode stage: turns encoded bytes into a batch of uint8 pixels on the encoder's device.
 
-The fast decoder of the run (DALI or torchvision) takes what `inspect` vouches for; Pillow has the last word on the
-rest and on what the fast one fails on. Which decoder takes an image depends on the image alone.
+The pixels are upright, resized and cropped as the model requires. The run's fast decoder (DALI or torchvision) decodes
+images whose header `inspect` accepts. Pillow decodes all others, and those on which the fast decoder fails. Which
+decoder an image gets depends only on the image.
 """
 
 from clipbatch.stages.decode.stage import Decode

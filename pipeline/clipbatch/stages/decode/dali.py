@@ -1,8 +1,8 @@
-"""Decode with NVIDIA DALI: on a GPU (`mixed`: JPEG engines and CUDA), or with its CPU back end, the same graph.
+"""Decodes with NVIDIA DALI: on a GPU (`mixed`: JPEG engines and CUDA), or with the same graph on DALI's CPU back end.
 
-Each image's crop is worked out beforehand (`geometry`) and handed to DALI in input pixels, so that one resize does
-what resize-then-crop does. Images that fail to decode are taken out and the rest is run again, since DALI cannot
-skip a sample. Only images that `inspect` vouches for may come here: others can end the process.
+`geometry` computes the crop of each image beforehand, in input pixels, so one resize does the work of a resize and a
+crop. DALI cannot skip an image that it fails to decode, so such images are taken out and the rest is run again. Only
+images that `inspect` accepts may come here: others can end the process.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _OUT_OF_MEMORY = re.compile(
 )
 
 _log = logging.getLogger(__name__)
-_TRIES = 4
+_MAX_TRIES = 4
+# Images are decoded in groups of at most 268 megapixels: 0.8 GB of uint8 RGB.
 _PIXELS_AT_ONCE = 2**28
-"""268 megapixels: 0.8 GB of uint8 RGB."""
 
 
 class DaliDecoder:
-    """One DALI pipeline, used by one thread at a time."""
+    """A DALI pipeline. Only one thread uses it at a time."""
 
     name: DecoderName = "dali"
     kinds = frozenset({"jpeg", "png", "webp"})
@@ -49,10 +49,10 @@ class DaliDecoder:
         threads: int,
         hw_decoder_load: float | None = None,
     ) -> None:
-        """hw_decoder_load: share of JPEGs for the GPU's JPEG engines; None: DALI's own default."""
+        """hw_decoder_load: the share of JPEGs for the GPU's JPEG engines. None: DALI's default."""
         self._copied: torch.cuda.Event | None = None
+        # What the GPU still reads until `_copied` completes: encoded bytes, and crops in DALI's memory.
         self._in_use: list[Any] = []
-        """What the GPU reads until `_copied`: encoded bytes, and crops in DALI's memory."""
         if device_id is None:
             memory.return_freed()
         self._pipeline = _graph(
@@ -63,14 +63,14 @@ class DaliDecoder:
             num_threads=threads,
             device_id=device_id,
             prefetch_queue_depth=1,
-            exec_dynamic=True,  # a failed batch leaves the pipeline usable
+            exec_dynamic=True,  # with this executor, the pipeline still works after a failed batch
         )
         self._pipeline.build()
 
     def fill(self, pixels_BCHW: Tensor, jobs: list[DecodeJob]) -> list[DecodeJob]:
-        """Decode, resize and place each job's image; returns the jobs that failed.
+        """Decode and resize the image of each job and put it into its slot. Returns the jobs that failed.
 
-        On a GPU the crops are copied in torch's current stream, and that may not have happened on return.
+        On a GPU the crops are copied in torch's current stream, and the copy may not be complete on return.
         """
         if self._copied is not None:
             self._copied.synchronize()
@@ -82,7 +82,7 @@ class DaliDecoder:
 
     def _fill_group(self, pixels_BCHW: Tensor, jobs: list[DecodeJob]) -> list[DecodeJob]:
         left, failed = jobs, list[DecodeJob]()
-        for _ in range(_TRIES):
+        for _ in range(_MAX_TRIES):
             if not left:
                 return failed
             try:
@@ -101,9 +101,9 @@ class DaliDecoder:
         return failed + [job for one in left for job in self._fill_group(pixels_BCHW, [one])]
 
     def _in_halves(self, pixels_BCHW: Tensor, jobs: list[DecodeJob]) -> list[DecodeJob]:
-        """What becomes of `jobs` where memory does not suffice for all at once; one alone counts as failed."""
-        _log.warning("DALI ran out of memory: such batches are decoded in pieces; a smaller --batch-size is faster")
-        torch.cuda.empty_cache()  # what torch keeps for later
+        """Decode `jobs` in two halves because memory does not suffice for all. A single job counts as failed."""
+        _log.warning("DALI ran out of memory: decoding such batches in pieces; a smaller --batch-size is faster")
+        torch.cuda.empty_cache()  # memory that torch has kept for later
         if len(jobs) == 1:
             return jobs
         half = len(jobs) // 2
@@ -112,19 +112,19 @@ class DaliDecoder:
     def _run(self, pixels_BCHW: Tensor, jobs: list[DecodeJob]) -> None:
         axes = [(job.geometry.y, job.geometry.x) for job in jobs]
         regions = np.array([(y.region, x.region) for y, x in axes], np.float32)  # image, axis, start or end
-        feed = self._pipeline.feed_input  # loops in Python over our lists, but not over arrays and lists of DALI's own
+        feed = self._pipeline.feed_input  # DALI loops in Python over lists of ours, but not over its own and arrays
         feed("encoded", _listed([job.data for job in jobs]))
         feed("start", np.ascontiguousarray(regions[:, :, 0]))
         feed("end", np.ascontiguousarray(regions[:, :, 1]))
         feed("size", np.array([(y.kept, x.kept) for y, x in axes], np.float32))
         stream = _stream_of(pixels_BCHW)
-        (crops,) = self._pipeline.run(stream)  # in the stream's order, without waiting for the GPU
+        (crops,) = self._pipeline.run(stream)  # queued in the stream, without waiting for the GPU
         if stream is not None:
             self._in_use.append((crops, jobs))
         one_by_one = list(range(len(jobs)))
         if crops.is_dense_tensor():
             crops_BCHW = torch.utils.dlpack.from_dlpack(crops.as_tensor()).permute(0, 3, 1, 2)
-            if crops_BCHW.shape[1:] == pixels_BCHW.shape[1:]:  # all at once, and what is to be turned again
+            if crops_BCHW.shape[1:] == pixels_BCHW.shape[1:]:  # all at once; those to be turned are placed again below
                 scatter(pixels_BCHW, [job.slot for job in jobs], crops_BCHW)
                 one_by_one = [number for number in one_by_one if not jobs[number].geometry.plain]
         for number in one_by_one:
@@ -133,18 +133,18 @@ class DaliDecoder:
 
 
 def _listed(encoded: list[bytearray]) -> Any:
-    """The bytes of each image where they are, not copied."""
+    """A DALI list of the images' bytes, without a copy."""
     images = [tensors.TensorCPU(np.frombuffer(data, np.uint8)) for data in encoded]
     return tensors.TensorListCPU(images, contiguous=False)  # type: ignore[call-overload]  # not in DALI's stubs
 
 
 def _stream_of(pixels_BCHW: Tensor) -> torch.cuda.Stream | None:
-    """torch's current stream, where the pixels are on a GPU."""
+    """torch's current stream on the GPU of the pixels; None for pixels on a CPU."""
     return torch.cuda.current_stream(pixels_BCHW.device) if pixels_BCHW.is_cuda else None
 
 
 def _groups(jobs: list[DecodeJob]) -> Iterator[list[DecodeJob]]:
-    """`jobs` in runs that decode to at most `_PIXELS_AT_ONCE`, since DALI holds all whole images of a run at a time."""
+    """`jobs` in groups of at most `_PIXELS_AT_ONCE` pixels, since DALI keeps all whole images of a run in memory."""
     group, pixels = list[DecodeJob](), 0
     for job in jobs:
         size = job.geometry.y.source * job.geometry.x.source
@@ -158,7 +158,7 @@ def _groups(jobs: list[DecodeJob]) -> Iterator[list[DecodeJob]]:
 
 @pipeline_def  # type: ignore[untyped-decorator]
 def _graph(interpolation: Any, device: str, hw_decoder_load: float | None) -> Any:
-    """encoded bytes, the crop in input pixels and its size -> uint8 HWC crops."""
+    """The graph: encoded bytes, the crop in input pixels and its size -> uint8 HWC crops."""
     encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1, no_copy=True)
     start = fn.external_source(name="start", dtype=types.FLOAT, ndim=1)
     end = fn.external_source(name="end", dtype=types.FLOAT, ndim=1)

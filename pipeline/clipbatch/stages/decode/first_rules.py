@@ -1,8 +1,8 @@
-"""The pixel rules of runs that were planned before they had a number (`pixels`): such a run is finished by them.
+"""The pixel rules of runs that were planned before the rules had a number (`pixels`). Such runs are finished by them.
 
-What differs from the rules of today: TIFFs with an orientation are turned twice; fast decoders follow the first Exif
-segment of a JPEG and the eXIf chunk of a PNG, and nothing else; alpha is dropped, so hidden colours show; of deep gray
-only 16 bits are scaled. Nothing else may use this module.
+They differ from the current rules: TIFFs with an orientation are turned twice. Fast decoders use only the first Exif
+segment of a JPEG and the eXIf chunk of a PNG. The alpha channel is dropped, so hidden colours show. Of gray images with
+more than 8 bits, only those with 16 bits are scaled. Only such old runs may use this module.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from PIL import ExifTags, Image
 from clipbatch.stages.decode.geometry import Geometry, Target, geometry_of
 from clipbatch.stages.metadata import orientation, png_chunks, valid_orientation
 
+# The channel counts that fast decoders accepted, by kind.
 CHANNELS = {"jpeg": (1, 3), "png": (1, 2, 3, 4), "webp": (3, 4)}
-"""Channel counts that fast decoders took, by kind."""
 
 
 def exif_orientation(data: bytearray, kind: str) -> int:
-    """What fast decoders went by."""
+    """The orientation that fast decoders used."""
     exif = None
     if kind == "jpeg":
         at = 2
@@ -33,7 +33,7 @@ def exif_orientation(data: bytearray, kind: str) -> int:
 
 
 def rgb(image: Image.Image, target: Target, *, upright: bool) -> tuple[Image.Image, Geometry]:
-    """8-bit RGB without the alpha channel, and the geometry by the size and tags that the unloaded image states."""
+    """8-bit RGB without the alpha channel, and the geometry for the size and orientation of the unloaded image."""
     stated = valid_orientation(image.getexif().get(ExifTags.Base.Orientation)) if upright else 1
     geometry = geometry_of(image.height, image.width, stated, target)
     if image.mode.startswith("I;16"):

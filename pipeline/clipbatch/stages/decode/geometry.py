@@ -1,7 +1,7 @@
-"""From an image's size to the model's input: which part is kept, and how it is resized. Pure arithmetic.
+"""Computes from an image's size which part of it the model gets, and how that part is resized.
 
-Follows open_clip's transforms (`open_clip/transform.py`, 3.3.0): `shortest` is torchvision's Resize and CenterCrop,
-`longest` is ResizeKeepRatio and CenterCropOrPad, `squash` is a Resize to the exact size.
+The rules are those of open_clip's transforms (`open_clip/transform.py`, 3.3.0): `shortest` is torchvision's Resize and
+CenterCrop, `longest` is ResizeKeepRatio and CenterCropOrPad, `squash` is a Resize to the exact size.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ ResizeMode = Literal["shortest", "longest", "squash"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """What the model takes, read from the loaded model."""
+    """The input that the model takes, as read from the loaded model."""
 
     height: int
     width: int
     resize_mode: ResizeMode
     interpolation: Literal["bicubic", "bilinear"]
+    # The value of padding pixels, 0 to 255, in mode `longest`.
     fill: int
-    """0 to 255, around an image in mode `longest`."""
 
     @classmethod
     def from_facts(cls, facts: Mapping[str, Any]) -> Target:
@@ -33,77 +33,77 @@ class Target:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Axis:
-    """One axis of a resize-then-crop-or-pad, in pixels."""
+    """One axis of a resize followed by a crop or padding, in pixels."""
 
+    # Length before resizing.
     source: int
-    """Length before resizing."""
+    # Length after resizing the whole axis.
     resized: int
-    """Length after resizing the whole axis."""
+    # The first resized pixel that is kept.
     crop: int
-    """First resized pixel that is kept."""
+    # How many resized pixels are kept. Fewer than the target has only if the image is padded.
     kept: int
-    """Resized pixels that are kept; fewer than the target's only where it is padded."""
 
     @property
     def region(self) -> tuple[float, float]:
-        """The kept part in source pixels: resizing it to `kept` pixels equals resizing all and cropping."""
+        """The kept part in source pixels. Resizing it to `kept` pixels gives the same as resizing all and cropping."""
         scale = self.source / self.resized
         return self.crop * scale, (self.crop + self.kept) * scale
 
     def mirrored(self) -> Axis:
-        """The same for an axis that will be flipped after resizing."""
+        """The same crop on an axis that will be flipped after resizing."""
         return replace(self, crop=self.resized - self.crop - self.kept)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Geometry:
-    """How the stored (not yet turned) image is resized and cropped, and how the result is turned upright."""
+    """How the stored image is resized and cropped, and how the result is then turned upright."""
 
+    # The axes of the stored image.
     y: Axis
-    """The stored image's vertical axis."""
     x: Axis
+    # Padding pixels above and left of the upright result; 0 except in mode `longest`.
     top: int
-    """Fill pixels above the upright result; more than 0 only in mode `longest`."""
     left: int
+    # EXIF orientation (Exif 2.3, tag 0x0112), 1 to 8, that is undone after resizing. 1: nothing to do.
     orientation: int
-    """EXIF orientation (Exif 2.3, tag 0x0112), 1 to 8, to undo after resizing; 1: as it is."""
 
     @property
     def flips(self) -> tuple[bool, bool]:
-        """Whether the stored y and x axes run backwards."""
+        """Whether the stored y and x axes have to be flipped."""
         return self.orientation in (3, 4, 6, 7), self.orientation in (2, 3, 7, 8)
 
     @property
     def plain(self) -> bool:
-        """Whether the resized crop fills the target as it is: not turned, not padded."""
+        """Whether the resized crop is the model's input already: it needs neither turning nor padding."""
         return self.orientation == 1 and self.top == self.left == 0
 
     @property
     def transposed(self) -> bool:
-        """Whether the stored axes change places."""
+        """Whether the stored axes have to be swapped."""
         return self.orientation >= 5
 
 
-@functools.lru_cache(maxsize=4096)  # many images are of the same few sizes, and Python's lock is what a GPU waits for
+@functools.lru_cache(maxsize=4096)  # many images share a few sizes, and a GPU often waits for Python's lock
 def geometry_of(height: int, width: int, orientation: int, target: Target) -> Geometry:
-    """Geometry for a stored image of `height` x `width` pixels.
+    """The geometry of a stored image of `height` x `width` pixels.
 
-    The crop is worked out in the upright frame and carried back to the stored one: where the two differ in parity,
-    the crop lies half a pixel off the centre, and on the side where open_clip has it.
+    The crop is computed for the upright image and then mapped back to the stored one. If the crop cannot be centred
+    exactly, it then lies half a pixel off the centre on the same side as in open_clip.
     """
     if orientation >= 5:
         height, width = width, height
     resized = _resized(height, width, target)
     y, top = _axis(height, resized[0], target.height)
     x, left = _axis(width, resized[1], target.width)
-    unturned = Geometry(
+    upright = Geometry(
         y=x if orientation >= 5 else y, x=y if orientation >= 5 else x, top=top, left=left, orientation=orientation
     )
-    flip_y, flip_x = unturned.flips
+    flip_y, flip_x = upright.flips
     return replace(
-        unturned,
-        y=unturned.y.mirrored() if flip_y else unturned.y,
-        x=unturned.x.mirrored() if flip_x else unturned.x,
+        upright,
+        y=upright.y.mirrored() if flip_y else upright.y,
+        x=upright.x.mirrored() if flip_x else upright.x,
     )
 
 
@@ -120,7 +120,7 @@ def _resized(height: int, width: int, target: Target) -> tuple[int, int]:
 
 
 def _axis(source: int, resized: int, target: int) -> tuple[Axis, int]:
-    """The crop to `target` pixels around the centre, and the padding before it where there are fewer."""
+    """A centred crop of `target` pixels, and the padding before it if there are fewer pixels than that."""
     crop = max(0, round((resized - target) / 2))
     return (
         Axis(source=source, resized=resized, crop=crop, kept=min(resized, target)),

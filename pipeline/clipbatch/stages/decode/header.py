@@ -1,7 +1,8 @@
-"""What an image's header says, and whether a fast decoder may be trusted with it.
+"""Reads an image's header and decides whether a fast decoder may decode the image. Decodes nothing.
 
-DALI ends the whole process on some unparseable images, and no `except` catches that; so nothing reaches it, or
-torchvision, that the parser of DALI's own decoder (nvImageCodec) refuses or that looks cut off. Never decodes.
+DALI ends the whole process on some images that cannot be parsed, and no `except` can catch that. So DALI and
+torchvision get an image only if the parser of DALI's own decoder (nvImageCodec) accepts it and it does not look
+cut off.
 """
 
 from __future__ import annotations
@@ -16,28 +17,32 @@ from clipbatch.stages.decode import first_rules
 from clipbatch.stages.metadata import Segment, jpeg_metadata, jpeg_segments, kind_of, png_chunks, png_metadata
 from clipbatch.stages.metadata import orientation as orientation_by
 
+# The kinds and channel counts for which fast decoders produce the same RGB as Pillow, on every device.
 _CHANNELS = {"jpeg": (1, 3), "png": (1, 3), "webp": (3,)}
-"""Kinds and channel counts that fast decoders turn into the same RGB as Pillow, on every device."""
+# Chunks of a PNG with transparency or an animation.
 _NOT_PLAIN = frozenset({b"tRNS", b"acTL"})
+# Chunks of a PNG that may hold an orientation.
 _TEXTS = frozenset({b"eXIf", b"tEXt", b"zTXt", b"iTXt"})
-"""Chunks of a PNG that may hold an orientation."""
 
 
 class Header(NamedTuple):
-    """A header that a fast decoder may be trusted with."""
+    """The header of an image that a fast decoder may decode."""
 
+    # jpeg, png or webp.
     kind: str
-    """jpeg, png or webp."""
+    # Stored pixels, before the image is turned upright.
     height: int
-    """Stored pixels, before any EXIF turn."""
     width: int
+    # EXIF orientation, 1 to 8.
     orientation: int
-    """EXIF orientation, 1 to 8."""
 
 
 def inspect(data: bytearray, pixels: int | None = PIXELS) -> Header | None:
-    """The header of `data`, or None where only Pillow should look at it: of another kind, odd, damaged, cut off, or
-    with more to it than fast decoders show: transparency, or an animation. pixels: as in `DecodeSettings`."""
+    """The header of `data`, or None if only Pillow may decode the image.
+
+    That is the case for other kinds, for images that are unusual, damaged or cut off, and for those with transparency
+    or an animation, which fast decoders do not show. pixels: as in `DecodeSettings`.
+    """
     kind = kind_of(data)
     if kind not in _CHANNELS or is_cut_off(data, kind):
         return None
@@ -61,7 +66,7 @@ def inspect(data: bytearray, pixels: int | None = PIXELS) -> Header | None:
         stream = nvimgcodec.CodeStream(np.frombuffer(data, np.uint8))
         height, width, channels = stream.height, stream.width, stream.num_channels
         plain = stream.codec_name == kind and stream.dtype == np.uint8 and stream.precision in (0, 8)
-    except (RuntimeError, TypeError, ValueError):  # nvImageCodec parses when a field is asked for
+    except (RuntimeError, TypeError, ValueError):  # nvImageCodec parses the header when a field is read
         return None
     known = _CHANNELS if pixels is not None else first_rules.CHANNELS
     if height < 1 or width < 1 or not plain or channels not in known[kind]:
@@ -72,8 +77,8 @@ def inspect(data: bytearray, pixels: int | None = PIXELS) -> Header | None:
 
 
 def is_cut_off(data: bytearray, kind: str) -> bool:
-    """Whether an image of `kind` lacks its end."""
-    if kind == "jpeg":  # an end before the middle is a thumbnail's
+    """Whether the end of an image of `kind` is missing."""
+    if kind == "jpeg":  # an end marker before the middle of the file belongs to a thumbnail
         return data.rfind(b"\xff\xd9") <= len(data) // 2
     if kind == "png":
         return data.rfind(b"IEND", max(0, len(data) - 4096)) < 0
@@ -87,23 +92,24 @@ def is_cut_off(data: bytearray, kind: str) -> bool:
 
 
 def _boxes_end(data: bytearray) -> int:
-    """Where the last top-level box of an ISO media file (AVIF, HEIC; ISO 14496-12, 4.2) says that it ends."""
+    """The end of the last top-level box of an ISO media file, as its size field states it (AVIF, HEIC; ISO 14496-12,
+    4.2)."""
     at = 0
     while at + 8 <= len(data):
         size = int.from_bytes(data[at : at + 4], "big")
         if size == 1:
             size = int.from_bytes(data[at + 8 : at + 16], "big")
-        if size < 8:  # 0: up to the end of the file
+        if size < 8:  # size 0: the box extends to the end of the file
             return len(data)
         at += size
     return at
 
 
 def _is_read_once(data: bytearray, segments: list[Segment]) -> bool:
-    """Whether libjpeg reads one scan of this JPEG and refuses more.
+    """Whether libjpeg reads only one scan of this JPEG and refuses further ones.
 
-    It does where the image is not progressive and the first scan has all components (ITU-T T.81, B.2.2 and B.2.3):
-    asked because counting the scans takes six times as long as the rest.
+    That is so if the image is not progressive and its first scan has all components (ITU-T T.81, B.2.2 and B.2.3). It
+    is checked because counting the scans takes six times as long as everything else here.
     """
     for marker, frame, end in segments:
         if marker <= 0xC1:  # SOF0 or SOF1

@@ -1,8 +1,8 @@
-"""Decode with Pillow: the last word on every image that a fast decoder does not take, and the judge of bad ones.
+"""Decodes with Pillow: all images that no fast decoder takes, and those on which a fast decoder has failed.
 
-Decodes JPEG, PNG, WebP, GIF (first frame), BMP, TIFF (first page), AVIF, JPEG 2000, PPM, and HEIC where pillow-heif
-is installed. Palette and 1-bit images become RGB before they are resized; open_clip resizes first, and palettes with
-NEAREST, which looks worse. Transparent ones are resized premultiplied and lose their alpha then, as in open_clip.
+Decodes JPEG, PNG, WebP, GIF (first frame), BMP, TIFF (first page), AVIF, JPEG 2000, PPM, and HEIC if pillow-heif is
+installed. Palette and 1-bit images become RGB before they are resized; open_clip resizes first, and palettes with
+NEAREST, which looks worse. Transparent images are resized with premultiplied alpha and then lose it, as in open_clip.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ T = TypeVar("T")
 def decode(
     content: Encoded | Picture, target: Target, settings: DecodeSettings
 ) -> tuple[Tensor, Geometry, Decoded] | Reject:
-    """The resized crop (uint8, CHW, as stored) with its geometry and facts, or why there is none."""
+    """The resized crop (uint8, CHW, not turned yet), its geometry and facts; or a Reject if it cannot be decoded."""
 
     def resized(image: Image.Image, orientation: int) -> tuple[Tensor, Geometry, Decoded]:
         if settings.pixels is None:
@@ -39,7 +39,7 @@ def decode(
             stored = orientation if settings.orientation == "upright" else 1
             geometry = geometry_of(whole.height, whole.width, stored, target)
         y, x = geometry.y, geometry.x
-        if (y.resized, x.resized) == (y.source, x.source):  # open_clip resizes nothing, and so hides nothing
+        if (y.resized, x.resized) == (y.source, x.source):  # without a resize, open_clip ignores alpha altogether
             whole = whole.convert("RGB")
         (top, bottom), (left, right) = y.region, x.region
         cropped = whole.resize((x.kept, y.kept), RESAMPLING[target.interpolation], box=(left, top, right, bottom))
@@ -47,16 +47,16 @@ def decode(
         width, height = upright_size(x.source, y.source, geometry.orientation)
         return stored_CHW, geometry, Decoded(width=width, height=height, decoder="pil")
 
-    return opened(content, settings.max_pixels, resized)
+    return open_checked(content, settings.max_pixels, resized)
 
 
-def opened(content: Encoded | Picture, max_pixels: int, work: Callable[[Image.Image, int], T]) -> T | Reject:
-    """What `work` makes of the opened image and its orientation, or why it cannot be opened or decoded."""
+def open_checked(content: Encoded | Picture, max_pixels: int, work: Callable[[Image.Image, int], T]) -> T | Reject:
+    """Open the image and return `work(image, orientation)`, or a Reject if it cannot be opened or decoded."""
     data = content.data if isinstance(content, Encoded) else bytearray()
-    found = scans(data)
-    if found > MAX_SCANS:
+    count = scans(data)
+    if count > MAX_SCANS:
         return Reject(
-            status="corrupt", error=f"{found} scans, which would take very long: no camera or encoder makes so many"
+            status="corrupt", error=f"{count} scans, which would take very long: no camera or encoder makes so many"
         )
 
     def checked(image: Image.Image, orientation: int | None) -> T | Reject:
@@ -67,10 +67,10 @@ def opened(content: Encoded | Picture, max_pixels: int, work: Callable[[Image.Im
         return work(image, orientation_of_picture(image) if orientation is None else orientation)
 
     try:
-        if isinstance(content, Picture):  # whoever handed it over may go on to use it
+        if isinstance(content, Picture):
             return checked(content.image, None)
         return with_image(data, checked)
-    except Exception as error:  # Pillow raises whatever its parsers stumble over
+    except Exception as error:  # Pillow's parsers raise all kinds of exceptions for damaged files
         return reject(data, error)
 
 

@@ -1,4 +1,4 @@
-"""What the decoders share: a job for one image, and putting its resized pixels into a slot of the batch."""
+"""What all decoders use: a job for one image, and functions that put resized pixels into the slots of a batch."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ class DecodeJob:
 
 
 class FastDecoder(Protocol):
-    """A decoder for images whose header `inspect` vouches for."""
+    """A decoder for images whose header `inspect` accepts."""
 
     name: DecoderName
+    # The kinds of image that it decodes.
     kinds: frozenset[str]
-    """Kinds of image that it takes."""
 
     def fill(self, pixels_BCHW: Tensor, jobs: list[DecodeJob]) -> list[DecodeJob]:
-        """Decode, resize and place each job's image; returns the jobs that failed."""
+        """Decode and resize the image of each job and put it into its slot. Returns the jobs that failed."""
 
 
 def place(pixels_BCHW: Tensor, slot: int, stored_CHW: Tensor, geometry: Geometry) -> None:
-    """Turn a resized crop upright and copy it into its slot, inside the padding that the slot already holds."""
+    """Turn a resized crop upright and copy it into its slot, inside any padding."""
     turned_CHW = stored_CHW
     flips = [axis for axis, flipped in zip((1, 2), geometry.flips, strict=True) if flipped]
     if flips:
@@ -46,7 +46,7 @@ def place(pixels_BCHW: Tensor, slot: int, stored_CHW: Tensor, geometry: Geometry
 
 
 def scatter(pixels_BCHW: Tensor, slots: list[int], crops_BCHW: Tensor) -> None:
-    """Copy crops of the batch's size into `slots`; on a GPU without waiting, if the crops are there or pinned."""
+    """Copy crops of the batch's size into `slots`. On a GPU this does not wait, if the crops are there or pinned."""
     index = torch.tensor(slots)
     if pixels_BCHW.is_cuda:
         index = index.pin_memory().to(pixels_BCHW.device, non_blocking=True)
@@ -54,7 +54,7 @@ def scatter(pixels_BCHW: Tensor, slots: list[int], crops_BCHW: Tensor) -> None:
 
 
 def blank(batch_size: int, height: int, width: int, fill: int, device: str, *, pinned: bool = False) -> Tensor:
-    """A batch of `fill`-coloured images, uint8, in memory as BHWC: what decoders make and the encoder takes."""
+    """A batch of images in the colour `fill`: uint8, shape BCHW, channels last in memory."""
     shape = (batch_size, height, width, 3)
     empty = torch.empty(shape, dtype=torch.uint8, device=device, pin_memory=pinned).permute(0, 3, 1, 2)
     return empty.fill_(fill)

@@ -1,7 +1,7 @@
-"""Decode with Pillow and open_clip's own transform, as open_clip itself would: the path that others are held against.
+"""Decodes with Pillow and open_clip's own transform. Tests and `parity` compare the other decoders with it.
 
-Palettes are resized before they become RGB, and 16-bit gray is cut off at 255. The same limits and statuses as of
-`pil`. Slow, since the whole image is resized before it is cropped.
+As in open_clip, palettes are resized before they become RGB, and 16-bit gray is clipped at 255. Limits and statuses are
+those of `pil`. It is slow because the whole image is resized before it is cropped.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from torch import Tensor
 
 from clipbatch.config import DecodeSettings
 from clipbatch.stages.decode.geometry import Target
-from clipbatch.stages.decode.pil import opened
+from clipbatch.stages.decode.pil import open_checked
 from clipbatch.stages.pillow import TURNS, rgb
 from clipbatch.types import Decoded, Encoded, Picture, Reject
 
 
 class OpenClipTransform:
-    """open_clip's transform up to the pixels; the encoder normalises them, in fp32 as open_clip does."""
+    """open_clip's transform without its normalisation, which the encoder does, in fp32 as open_clip does."""
 
     def __init__(self, target: Target) -> None:
         whole = open_clip.image_transform(
@@ -33,18 +33,18 @@ class OpenClipTransform:
         self._to_pixels = whole.transforms[:-2]  # without ToTensor and Normalize
 
     def decode(self, content: Encoded | Picture, settings: DecodeSettings) -> tuple[Tensor, Decoded] | Reject:
-        """The model's input (uint8, CHW) with its facts, or why there is none. What open_clip does not do: an image is
-        turned upright beforehand, and put on a background, where the settings say so."""
+        """The model's input (uint8, CHW) and its facts, or a Reject. Unlike open_clip, this turns the image upright and
+        puts it on a background first, if the settings say so."""
         upright, background = settings.orientation == "upright", settings.background_rgb
 
         def transformed(image: Image.Image, orientation: int) -> tuple[Tensor, Decoded]:
-            image.load()  # which turns a TIFF
-            made = image if background is None else rgb(image, background)
-            made = made.transpose(TURNS[orientation]) if upright and orientation > 1 else made
-            width, height = made.size
+            image.load()  # Pillow turns a TIFF here
+            result = image if background is None else rgb(image, background)
+            result = result.transpose(TURNS[orientation]) if upright and orientation > 1 else result
+            width, height = result.size
             for step in self._to_pixels:
-                made = step(made)
-            pixels_CHW = torch.from_numpy(np.array(made)).permute(2, 0, 1)
+                result = step(result)
+            pixels_CHW = torch.from_numpy(np.array(result)).permute(2, 0, 1)
             return pixels_CHW, Decoded(width=width, height=height, decoder="open_clip")
 
-        return opened(content, settings.max_pixels, transformed)
+        return open_checked(content, settings.max_pixels, transformed)

@@ -1,8 +1,8 @@
-"""The decode stage: sends each image to its decoder and keeps every slot in its place.
+"""The decode stage: chooses a decoder for each image and keeps every image in its slot.
 
-The share of a batch that CPU cores decode while DALI decodes the rest, by rules on the image.
-
-Knows nothing of DALI, nor of how long anything takes.
+With DALI, the CPU cores decode a share of each batch (`CpuPool`) while DALI decodes the rest. A rule on the image
+decides who decodes it (its size or row number), never how long anything takes, so the same images always get the same
+decoder.
 """
 
 from __future__ import annotations
@@ -30,36 +30,36 @@ if TYPE_CHECKING:
     from clipbatch.stages.decode.reference import OpenClipTransform
 
 
+# 67 megapixels. A few larger images would fill the device's memory, which DALI never gives back.
 GIANT_PIXELS = 2**26
-"""67 megapixels: larger images would fill the device's memory, which DALI never gives back, for the sake of a few."""
 
 
 def goes_to_cpu(row_id: int, pixels: int, share: float) -> bool:
-    """Whether a CPU core decodes the image: a giant, or one of `share` of the rows, spread evenly."""
+    """Whether a CPU core decodes the image: it is a giant, or belongs to the `share` of rows, spread evenly."""
     return pixels > GIANT_PIXELS or int((row_id + 1) * share) > int(row_id * share)
 
 
 class CpuPool:
-    """Threads that decode; used by all lanes of the decode stage at once."""
+    """Threads that decode images. All lanes of the decode stage share them."""
 
     def __init__(self, target: Target, *, threads: int) -> None:
         self._target = target
         self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
 
     def start(self, work: list[tuple[FastDecoder, DecodeJob]], device: str) -> Callable[[Tensor], list[DecodeJob]]:
-        """Begin to decode, each job with its decoder, which has no state.
+        """Start to decode each job with its decoder, which must not keep state.
 
-        What is returned waits, places the images into a batch, and returns the jobs that failed.
+        Returns a function that waits for the jobs, puts their images into a batch, and returns the jobs that failed.
         """
         target, jobs = self._target, [job for _, job in work]
         host_BCHW = blank(len(jobs), target.height, target.width, target.fill, "cpu", pinned=device != "cpu")
-        going = [
+        futures = [
             self._pool.submit(decoder.fill, host_BCHW, [replace(job, slot=at)])
             for at, (decoder, job) in enumerate(work)
         ]
 
         def finish(pixels_BCHW: Tensor) -> list[DecodeJob]:
-            failed = [job for job, one in zip(jobs, going, strict=True) if one.result()]
+            failed = [job for job, future in zip(jobs, futures, strict=True) if future.result()]
             scatter(pixels_BCHW, [job.slot for job in jobs], host_BCHW)
             return failed
 
@@ -69,14 +69,14 @@ class CpuPool:
 T = TypeVar("T")
 R = TypeVar("R")
 
+# Smaller images go to Pillow. DALI's edges differ from Pillow's, which shows when one pixel becomes a whole patch.
 SMALLEST_SIDE = 8
-"""Smaller images go to Pillow: DALI's edges differ from Pillow's, which shows where a pixel becomes a patch."""
+# Longer images go to Pillow, which resizes only the kept region. torch would first build a very long strip.
 EXTREME_ASPECT = 8
-"""Longer images go to Pillow, which resizes the kept region alone; torch would first make a strip of huge length."""
 
 
 class Decode:
-    """Called with a `ReadBatch`, by up to `threads` threads at a time."""
+    """The decode stage. Called with a `ReadBatch`, by up to `threads` threads at a time."""
 
     def __init__(
         self,
@@ -93,8 +93,9 @@ class Decode:
         self.threads = threads or (2 if settings.decoder == "dali" else self._threads)
         self._cores = CpuPool(target, threads=self._threads) if settings.decoder == "dali" else None
         self._torchvision, self._reduced = (make(target.interpolation) for make in (TorchvisionDecoder, ReducedDecoder))
-        self._reference = self._open_clips()
+        self._reference = self._open_clip_transform()
         self._helpers = ThreadPoolExecutor(self._threads, initializer=torch.set_num_threads, initargs=(1,))
+        # A lane for each thread: a fast decoder and a CUDA stream.
         self._lanes: queue.SimpleQueue[tuple[FastDecoder | None, torch.cuda.Stream | None]] = queue.SimpleQueue()
         for _ in range(self.threads):
             self._lanes.put((self._fast_decoder(), stream_on(device)))
@@ -115,7 +116,7 @@ class Decode:
             )
         return None
 
-    def _open_clips(self) -> OpenClipTransform | None:
+    def _open_clip_transform(self) -> OpenClipTransform | None:
         if self._settings.decoder != "open_clip":
             return None
         from clipbatch.stages.decode.reference import OpenClipTransform
@@ -123,7 +124,7 @@ class Decode:
         return OpenClipTransform(self._target)
 
     def __call__(self, batch: ReadBatch) -> PixelBatch:
-        """Decode all slots; what cannot be decoded keeps a blank one."""
+        """Decode all slots. The slot of an image that cannot be decoded stays blank."""
         decoder, stream = lane = self._lanes.get()
         try:
             with torch.cuda.stream(stream):
@@ -139,58 +140,60 @@ class Decode:
         pixels_BCHW = blank(self._batch_size, target.height, target.width, target.fill, self._device)
         outcomes: list[Decoded | Reject | None] = [None] * len(batch.slots)
         jobs: list[DecodeJob] = []
-        others: list[tuple[FastDecoder, DecodeJob]] = []
-        last_word: list[int] = []
+        for_cpu: list[tuple[FastDecoder, DecodeJob]] = []
+        for_pillow: list[int] = []
         for slot, content in enumerate(batch.slots):
             if isinstance(content, Encoded):
-                made = self._job(slot, batch.source.start + slot, content, decoder)
-                if made is None:
-                    last_word.append(slot)
-                elif isinstance(made, Reject):
-                    outcomes[slot] = made
+                choice = self._job(slot, batch.source.start + slot, content, decoder)
+                if choice is None:
+                    for_pillow.append(slot)
+                elif isinstance(choice, Reject):
+                    outcomes[slot] = choice
                 else:
-                    chosen, job, outcomes[slot] = made
+                    chosen, job, outcomes[slot] = choice
                     if chosen is decoder:
                         jobs.append(job)
                     else:
-                        others.append((chosen, job))
+                        for_cpu.append((chosen, job))
             elif isinstance(content, Picture):
-                last_word.append(slot)
+                for_pillow.append(slot)
             else:
                 outcomes[slot] = content
-        finish = self._cores.start(others, self._device) if self._cores and others else None
+        finish = self._cores.start(for_cpu, self._device) if self._cores and for_cpu else None
         if decoder is self._torchvision and self._device == "cpu":
-            failed = self._shared_out(functools.partial(decoder.fill, pixels_BCHW), jobs)
+            failed = self._share_out(functools.partial(decoder.fill, pixels_BCHW), jobs)
         else:
             failed = decoder.fill(pixels_BCHW, jobs) if decoder and jobs else []
         if finish:
             failed += finish(pixels_BCHW)
         else:
-            failed += [job for other, one in others for job in other.fill(pixels_BCHW, [one])]
-        last_word += [job.slot for job in failed]
+            failed += [job for other, one in for_cpu for job in other.fill(pixels_BCHW, [one])]
+        for_pillow += [job.slot for job in failed]
 
         def by_pillow(slots: list[int]) -> list[tuple[int, _Opened | Reject]]:
             return [(slot, self._by_pillow(batch.slots[slot])) for slot in slots]
 
-        for slot, opened in self._shared_out(by_pillow, last_word):
-            outcomes[slot] = opened if isinstance(opened, Reject) else opened.facts
-            if isinstance(opened, _Opened):
-                opened.put(pixels_BCHW, slot)
+        for slot, picture in self._share_out(by_pillow, for_pillow):
+            outcomes[slot] = picture if isinstance(picture, Reject) else picture.facts
+            if isinstance(picture, _Opened):
+                picture.put(pixels_BCHW, slot)
         return pixels_BCHW, outcomes
 
-    def _shared_out(self, work: Callable[[list[T]], list[R]], items: list[T]) -> list[R]:
-        """What `work` makes of all `items`, in any order: on a CPU in shares with the lanes that have no batch at the
-        moment, beside a GPU with as many threads as decode. It must not touch the GPU, as other threads would copy in a
-        stream that nobody waits for."""
+    def _share_out(self, work: Callable[[list[T]], list[R]], items: list[T]) -> list[R]:
+        """The results of `work` for all `items`, in any order, computed in several threads.
+
+        On a CPU, as many threads help as there are lanes without a batch; with a GPU, all decoding threads help. `work`
+        must not use the GPU: other threads would copy in a stream for which nobody waits.
+        """
         idle = self._lanes.qsize() if self._device == "cpu" else self._threads - 1
         shares = min(1 + idle, len(items))
-        going = [self._helpers.submit(work, items[number::shares]) for number in range(1, shares)]
-        return work(items[0::shares] if shares else []) + [result for one in going for result in one.result()]
+        futures = [self._helpers.submit(work, items[number::shares]) for number in range(1, shares)]
+        return work(items[0::shares] if shares else []) + [result for future in futures for result in future.result()]
 
     def _job(
         self, slot: int, row_id: int, content: Encoded, decoder: FastDecoder | None
     ) -> tuple[FastDecoder, DecodeJob, Decoded] | Reject | None:
-        """A decoder, its job, and the outcome if that succeeds; or a Reject; or None, for Pillow."""
+        """A decoder, its job, and the outcome if it succeeds; or a Reject; or None if Pillow is to decode the image."""
         header = inspect(content.data, self._settings.pixels) if decoder else None
         if decoder is None or header is None or header.kind not in decoder.kinds:
             return None
@@ -216,16 +219,16 @@ class Decode:
         if self._reference:
             exact = self._reference.decode(content, self._settings)
             return exact if isinstance(exact, Reject) else _Opened(exact[0], None, exact[1])
-        made = pil.decode(content, self._target, self._settings)
-        return made if isinstance(made, Reject) else _Opened(*made)
+        result = pil.decode(content, self._target, self._settings)
+        return result if isinstance(result, Reject) else _Opened(*result)
 
 
 class _Opened(NamedTuple):
-    """What Pillow made of an image, on the CPU."""
+    """An image that Pillow has decoded, on the CPU."""
 
     stored_CHW: Tensor
+    # How to turn and place it. None: it is the model's input already.
     geometry: Geometry | None
-    """How it is to be turned; None: it is as the model takes it."""
     facts: Decoded
 
     def put(self, pixels_BCHW: Tensor, slot: int) -> None:

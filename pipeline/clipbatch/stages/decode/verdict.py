@@ -1,6 +1,6 @@
-"""Why an image cannot be decoded: cut off, damaged, or intact but of a kind that no decoder here knows.
+"""Finds out why an image cannot be decoded: it is cut off, damaged, or intact but of a kind that no decoder here reads.
 
-Called when Pillow has given up, so it may take its time. Names the kind wherever the file says it.
+Called after Pillow has failed, so it may take some time. The error names the kind wherever the file tells it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from clipbatch.stages.metadata import MAX_BEFORE_JPEG, jpeg_behind, jpeg_segment
 from clipbatch.stages.pillow import FORMATS
 from clipbatch.types import Reject
 
+# The first bytes of files that Pillow is not asked to open.
 _NAMES = {
     b"8BPS": "a Photoshop document (PSD)",
     b"\xff\x0a": "JPEG XL",
@@ -35,7 +36,7 @@ _NAMES = {
     b"P7\n": "PAM",
     b"PF\n": "PFM in colour",
 }
-"""How files of kinds begin that Pillow is not asked for."""
+# The kind of JPEG by the marker of its frame header (ITU-T T.81, B.1.1.3).
 _FRAMES = {
     0xC3: "a lossless JPEG",
     **dict.fromkeys((0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF), "a hierarchical JPEG"),
@@ -43,8 +44,8 @@ _FRAMES = {
     0xCB: "a lossless JPEG with arithmetic coding",
     0xF7: "JPEG-LS",
 }
-"""By the marker of the frame header (ITU-T T.81, B.1.1.3)."""
 _ITEM_TYPES = re.compile(rb"infe(?:\x02.{7}|\x03.{9})(\w{4})", re.DOTALL)
+# The kind of HEIF by the type of an item that holds pixels (ISO 23008-12).
 _CODECS = {
     b"unci": "uncompressed HEIF",
     b"vvc1": "HEIF with VVC",
@@ -54,7 +55,7 @@ _CODECS = {
     b"jpeg": "HEIF with JPEG",
     b"lhv1": "HEIF with layered HEVC",
 }
-"""By the type of an item that holds pixels (ISO 23008-12)."""
+# All registered compressions, including those that Pillow does not know.
 _TIFF_COMPRESSIONS = {
     **{value: name for name, value in TiffImagePlugin.COMPRESSION_INFO_REV.items()},
     **dict.fromkeys((9, 10, 34661), "JBIG"),
@@ -66,8 +67,7 @@ _TIFF_COMPRESSIONS = {
     **dict.fromkeys((34676, 34677), "SGI log"),
     34887: "LERC",
 }
-"""Of the registered ones, which Pillow does not know."""
-_WEBP = 50001  # which Pillow knows, and its libtiff is built without
+_WEBP = 50001  # Pillow knows it, but its libtiff is built without
 _PHOTOMETRICS = {
     **dict.fromkeys((0, 1, 2, 4), ""),
     3: "palette",
@@ -82,17 +82,17 @@ _PHOTOMETRICS = {
 
 
 def reject(data: bytearray, error: Exception) -> Reject:
-    """The status and the words for an image that Pillow cannot open or decode, with `error`."""
+    """The status and error of an image that Pillow could not open or decode. error: Pillow's exception."""
     if isinstance(error, MemoryError):
         return Reject(status="too_large", error="not enough memory to decode it")
     if start := jpeg_behind(data):
-        whole = _judged(data[start:], error)
-        text = f"{start} bytes before the beginning of a JPEG, which is not good either: {whole.error}"
-        return Reject(status=whole.status, error=text)
-    return _judged(data, error)
+        verdict = _judge(data[start:], error)
+        text = f"{start} bytes before the beginning of a JPEG, which is not good either: {verdict.error}"
+        return Reject(status=verdict.status, error=text)
+    return _judge(data, error)
 
 
-def _judged(data: bytearray, error: Exception) -> Reject:
+def _judge(data: bytearray, error: Exception) -> Reject:
     kind = kind_of(data)
     unidentified = isinstance(error, UnidentifiedImageError)
     if kind is None and unidentified:
@@ -100,7 +100,7 @@ def _judged(data: bytearray, error: Exception) -> Reject:
     text = str(error) or type(error).__name__
     if unidentified:
         text = f"damaged {kind} header"
-    garbled = unidentified and kind in ("jpeg", "png", "gif")  # their end proves nothing
+    garbled = unidentified and kind in ("jpeg", "png", "gif")  # then a missing end proves nothing
     cut_off = "truncated" in text.lower() or isinstance(error, EOFError)
     cut_off = cut_off or (kind is not None and not garbled and is_cut_off(data, kind))
     if not (kind and is_cut_off(data, kind)) and (unknown := _variant(data, kind, text)):
@@ -109,17 +109,17 @@ def _judged(data: bytearray, error: Exception) -> Reject:
 
 
 def _unknown(data: bytearray) -> str:
-    """What is to be said of a file that is no image that Pillow is asked for."""
+    """The error of a file that is not an image of a kind that Pillow is asked to open."""
     for start, name in _NAMES.items():
         if data.startswith(start):
             return f"{name}, which no decoder here reads: convert it"
     if data.startswith(b"\x1f\x8b"):
         try:
-            inside = kind_of(zlib.decompressobj(31).decompress(data, 4096))
+            packed = kind_of(zlib.decompressobj(31).decompress(data, 4096))
         except zlib.error:
-            inside = None
-        if inside:
-            return f"a gzipped image ({inside}): unpack it (gunzip)"
+            packed = None
+        if packed:
+            return f"a gzipped image ({packed}): unpack it (gunzip)"
     text = f"not an image of a known kind: starts with {bytes(data[:16])!r}"
     jpeg = re.search(rb"\xff\xd8\xff[\xc0-\xc4\xdb\xdd\xe0-\xef\xfe]", data)
     if jpeg and jpeg.start() >= MAX_BEFORE_JPEG:
@@ -128,7 +128,7 @@ def _unknown(data: bytearray) -> str:
 
 
 def _variant(data: bytearray, kind: str | None, text: str) -> str | None:
-    """What kind of image this is, if it is intact and of one that no decoder here knows. text: the decoder's error."""
+    """The error of an intact image of a kind that no decoder here reads, or None. text: the decoder's error."""
     try:
         if kind == "jpeg":
             return _jpeg_variant(data)
@@ -143,7 +143,7 @@ def _variant(data: bytearray, kind: str | None, text: str) -> str | None:
         if kind == "jpeg2000" and (at := data.find(b"ihdr", 0, 4096)) > 0:
             components = int.from_bytes(data[at + 12 : at + 14], "big")
             return f"JPEG 2000 of {components} components" if 4 < components < 2**14 else None
-    except Exception:  # damaged: its numbers are nonsense
+    except Exception:  # a damaged file with meaningless numbers
         return None
     return None
 
@@ -165,7 +165,7 @@ def _jpeg_variant(data: bytearray) -> str | None:
 
 
 def _tiff_variant(data: bytearray) -> str | None:
-    """By its first directory, if all its pixels are there and Pillow has no way to read such samples."""
+    """Looks at the first directory. None unless all pixels are present and Pillow has no way to read such samples."""
     header = bytes(data[:16] if 43 in data[2:4] else data[:8])
     tags: Any = TiffImagePlugin.ImageFileDirectory_v2(header)
     file = io.BytesIO(data)
@@ -176,9 +176,9 @@ def _tiff_variant(data: bytearray) -> str | None:
     bits = tags.get(258, (1,))
     bits = bits * samples if len(bits) == 1 else bits
     starts, sizes = (tags[273], tags[279]) if 273 in tags else (tags[324], tags[325])
-    there = all(at + size <= len(data) for at, size in zip(starts, sizes, strict=True))
+    present = all(at + size <= len(data) for at, size in zip(starts, sizes, strict=True))
     whole = compression != 1 or sum(sizes) * 8 >= width * height * sum(bits)
-    if not (width > 0 < height and there and whole and len(bits) == samples and all(0 < n <= 64 for n in bits)):
+    if not (width > 0 < height and present and whole and len(bits) == samples and all(0 < n <= 64 for n in bits)):
         return None
     form, photometric, packing = tags.get(339, (1,)), tags[262], _TIFF_COMPRESSIONS.get(compression)
     key = (header[:2], photometric, form[:1], tags.get(266, 1), bits, tags.get(338, ()))
@@ -195,13 +195,13 @@ def _tiff_variant(data: bytearray) -> str | None:
 
 
 def _is_a_bmp(data: bytearray) -> bool:
-    """Whether the header of a BMP says nothing that no BMP says."""
+    """Whether all values in the header of a BMP are legal."""
     size, width, height, _, bits, compression = struct.unpack_from("<IiiHHI", data, 14)
     if not (16 <= size <= 124 and width > 0 and height and bits in (1, 2, 4, 8, 16, 24, 32, 64)):
         return False
     if compression == 3:
         masks = struct.unpack_from("<4I" if size >= 56 else "<3I", data, 54)
-        return all(masks[:3]) and sum(masks) == functools.reduce(operator.or_, masks) < 2**bits  # none overlaps
+        return all(masks[:3]) and sum(masks) == functools.reduce(operator.or_, masks) < 2**bits  # no two overlap
     return compression in (0, 1, 2, 4, 5, 6, 11, 12, 13)
 
 
@@ -209,7 +209,7 @@ def _heif_variant(data: bytearray) -> str | None:
     types = set(_ITEM_TYPES.findall(data))
     if b"hvc1" in types and "HEIF" not in FORMATS:
         return "HEIC, for which pillow-heif has to be installed: pip install 'clipbatch[heic]'"
-    if types & {b"hvc1", b"av01"}:  # the picture itself, and what else there is are thumbnails
+    if types & {b"hvc1", b"av01"}:  # the picture itself; all other items are thumbnails
         return None
     unknown = sorted(_CODECS[item] for item in types & _CODECS.keys())
     return f"{' and '.join(unknown)}, which no decoder here reads: convert it" if unknown else None

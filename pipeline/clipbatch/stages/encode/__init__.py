@@ -1,4 +1,4 @@
-"""Pixels and prompts -> unit-length features, by an OpenCLIP model."""
+"""The encode stage: an OpenCLIP model turns pixels and prompts into features of unit length."""
 
 from clipbatch.stages.encode.model import Model, check_device, device_facts, load
 from clipbatch.stages.encode.stage import Encode, Normalise, trimmed

@@ -1,7 +1,7 @@
-"""What a fixed batch shape allows: code that torch compiles for it, and a CUDA graph, which Python launches at once.
+"""Faster encoding of batches with a fixed shape: code compiled by torch, and CUDA graphs.
 
-Neither knows what the work is. A graph replays the very kernels, so it changes no bit of a result; compiled code rounds
-otherwise in places, so whether it is used is frozen with the run.
+A CUDA graph lets Python launch all kernels of a batch in one call. It replays the same kernels, so results stay equal
+bit for bit. Compiled code rounds differently in places, so a run freezes whether it is used.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from clipbatch.errors import InputError
 from clipbatch.stages.encode.text import cache_folder
 
 Work = Callable[[Tensor], Tensor]
+# Calls before a graph is recorded. In these, libraries choose algorithms and allocate memory that they keep.
 _WARM_UP = 3
-"""Calls before a graph is recorded, in which libraries choose algorithms and allocate what they keep."""
 
 
 def compiled(work: Work, like: Tensor) -> Work:
-    """`work` compiled for batches like `like`, now; what was compiled before is read from clipbatch's cache.
+    """`work`, compiled now for batches with the shape of `like`. clipbatch's cache keeps the compiled code.
 
-    Nothing is chosen by timing, which might choose otherwise in the next worker.
-    Raises: InputError where there is no C compiler.
+    No kernel is chosen by timing, since another worker might then choose another one.
+    Raises: InputError if there is no C compiler.
     """
     if not hardware.has_compiler():
         raise InputError(
@@ -36,17 +36,18 @@ def compiled(work: Work, like: Tensor) -> Work:
     import torch._inductor.config as inductor
 
     inductor.deterministic = True
-    made: Work = torch.compile(work, dynamic=False)
-    made(like)
-    return made
+    fast: Work = torch.compile(work, dynamic=False)
+    fast(like)
+    return fast
 
 
 class Graph:
-    """`work` on batches like `like`, as a CUDA graph. To be called in the stream that it was recorded for, in turn."""
+    """`work` on batches with the shape of `like`, as a CUDA graph. Call it in `stream` only, one batch at a time."""
 
     def __init__(self, work: Work, like: Tensor, stream: torch.cuda.Stream) -> None:
-        """Raises: RuntimeError where `work` does what cannot be recorded, such as to wait for the GPU."""
-        with torch.inference_mode(False):  # as `like` was made: compiled code is made anew for the other kind
+        """Raises: RuntimeError if `work` does something that cannot be recorded, such as waiting for the GPU."""
+        # `like` was created outside inference mode. Compiled code would be compiled again for the other kind of tensor.
+        with torch.inference_mode(False):
             self._input = torch.empty_like(like)
         stream.wait_stream(torch.cuda.current_stream(like.device))
         with torch.cuda.stream(stream):

@@ -1,8 +1,8 @@
-"""The linear layers of an image tower in fp8 (e4m3, scaled by row), and what that costs in accuracy.
+"""The linear layers of an image tower in fp8 (e4m3, scaled by row), and how much accuracy that costs.
 
-Weights are scaled once, activations as they come, each row by its largest value, so no image touches another's. All
-else (convolutions, norms, attention itself, the last projection) stays in bf16. Of the models that open_clip builds
-itself and those of timm; knows no image.
+Weights are scaled once, activations for each batch; each row is scaled by its own largest value, so no image affects
+another. All other parts (convolutions, norms, attention itself, the last projection) stay in bf16. This works for the
+models that open_clip builds itself and those of timm.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from clipbatch.errors import InputError
 
 _FP8 = torch.float8_e4m3fn
 _LARGEST = torch.finfo(_FP8).max
+# The hardware needs inputs and outputs of a layer in multiples of this. Other layers stay as they are.
 _MULTIPLE = 16
-"""Of a layer's inputs and outputs, for the hardware; others stay as they are."""
+# The lowest CUDA capability with fp8 products: Ada and Hopper.
 _CAPABILITY = (8, 9)
-"""CUDA's, from which on chips multiply fp8: Ada and Hopper."""
+# The loss is measured on the first images of a worker, this many.
 COMPARED = 256
-"""Images on which the loss is measured: the first ones of a worker."""
 
 
 def check_chip(device: str) -> None:
-    """Raises: InputError where `device` does not multiply fp8."""
-    found = torch.cuda.get_device_capability(device) if device.startswith("cuda") else None
-    if found is None or found < _CAPABILITY:
-        what = "a CPU" if found is None else f"of capability {found[0]}.{found[1]}"
+    """Raises: InputError if `device` has no fp8 products."""
+    capability = torch.cuda.get_device_capability(device) if device.startswith("cuda") else None
+    if capability is None or capability < _CAPABILITY:
+        what = "a CPU" if capability is None else f"of capability {capability[0]}.{capability[1]}"
         raise InputError(
             f"--precision fp8 needs a GPU of CUDA capability {_CAPABILITY[0]}.{_CAPABILITY[1]} or later, and {device} "
             f"is {what}: use --precision fp16 or bf16"
@@ -40,7 +40,7 @@ def check_chip(device: str) -> None:
 
 
 class Linear(nn.Module):
-    """A linear layer whose product is computed in fp8, with bf16 in and out."""
+    """A linear layer that multiplies in fp8. Its input and output are bf16."""
 
     weight: Tensor
     scale: Tensor
@@ -53,10 +53,10 @@ class Linear(nn.Module):
         self.register_buffer("scale", scale_O1.T.contiguous())
         self.register_buffer("bias", None if bias_O is None else bias_O.to(torch.bfloat16))
 
-    def forward(self, given: Tensor) -> Tensor:
-        rows = given.reshape(-1, given.shape[-1])
+    def forward(self, inputs: Tensor) -> Tensor:
+        rows = inputs.reshape(-1, inputs.shape[-1])
         scale_R1 = _scale(rows)
-        made = torch._scaled_mm(
+        outputs = torch._scaled_mm(
             (rows.float() / scale_R1).to(_FP8),
             self.weight.T,
             scale_a=scale_R1,
@@ -64,11 +64,11 @@ class Linear(nn.Module):
             bias=self.bias,
             out_dtype=torch.bfloat16,
         )
-        return made.view(*given.shape[:-1], -1)
+        return outputs.view(*inputs.shape[:-1], -1)
 
 
 class Attention(nn.Module):
-    """Self-attention as `nn.MultiheadAttention(batch_first=True)` has it, with fp8 projections."""
+    """Self-attention like `nn.MultiheadAttention(batch_first=True)`, with fp8 projections."""
 
     def __init__(self, attention: nn.MultiheadAttention) -> None:
         super().__init__()
@@ -84,13 +84,13 @@ class Attention(nn.Module):
 
 
 def to_fp8(tower: nn.Module) -> None:
-    """Exchange what can be in `tower`, which is on its device already."""
+    """Replace the layers of `tower` that can compute in fp8. `tower` must be on its device."""
     for name, layer in list(tower.named_children()):
         if isinstance(layer, nn.Linear) and _fits(layer.weight):
             setattr(tower, name, Linear(layer.weight, layer.bias))
         elif isinstance(layer, AttentionPool2d) or getattr(layer, "q_bias", None) is not None:
-            continue  # these read their layers' weights, and do not call them (ResNets of CLIP; EVA in timm)
-        elif isinstance(layer, nn.MultiheadAttention):  # whose own layers are not called, only read
+            continue  # ResNets of CLIP and EVA in timm read the weights of these layers and do not call them
+        elif isinstance(layer, nn.MultiheadAttention):  # its layers are not called either
             if isinstance(tower, ResidualAttentionBlock) and layer.batch_first and _fits(layer.in_proj_weight):
                 setattr(tower, name, Attention(layer))
         else:
@@ -98,10 +98,10 @@ def to_fp8(tower: nn.Module) -> None:
 
 
 class Loss:
-    """Compares embeddings with those of the tower in fp32, of which it keeps a copy until it has seen enough."""
+    """Compares embeddings with those of an fp32 copy of the tower, which it deletes after `COMPARED` images."""
 
     def __init__(self, tower: nn.Module, device: str) -> None:
-        """tower: in fp32, before anything is done to it."""
+        """tower: in fp32, before any conversion."""
         self._tower: nn.Module | None = copy.deepcopy(tower).to(device)
         self._cosines: list[float] = []
 
@@ -111,16 +111,16 @@ class Loss:
         return self._tower is not None
 
     def compare(self, normal_BCHW: Tensor, image_BD: Tensor) -> None:
-        """normal_BCHW: what the tower gets, in float32. image_BD: what was made of it."""
+        """normal_BCHW: the tower's input, float32. image_BD: the embeddings that the fp8 tower computed from it."""
         assert self._tower
-        made = self._tower(normal_BCHW)
-        exact_BD = made[0] if isinstance(made, tuple) else made  # CoCa's has tokens beside
+        outputs = self._tower(normal_BCHW)
+        exact_BD = outputs[0] if isinstance(outputs, tuple) else outputs  # CoCa's tower also returns tokens
         self._cosines += functional.cosine_similarity(exact_BD.float(), image_BD.float()).tolist()
         if len(self._cosines) >= COMPARED:
             self._tower = None
 
     def facts(self) -> dict[str, float]:
-        """How far the embeddings are from fp32's, for the report; nothing where no image has been compared."""
+        """How far the embeddings are from those of fp32, for the report. Empty if no image was compared."""
         if not self._cosines:
             return {}
         mean = sum(self._cosines) / len(self._cosines)
@@ -136,5 +136,5 @@ def _fits(weight_OI: Tensor) -> bool:
 
 
 def _scale(rows: Tensor) -> Tensor:
-    """What to divide each row by, so that its largest value is fp8's; float32, one column."""
+    """A divisor for each row that maps its largest value to that of fp8; float32, one column."""
     return rows.abs().amax(dim=1, keepdim=True).float().clamp(min=1e-12) / _LARGEST

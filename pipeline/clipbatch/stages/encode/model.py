@@ -1,4 +1,4 @@
-"""Load an OpenCLIP model and state what it wants: weights, preprocessing, scoring. Decides nothing about images."""
+"""Loads an OpenCLIP model, and states its facts: weights, preprocessing and how it scores."""
 
 from __future__ import annotations
 
@@ -17,66 +17,80 @@ from huggingface_hub import constants
 from open_clip.pretrained import download_pretrained, download_pretrained_from_hf
 
 from clipbatch.config import ModelSettings, models
+from clipbatch.config.nesting import JsonObject
 from clipbatch.errors import InputError, brief, nearest
+from clipbatch.rundir.records import ModelFacts
 from clipbatch.storage.atomic import file_sha256
 
-_REACH_S = 10.0
+# How long the hub's host may take to answer.
+_HUB_TIMEOUT_S = 10.0
 T = TypeVar("T")
+# The dtype of the image tower. In fp8, this is the dtype of the inputs and outputs of its products.
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.bfloat16}
-"""What the image tower computes in; in fp8, what its products are taken from and rounded to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """A model ready to encode: the text tower in fp32, the image tower in the run's precision once `cast`."""
+    """A loaded model. The text tower is in fp32; `cast` puts the image tower into the run's precision."""
 
+    # A CLIP, CustomTextCLIP or CoCa of open_clip.
     module: Any
-    """open_clip's CLIP, CustomTextCLIP or CoCa."""
     tokenizer: Any
     name: str
+    # The file of the weights.
     weights: Path
-    """Their file."""
     weights_sha256: str
+    # Size of the input in pixels.
     height: int
-    """Of the input, pixels."""
     width: int
+    # For each channel, on a scale from 0 to 1.
     mean: tuple[float, ...]
-    """Of each channel, for pixels from 0 to 1."""
     std: tuple[float, ...]
     interpolation: Any
     resize_mode: Any
     fill: int
+    # The factor for cosines, already exponentiated.
     logit_scale: float
-    """Already exponentiated: what a cosine is multiplied by."""
+    # Only models trained with a sigmoid loss have one.
     logit_bias: float | None
-    """Only models that were trained with a sigmoid loss have one."""
 
-    def facts(self) -> dict[str, Any]:
-        """What decides scores, for `model.json`."""
-        names = ("name", "weights_sha256", "height", "width", "mean", "std", "interpolation", "resize_mode", "fill")
-        return {name: getattr(self, name) for name in (*names, "logit_scale", "logit_bias")}
+    def facts(self) -> ModelFacts:
+        """The facts that decide scores, as `model.json` keeps them."""
+        return ModelFacts(
+            name=self.name,
+            weights_sha256=self.weights_sha256,
+            height=self.height,
+            width=self.width,
+            mean=self.mean,
+            std=self.std,
+            interpolation=self.interpolation,
+            resize_mode=self.resize_mode,
+            fill=self.fill,
+            logit_scale=self.logit_scale,
+            logit_bias=self.logit_bias,
+        )
 
     def cast(self, precision: str, device: str) -> None:
-        """Move the image tower to `device` in `precision`; layer norms accumulate in fp32 whatever the precision."""
+        """Move the image tower to `device` and convert it to `precision`. Layer norms still accumulate in fp32."""
         self.module.visual.to(device=device, dtype=DTYPES[precision], memory_format=torch.channels_last)
 
 
 def load(settings: ModelSettings) -> Model:
-    """The model of `settings` in fp32 on the CPU, in evaluation mode.
+    """The model of `settings`, in fp32 on the CPU, in evaluation mode.
 
-    Raises: InputError where the model or its weights are not known, not cached and not reachable, or do not fit.
+    Raises: InputError if the model or its weights are unknown, neither cached nor reachable, or do not fit together.
     """
     name, pretrained = models.openclip_name(settings.model), models.weights_file(settings.pretrained)
-    if pretrained and pretrained.startswith("hf-hub:"):  # where open_clip keeps the model's configuration too
+    if pretrained and pretrained.startswith("hf-hub:"):  # that repository holds the configuration of the model too
         name, pretrained = pretrained, None
     try:
         if settings.model.endswith(".json") or settings.model == models.DEMO:
             open_clip.add_model_config(models.config_file(settings.model))
         weights = _weights(name, pretrained)
         trained = trained_with(name, pretrained)
-        quick_gelu = bool(trained.pop("quick_gelu", False))  # out here, since `_locally_first` may call twice
+        quick_gelu = bool(trained.pop("quick_gelu", False))  # not in the lambda, which may be called twice
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a QuickGELU mismatch, which `quick_gelu` mends
+            warnings.simplefilter("ignore")  # about QuickGELU, which `force_quick_gelu` sets right
             module = _locally_first(
                 lambda: open_clip.create_model(
                     name,
@@ -91,9 +105,9 @@ def load(settings: ModelSettings) -> Model:
         raise
     except ModuleNotFoundError as error:
         raise InputError(f"the model {name} needs the package {error.name}: pip install {error.name}") from error
-    except Exception as error:  # whatever open_clip and the readers of weights make of wrong files
+    except Exception as error:  # open_clip and the readers of weights raise all kinds of exceptions for wrong files
         raise InputError(
-            f"the model {name} cannot be made with the weights {pretrained or '(its own)'}: {brief(error)}; "
+            f"the model {name} cannot be built with the weights {pretrained or '(its own)'}: {brief(error)}; "
             "check --model and --pretrained"
         ) from error
     module.eval().requires_grad_(False)
@@ -133,9 +147,9 @@ def load_tokenizer(settings: ModelSettings) -> Any:
 
 
 def find_weights(settings: ModelSettings) -> Literal["file", "cached", "reachable", "nowhere"]:
-    """Where the weights of `settings` are; fetches nothing, and asks the network only whether the hub answers.
+    """Where the weights of `settings` are. Downloads nothing; at most checks whether the hub answers.
 
-    Raises: InputError for weights that the model does not have.
+    Raises: InputError if the model does not have such weights.
     """
     name, pretrained = models.openclip_name(settings.model), models.weights_file(settings.pretrained)
     if pretrained and pretrained.startswith("hf-hub:"):
@@ -147,7 +161,7 @@ def find_weights(settings: ModelSettings) -> Literal["file", "cached", "reachabl
     constants.HF_HUB_OFFLINE = True
     try:
         _download(name, pretrained)
-    except Exception:  # whatever the hub's client makes of what it does not have
+    except Exception:  # the hub's client raises all kinds of exceptions for files that it does not have
         return "reachable" if _reachable() else "nowhere"
     return "cached"
 
@@ -159,25 +173,25 @@ def _local_weights(name: str, pretrained: str | None) -> Path | None:
 
 
 def _weights(name: str, pretrained: str | None) -> Path:
-    """The weights' file, fetched where it is neither a file nor cached. Asks nobody on the network for what is here."""
+    """The file of the weights; downloads it if it is neither a local file nor cached. Uses the network only then."""
     if local := _local_weights(name, pretrained):
         return local
     if not name.startswith("hf-hub:"):
         _check_tag(name, pretrained)
     try:
         return _locally_first(lambda: _download(name, pretrained))
-    except Exception as error:  # whatever the hub's client makes of it
+    except Exception as error:  # as above
         tag = f" --pretrained {pretrained}" if pretrained else ""
         raise InputError(
-            f"the weights {pretrained or ''} of {name} are neither cached here nor reachable "
-            f"({constants.ENDPOINT}: {type(error).__name__}): fetch them once with a network (clipbatch fetch "
-            f"{name}{tag}), copy {constants.HF_HUB_CACHE} from a machine that has them, or give "
+            f"the weights {pretrained or ''} of {name} are not cached here and cannot be downloaded "
+            f"({constants.ENDPOINT}: {type(error).__name__}): download them once on a machine with a network "
+            f"(clipbatch fetch {name}{tag}), copy {constants.HF_HUB_CACHE} from a machine that has them, or give "
             f"--pretrained FILE; --model {models.DEMO} needs no download"
         ) from error
 
 
 def _locally_first(action: Callable[[], T]) -> T:
-    """Do `action` with what is cached; where that does not do, with the network, if there is one."""
+    """Do `action` offline, with cached files only. If that fails and the hub answers, do it again with the network."""
     constants.HF_HUB_OFFLINE = True
     try:
         return action()
@@ -188,11 +202,12 @@ def _locally_first(action: Callable[[], T]) -> T:
         return action()
 
 
-def trained_with(name: str, pretrained: str | None) -> dict[str, Any]:
-    """What the weights were trained with and open_clip keeps beside a tag: preprocessing, QuickGELU.
+def trained_with(name: str, pretrained: str | None) -> JsonObject:
+    """How the weights were trained, as open_clip records it for a tag: preprocessing and QuickGELU.
 
-    For a file, the preprocessing that all of the model's tags agree on; QuickGELU is then the model name's affair.
-    Raises: InputError where they do not agree.
+    For a file of weights: the preprocessing that all tags of the model have in common. Then the name of the model
+    decides about QuickGELU.
+    Raises: InputError if the tags have different preprocessing.
     """
     tags = [] if ":" in name else open_clip.list_pretrained_tags_by_model(name)
     if pretrained in tags:
@@ -204,8 +219,8 @@ def trained_with(name: str, pretrained: str | None) -> dict[str, Any]:
     if any(entry != known[0] for entry in known):
         raise InputError(
             f"--pretrained {pretrained}: the published weights of {name} differ in mean, std or resizing, so a file "
-            "alone does not say how images are to be prepared: use --model local-dir:FOLDER with the weights and an "
-            "open_clip_config.json whose preprocess_cfg says it"
+            "alone does not tell how to prepare images: use --model local-dir:FOLDER with the weights and an "
+            "open_clip_config.json that has a preprocess_cfg"
         )
     return dict(known[0]) if known else {}
 
@@ -213,7 +228,7 @@ def trained_with(name: str, pretrained: str | None) -> dict[str, Any]:
 def _check_tag(name: str, pretrained: str | None) -> None:
     tags = open_clip.list_pretrained_tags_by_model(name)
     if not pretrained:
-        raise InputError(f"{name} has several sets of weights: choose with --pretrained {' | '.join(tags)}")
+        raise InputError(f"{name} has several sets of weights: choose one with --pretrained {' | '.join(tags)}")
     if pretrained not in tags:
         raise InputError(
             f"--pretrained {pretrained!r} is neither a file nor one of {name}'s weights "
@@ -228,38 +243,38 @@ def _download(name: str, pretrained: str | None) -> Path:
 
 
 def _reachable() -> bool:
-    """Whether the hub's host answers at all; its client tries for most of a minute where it does not."""
+    """Whether the hub's host answers. Its client would keep trying for most of a minute."""
     if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
         return False
     if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
         return True
     url = urlsplit(constants.ENDPOINT)
     try:
-        with socket.create_connection((url.hostname or "", url.port or 443), timeout=_REACH_S):
+        with socket.create_connection((url.hostname or "", url.port or 443), timeout=_HUB_TIMEOUT_S):
             return True
     except OSError:
         return False
 
 
 def _only_weights_in(folder: Path) -> Path:
-    found = [path for path in sorted(folder.glob("*")) if path.suffix in (".safetensors", ".pt", ".bin")]
-    if len(found) != 1:
-        raise InputError(f"{folder} holds {len(found)} files of weights (.safetensors, .pt, .bin): leave one")
-    return found[0]
+    files = [path for path in sorted(folder.glob("*")) if path.suffix in (".safetensors", ".pt", ".bin")]
+    if len(files) != 1:
+        raise InputError(f"{folder} holds {len(files)} files of weights (.safetensors, .pt, .bin): leave exactly one")
+    return files[0]
 
 
 def check_device(device: str) -> None:
-    """Raises: InputError where `device` is a GPU that torch cannot use."""
+    """Raises: InputError if `device` is a GPU that torch cannot use."""
     if not device.startswith("cuda"):
         return
-    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if int(device.partition(":")[2] or 0) >= found:
-        raise InputError(f"--device {device}: torch finds {found} usable GPUs here; use --device cpu or another number")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(device.partition(":")[2] or 0) >= count:
+        raise InputError(f"--device {device}: torch finds {count} usable GPUs here: use --device cpu or another number")
 
 
 def device_facts(device: str) -> dict[str, str | float]:
-    """The device in words; on a GPU also the most memory that torch held on it, and what all that run on it hold now,
-    DALI included, whose pools never shrink, in MiB."""
+    """The device. For a GPU also its name and, in MiB, the most memory that torch has reserved on it, and what all
+    processes use on it now. That includes DALI, whose memory pools never shrink."""
     if not device.startswith("cuda"):
         return {"device": device}
     free, total = torch.cuda.mem_get_info(device)

@@ -12,11 +12,11 @@ from clipbatch.config import models
 from clipbatch.config.label_set import LabelSet
 
 _MAX_NAMED = 5
+# How many context lengths are tokenized to see whether a prompt is longer than one.
 _LONG = 8
-"""How many context lengths are tokenized to see whether a prompt is longer than one."""
 _TEXTS_AT_ONCE = 64
+# Characters of a prompt that a remark shows.
 _SHOWN = 40
-"""Characters of a prompt that a remark shows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,10 +24,10 @@ class CutPrompt:
     """A prompt that is longer than the model's context."""
 
     text: str
+    # What the model sees of it, as its tokenizer writes it.
     kept: str
-    """What the model sees of it, as its tokenizer writes it."""
+    # Tokens, with the first and the last one, which mark the beginning and the end.
     context_length: int
-    """Tokens, with the first and the last one, which mark the beginning and the end."""
 
 
 def cut_prompts(tokenizer: Any, texts: Sequence[str]) -> list[CutPrompt]:

@@ -1,7 +1,4 @@
-"""The encode stage: normalise a batch of pixels and run the image tower on it.
-
-uint8 pixels -> what an image tower takes.
-"""
+"""The encode stage: normalises uint8 pixels and runs the image tower on them."""
 
 from __future__ import annotations
 
@@ -26,34 +23,35 @@ _log = logging.getLogger(__name__)
 
 
 class Normalise:
-    """torchvision's ToTensor and Normalize in one pass over the pixels: cast, scaled and shifted in fp32 inside.
+    """torchvision's ToTensor and Normalize in one pass over the pixels: convert, scale and shift, in fp32.
 
-    A row of pixels is one dimension here, so that torch's kernels go over hundreds of numbers at a stride of one; over
-    three channels at a time they take 1.6 times as long for 224 x 224 pixels on a CPU, and 5 times for 64 x 64.
+    A row of pixels is treated as one dimension, so torch's kernels process hundreds of numbers with stride one. If they
+    process three channels at a time, they take 1.6 times as long for 224 x 224 pixels on a CPU, and 5 times for
+    64 x 64.
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], width: int, device: str) -> None:
-        """mean, std: of each channel, for pixels from 0 to 1. width: of the images, pixels."""
+        """mean, std: for each channel, on a scale from 0 to 1. width: of the images, pixels."""
         mean_C, std_C = (torch.tensor(values, device=device) for values in (mean, std))
         self._scale_WC, self._bias_WC = (1 / (255 * std_C)).repeat(width), (-mean_C / std_C).repeat(width)
 
     def __call__(self, pixels_BCHW: Tensor, dtype: torch.dtype) -> Tensor:
-        """`pixels_BCHW` in `dtype`, channels last in memory, as the pixels are."""
+        """uint8 `pixels_BCHW`, normalised, in `dtype`. The result has channels last in memory, like the pixels."""
         batch, channels, height, width = pixels_BCHW.shape
         rows = pixels_BCHW.permute(0, 2, 3, 1).reshape(batch, height, width * channels)
         normal = torch.addcmul(self._bias_WC, rows, self._scale_WC, out=torch.empty_like(rows, dtype=dtype))
         return normal.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
+# Batches that a GPU has at a time: it encodes one, and the others wait in its queue until Python has prepared more.
 _IN_FLIGHT = 3
-"""Batches that a GPU has in hand: one that it encodes, and others that wait in its queue while Python wakes up."""
+# Images compared at a time in fp32. A model in fp8 leaves little memory for more.
 _COMPARED_AT_ONCE = 32
-"""Images in fp32, beside a model in fp8 that leaves little memory."""
 
 
 def trimmed(batch: PixelBatch) -> PixelBatch:
-    """`batch` with the next power of two of slots, or three quarters of it: a lone image should not cost a whole batch,
-    nor each number of them shapes of its own."""
+    """`batch` with as many slots as the next power of two, or three quarters of it. So a single image does not cost as
+    much as a whole batch, and there are only a few different shapes."""
     images = len(batch.outcomes)
     slots = 1 << max(0, images - 1).bit_length()
     if 4 * images <= 3 * slots:
@@ -62,15 +60,15 @@ def trimmed(batch: PixelBatch) -> PixelBatch:
 
 
 class Encode:
-    """Called with a `PixelBatch`, by up to `threads` threads at a time.
+    """The encode stage. Called with a `PixelBatch`, by up to `threads` threads at a time.
 
-    On a CPU each core encodes a batch of its own with one thread: nothing waits at a barrier inside a layer, and
-    decoding threads take turns with encoding ones at the scheduler's grain; of a batch that is not full it encodes what
-    `trimmed` leaves. On a GPU all threads launch into one stream and each waits for its own batch, so the stream always
-    has the next one.
+    On a CPU, each core encodes a batch of its own with one thread. So no thread waits for others inside a layer, and
+    the operating system divides the cores between decoding and encoding threads. Batches that are not full are
+    `trimmed`. On a GPU, all threads launch work into one stream and each waits for its own batch, so the stream always
+    has a next batch.
 
-    Where the GPU's memory does not suffice, batches are encoded in pieces from then on, of half the size each time;
-    that moves scores in the last digit.
+    If the GPU runs out of memory, batches are encoded in pieces from then on; each time that happens, the pieces get
+    half as large. That can change scores in the last digit.
     """
 
     def __init__(
@@ -82,10 +80,10 @@ class Encode:
         batch_size: int,
         compiles: bool = False,
     ) -> None:
-        """batch_size: of whole batches; others are encoded without graph and compiler. compiles: with torch.compile, in
-        here.
+        """batch_size: the size of full batches; only these use a CUDA graph and compiled code. compiles: compile the
+        model with torch.compile now.
 
-        Raises: InputError where the device cannot compute in `precision`.
+        Raises: InputError if the device cannot compute in `precision`.
         """
         self._loss = None
         if precision == "fp8":
@@ -93,7 +91,7 @@ class Encode:
             self._loss = fp8.Loss(model.module.visual, device)
         model.cast(precision, device)
         if precision == "fp32":
-            torch.backends.cudnn.allow_tf32 = False  # on by default, and no fp32: 10 bits of mantissa
+            torch.backends.cudnn.allow_tf32 = False  # on by default, but TF32 has a mantissa of only 10 bits
         if precision == "fp8":
             fp8.to_fp8(model.module.visual)
         self._module, self._dtype = model.module, DTYPES[precision]
@@ -102,7 +100,7 @@ class Encode:
         self._stream = stream_on(device)
         self._turn = threading.Lock() if self._stream else contextlib.nullcontext()
         self.threads = _IN_FLIGHT if self._stream else hardware.cores()
-        if self._stream:  # `nn.MultiheadAttention` has a shortcut, with unfused steps where it does not know a kernel
+        if self._stream:  # `nn.MultiheadAttention` has a fast path that uses unfused steps on some GPUs
             torch.backends.mha.set_fastpath_enabled(False)
         self._at_once = self._batch_size = batch_size
         like_BHWC = torch.zeros((batch_size, model.height, model.width, 3), dtype=torch.uint8, device=device)
@@ -110,23 +108,23 @@ class Encode:
 
     @torch.inference_mode()
     def _prepared(self, like_BCHW: Tensor, *, compiles: bool) -> Work:
-        """`embed` as it is done for whole batches, which are like `like_BCHW`."""
+        """`embed` for full batches, which have the shape of `like_BCHW`."""
         whole: Work = compiled(self._embed, like_BCHW) if compiles else self._embed
         if self._stream is None:
             return whole
         try:
             return Graph(whole, like_BCHW, self._stream)
         except torch.OutOfMemoryError:
-            pass  # `_encode` has its own way with that
-        except RuntimeError as error:  # the result is the same, later
+            pass  # `_encode` deals with that
+        except RuntimeError as error:  # without a graph the results are the same, only slower
             _log.warning(
-                f"this model runs without a CUDA graph, as it cannot be recorded: {str(error).splitlines()[0]}"
+                f"this model cannot be recorded as a CUDA graph and runs without one: {str(error).splitlines()[0]}"
             )
-        torch.cuda.empty_cache()  # only now that nothing holds what was begun
+        torch.cuda.empty_cache()  # after the except blocks, when nothing refers to the unfinished graph
         return whole
 
     def __call__(self, batch: PixelBatch) -> EmbeddedBatch:
-        """Waits until the embeddings are complete."""
+        """Encode `batch`. Returns when the embeddings are complete."""
         if self._stream is None:
             batch = trimmed(batch)
         with self._turn, torch.cuda.stream(self._stream):
@@ -141,7 +139,7 @@ class Encode:
         return EmbeddedBatch(source=batch.source, outcomes=batch.outcomes, image_BD=image_BD)
 
     def facts(self) -> dict[str, float]:
-        """What came of memory and precision, for the report."""
+        """The size of pieces and the loss of fp8, for the report; empty if there is neither."""
         in_pieces = {} if self._at_once == self._batch_size else {"encoded_at_once": self._at_once}
         return in_pieces | (self._loss.facts() if self._loss else {})
 
@@ -156,15 +154,15 @@ class Encode:
             if not loss.wanted:
                 break
         if not loss.wanted:
-            found = loss.facts()
+            facts = loss.facts()
             _log.warning(
-                f"fp8 against fp32 on the first {found['fp8_images']} images: cosine {found['fp8_cosine_mean']:.4f} in "
-                f"the mean, {found['fp8_cosine_worst']:.4f} at the worst"
+                f"fp8 compared with fp32 on the first {facts['fp8_images']} images: the cosine is "
+                f"{facts['fp8_cosine_mean']:.4f} on average and {facts['fp8_cosine_worst']:.4f} at worst"
             )
 
     @torch.inference_mode()
     def _encode(self, pixels_BCHW: Tensor) -> Tensor:
-        """`embed`, in as many pieces as memory asks for."""
+        """`embed`, in as many pieces as the memory requires."""
         while True:
             at_once = self._at_once
             try:
@@ -180,8 +178,8 @@ class Encode:
             self._at_once = at_once // 2
             torch.cuda.empty_cache()
             _log.warning(
-                f"the GPU ran out of memory: batches are encoded {self._at_once} images at a time from here on, which "
-                "may move scores in the last digit; use a smaller --batch-size"
+                f"the GPU ran out of memory: from here on, batches are encoded {self._at_once} images at a time, which "
+                "may change scores in the last digit; use a smaller --batch-size"
             )
 
     @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""Prompts -> label features, in fp32, kept on disk so that they are computed once."""
+"""Encodes prompts into label features, in fp32, and caches them on disk."""
 
 from __future__ import annotations
 
@@ -26,22 +26,23 @@ from clipbatch.storage.atomic import publish
 _log = logging.getLogger(__name__)
 
 _PROMPTS_AT_ONCE = 64
+# The cached file ends with a digest. Files of old versions have no digest and another suffix; they are not read.
 _SUFFIX = ".npy+sha256"
-"""Of a file with its digest at its end; a file of an old version, without one, has another name and is not read."""
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 def text_features(model: Model, prompts: list[list[str]]) -> NDArray[np.float32]:
-    """`text_LD`: for each label the mean of its prompts' unit vectors, brought to unit length, as
-    `open_clip.build_zero_shot_classifier` does it. Read from the cache where they are there already.
+    """`text_LD`, float32: for each label the mean of the unit vectors of its prompts, scaled to unit length, as in
+    `open_clip.build_zero_shot_classifier`. Read from the cache if it is there.
     """
-    key = json.dumps([model.name, model.weights_sha256, prompts, _PROMPTS_AT_ONCE])  # the last bits depend on that too
+    # The number of prompts in a batch is part of the key, because the last bits depend on it.
+    key = json.dumps([model.name, model.weights_sha256, prompts, _PROMPTS_AT_ONCE])
     cached = cache_folder("text") / f"{hashlib.sha256(key.encode()).hexdigest()}{_SUFFIX}"
     try:
         content = cached.read_bytes()
         return features.parse(content[:-_DIGEST_BYTES], len(prompts), content[-_DIGEST_BYTES:].hex())
     except DamagedRecordError:
-        _log.warning(f"the label features kept in {cached} were damaged: they are computed anew")
+        _log.warning(f"the label features cached in {cached} are damaged; computing them again")
     except OSError:
         pass
     text_LD = _encode(model, prompts)
@@ -50,7 +51,7 @@ def text_features(model: Model, prompts: list[list[str]]) -> NDArray[np.float32]
         cached.parent.mkdir(parents=True, exist_ok=True)
         with publish(cached) as file:
             file.write(content + hashlib.sha256(content).digest())
-    except (OSError, InputError):  # a cache that cannot be written is no reason to stop
+    except (OSError, InputError):  # the run goes on without the cache
         pass
     return text_LD
 
@@ -63,14 +64,14 @@ def label_features(model: Model, labels: LabelSet) -> NDArray[np.float32]:
 
 
 def cache_folder(name: str) -> Path:
-    """`$XDG_CACHE_HOME/clipbatch/NAME`, by default below ~/.cache."""
+    """`$XDG_CACHE_HOME/clipbatch/NAME`; without that variable, `~/.cache/clipbatch/NAME`."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(base, "clipbatch", name)
 
 
 def _encode(model: Model, prompts: list[list[str]]) -> NDArray[np.float32]:
-    """Each core encodes prompts of its own with one thread, as the image encoder does, so that the features do not
-    depend on how many cores the worker that computes them may use."""
+    """Each core encodes some of the prompts with one thread, as in the image encoder. So the features do not depend on
+    how many cores the worker has."""
     texts = [text for texts in prompts for text in texts]
     torch.set_num_threads(1)
 

@@ -172,7 +172,7 @@ class _Reader:
             assert item is not None
             self.item = _InHand(job=job, position=position, uri=item.uri, begun=time.monotonic())
             try:
-                outcome = item.reject or item.given or self._fetch(item)
+                outcome = item.reject or item.content or self._fetch(item)
             except BaseException as error:
                 job.fail(error)
                 return False

@@ -1,7 +1,7 @@
-"""One look at a library, in a process that may die: `python -m clipbatch.tools.doctor.probe_main NAME ARGUMENT...`.
+"""Tries out a library: `python -m clipbatch.tools.doctor.probe_main NAME ARGUMENT...`.
 
-Prints one line of JSON at the end, {"error": ...} where the library refuses. A process for each, since what is wrong
-with a driver or a decoder may end it by a signal, and then only this look is lost.
+A broken driver or decoder may end the process by a signal. So each probe runs in a process of its own, and a crash
+costs only that probe. The process sends one answer; if the library raises an exception, the answer is {"error": ...}.
 """
 
 from __future__ import annotations
@@ -9,27 +9,27 @@ from __future__ import annotations
 import ctypes
 import importlib.resources
 import sys
-from typing import Any
 
 from clipbatch.errors import InputError, brief
+from clipbatch.tools.doctor.checks import Answer, Gpu
 from clipbatch.workers.child import Parent, serve
 
 
-def torch_sees() -> dict[str, Any]:
-    """torch's version and CUDA, the driver's CUDA, and each GPU with what it multiplies."""
+def torch_sees() -> Answer:
+    """torch's `version` and `cuda`, the driver's `driver_cuda`, and the `gpus` or the `reason` why there are none."""
     import torch
 
-    found: dict[str, Any] = {"version": torch.__version__, "cuda": torch.version.cuda, "driver_cuda": _driver_cuda()}
+    answer = Answer(version=torch.__version__, cuda=torch.version.cuda, driver_cuda=_driver_cuda())
     if not torch.cuda.is_available():
         try:
             torch.cuda.init()  # type: ignore[no-untyped-call]
         except (RuntimeError, AssertionError) as error:
-            found["reason"] = str(error).splitlines()[0]
-        return found | {"gpus": []}
-    return found | {"gpus": [_gpu(number) for number in range(torch.cuda.device_count())]}
+            answer["reason"] = str(error).splitlines()[0]
+    answer["gpus"] = [_gpu(number) for number in range(torch.cuda.device_count())]
+    return answer
 
 
-def _gpu(number: int) -> dict[str, Any]:
+def _gpu(number: int) -> Gpu:
     import torch
 
     device, facts = f"cuda:{number}", torch.cuda.get_device_properties(number)
@@ -38,16 +38,16 @@ def _gpu(number: int) -> dict[str, Any]:
         if not bool((ones @ ones == 64).all()):
             raise RuntimeError(f"{device} multiplies {dtype} wrongly")
     capability = [facts.major, facts.minor]
-    return {
-        "name": facts.name,
-        "capability": capability,
-        "memory_gib": round(facts.total_memory / 2**30),
-        "fp8": capability >= [8, 9],  # Ada and Hopper, the first with FP8 tensor cores
-    }
+    return Gpu(
+        name=facts.name,
+        capability=capability,
+        memory_gib=round(facts.total_memory / 2**30),
+        fp8=capability >= [8, 9],  # Ada and Hopper, the first with FP8 tensor cores
+    )
 
 
 def _driver_cuda() -> int | None:
-    """The CUDA version that the driver speaks, 1000 times the major one (cuDriverGetVersion)."""
+    """The CUDA version that the driver supports: 1000 times the major version, and so on (cuDriverGetVersion)."""
     try:
         version = ctypes.c_int()
         ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
@@ -56,8 +56,8 @@ def _driver_cuda() -> int | None:
         return None
 
 
-def dali_decodes(device: str) -> dict[str, Any]:
-    """Decode a sample with DALI's graph on `device`, cpu or cuda."""
+def dali_decodes(device: str) -> Answer:
+    """Decode a sample with DALI on `device`, cpu or cuda. Returns `version`, `nvimgcodec`, `nvimgcodec_cuda`."""
     import torch
     from nvidia import dali, nvimgcodec
 
@@ -75,12 +75,16 @@ def dali_decodes(device: str) -> dict[str, Any]:
     geometry = geometry_of(header.height, header.width, header.orientation, target)
     failed = decoder.fill(pixels_BCHW, [DecodeJob(slot=0, data=data, geometry=geometry)])
     if failed or not bool(torch.any(pixels_BCHW != 0)):
-        return {"error": "a sound JPEG came out empty"}
-    return {"version": dali.__version__, "nvimgcodec": nvimgcodec.__version__, "cuda": nvimgcodec.__cuda_version__}
+        return {"error": "an intact JPEG was not decoded, or came out black"}
+    return Answer(
+        version=dali.__version__,
+        nvimgcodec=nvimgcodec.__version__,
+        nvimgcodec_cuda=nvimgcodec.__cuda_version__,
+    )
 
 
-def engines_decode() -> dict[str, Any]:
-    """Decode a sample with the GPU's JPEG engines and nothing else."""
+def engines_decode() -> Answer:
+    """Decode a sample with the GPU's JPEG engines and nothing else. Returns `answer`: whether that worked."""
     from nvidia import nvimgcodec
 
     backend = nvimgcodec.Backend(nvimgcodec.BackendKind.HW_GPU_ONLY)
@@ -89,8 +93,8 @@ def engines_decode() -> dict[str, Any]:
     return {"answer": image is not None}
 
 
-def weights_are(model: str, pretrained: str) -> dict[str, Any]:
-    """Where a model's weights would come from; fetches nothing. pretrained: empty for none."""
+def weights_are(model: str, pretrained: str) -> Answer:
+    """Returns `where` the weights of a model are. Downloads nothing. pretrained: may be empty."""
     from clipbatch.config import ModelSettings
     from clipbatch.stages.encode.model import find_weights
 
@@ -104,16 +108,16 @@ def _sample() -> bytes:
 def main() -> None:
     probes = {probe.__name__: probe for probe in (torch_sees, dali_decodes, engines_decode, weights_are)}
 
-    def look(parent: Parent) -> None:
+    def run_probe(parent: Parent) -> None:
         try:
-            answer = probes[sys.argv[1]](*sys.argv[2:])
+            answer: Answer = probes[sys.argv[1]](*sys.argv[2:])
         except InputError as error:
             answer = {"error": str(error)}
-        except Exception as error:  # whatever a broken installation makes of it
+        except Exception as error:  # a broken installation raises all kinds of exceptions
             answer = {"error": brief(error)}
         parent.send(answer)
 
-    serve(look)
+    serve(run_probe)
 
 
 if __name__ == "__main__":

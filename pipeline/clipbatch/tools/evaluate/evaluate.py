@@ -32,18 +32,18 @@ _SHOWN = 12
 class Request:
     """What is to be evaluated, and how."""
 
+    # A column of the run's input, or a file.
     truth: str
-    """A column of the run's input, or a file."""
+    # A file with a label for each name in the truth.
     mapping: str | None = None
-    """A file with a label for each name in the truth."""
+    # Which label group; None for the only one.
     group: str | None = None
-    """Which label group; None for the only one."""
+    # Label files to rank on the saved embeddings.
     labels: Sequence[str] = ()
-    """Label files to rank on the saved embeddings."""
+    # A label file to write, with a threshold for each label.
     thresholds: str | None = None
-    """A label file to write, with a threshold for each label."""
+    # What the thresholds are to reach; None: the best F1.
     precision: float | None = None
-    """What the thresholds are to reach; None: the best F1."""
 
     def __post_init__(self) -> None:
         if self.precision is not None and not 0 < self.precision < 1:

@@ -15,15 +15,15 @@ from clipbatch.tools.evaluate.statistics import average_precision, calibration, 
 from clipbatch.tools.evaluate.tally import Tally
 from clipbatch.tools.evaluate.truth import NO_TRUTH, Truth
 
+# Pairs of truth and label that are named.
 CONFUSIONS = 10
-"""Pairs of truth and label that are named."""
+# Images that are shown of each.
 EXAMPLES = 6
-"""Images that are shown of each."""
 NO_LABEL_NAME = "(no label)"
+# By how much the mean score exceeds the accuracy of a model that is sure of itself and wrong.
 _SURE = 0.2
-"""By how much the mean score exceeds the accuracy of a model that is sure of itself and wrong."""
+# From how many images on something is said of the truth as a whole.
 _MIN_IMAGES = 30
-"""From how many images on something is said of the truth as a whole."""
 _NAMED = 5
 
 

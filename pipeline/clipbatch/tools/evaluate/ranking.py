@@ -40,8 +40,8 @@ class _Candidate:
     file: str
     group: LabelGroup
     scorer: Scorer
+    # The label of each value of the truth; -1 for one that is no label of this file.
     number_of: NDArray[np.int64]
-    """The label of each value of the truth; -1 for one that is no label of this file."""
     images: int = 0
     right: int = 0
     unknown: int = 0
@@ -81,7 +81,9 @@ def rank(run: RunDir, plan: Plan, files: Sequence[str], truth: Truth, group: str
         raise InputError(
             f"{run.path} has no embeddings to score label files with: label the images again with --embeddings"
         )
-    facts = run.model_facts() or {}
+    facts = run.model_facts()
+    if facts is None:
+        raise InputError(f"{run.path} has no finished part yet: clipbatch run --out {run.path} first")
     sets = [load(LabelSettings(labels=file)) for file in files]
     settings = plan.run_settings()
     for labels in sets:

@@ -16,6 +16,7 @@ from clipbatch.config.label_set import LabelGroup, LabelSet
 from clipbatch.errors import InputError
 from clipbatch.rundir import features
 from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.rundir.records import ModelFacts
 from clipbatch.rundir.schema import GroupColumns, group_columns
 from clipbatch.storage.paths import parquet_source
 from clipbatch.workers import signals
@@ -31,21 +32,21 @@ class ScoreBatch:
     """Rows of a run that have scores, of one label group."""
 
     row_id_B: NDArray[np.int64]
+    # The number of the label; `NO_LABEL` for none.
     label_B: NDArray[np.int64]
-    """The number of the label; `NO_LABEL` for none."""
+    # Of the best label.
     score_B: NDArray[np.float32]
-    """Of the best label."""
+    # The best score minus the second best; None if the run does not tell.
     margin_B: NDArray[np.float32] | None
-    """The best score minus the second best; None if the run does not tell."""
+    # Of all labels; None if the run has kept the best ones alone, and no embeddings.
     scores_BL: NDArray[np.float32] | None
-    """Of all labels; None if the run has kept the best ones alone, and no embeddings."""
+    # Numbers of the best labels, best first, if the run has kept these alone.
     top_BK: NDArray[np.int64] | None
-    """Numbers of the best labels, best first, if the run has kept these alone."""
+    # For a group whose images may have several labels: the row in this batch and the label's number, for each label
+    # that an image has.
     chosen: tuple[NDArray[np.int64], NDArray[np.int64]] | None
-    """For a group whose images may have several labels: the row in this batch and the label's number, for each label
-    that an image has."""
+    # Status of the rows in between that have no scores, by row_id.
     bad: dict[int, str]
-    """Status of the rows in between that have no scores, by row_id."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +76,7 @@ class Scorer:
         return np.asarray(logits_BL)
 
 
-def scorers(labels: LabelSet, text_TD: NDArray[np.float32], facts: dict[str, Any], kind: str) -> list[Scorer]:
+def scorers(labels: LabelSet, text_TD: NDArray[np.float32], facts: ModelFacts, kind: str) -> list[Scorer]:
     """One for each group. facts: the model's. kind: softmax, sigmoid or cosine."""
     rows = [size * (2 if tags else 1) for size, tags in zip(labels.sizes, labels.are_tags, strict=True)]
     parts = np.split(text_TD, np.cumsum(rows)[:-1])
@@ -95,16 +96,17 @@ class GroupScores:
         settings = plan.run_settings()
         self.group: LabelGroup = plan.labels.groups[number]
         self.columns: GroupColumns = group_columns(plan.labels, settings.output)[number]
-        self.kind: str = (run.model_facts() or {}).get("score", "")
+        facts = run.model_facts()
+        self.kind: str = facts["score"] if facts else ""
         self._tops = settings.output.best is not None
         self._scorer: Scorer | None = None
-        if self._tops and settings.output.embeddings:
-            frozen = features.standing(run, plan)
+        if self._tops and settings.output.embeddings and facts:
+            frozen = features.load(run, plan)
             if frozen is not None:
-                self._scorer = scorers(plan.labels, frozen[0], run.model_facts() or {}, self.kind)[number]
+                self._scorer = scorers(plan.labels, frozen[0], facts, self.kind)[number]
         self.has_margin = self.columns.margin is not None and len(self.group.names) > 1
+        # Whether the scores of all labels are known.
         self.has_all = not self._tops or self._scorer is not None
-        """Whether the scores of all labels are known."""
         self.from_embeddings = self._scorer is not None
         self.kept = min(settings.output.best or len(self.group.names), len(self.group.names))
 

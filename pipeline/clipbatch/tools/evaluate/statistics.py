@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from clipbatch.config.sampling import wilson
 
 BINS = 8192
+# The largest that a float32 below 1 has is 16.6.
 _LOG_ODDS = 17.0
-"""The largest that a float32 below 1 has is 16.6."""
 Counts = NDArray[np.int64]
 
 
@@ -55,8 +55,8 @@ def share(right: float, count: float) -> dict[str, float | None]:
 class Stratum:
     """A part of the population of which some are drawn at random, and answered."""
 
+    # Images in it.
     size: float
-    """Images in it."""
     drawn: int
     right: int
 

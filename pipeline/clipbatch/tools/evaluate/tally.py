@@ -14,8 +14,8 @@ from clipbatch.tools.evaluate.statistics import BINS, Stratum, bins
 from clipbatch.tools.evaluate.truth import NO_TRUTH, Truth
 
 _CALIBRATION_BINS = 15
+# None that a user is likely to draw a queue with.
 _HALVES_SEED = 2**31 - 1
-"""None that a user is likely to draw a queue with."""
 
 
 class SparseCounts:
@@ -53,28 +53,28 @@ class Tally:
         numbers = {name: number for number, name in enumerate(labels)}
         self._number_of = np.array([*(numbers.get(name, NO_LABEL) for name in truth.names), NO_LABEL], np.int64)
         self.images = self.right = self.right_top_5 = 0
+        # Images for which the five best labels are known.
         self.in_top_5 = 0
-        """Images for which the five best labels are known."""
         self.score_sum = 0.0
         self.without_truth = 0
         self.bad: Counter[str] = Counter()
+        # Values of the truth that are no labels, with how many images have them.
         self.unknown: Counter[str] = Counter()
-        """Values of the truth that are no labels, with how many images have them."""
+        # Of truth * (size + 1) + label, where no label is `size`.
         self.confusion = SparseCounts()
-        """Of truth * (size + 1) + label, where no label is `size`."""
         self.support, self.predicted, self.found = (np.zeros(size) for _ in range(3))
+        # Images whose labels are all of the truth and nothing else.
         self.exact = 0
-        """Images whose labels are all of the truth and nothing else."""
         shape = (self._halves, size, BINS)
         self.all_scores = np.zeros(shape, np.uint32) if has_all else None
+        # Of all labels, by label: how well a label's score tells its images from the others.
         self.positive_scores = np.zeros(shape, np.uint32) if has_all else None
-        """Of all labels, by label: how well a label's score tells its images from the others."""
+        # Of the label with the best score, by that label; for images with one label each.
         self.best_scores, self.right_scores = (np.zeros(shape, np.uint32) for _ in range(2))
-        """Of the label with the best score, by that label; for images with one label each."""
+        # Images, right ones and summed scores, in bins of the best score.
         self.calibration = np.zeros((3, _CALIBRATION_BINS))
-        """Images, right ones and summed scores, in bins of the best score."""
+        # Of a review queue: whether each row is right, by row_id.
         self.answers: dict[int, bool] = {}
-        """Of a review queue: whether each row is right, by row_id."""
 
     def add(self, batch: ScoreBatch) -> None:
         codes_B = self._truth.codes[batch.row_id_B]

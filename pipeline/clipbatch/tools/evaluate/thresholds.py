@@ -18,8 +18,8 @@ from clipbatch.storage.atomic import publish
 from clipbatch.tools.evaluate.statistics import edge, rates, share
 from clipbatch.tools.evaluate.tally import Tally
 
+# Halves of the images.
 CHOSEN_ON, TRIED_ON = 0, 1
-"""Halves of the images."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,12 +27,12 @@ class Choice:
     """The threshold of one label."""
 
     label: str
+    # None where no threshold reaches the precision, or the half to choose on has no image of the label.
     threshold: float | None
-    """None where no threshold reaches the precision, or the half to choose on has no image of the label."""
     why_not: str | None
     chosen_on: dict[str, Any]
+    # Precision with its interval, recall, F1, images at or above the threshold, and support.
     tried_on: dict[str, Any]
-    """Precision with its interval, recall, F1, images at or above the threshold, and support."""
 
 
 def choose(tally: Tally, group: LabelGroup, kind: str, precision: float | None) -> list[Choice]:

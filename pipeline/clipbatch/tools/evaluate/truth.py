@@ -38,19 +38,19 @@ _QUEUE = ("stratum", "weight")
 class Truth:
     """The truth of every row of a run."""
 
+    # Where it comes from, in words.
     source: str
-    """Where it comes from, in words."""
+    # The different values.
     names: list[str] = field(default_factory=list)
-    """The different values."""
+    # For each row, the number of its value in `names`; `NO_TRUTH` for none. If an image may have several labels: the
+    # number of its list in `lists`.
     codes: NDArray[np.int32]
-    """For each row, the number of its value in `names`; `NO_TRUTH` for none. If an image may have several labels: the
-    number of its list in `lists`."""
+    # The different lists of values, as numbers of `names`.
     lists: list[tuple[int, ...]] | None = None
-    """The different lists of values, as numbers of `names`."""
+    # For a review queue: stratum and weight of each of its rows, answered or not, by row_id.
     weights: dict[int, tuple[str, float]] | None = None
-    """For a review queue: stratum and weight of each of its rows, answered or not, by row_id."""
+    # Rows of the file that the run does not have.
     not_in_run: int = 0
-    """Rows of the file that the run does not have."""
 
     @property
     def rows(self) -> int:

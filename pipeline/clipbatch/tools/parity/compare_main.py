@@ -1,8 +1,8 @@
 """The process that compares: `python -m clipbatch.tools.parity.compare_main RUN_DIR DEVICE LABELLED PICTURES`.
 
-Takes every row of a planned run through this machine's fast path and through open_clip's own transform (Pillow) and
-model in fp32 on the CPU, both from the same bytes and the same weights. Says first what is compared, then a line for
-each row, and at the end PICTURES pairs of those that agree the least. Writes nothing.
+It takes every row of a planned run through this machine's fast path, and through open_clip's own transform (Pillow) and
+model in fp32 on the CPU. Both get the same bytes and the same weights. It first sends the facts of the comparison, then
+a message for each row, and at the end the pictures of the PICTURES images that differ most. It writes nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import copy
 import dataclasses
 import io
 import sys
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,19 +22,20 @@ from clipbatch.config import DecodeSettings, hardware
 from clipbatch.config.label_set import LabelSet
 from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.manifest import Manifest
+from clipbatch.stages.batches import Task, item_batches
 from clipbatch.stages.decode import Decode
 from clipbatch.stages.decode.geometry import Target
 from clipbatch.stages.encode import Encode, check_device, load, text_features
 from clipbatch.stages.pillow import with_image
-from clipbatch.stages.pipeline import Task, item_batches
 from clipbatch.stages.read import Read
 from clipbatch.stages.score import score
+from clipbatch.tools.parity.verdict import Facts, Row
 from clipbatch.types import Decoded, Encoded, ItemBatch, PixelBatch, Reject
 from clipbatch.workers.child import Parent, serve
 
 Pixels = NDArray[np.uint8]
+# Differences are shown this many times as bright as they are.
 _AMPLIFIED = 16
-"""How much brighter a difference is shown than it is."""
 _MODES = {"P": "palette", "PA": "palette", "1": "1-bit"}
 
 
@@ -48,13 +48,13 @@ def _compare(parent: Parent, run: RunDir, device: str, labelled: bool, pictures:
     plan = run.plan()
     comparison, manifest = Comparison(run, device, labelled), Manifest(run, plan)
     parent.send(comparison.facts())
-    worst: list[tuple[dict[str, Any], Pixels, Pixels]] = []
+    worst: list[tuple[Row, Pixels, Pixels]] = []
     for shard in range(plan.shards):
         for batch in item_batches(plan, manifest, Task(shard=shard)):
-            found = comparison(batch)
-            for row, *_ in found:
+            compared = comparison(batch)
+            for row, *_ in compared:
                 parent.send(row)
-            pairs = [(row, ours, theirs) for row, ours, theirs in found if ours is not None and theirs is not None]
+            pairs = [(row, ours, theirs) for row, ours, theirs in compared if ours is not None and theirs is not None]
             worst = sorted([*worst, *pairs], key=lambda pair: pair[0]["cosine"])[:pictures]
     for row, ours, theirs in worst:
         difference = np.abs(ours.astype(int) - theirs) * _AMPLIFIED
@@ -63,7 +63,7 @@ def _compare(parent: Parent, run: RunDir, device: str, labelled: bool, pictures:
 
 
 class Comparison:
-    """A model twice: as a run on this machine would have it, and as open_clip does in fp32."""
+    """A model on both paths: as a run on this machine uses it, and as open_clip does in fp32."""
 
     def __init__(self, run: RunDir, device: str, labelled: bool) -> None:
         plan = run.plan()
@@ -92,56 +92,55 @@ class Comparison:
             Encode(model, precision=settings.model.precision, device=device, batch_size=size),
             Encode(reference, precision="fp32", device="cpu", batch_size=size),
         )
-        torch.set_num_threads(hardware.cores())  # as one batch is encoded at a time
+        torch.set_num_threads(hardware.cores())  # only one batch is encoded at a time
         self._device = device
 
-    def facts(self) -> dict[str, Any]:
-        """What is compared with the reference."""
+    def facts(self) -> Facts:
+        """The fast path that is compared."""
         settings = self._settings
-        return {
-            "model": settings.model.model,
-            "pretrained": settings.model.pretrained,
-            "decoder": settings.decode.decoder,
-            "precision": settings.model.precision,
-            "device": self._device,
-            "batch_size": settings.batch_size,
-            "orientation": settings.decode.orientation,
-        }
+        return Facts(
+            model=settings.model.model,
+            pretrained=settings.model.pretrained,
+            decoder=settings.decode.decoder,
+            precision=settings.model.precision,
+            device=self._device,
+            batch_size=settings.batch_size,
+            orientation=settings.decode.orientation,
+        )
 
-    def __call__(self, batch: ItemBatch) -> list[tuple[dict[str, Any], Pixels | None, Pixels | None]]:
-        """For each image its facts, and where both paths have pixels, these (HWC)."""
+    def __call__(self, batch: ItemBatch) -> list[tuple[Row, Pixels | None, Pixels | None]]:
+        """For each image the comparison, and its pixels (HWC) on both paths if both have decoded it."""
         read = self._read(batch)
-        made: list[PixelBatch] = [decode(read) for decode in self._decodes]
+        batches: list[PixelBatch] = [decode(read) for decode in self._decodes]
         ours_BD, theirs_BD = (
-            torch.as_tensor(encode(pixels).image_BD).cpu() for encode, pixels in zip(self._encodes, made, strict=True)
+            torch.as_tensor(encode(pixels).image_BD).cpu()
+            for encode, pixels in zip(self._encodes, batches, strict=True)
         )
         cosine_B = torch.nn.functional.cosine_similarity(ours_BD.double(), theirs_BD.double())
-        ours_BHWC, theirs_BHWC = (pixels.pixels_BCHW.permute(0, 2, 3, 1).cpu().numpy() for pixels in made)
-        rows: list[tuple[dict[str, Any], Pixels | None, Pixels | None]] = []
+        ours_BHWC, theirs_BHWC = (pixels.pixels_BCHW.permute(0, 2, 3, 1).cpu().numpy() for pixels in batches)
+        rows: list[tuple[Row, Pixels | None, Pixels | None]] = []
         for slot, item in enumerate(batch.items):
             assert item
-            outcomes = [pixels.outcomes[slot] for pixels in made]
-            row: dict[str, Any] = {"row_id": item.row_id, "uri": item.uri}
-            row |= {"status": _status(outcomes[0]), "reference_status": _status(outcomes[1])}
+            outcomes = [pixels.outcomes[slot] for pixels in batches]
+            row = Row(row_id=item.row_id, uri=item.uri)
+            row["status"], row["reference_status"] = map(_status, outcomes)
             content = read.slots[slot]
             if not isinstance(content, Encoded) or not all(isinstance(outcome, Decoded) for outcome in outcomes):
                 rows.append((row, None, None))
                 continue
             ours, theirs = ours_BHWC[slot], theirs_BHWC[slot]
             off = np.abs(ours.astype(int) - theirs)
-            row |= {
-                "notes": _notes(content),
-                "pixel_mean": float(off.mean()),
-                "pixel_max": int(off.max()),
-                "cosine": float(cosine_B[slot].clamp(max=1.0)),
-            }
-            rows.append((row | self._answers(ours_BD[slot], theirs_BD[slot]), ours, theirs))
+            row["notes"] = _notes(content)
+            row["pixel_mean"], row["pixel_max"] = float(off.mean()), int(off.max())
+            row["cosine"] = float(cosine_B[slot].clamp(max=1.0))
+            self._add_labels(row, ours_BD[slot], theirs_BD[slot])
+            rows.append((row, ours, theirs))
         return rows
 
-    def _answers(self, ours_D: torch.Tensor, theirs_D: torch.Tensor) -> dict[str, Any]:
-        """Both paths' best labels, and how far apart open_clip's two best scores are."""
+    def _add_labels(self, row: Row, ours_D: torch.Tensor, theirs_D: torch.Tensor) -> None:
+        """Add to `row` the best labels of both paths, and the distance of open_clip's two best scores."""
         if self._labels is None or self._text_LD is None:
-            return {}
+            return
         scores_2L = score(
             torch.stack([ours_D, theirs_D]),
             self._text_LD,
@@ -155,12 +154,9 @@ class Comparison:
             for part in np.split(scores_2L[1], np.cumsum(self._labels.sizes)[:-1])
             if len(part) > 1
         ]
-        return {
-            "label": _best(scores_2L[0], self._labels),
-            "reference_label": _best(scores_2L[1], self._labels),
-            "score_off": float(np.abs(scores_2L[0] - scores_2L[1]).max()),
-            "margin": min(margins, default=None),
-        }
+        row["label"], row["reference_label"] = (_best(scores_L, self._labels) for scores_L in scores_2L)
+        row["score_off"] = float(np.abs(scores_2L[0] - scores_2L[1]).max())
+        row["margin"] = min(margins, default=None)
 
 
 def _best(scores_L: NDArray[np.float32], labels: LabelSet) -> str:
@@ -174,15 +170,15 @@ def _status(outcome: Decoded | Reject | None) -> str:
 
 
 def _notes(content: Encoded) -> list[str]:
-    """What this image has that clipbatch treats otherwise than open_clip, on purpose."""
+    """The properties of this image that clipbatch treats differently from open_clip on purpose."""
 
-    def noted(image: Image.Image, orientation: int) -> list[str]:
+    def notes_on(image: Image.Image, orientation: int) -> list[str]:
         mode = "16-bit" if image.mode in ("I", "F") or image.mode.startswith("I;16") else _MODES.get(image.mode)
         hidden = "transparency" in image.info or image.mode == "PA"
         notes = {mode: mode, "transparent": hidden, "turned": orientation != 1}
         return [note for note, applies in notes.items() if note and applies]
 
-    return with_image(content.data, noted)
+    return with_image(content.data, notes_on)
 
 
 def _webp(pixels: Pixels) -> str:

@@ -56,24 +56,24 @@ class QueueRow:
 
     row_id: int
     uri: str
+    # Of the run; the first one if it has several.
     label: str | None
-    """Of the run; the first one if it has several."""
     score: float
+    # The label with the second best score; None if the run does not tell.
     second: str | None
-    """The label with the second best score; None if the run does not tell."""
     second_score: float | None
     margin: float | None
     stratum: str
+    # How many images of the run it stands for.
     weight: float
-    """How many images of the run it stands for."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Kept:
     """The rows with the smallest keys of each stratum, as columns."""
 
+    # Of a stratum.
     most: int
-    """Of a stratum."""
     stratum: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     key: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     row_id: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -146,8 +146,8 @@ class _Margins:
     def __init__(self, scores: GroupScores) -> None:
         self._scores = scores
         self._cutoff_L = cutoffs(scores.group)
+        # Whether the scores of all labels are needed.
         self.needs_all = scores.group.multiple or not scores.has_margin
-        """Whether the scores of all labels are needed."""
 
     def of(self, batch: ScoreBatch) -> NDArray[np.float64]:
         """The best score minus the second best; where an image may have several labels, how near to its threshold the

@@ -29,10 +29,10 @@ from clipbatch.tools.evaluate.ranking import group_number
 from clipbatch.tools.htmlreport import template, thumbnails
 from clipbatch.tools.review.queue import Draws, QueueRow, draw
 
+# Of a file for Label Studio.
 MAX_TASKS, MAX_BYTES = 100_000, 100 * 10**6
-"""Of a file for Label Studio."""
+# On a page.
 MAX_PICTURES = 2_000
-"""On a page."""
 _SUFFIXES = (".csv", ".parquet", ".html", ".json")
 
 

@@ -1,18 +1,27 @@
-"""The process that tries settings (`trials_main`) as its parent sees it: asked, timed, ended, started again."""
+"""The parent's side of the process that tries settings (`trials_main`): starts it, asks it, and restarts it."""
 
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TypedDict
 
+from clipbatch.config import SettingValues
 from clipbatch.errors import InputError
 from clipbatch.rundir.layout import RunDir
 from clipbatch.workers.child import Child, raise_failure
 from clipbatch.workers.devices import Seat
 
 
-class Trier:
-    """Tries settings on one seat until `deadline`, on time.monotonic's clock."""
+class Rate(TypedDict, total=False):
+    """The result of a trial: a rate and the slowest stage, or an error."""
+
+    images_per_s: float
+    bottleneck: str
+    error: str
+
+
+class TrialRunner:
+    """Tries settings on one seat. deadline: in seconds of time.monotonic()."""
 
     def __init__(self, run: RunDir, seat: Seat, deadline: float) -> None:
         self._arguments = [str(run.path), seat.device, ",".join(map(str, seat.cores))]
@@ -20,9 +29,9 @@ class Trier:
         self._child: Child | None = None
 
     def load(self) -> None:
-        """Start the process and let it load the model.
+        """Start the process and wait until it has loaded the model.
 
-        Raises: InputError if the model cannot be loaded, or takes longer than there is time.
+        Raises: InputError if the model cannot be loaded, or not before the deadline.
         """
         self.close()
         self._child = Child("clipbatch.tools.tune.trials_main", *self._arguments)
@@ -33,8 +42,8 @@ class Trier:
         if "error" in answer:
             raise InputError(f"the model cannot be loaded here: {answer['error']}; see clipbatch doctor")
 
-    def rate(self, changes: dict[str, Any], seconds: float) -> dict[str, Any] | None:
-        """`images_per_s` and `bottleneck` with `changes`, or `error`; None if the time was over before that."""
+    def rate(self, changes: SettingValues, seconds: float) -> Rate | None:
+        """`images_per_s` and `bottleneck` with `changes`, or `error`. None: the deadline came first."""
         if self._child is None or self._child.ended:
             self.load()
         assert self._child
@@ -42,13 +51,13 @@ class Trier:
         return self._answer(self._child)
 
     def close(self) -> None:
-        """End the process."""
+        """Kill the process."""
         if self._child:
             self._child.close()
 
-    def _answer(self, child: Child) -> dict[str, Any] | None:
+    def _answer(self, child: Child) -> Rate | None:
         try:
-            answer: dict[str, Any] = child.receive(self._deadline - time.monotonic())
+            answer: Rate = child.receive(self._deadline - time.monotonic())
         except TimeoutError:
             return None
         except EOFError:

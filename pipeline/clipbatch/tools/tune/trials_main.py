@@ -1,9 +1,10 @@
-"""The process that tries settings out: `python -m clipbatch.tools.tune.trials_main RUN_DIR DEVICE CORES`.
+"""The process that tries settings: `python -m clipbatch.tools.tune.trials_main RUN_DIR DEVICE CORES`.
 
-Loads the planned run's model once, then takes lines {"settings": {...}, "seconds": s} and answers each with images/s
-from file names to embeddings: the run's own stages, without scoring and writing, which cost next to nothing. Goes on in
-the list of images where the last trial stopped, so that a disk is read and not the page cache, as long as there are
-images left that were not read before. May die of an image or of a setting: its parent starts another one.
+It loads the model of a planned run once. Then it takes messages {"settings": {...}, "seconds": s}, and answers each
+with the rate from file names to embeddings in images/s. It uses the run's own stages, without scoring and writing,
+which take hardly any time. Each trial continues in the list of images where the last one stopped, so images come from
+the disk and not from the page cache, as long as there are unread ones. An image or a setting may kill the process; its
+parent then starts another one.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ import sys
 import time
 from collections.abc import Iterator
 from itertools import cycle, islice
-from typing import Any
 
 import torch
 
+from clipbatch.config import SettingValues
 from clipbatch.errors import brief
 from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.manifest import Manifest
@@ -25,15 +26,16 @@ from clipbatch.stages.encode import check_device, load
 from clipbatch.stages.flow import Flow, bottleneck
 from clipbatch.stages.pipeline import LoadedModel
 from clipbatch.stages.read import Backpressure
+from clipbatch.tools.tune.trials import Rate
 from clipbatch.types import ItemBatch
 from clipbatch.workers.child import Parent, serve
 
+# Each trial measures at least this many batches, however long they take.
 _MIN_BATCHES = 2
-"""Measured in each trial, however long they take."""
 
 
 class Trials:
-    """A loaded model, and the images to try settings on."""
+    """A loaded model, and the images for the trials."""
 
     def __init__(self, run: RunDir, device: str) -> None:
         check_device(device)
@@ -45,18 +47,18 @@ class Trials:
         self._model = load(self._plan.run_settings().model)
         self._next = 0
 
-    def rate(self, changes: dict[str, Any], seconds: float) -> dict[str, Any]:
-        """Images/s with `changes` to the plan's settings, from the first batch on that is through."""
+    def rate(self, changes: SettingValues, seconds: float) -> Rate:
+        """The rate with `changes` to the plan's settings, measured from the end of the first batch on."""
         settings = self._plan.run_settings().replace(**{"shard_size": None, "compile": "off", **changes})
         assert settings.batch_size
         model = LoadedModel.around(self._model, settings, settings.batch_size, self._device)
-        begun, gate = time.perf_counter(), Backpressure()
+        start, gate = time.perf_counter(), Backpressure()
         flow = Flow(gate.admit(self._batches(settings.batch_size)), model.stages(gate))
         results = iter(flow)
         next(results)
         first = time.perf_counter()
         images, batches = 0, 0
-        while batches < _MIN_BATCHES or time.perf_counter() - begun < seconds:
+        while batches < _MIN_BATCHES or time.perf_counter() - start < seconds:
             images += len(next(results).outcomes)
             batches += 1
         if self._device.startswith("cuda"):
@@ -67,7 +69,7 @@ class Trials:
         return {"images_per_s": rate, "bottleneck": bottleneck(times)}
 
     def _batches(self, size: int) -> Iterator[ItemBatch]:
-        """Full batches without an end; the list begins anew when it is through."""
+        """Full batches without end. After the last image, the list starts again."""
         while True:
             at = self._next = self._next if self._next + size <= len(self._items) else 0
             self._next += size
