@@ -221,6 +221,14 @@ def test_sigmoid_with_a_model_of_softmax_is_refused_when_planned_and_not_later(
     assert "thing_margin" not in rows(old / "run").column_names
 
 
+def test_scores_at_chance_are_said_in_the_summary_and_on_the_page(warm: Cli, folder: Path, tmp_path: Path) -> None:
+    command = ("run", folder / "in", "--model", "clipbatch-demo", "--labels")
+    assert "warning: scores are at chance level" in warm(*command, "giraffe,zebra", "--out", tmp_path / "a").stdout
+    warm("report", tmp_path / "a", "--examples", 0)
+    assert "are at chance level" in (tmp_path / "a" / "report.html").read_text()
+    assert "chance" not in warm(*command, "cat,dog,ship", "--out", tmp_path / "b").stdout
+
+
 def test_what_a_newcomer_gets_wrong_is_said(warm: Cli, folder: Path, tmp_path: Path) -> None:
     long = "a very long prompt about " + "a tall giraffe in front of many green trees and " * 12 + "a lake"
     (tmp_path / "l.txt").write_text(f"Zebra\nzebra\n{long}\n")

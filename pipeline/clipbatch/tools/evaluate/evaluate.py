@@ -145,9 +145,10 @@ def _result(run: RunDir, plan: Plan, scores: GroupScores, truth: Truth, tally: T
         for entry in result["per_label"]:
             entry["average_precision"] = None
     elif not scores.has_all:
-        result["left_out"]["average_precision"] = (
-            f"the run has kept the {scores.kept} best labels alone, and no embeddings"
-        )
+        why = f"the run has kept the {scores.kept} best labels alone, and no embeddings"
+        result["left_out"]["average_precision"] = why
+        if not scores.group.multiple and "top_5" not in result:
+            result["left_out"]["top_5"] = why
     result["scores_from"] = "embeddings" if scores.from_embeddings else "parts"
     if not scores.group.multiple:
         result["confusions"] = figures.confusions(tally, scores.group.names)
