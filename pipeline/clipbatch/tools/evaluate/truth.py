@@ -8,30 +8,26 @@ none: nobody has answered. A file that `clipbatch review` made has weights too.
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pc_csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from clipbatch.config.nesting import parse_json
-from clipbatch.errors import InputError, nearest, reading_failed
+from clipbatch.errors import InputError, nearest
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.schema import group_columns, result_fields
 from clipbatch.storage.paths import parquet_source
+from clipbatch.tools.evaluate.truth_files import QUEUE, named, read_mapping, read_table
 from clipbatch.workers import signals
 
 NO_TRUTH = -1
 _KEYS = ("row_id", "uri")
 _BATCH_ROWS = 2**20
-_QUEUE = ("stratum", "weight")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -105,7 +101,7 @@ def load(run: RunDir, plan: Plan, spec: str, *, several: bool, mapping: str | No
     several: whether an image may have several labels. mapping: a CSV or JSON file with a label for each name in the
     truth. Raises: InputError naming what is wrong and the remedy.
     """
-    coder = _Coder(_read_mapping(mapping) if mapping else {}, several)
+    coder = _Coder(read_mapping(mapping) if mapping else {}, several)
     column = _column(run, plan, spec)
     if column is not None:
         codes = np.full(plan.rows, NO_TRUTH, np.int32)
@@ -163,14 +159,14 @@ def _column(run: RunDir, plan: Plan, spec: str) -> str | None:
 
 
 def _from_file(run: RunDir, plan: Plan, path: Path, coder: _Coder) -> Truth:
-    table = _read_table(path)
+    table = read_table(path)
     key = next((name for name in _KEYS if name in table.column_names), None)
     if key is None:
-        raise InputError(f"{path} has no column row_id or uri to know the images by: it has {_named(table)}")
+        raise InputError(f"{path} has no column row_id or uri to know the images by: it has {named(table)}")
     others = [name for name in table.column_names if name not in _KEYS]
     name = "truth" if "truth" in others else others[0] if len(others) == 1 else None
     if name is None:
-        raise InputError(f"{path}: name the column with the truth `truth`: it has {_named(table)}")
+        raise InputError(f"{path}: name the column with the truth `truth`: it has {named(table)}")
     try:
         given = coder.codes(table[name].combine_chunks())
     except InputError as error:
@@ -185,7 +181,7 @@ def _from_file(run: RunDir, plan: Plan, path: Path, coder: _Coder) -> Truth:
         codes[at[inside]] = given[inside]
     else:
         truth.not_in_run = _join_by_uri(run, plan, keys, given, codes, path)
-    if all(column in table.column_names for column in _QUEUE):
+    if all(column in table.column_names for column in QUEUE):
         if at is None:
             raise InputError(f"{path} has weights, and no row_id: keep the columns that clipbatch review wrote")
         truth.weights = _weights(table, at, path)
@@ -251,74 +247,6 @@ def _weights(table: pa.Table, row_ids: NDArray[np.int64], path: Path) -> dict[in
     return {int(row): (str(s), float(w)) for row, s, w in zip(row_ids, strata, weights, strict=True)}
 
 
-def _read_table(path: Path) -> pa.Table:
-    readers: dict[str, Callable[[Path], pa.Table]] = {
-        ".csv": lambda file: _read_csv(file, ","),
-        ".tsv": lambda file: _read_csv(file, "\t"),
-        ".parquet": lambda file: pq.read_table(file),
-        ".json": label_studio_answers,
-    }
-    if path.suffix.lower() not in readers:
-        raise InputError(f"--truth {path}: give a .csv, .tsv or .parquet file, or the .json that Label Studio exports")
-    try:
-        return readers[path.suffix.lower()](path)
-    except OSError as error:
-        raise reading_failed(f"the truth {path}", error) from error
-    except pa.ArrowException as error:
-        raise InputError(f"the truth {path} cannot be read: {str(error).splitlines()[0]}") from error
-
-
-def _read_csv(path: Path, delimiter: str) -> pa.Table:
-    parse = pc_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-    names = pc_csv.open_csv(path, parse_options=parse).schema.names
-    only_once = Counter(names).most_common(1)
-    if only_once and only_once[0][1] > 1:
-        raise InputError(f"{path}: column {only_once[0][0]!r} appears twice: rename one")
-    convert = pc_csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False)
-    return pc_csv.read_csv(path, parse_options=parse, convert_options=convert)
-
-
-def label_studio_answers(path: Path) -> pa.Table:
-    """The answers in a JSON export of Label Studio, of tasks that `clipbatch review` made."""
-    try:
-        tasks = parse_json(path.read_bytes())
-        rows = []
-        for task in tasks:
-            data = task["data"]
-            done = [each for each in task.get("annotations", []) if not each.get("was_cancelled")]
-            choices: list[str] = []
-            for result in done[-1]["result"] if done else []:
-                choices += result["value"]["choices"]
-            truth = "" if not done else "|".join(choices) or "[]"
-            rows.append({name: data[name] for name in ("row_id", *_QUEUE)} | {"truth": truth})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{path} is not what Label Studio exports as JSON of tasks that clipbatch review made: {error!r}"
-        ) from error
-    return pa.Table.from_pylist(rows)
-
-
-def _read_mapping(spec: str) -> dict[str, str]:
-    """A label for each name: from a JSON object, or from a table with names and labels in its two columns."""
-    path = Path(spec)
-    try:
-        if path.suffix.lower() == ".json":
-            found = parse_json(path.read_bytes())
-            if isinstance(found, dict) and all(isinstance(label, str) for label in found.values()):
-                return found
-        elif path.suffix.lower() in (".csv", ".tsv"):
-            table = _read_csv(path, "\t" if path.suffix.lower() == ".tsv" else ",")
-            if table.num_columns == 2:
-                return dict(zip(table[0].to_pylist(), table[1].to_pylist(), strict=True))
-    except OSError as error:
-        raise reading_failed(f"the mapping {path}", error) from error
-    except (ValueError, pa.ArrowException) as error:
-        raise InputError(f"the mapping {path} cannot be read: {str(error).splitlines()[0]}") from error
-    raise InputError(
-        f"--mapping {path}: give a JSON object {{name: label}}, or a .csv with two columns, names and their labels"
-    )
-
-
 def _as_text(column: pa.Array) -> pa.Array:
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
@@ -336,7 +264,3 @@ def _parsed_list(text: str) -> list[str]:
         except ValueError:
             pass
     return text.split("|")
-
-
-def _named(table: Any) -> str:
-    return ", ".join(table.column_names)

@@ -15,6 +15,7 @@ from clipbatch.rundir.shapes import DamagedRecordError
 from clipbatch.storage.atomic import publish
 from clipbatch.storage.paths import AnyPath, as_path
 from clipbatch.tools.htmlreport import gather, page, thumbnails
+from clipbatch.tools.htmlreport.evaluation import shows
 from clipbatch.tools.htmlreport.page import sheets
 
 
@@ -57,11 +58,7 @@ def _evaluation(run: RunDir) -> JsonObject:
     """What `clipbatch evaluate` wrote of this run; empty if it was not called, or the run has changed since."""
     with contextlib.suppress(OSError, ValueError):
         evaluation = parse_json(run.frozen("evaluation.json") or b"{}")
-        if (
-            isinstance(evaluation, dict)
-            and evaluation.get("fingerprint") == run.fingerprint()
-            and page.shows(evaluation)
-        ):
+        if isinstance(evaluation, dict) and evaluation.get("fingerprint") == run.fingerprint() and shows(evaluation):
             return evaluation
     return {}
 

@@ -17,9 +17,9 @@ from clipbatch import __version__
 from clipbatch.config.nesting import JsonObject
 from clipbatch.config.scoring import chance_remark
 from clipbatch.rundir.layout import Plan, RunDir
-from clipbatch.rundir.shapes import NOTHING, NUMBER, TEXT, Every, Shape, fits
+from clipbatch.rundir.shapes import NUMBER, TEXT, Every, Shape, fits
 from clipbatch.storage.paths import AnyPath, StorePath
-from clipbatch.tools.htmlreport import figures, series, template
+from clipbatch.tools.htmlreport import evaluation, figures, series, template
 from clipbatch.tools.htmlreport.gather import MAX_BAD, BadImage, Gathered, LabelFacts, Message, SetFacts
 from clipbatch.tools.htmlreport.rankings import Example
 from clipbatch.tools.htmlreport.thumbnails import Thumbnail
@@ -84,21 +84,6 @@ _THIS_RUN: dict[str, Shape] = {
 }
 _WAITS: dict[str, Shape] = {"waits": Every(dict, {"tries_again": NUMBER, "waited_s": NUMBER})}
 _HARDWARE: dict[str, Shape] = {"host": TEXT, "cpu": TEXT, "cores": NUMBER, "memory_gib": NUMBER}
-_OPTIONAL = (NUMBER, NOTHING)
-_EVALUATION: dict[str, Shape] = {
-    "images": NUMBER,
-    "truth": {"source": TEXT, "bad_images": Every(dict, NUMBER), "not_a_label": Every(dict, NUMBER)},
-    "per_label": Every(
-        list,
-        {
-            "label": TEXT,
-            "support": NUMBER,
-            **dict.fromkeys(("precision", "recall", "f1", "average_precision"), _OPTIONAL),
-        },
-    ),
-    "warnings": Every(list, TEXT),
-    "left_out": Every(dict, TEXT),
-}
 # The limit for all thumbnails together, in base64.
 _PICTURE_BYTES = 3_200_000
 
@@ -200,8 +185,8 @@ def _fixed(facts: Facts) -> dict[str, Any]:
         "thumbnails": _within(facts.thumbnails, rows),
         "examples": sum(len(label.examples) for sheet in facts.sheets for label in sheet.labels),
         "evaluation": facts.evaluation,
-        "reliability": _reliability(facts.evaluation),
-        "coverage": _coverage(facts.evaluation),
+        "reliability": evaluation.reliability(facts.evaluation),
+        "coverage": evaluation.coverage(facts.evaluation),
         "steps": steps,
         "timeline": figures.timeline(steps, name="timeline") if steps else "",
         "parts": len(gathered.published),
@@ -247,27 +232,6 @@ def _within(thumbnails: Mapping[int, Thumbnail], rows: list[int]) -> dict[int, T
         left -= len(thumbnails[row].base64)
         result[row] = thumbnails[row] if left >= 0 else Thumbnail(why="left out, to keep this file small")
     return result
-
-
-def shows(evaluation: Any) -> bool:
-    """Whether the page can show an `evaluation.json`, which anybody may have edited."""
-    return fits(evaluation, _EVALUATION)
-
-
-def _reliability(evaluation: Mapping[str, Any]) -> Markup | None:
-    entries = (evaluation.get("reliability") or {}).get("bins", ())
-    if not entries:
-        return None
-    points = [(entry["mean_score"], entry["accuracy"]) for entry in entries]
-    return figures.curve(points, xlabel="mean score", ylabel="accuracy", name="reliability", diagonal=True)
-
-
-def _coverage(evaluation: Mapping[str, Any]) -> Markup | None:
-    entries = evaluation.get("coverage") or ()
-    if len(entries) < 2:
-        return None
-    points = [(entry["coverage"], entry["precision"]) for entry in entries]
-    return figures.curve(points, xlabel="share of images that keep their label", ylabel="precision", name="coverage")
 
 
 def _set(number: int, facts: Facts) -> LabelTable:
