@@ -17,13 +17,14 @@ PLANNING = (
     "--decode-threads --decode-timeout --decoder --device --embeddings --engine --gpus --hw-decoder-load "
     "--image-column --jpeg-scale --json --labels --layout --limit --max-bad --max-bytes --max-pixels "
     "--max-refused --model --no-header --orientation --out --overwrite --precision --pretrained --profile --rank "
-    "--read-retries --read-threads --read-timeout --reference --root --score --scores-dtype --shard-size --shards "
-    "--template --top-k --uri-column --worker-timeout --workers --world-size"
+    "--read-retries --read-threads --read-timeout --reference --root --sample --score --scores-dtype --seed "
+    "--shard-size --shards --template --top-k --uri-column --worker-timeout --workers --world-size"
 )
 SURFACE = {
     "run": PLANNING
     + " --force --hash-contents --incremental --log-format --metrics --one-line --quiet --repair --retry-bad",
     "plan": PLANNING,
+    "estimate": PLANNING.replace(" --out --overwrite", "") + " --plan --seconds --usd-per-gpu-hour",
     "submit slurm": PLANNING
     + " --array --cpus-per-task --dry-run --gres --mem --partition --requeues --sbatch-option --slurm-dir --time",
     "serve": "--background --batch-size --columns --compression --config --decoder --device --embeddings --http "
@@ -36,7 +37,9 @@ SURFACE = {
     "compact": "--json --out --rows-per-file",
     "status": "--json",
     "verify": "--json --restore",
-    "report": "--examples --out",
+    "report": "--examples --out --zoom",
+    "evaluate": "--group --json --labels --mapping --page --precision --thresholds --truth",
+    "review": "--doubtful --group --out --per-label --random --seed --url-prefix",
     "doctor": "--json --model --pretrained",
     "tune": "--batch-size --budget --decoder --device --image-column --json --limit --model --no-header --orientation "
     "--out --precision --pretrained --root --uri-column",
@@ -48,7 +51,7 @@ SURFACE = {
     "export onnx": "--batch-size --json --labels --model --out --precision --pretrained --score --template",
     "export triton": "--background --batch-size --config --decoder --device --embeddings --instances --labels "
     "--max-bytes --max-pixels --model --name --orientation --out --precision --pretrained --score --template",
-    "labels": "--json --template",
+    "labels": "--json --model --pretrained --template",
     "models": "--json",
     "demo": "--out --quiet",
 }
@@ -108,7 +111,7 @@ finally:
     [
         (["--labels", "nosuch.txt"], "nosuch.txt"),
         (["--labels", "cifar"], "Did you mean cifar10"),
-        (["--labels", "cat,dog,cat"], "'cat' stands twice"),
+        (["--labels", "cat,dog,cat"], "'cat' appears twice"),
         (["--labels", "{picture}"], "is not a text file"),
         (["--labels", "{empty}"], "has no labels"),
         (["--labels", "cat"], "comma-separated list"),

@@ -210,6 +210,18 @@ def test_bytes_a_row_are_measured_in_every_layout(photos: Path, tmp_path: Path) 
     assert "| list" in (tmp_path / "sizes.md").read_text()
 
 
+def test_evaluation_is_timed_and_exact(tmp_path: Path) -> None:
+    result = bench("evaluation.py", "speed", "--rows", 2000, "--labels", 20)
+    assert result["runs"][0]["rows"] == 2000
+    assert 0.3 < result["runs"][0]["accuracy"] < 1
+    assert result["average_precision_off"] < 1e-3
+
+
+def test_an_estimate_is_compared_with_its_run(photos: Path) -> None:
+    result = bench("estimates.py", photos, "--rows", 40, "--rounds", 1, "--seconds", 2, "--model", "clipbatch-demo")
+    assert result["rounds"][0]["ratio"] > 0
+
+
 def test_nights_of_every_kind_leave_nothing_wrong(tmp_path: Path) -> None:
     found = bench("nights.py", "--seeds", 2, "--nights", 3, "--kills", 1, "--report", tmp_path / "nights.md")
     assert found["wrong"] == {}

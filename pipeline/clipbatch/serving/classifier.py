@@ -18,7 +18,7 @@ import torch
 
 from clipbatch.config import Settings, from_flat
 from clipbatch.config import labels as label_sets
-from clipbatch.config.labels import LabelSet
+from clipbatch.config.label_set import LabelSet
 from clipbatch.runs import plan
 from clipbatch.serving.batching import Batcher
 from clipbatch.serving.images import ROWS, AnyImage, already_read, is_image, to_batches
@@ -101,6 +101,7 @@ class Classifier:
         """labels: None for those of `settings`."""
         self.labels = label_sets.load(settings.labels) if labels is None else labels
         self.settings = plan.resolve(settings)
+        plan.check_labels(self.settings, self.labels)
         self._threads_before = torch.get_num_threads()
         self.labeller = Labeller(self.settings, self.labels)
         self._sharing = threading.Lock()

@@ -72,7 +72,7 @@ class _JobWorker:
         """Label a job's images, and answer it. suspect: in worker processes, which may die."""
         begun = time.perf_counter()
         place = str(self._spool.working / name)
-        settings = self._classifier.settings.replace(inputs=(place,), limit=None, max_bad=None)
+        settings = self._classifier.settings.replace(inputs=(place,), limit=None, sample=None, seed=None, max_bad=None)
         out = self._spool.runs / name
         answer: dict[str, Any] = {"job": name, "out": str(out)}
         try:

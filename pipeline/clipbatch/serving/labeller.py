@@ -13,9 +13,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from clipbatch.config import Settings, auto
-from clipbatch.config.labels import LabelSet
+from clipbatch.config.label_set import LabelSet
+from clipbatch.config.scoring import check_scoring
 from clipbatch.rundir.row_group import RowGroup
-from clipbatch.stages.encode import check_device, text_features, trimmed
+from clipbatch.stages.encode import check_device, label_features, trimmed
 from clipbatch.stages.flow import Flow, Stage
 from clipbatch.stages.pipeline import LoadedModel, scorer, scoring
 from clipbatch.stages.read import Backpressure
@@ -36,9 +37,10 @@ class Labeller:
         self.batch_size = settings.batch_size
         self.model = LoadedModel.load(settings, settings.batch_size, device)
         facts = self.model.model.facts()
+        check_scoring(labels, settings.output.score, facts["logit_bias"] is not None, settings.model.model)
         self.score_kind = scoring(settings, facts)
         if text_LD is None:
-            text_LD = text_features(self.model.model, labels.prompts)
+            text_LD = label_features(self.model.model, labels)
         embeddings = settings.output.embeddings
         self._score = scorer(text_LD, facts, self.score_kind, labels=labels, embeddings=embeddings, device=device)
         self._labels, self._output, self._embedding = labels, settings.output, text_LD.shape[1]

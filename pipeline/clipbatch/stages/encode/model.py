@@ -133,6 +133,19 @@ def load(settings: ModelSettings) -> Model:
     )
 
 
+def load_tokenizer(settings: ModelSettings) -> Any:
+    """The tokenizer of the model of `settings`, without its weights. Raises: InputError where it cannot be had."""
+    name = models.openclip_name(settings.model)
+    if settings.pretrained and settings.pretrained.startswith("hf-hub:"):
+        name = settings.pretrained
+    try:
+        if settings.model.endswith(".json") or settings.model == models.DEMO:
+            open_clip.add_model_config(models.config_file(settings.model))
+        return _locally_first(lambda: open_clip.get_tokenizer(name))
+    except Exception as error:  # whatever open_clip and the hub's client make of a name
+        raise InputError(f"the tokenizer of {name} cannot be had: {brief(error)}; check --model") from error
+
+
 def find_weights(settings: ModelSettings) -> Literal["file", "cached", "reachable", "nowhere"]:
     """Where the weights of `settings` are. Downloads nothing; at most checks whether the hub answers.
 
