@@ -1,15 +1,18 @@
 """Open images with Pillow, the same way wherever it is done: which formats, which limits, and how pixels become RGB.
 
-Formats that start other programs (EPS) are left out. Importing this module changes Pillow's settings for the process.
-Knows nothing of torch, so that a process that only looks at pictures starts quickly.
+Formats that start other programs (EPS) are left out. Pillow's limit on pixels and its warnings are off for the process
+while an image is being decoded (`unrestricted`), and are as the process has them before and after. Knows nothing of
+torch, so that a process that only looks at pictures starts quickly.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import re
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -36,8 +39,6 @@ with contextlib.suppress(ImportError):
     FORMATS.append("HEIF")
 
 Image.init()  # else a format that is named before its plugin is loaded is a KeyError
-Image.MAX_IMAGE_PIXELS = None  # `max_pixels` is checked before anything is decoded, and does not warn
-warnings.filterwarnings("ignore", module=r"PIL\..*")  # of damaged metadata; what matters becomes a status
 
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -55,6 +56,38 @@ T = TypeVar("T")
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF 6.0
 _ROUNDING = 1e-3
 """How far float samples may lie beyond 0 and 1, as a share of the range, and still be meant to lie within."""
+
+
+# Of damaged metadata, above all; what matters becomes a status.
+_NO_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL\..*"), 0)
+_changing = threading.Lock()
+_users: list[int | None] = []
+"""The limit that the process had, once for each image that is being decoded."""
+
+
+@contextlib.contextmanager
+def unrestricted() -> Iterator[None]:
+    """Meanwhile Pillow neither refuses large images, whose size `max_pixels` limits, nor warns; in all threads.
+
+    Both are settings of the process, so the first thread to enter changes them and the last one to leave puts them
+    back, unless somebody else has changed them in the meantime.
+    """
+    with _changing:
+        if not any(filter is _NO_WARNINGS for filter in warnings.filters):
+            warnings.filters.insert(0, _NO_WARNINGS)  # type: ignore[attr-defined]
+        _users.append(_users[0] if _users else Image.MAX_IMAGE_PIXELS)
+        Image.MAX_IMAGE_PIXELS = None
+    try:
+        yield
+    finally:
+        with _changing:
+            limit = _users.pop()
+            if not _users:
+                if Image.MAX_IMAGE_PIXELS is None:
+                    Image.MAX_IMAGE_PIXELS = limit
+                warnings.filters[:] = [  # type: ignore[index]
+                    filter for filter in warnings.filters if filter is not _NO_WARNINGS
+                ]
 
 
 def scans(data: bytes | bytearray) -> int:
@@ -77,18 +110,19 @@ def with_image(data: bytes | bytearray, work: Callable[[Image.Image, int], T]) -
             return work(image, _orientation_of(image) if stated is None else stated)
 
     kind = kind_of(data)
-    try:
-        return tried(data, kind)
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow raises whatever its parsers stumble over
-        if kind is None:
-            if start := jpeg_behind(data):
-                return with_image(data[start:], work)
-        elif bare := without_metadata(data, kind):
-            with contextlib.suppress(Exception):
-                return tried(bare, kind)
-        raise error
+    with unrestricted():
+        try:
+            return tried(data, kind)
+        except MemoryError:
+            raise
+        except Exception as error:  # Pillow raises whatever its parsers stumble over
+            if kind is None:
+                if start := jpeg_behind(data):
+                    return with_image(data[start:], work)
+            elif bare := without_metadata(data, kind):
+                with contextlib.suppress(Exception):
+                    return tried(bare, kind)
+            raise error
 
 
 def _scale_key(image: Image.Image, depth: int, colour: int) -> None:

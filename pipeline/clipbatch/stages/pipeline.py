@@ -13,7 +13,7 @@ import resource
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,13 +63,26 @@ class Task:
     """Its part may replace one that has more ok rows."""
 
 
+class Decoding(Protocol):
+    """The decode stage: `Decode`, or one that works in another process."""
+
+    threads: int
+    """That may call it at a time."""
+
+    def __call__(self, batch: ReadBatch) -> PixelBatch:
+        """Decode all slots; what cannot be decoded keeps a blank one."""
+
+    def close(self) -> None:
+        """End its threads; to be called when nothing is being decoded."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
     """A loaded model and the stages that know no run: what a process can keep from one run to the next."""
 
     model: Model
     read: Read
-    decode: Decode
+    decode: Decoding
     encode: Encode
 
     @staticmethod

@@ -22,6 +22,7 @@ from torchvision.io import ImageReadMode
 from clipbatch.stages.decode.geometry import Geometry
 from clipbatch.stages.decode.pil import RESAMPLING
 from clipbatch.stages.decode.pixels import DecodeJob, place
+from clipbatch.stages.pillow import unrestricted
 from clipbatch.types import DecoderName
 
 SPARE = 2
@@ -57,7 +58,7 @@ class ReducedDecoder:
 
     def _crop(self, job: DecodeJob) -> Tensor:
         y, x, by = job.geometry.y, job.geometry.x, reduction(job.geometry)
-        with Image.open(io.BytesIO(job.data), formats=["JPEG"]) as image:
+        with unrestricted(), Image.open(io.BytesIO(job.data), formats=["JPEG"]) as image:
             if image.size != (x.source, y.source):
                 raise ValueError("the image is not of the size that its header states")
             if image.draft("RGB", (x.source // by, y.source // by)) is None:
