@@ -25,26 +25,26 @@ _TOML_NO_KEY = re.compile(r"[^\w\-. \t]")
 
 
 class NestingError(ValueError):
-    """Something is nested deeper than `MAX_DEPTH`."""
+    """Something is nested deeper than `MAX_DEPTH`, or than the caller allows."""
 
-    def __init__(self, line: int | None = None) -> None:
-        """line: where, from 1."""
+    def __init__(self, line: int | None = None, most: int = MAX_DEPTH) -> None:
+        """line: where, from 1. most: levels that are allowed."""
         where = f"line {line}" if line else "it"
-        super().__init__(f"{where} is nested more than {MAX_DEPTH} levels deep; flatten it")
+        super().__init__(f"{where} is nested more than {most} levels deep; flatten it")
         self.line = line
 
 
-def check_json(data: bytes) -> None:
-    """data: one JSON value, or one a line, in UTF-8. Raises: NestingError with the line."""
+def check_json(data: bytes, most: int = MAX_DEPTH) -> None:
+    """data: one JSON value, or one a line, in UTF-8. most: levels. Raises: NestingError with the line."""
     if b"\\" in data:  # so that every quote that is left begins or ends a text
         data = data.replace(b"\\\\", b"").replace(b'\\"', b"")
-    _check(data.translate(None, _NOT_STRUCTURE))
+    _check(data.translate(None, _NOT_STRUCTURE), most)
 
 
-def parse_json(data: bytes | str) -> Any:
-    """The value of one JSON text. Raises: ValueError where it is not JSON, or is nested too deep."""
+def parse_json(data: bytes | str, most: int = MAX_DEPTH) -> Any:
+    """The value of one JSON text. most: levels. Raises: ValueError where it is not JSON, or is nested deeper."""
     text = data.decode(json.detect_encoding(data)) if isinstance(data, bytes) else data
-    check_json(text.encode(errors="surrogatepass"))
+    check_json(text.encode(errors="surrogatepass"), most)
     return json.loads(text)
 
 
@@ -71,13 +71,13 @@ def check_depth(value: Any) -> None:
         raise NestingError
 
 
-def _check(data: bytes) -> None:
+def _check(data: bytes, most: int = MAX_DEPTH) -> None:
     """data: brackets, quotes around texts, newlines; other bytes count for nothing."""
     import numpy as np
 
     codes = np.frombuffer(data, np.uint8)
     steps = np.frombuffer(data.translate(_STEP), np.int8).astype(np.int32)
     steps[np.cumsum(codes == ord('"'), dtype=np.int32) % 2 == 1] = 0
-    deep = np.flatnonzero(np.cumsum(steps) > MAX_DEPTH)
+    deep = np.flatnonzero(np.cumsum(steps) > most)
     if len(deep):
-        raise NestingError(1 + int(np.count_nonzero(codes[: deep[0]] == ord("\n"))))
+        raise NestingError(1 + int(np.count_nonzero(codes[: deep[0]] == ord("\n"))), most)
