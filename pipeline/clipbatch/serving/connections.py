@@ -49,13 +49,17 @@ class BoundedConnection(HttpToolsProtocol):
     @property
     def is_idle(self) -> bool:
         """Whether no request is in hand."""
-        return not self.transport.is_closing() and (self.cycle is None or self.cycle.response_complete)
+        return not self._is_ending and (self.cycle is None or self.cycle.response_complete)
 
     @property
     def is_slow(self) -> bool:
         """Whether its request has been sending its body for long."""
-        sends = not self.is_idle and not self.transport.is_closing() and self.cycle.more_body
+        sends = not self.is_idle and not self._is_ending and self.cycle.more_body
         return bool(sends and self.loop.time() - self._since > SLOW_AFTER_S)
+
+    @property
+    def _is_ending(self) -> bool:
+        return self._discards or self.transport.is_closing()
 
     def yield_place(self) -> None:
         """End, as others want the place."""
@@ -241,7 +245,11 @@ def reserve_descriptors(connections: int) -> None:
 class _Uvicorn(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
-        for connection in list(self.server_state.connections):  # their grace time is over
+        for _ in range(10):  # requests whose grace time is over say so
+            if not self.server_state.tasks:
+                break
+            await asyncio.sleep(0.05)
+        for connection in list(self.server_state.connections):
             connection.transport.abort()
         await asyncio.sleep(0)
 
@@ -259,6 +267,7 @@ class Server:
             log_config=None,
             log_level="critical",  # what clients do wrong is answered and counted
             access_log=False,
+            interface="asgi3",
             lifespan="off",
             proxy_headers=False,
             server_header=False,

@@ -84,9 +84,10 @@ class Api:
 
     async def _routed(self, request: Request) -> Response:
         self._access.check_host(request)
-        if request.url.path not in self._routes:
-            raise HTTPException(404, f"there is no {request.url.path[:100]!r}: use {', '.join(self._routes)}")
-        methods, handle = self._routes[request.url.path]
+        path = request.scope["path"]
+        if path not in self._routes:
+            raise HTTPException(404, f"there is no {path[:100]!r}: use {', '.join(self._routes)}")
+        methods, handle = self._routes[path]
         if request.method not in methods:
             raise HTTPException(405, f"use {methods[0]}", {"Allow": ", ".join(methods)})
         return await handle(request)

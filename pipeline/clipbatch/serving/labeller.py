@@ -33,7 +33,7 @@ class Labeller:
         device = auto.device_of(settings)
         check_device(device)
         assert settings.batch_size
-        self.batch_size = settings.batch_size
+        self.batch_size, self.max_pixels = settings.batch_size, settings.decode.max_pixels
         self.model = LoadedModel.load(settings, settings.batch_size, device)
         facts = self.model.model.facts()
         if decode_apart and device == "cpu":

@@ -108,7 +108,7 @@ class Access:
                 "--allow-host",
             )
         origin = request.headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != given[0].lower():
+        if origin is not None and origin.lower().partition("://")[2] != given[0].lower():
             raise HTTPException(
                 403, f"pages of {origin[:100]!r} may not use this service: send requests without an Origin"
             )

@@ -31,7 +31,7 @@ class Entry(NamedTuple):
     item: Item
     content: Encoded | Picture | Reject | None
     pixels: int
-    """As the image's header states them; 0 where there is no image."""
+    """As the image's header states them; 0 where there is no image, or one that is too large to be decoded."""
 
 
 class SharedBatches:
@@ -75,7 +75,11 @@ class SharedBatches:
     def _read(self, batch: ItemBatch) -> list[Entry]:
         read = already_read(batch) or self._labeller.read(batch)
         items = (item for item in batch.items if item is not None)
-        return [Entry(item, content, _pixels(content)) for item, content in zip(items, read.slots, strict=True)]
+        most = self._labeller.max_pixels
+        return [
+            Entry(item, content, pixels if (pixels := _pixels(content)) <= most else 0)
+            for item, content in zip(items, read.slots, strict=True)
+        ]
 
     def _label(self, entries: Sequence[Entry]) -> pa.Table:
         return label_entries(self._labeller, entries)

@@ -7,7 +7,6 @@ and another one takes its place.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import queue
 import threading
@@ -23,6 +22,8 @@ from clipbatch.types import Encoded, Item, ItemBatch, Picture, ReadBatch, Reject
 
 LOCAL_READS = 16
 """At the same time, from file systems."""
+_END_S = 5.0
+"""For a thread that has nothing to do, to end."""
 REMOTE_READS = 64
 """At the same time, from stores and the web, where a read is a wait: of 50 ms, they hide it up to 1000 images/s."""
 
@@ -36,6 +37,8 @@ class Read:
         self._settings = settings
         self._fetch = Fetch(settings)
         self._idle: deque[_Reader] = deque()
+        self._readers: list[_Reader] = []
+        self._changing = threading.Lock()
         self.files = 0
         """Files done with so far, read or given up: a sign of life while no batch comes through."""
 
@@ -55,10 +58,15 @@ class Read:
         self._fetch.forget()
 
     def close(self) -> None:
-        """End the threads that wait for work; to be called when no batch is being read."""
-        with contextlib.suppress(IndexError):
-            while True:
-                self._idle.pop().jobs.put(None)
+        """End the threads; to be called when no batch is being read. Does not wait for one that hangs in a file."""
+        with self._changing:
+            readers, self._readers = self._readers, []
+        for reader in readers:
+            reader.jobs.put(None)
+        for reader in readers:
+            if reader.item is None:
+                reader.thread.join(_END_S)
+        self._idle.clear()
 
     def _share(self, batch: ItemBatch) -> int:
         """Readers of one batch, so that all batches together have as many as they should."""
@@ -76,6 +84,8 @@ class Read:
             reader = self._idle.pop()
         except IndexError:
             reader = _Reader(self._fetch, self._idle)
+            with self._changing:
+                self._readers = [other for other in self._readers if other.thread.is_alive()] + [reader]
         reader.jobs.put(job)
         return reader
 
@@ -153,7 +163,8 @@ class _Reader:
         """None: there is no more."""
         self.item: _InHand | None = None
         self._fetch, self._idle = fetch, idle
-        threading.Thread(target=self._loop, name="reader", daemon=True).start()
+        self.thread = threading.Thread(target=self._loop, name="reader", daemon=True)
+        self.thread.start()
 
     def _loop(self) -> None:
         while (job := self.jobs.get()) is not None and self._does(job):
