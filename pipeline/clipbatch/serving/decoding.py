@@ -1,8 +1,8 @@
 """Decode in a process that may die, so that an image that crashes a decoder does not take the service with it.
 
 The process stays warm and decodes several batches at the same time; pixels come back through memory that both share.
-When it dies, another one is started, and the images of the batches that it had in hand are decoded one by one in a
-third process: the image that kills that one gets status `crashed`, and all others get their pixels.
+When it dies, another one, which waits, takes its place. The images of the batches that the dead one had in hand are
+decoded one by one in a third process: the image that kills that one gets status `crashed`, all others get their pixels.
 
 For the CPU only: a GPU's decoder leaves its pixels on the GPU, in the memory of its own process.
 """
@@ -41,7 +41,7 @@ class DecodeProcess:
     """Stands in for `stages.decode.Decode`: called with a `ReadBatch`, by up to `threads` threads at a time."""
 
     def __init__(self, settings: DecodeSettings, target: Target, *, batch_size: int, threads: int) -> None:
-        """Starts the process, and returns before it is ready."""
+        """Starts the processes, and returns before they are ready."""
         self.threads = threads
         self._target, self._batch_size = target, batch_size
         self._batch_s, self._alone_s = settings.worker_timeout, settings.decode_timeout
@@ -55,8 +55,8 @@ class DecodeProcess:
         self._lanes: queue.SimpleQueue[int] = queue.SimpleQueue()
         for number in range(threads):
             self._lanes.put(number)
-        self._process = _Process(self._arguments, self._fds[:-1])
-        self._probe: _Process | None = None
+        self._process, self._spare = (_Process(self._arguments, self._fds[:-1]) for _ in range(2))
+        self._probe = _Process(self._arguments, self._fds[-1:])
 
     def __call__(self, batch: ReadBatch) -> PixelBatch:
         """Decode all slots; what cannot be decoded keeps a blank one."""
@@ -77,9 +77,8 @@ class DecodeProcess:
         """End the processes."""
         with self._changing:
             self._closed = True
-            for process in (self._process, self._probe):
-                if process is not None:
-                    process.close()
+            for process in (self._process, self._spare, self._probe):
+                process.close()
             for fd in self._fds:
                 os.close(fd)
             self._fds = []
@@ -89,11 +88,12 @@ class DecodeProcess:
         try:
             answer = process.decode(lane, self._fds[lane], source.start, slots, self._batch_s)
         except EOFError:
-            return self._one_by_one(source, slots, pixels_BCHW)
+            return self._one_by_one(lane, source, slots, pixels_BCHW)
         return _collect(self._fds[lane], answer, slots, pixels_BCHW)
 
-    def _one_by_one(self, source: ItemBatch, slots: list[Slot], pixels_BCHW: Tensor) -> list[Outcome]:
-        """Decode suspects alone, in a process that takes nothing else."""
+    def _one_by_one(self, lane: int, source: ItemBatch, slots: list[Slot], pixels_BCHW: Tensor) -> list[Outcome]:
+        """Decode suspects alone, in a process that takes nothing else, until one kills it. Those after that one are a
+        batch again, so that they need not wait until the next process has started."""
         outcomes: list[Outcome] = []
         fd = self._fds[-1]
         with self._suspecting:
@@ -101,27 +101,30 @@ class DecodeProcess:
                 if not isinstance(slot, Encoded):
                     outcomes.append(slot)
                     continue
-                if self._probe is None or self._probe.ended:
-                    self._probe = self._started(self._probe, [fd])
                 try:
                     answer = self._probe.decode(0, fd, source.start + number, [slot], self._alone_s)
                 except EOFError as error:
                     outcomes.append(Reject(status=self._probe.verdict, error=str(error)))
-                else:
-                    outcomes += _collect(fd, answer, [slot], pixels_BCHW[number : number + 1])
+                    self._probe = self._instead_of(self._probe, [fd])
+                    break
+                outcomes += _collect(fd, answer, [slot], pixels_BCHW[number : number + 1])
+        done = len(outcomes)
+        if rest := slots[done:]:
+            following = dataclasses.replace(source, start=source.start + done)
+            outcomes += self._decoded(lane, following, rest, pixels_BCHW[done:])
         return outcomes
 
     def _living(self) -> _Process:
         with self._changing:
             if self._process.ended:
-                self._process = self._started(self._process, self._fds[:-1])
+                self._process, self._spare = self._spare, self._instead_of(self._process, self._fds[:-1])
             return self._process
 
-    def _started(self, old: _Process | None, fds: list[int]) -> _Process:
+    def _instead_of(self, dead: _Process, fds: list[int]) -> _Process:
+        """Start a process in place of `dead`."""
+        dead.close()
         if self._closed:
             raise ClipbatchError("the service ends")
-        if old is not None:
-            old.close()
         return _Process(self._arguments, fds)
 
 
