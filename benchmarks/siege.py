@@ -32,7 +32,15 @@ from harness import Benchmark
 from processes import scratch_folder
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from tests.support.attacks import ATTACKS, DEADLY, Target, attacked, deadly_image, healthy, memory_mib
+from tests.support.attacks import (
+    ATTACKS,
+    DEADLY,
+    Target,
+    attacked_by_a_process,
+    deadly_image,
+    healthy,
+    memory_mib,
+)
 from tests.support.corpus import make_folder
 from tests.support.serving import serving
 from tests.support.spool_kills import PHASES, kill_in
@@ -75,7 +83,7 @@ def siege(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
             peace = healthy(target, min(120.0, 12 * args.minutes), args.clients)
             sampler = threading.Thread(target=sample)
             sampler.start()
-            with attacked(target, ATTACKS):
+            with attacked_by_a_process(target):
                 war = healthy(target, 60 * args.minutes, args.clients)
             stop.set()
             sampler.join()
@@ -93,11 +101,12 @@ def siege(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     wrong = Counter([*war.wrong, *peace.wrong]).most_common(5)
     surprises = Counter(target.surprises).most_common(5)
     body = (
-        f"{args.minutes} minutes of attack, {args.clients} healthy clients, {models.DEMO}; the attackers work on the same "
-        "cores.\n\n"
+        f"{args.minutes} minutes of attack, {args.clients} healthy clients, {models.DEMO}; the attackers work on the "
+        "same cores, at low priority.\n\n"
         + harness.table(("healthy requests", "answered", "lost or wrong", "median ms", "99% within ms"), rows)
-        + f"\n\n99% within {ratio:.1f} times their time in peace. Memory of the service and its processes: {first:,.0f} "
-        f"MiB in the second fifth of the siege, {last:,.0f} MiB in the last ({100 * (last / first - 1):+.0f}%). Lived: "
+        + f"\n\n99% within {ratio:.1f} times their time in peace. Memory of the service and its processes: "
+        f"{first:,.0f} MiB in the second fifth of the siege, {last:,.0f} MiB in the last "
+        f"({100 * (last / first - 1):+.0f}%). Lived: "
         f"{'yes' if alive else 'no'}; exit code {code}; traces {traces}.\n\n"
         + harness.table(("attack", "times", "s between two"), attacks)
         + (f"\n\nLost or wrong: {wrong}" if wrong else "")
@@ -146,8 +155,8 @@ def apart(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
 BENCHMARKS = {
     "siege": Benchmark(
         title="A siege of the service",
-        expected="no healthy request is lost or wrong, 99% of them are answered within three times their time in peace, "
-        "memory stays flat within 10%, the service lives and ends with exit code 0 and without a trace.",
+        expected="no healthy request is lost or wrong, 99% of them are answered within three times their time in "
+        "peace, memory stays flat within 10%, the service lives and ends with exit code 0 and without a trace.",
         measure=siege,
         options={"minutes": (60.0, "of attack"), "clients": (2, "healthy ones")},
     ),

@@ -4,9 +4,12 @@ Knows no pytest: tests/serving/test_siege.py has the small form, and `benchmarks
 """
 
 import contextlib
+import json
 import os
 import random
 import statistics
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +27,7 @@ CLOSE = 1e-3
 """Between scores of batches of other sizes, in bf16 (docs/explanation/accuracy.md)."""
 DEADLY = (233, 179)
 """Width and height of the image that the preloaded library (tests/faults/deadly.c) knows by its bytes."""
+_ROOT = Path(__file__).parents[2]
 _HEAD = b"POST /classify HTTP/1.1\r\nHost: localhost\r\n"
 
 
@@ -115,13 +119,14 @@ def _differences(rows: list[dict[str, Any]], names: list[str], expected: dict[st
             yield f"{row['uri']}: other scores"
 
 
+Attack = Callable[[Target, random.Random], object]
+
+
 @contextlib.contextmanager
-def attacked(
-    target: Target, attacks: dict[str, tuple[Callable[[Target, random.Random], object], float]]
-) -> Iterator[None]:
+def attacked(target: Target, attacks: dict[str, tuple[Attack, float]]) -> Iterator[None]:
     """Meanwhile each of `attacks` is made again and again, with so many seconds between two."""
 
-    def attack(name: str, once: Callable[[Target, random.Random], object], pause_s: float) -> None:
+    def attack(name: str, once: Attack, pause_s: float) -> None:
         rng = random.Random(name)
         while not target.stop.wait(pause_s):
             with contextlib.suppress(OSError, urllib3.exceptions.HTTPError):
@@ -137,6 +142,44 @@ def attacked(
         target.stop.set()
         for thread in threads:
             thread.join()
+
+
+@contextlib.contextmanager
+def attacked_by_a_process(target: Target) -> Iterator[None]:
+    """As `attacked` with all of `ATTACKS`, by a process of low priority: outsiders have processors of their own."""
+    facts = {
+        "url": target.url,
+        "folder": str(target.folder),
+        "spool": str(target.spool),
+        "names": sorted(target.expected),
+        "deadly": target.deadly.hex(),
+    }
+    command = ["nice", "-n", "15", sys.executable, "-m", "tests.support.attacks"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=_ROOT) as process:
+        assert process.stdin
+        assert process.stdout
+        process.stdin.write(json.dumps(facts) + "\n")
+        process.stdin.flush()
+        process.stdout.readline()
+        try:
+            yield
+        finally:
+            process.stdin.close()
+            told = json.loads(process.stdout.read())
+            target.counts, target.surprises = told["counts"], told["surprises"]
+
+
+def main() -> None:
+    """Attack what standard input names until it ends."""
+    facts = json.loads(sys.stdin.readline())
+    expected: dict[str, dict[str, Any]] = {name: {} for name in facts["names"]}
+    deadly = bytes.fromhex(facts["deadly"])
+    target = Target(facts["url"], Path(facts["folder"]), expected, Path(facts["spool"]), deadly)
+    _bomb()
+    print("ready", flush=True)
+    with attacked(target, ATTACKS):
+        sys.stdin.read()
+    print(json.dumps({"counts": target.counts, "surprises": target.surprises}))
 
 
 def drip(target: Target, rng: random.Random) -> None:
@@ -245,7 +288,7 @@ def _expect(target: Target, answer: urllib3.BaseHTTPResponse, *codes: int) -> No
         target.surprises.append(f"{answer.status} in place of {codes}: {answer.data[:200]!r}")
 
 
-ATTACKS: dict[str, tuple[Callable[[Target, random.Random], object], float]] = {
+ATTACKS: dict[str, tuple[Attack, float]] = {
     "64 dripping bodies": (drip, 1.0),
     "900 idle connections": (idle, 5.0),
     "10 MB headers": (large_header, 1.0),
@@ -263,14 +306,10 @@ ATTACKS: dict[str, tuple[Callable[[Target, random.Random], object], float]] = {
 def memory_mib(pid: int) -> float:
     """What a process and its children hold for themselves (proportional set size)."""
     total = 0.0
-    pids = [
-        pid,
-        *(
-            int(child)
-            for task in Path(f"/proc/{pid}/task").iterdir()
-            for child in (task / "children").read_text().split()
-        ),
-    ]
+    pids = [pid]
+    with contextlib.suppress(OSError):  # some have ended meanwhile
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            pids += map(int, (task / "children").read_text().split())
     for one in pids:
         with contextlib.suppress(OSError, ValueError):
             text = Path(f"/proc/{one}/smaps_rollup").read_text()
@@ -278,4 +317,5 @@ def memory_mib(pid: int) -> float:
     return total
 
 
-__all__ = ["ATTACKS", "Healthy", "Target", "attacked", "deadly_image", "healthy", "memory_mib"]
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,7 @@
 """A spool's service that is killed with SIGKILL in each phase of a job, and started again.
 
-Every job must then be done exactly once, with the rows of undisturbed work. The phases are those of serving/jobs.py, told
-by what lies in the spool. Knows no pytest: `benchmarks/siege.py kills` kills more often.
+Every job must then be done exactly once, with the rows of undisturbed work. The phases are those of serving/jobs.py,
+told by what lies in the spool. Knows no pytest: `benchmarks/siege.py kills` kills more often.
 """
 
 import contextlib
