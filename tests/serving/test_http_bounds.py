@@ -1,8 +1,10 @@
 """What strangers may take of the service over HTTP: each bound holds, and others are answered meanwhile."""
 
 import contextlib
+import dataclasses
 import json
 import os
+import re
 import resource
 import signal
 import socket
@@ -12,16 +14,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer
 import urllib3
 
 from clipbatch import Classifier
+from clipbatch.cli import app
 from clipbatch.errors import InputError
-from clipbatch.serving.connections import reserve_descriptors
-from clipbatch.serving.http import Limits, Metrics
+from clipbatch.serving.connections import SLOW_AFTER_S, reserve_descriptors
+from clipbatch.serving.http import SMALL_PIXELS, Limits, Metrics
+from clipbatch.serving.sharing import LARGE_PIXELS
+from clipbatch.serving.spool import MAX_NAME_BYTES
 from tests.conftest import DEMO, start
 from tests.support.corpus import make_folder
 from tests.support.serving import answering, ask, begin, connect, finished, flat_png, paths, serving
 
+ROOT = Path(__file__).parents[2]
 HEAD = b"POST /classify HTTP/1.1\r\nHost: localhost\r\n"
 
 
@@ -233,6 +240,25 @@ def test_a_slow_client_does_not_keep_the_service_from_its_end(folder: Path, name
         assert not [line for line in service.said if "Traceback" in line]
         assert finished(slow)[0] == 503
         unread.close()
+
+
+def test_the_numbers_that_the_pages_state_are_the_defaults_of_options_and_code() -> None:
+    options = {
+        option: parameter.default
+        for parameter in typer.main.get_command(app).commands["serve"].params  # type: ignore[attr-defined]
+        for option in parameter.opts
+    }
+    fields = {field.name: field.default for field in dataclasses.fields(Limits)}
+    for page in ("SECURITY.md", "docs/guides/serving.md"):
+        rows = re.findall(r"^\| `(--[a-z-]+)` \| (\d+) \|", (ROOT / page).read_text(), re.MULTILINE)
+        assert {name.removeprefix("--").removeprefix("max-").replace("-", "_"): float(n) for name, n in rows} == fields
+        assert {name: float(number) for name, number in rows}.items() <= options.items()
+    text = (ROOT / "SECURITY.md").read_text()
+    assert f"for {SLOW_AFTER_S:g} s" in text
+    assert f"up to {SMALL_PIXELS / 1e6:.1f} is" in text
+    assert f"more than {LARGE_PIXELS / 1e6:.1f} go" in text
+    assert f"{LARGE_PIXELS / 1e6:.1f} megapixels" in (ROOT / "docs/guides/serving.md").read_text()
+    assert f"more than {MAX_NAME_BYTES} bytes" in (ROOT / "docs/guides/serving.md").read_text()
 
 
 def test_limits_that_make_no_sense_are_refused() -> None:
