@@ -1,4 +1,4 @@
-"""The small form of `benchmarks/siege.py siege`: all attacks at once, and healthy clients that notice nothing but time."""
+"""The small form of `benchmarks/siege.py siege`: all attacks at once; healthy clients lose nothing but time."""
 
 import os
 import signal
