@@ -3,6 +3,7 @@
 The process stays warm and decodes several batches at the same time; pixels come back through memory that both share.
 When it dies, another one, which waits, takes its place. The images of the batches that the dead one had in hand are
 decoded one by one in a third process: the image that kills that one gets status `crashed`, all others get their pixels.
+The same bytes are not tried again.
 
 For the CPU only: a GPU's decoder leaves its pixels on the GPU, in the memory of its own process.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import itertools
 import json
 import os
@@ -31,6 +33,8 @@ from clipbatch.workers.child import Child, raise_failure
 
 _START_S = 300.0
 """Within which a process must have loaded its libraries."""
+_MAX_KILLERS = 1024
+"""Images that have killed a process and are not tried again."""
 _LANE_BYTES = 2**26
 """What a lane keeps of memory between batches, at most."""
 Slot = Encoded | Reject | None
@@ -50,6 +54,8 @@ class DecodeProcess:
             json.dumps(dataclasses.asdict(target)),
             str(batch_size),
         )
+        self._killers: dict[bytes, Reject] = {}
+        """By the digest of their bytes, the oldest first."""
         self._changing, self._suspecting, self._closed = threading.Lock(), threading.Lock(), False
         self._fds = [os.memfd_create(f"clipbatch-lane-{number}") for number in range(threads + 1)]
         self._lanes: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -65,7 +71,7 @@ class DecodeProcess:
         slots: list[Slot] = []
         for slot in batch.slots:
             assert slot is None or isinstance(slot, (Encoded, Reject)), "only encoded images go to another process"
-            slots.append(slot)
+            slots.append(self._known(slot))
         lane = self._lanes.get()
         try:
             outcomes = self._decoded(lane, batch.source, slots, pixels_BCHW)
@@ -98,21 +104,32 @@ class DecodeProcess:
         fd = self._fds[-1]
         with self._suspecting:
             for number, slot in enumerate(slots):
+                slot = self._known(slot)  # another batch may have had the same image
                 if not isinstance(slot, Encoded):
                     outcomes.append(slot)
                     continue
                 try:
                     answer = self._probe.decode(0, fd, source.start + number, [slot], self._alone_s)
                 except EOFError as error:
-                    outcomes.append(Reject(status=self._probe.verdict, error=str(error)))
+                    reject = Reject(status=self._probe.verdict, error=str(error))
+                    outcomes.append(reject)
+                    self._killers[hashlib.sha256(slot.data).digest()] = reject
+                    while len(self._killers) > _MAX_KILLERS:
+                        del self._killers[next(iter(self._killers))]
                     self._probe = self._instead_of(self._probe, [fd])
                     break
                 outcomes += _collect(fd, answer, [slot], pixels_BCHW[number : number + 1])
         done = len(outcomes)
-        if rest := slots[done:]:
+        if rest := [self._known(slot) for slot in slots[done:]]:
             following = dataclasses.replace(source, start=source.start + done)
             outcomes += self._decoded(lane, following, rest, pixels_BCHW[done:])
         return outcomes
+
+    def _known(self, slot: Slot) -> Slot:
+        """`slot`, or what became of the same bytes when they killed a process."""
+        if not self._killers or not isinstance(slot, Encoded):
+            return slot
+        return self._killers.get(hashlib.sha256(slot.data).digest(), slot)
 
     def _living(self) -> _Process:
         with self._changing:
