@@ -27,11 +27,12 @@ SURFACE = {
     "estimate": PLANNING.replace(" --out --overwrite", "") + " --plan --seconds --usd-per-gpu-hour",
     "submit slurm": PLANNING
     + " --array --cpus-per-task --dry-run --gres --mem --partition --requeues --sbatch-option --slurm-dir --time",
-    "serve": "--background --batch-size --columns --compression --config --decoder --device --embeddings --http "
-    "--image-column --labels --layout --max-body-mib --max-bytes --max-images --max-pixels --max-refused "
-    "--max-requests --model --no-header "
-    "--orientation --precision --pretrained --quiet --read-retries --read-threads --read-timeout --root --score "
-    "--scores-dtype --shard-size --template --top-k --uri-column",
+    "serve": "--allow-host --background --batch-size --body-time --columns --compression --config --decoder --device "
+    "--embeddings --grace-time --http --idle-time --image-column --labels --layout --max-body-mib --max-bytes "
+    "--max-connections --max-header-kib --max-images --max-json-depth --max-megapixels --max-pixels --max-refused "
+    "--max-requests --model --no-header --no-token --only-own-files --orientation --precision --pretrained --quiet "
+    "--read-retries --read-threads --read-timeout --root --score --scores-dtype --shard-size --template --token-file "
+    "--top-k --uri-column",
     "rescore": "--compression --device --embeddings --json --labels --layout --out --overwrite --quiet --score "
     "--scores-dtype --template --top-k",
     "compact": "--json --out --rows-per-file",

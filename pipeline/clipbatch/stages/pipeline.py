@@ -14,7 +14,7 @@ import resource
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,13 +44,26 @@ from clipbatch.types import EmbeddedBatch, ItemBatch, PartDone, PixelBatch, Read
 _REPORT_EVERY_S = 0.2
 
 
+class Decoding(Protocol):
+    """The decode stage: `Decode`, or one that works in another process."""
+
+    threads: int
+    """That may call it at a time."""
+
+    def __call__(self, batch: ReadBatch) -> PixelBatch:
+        """Decode all slots; what cannot be decoded keeps a blank one."""
+
+    def close(self) -> None:
+        """End its threads; to be called when nothing is being decoded."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
     """A loaded model and the stages that do not depend on a run. A process can keep them from one run to the next."""
 
     model: Model
     read: Read
-    decode: Decode
+    decode: Decoding
     encode: Encode
 
     @staticmethod

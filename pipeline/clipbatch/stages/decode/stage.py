@@ -46,6 +46,10 @@ class CpuPool:
         self._target = target
         self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
 
+    def close(self) -> None:
+        """End the threads; to be called when nothing is being decoded."""
+        self._pool.shutdown()
+
     def start(self, work: list[tuple[FastDecoder, DecodeJob]], device: str) -> Callable[[Tensor], list[DecodeJob]]:
         """Start to decode each job with its decoder, which must not keep state.
 
@@ -99,6 +103,12 @@ class Decode:
         self._lanes: queue.SimpleQueue[tuple[FastDecoder | None, torch.cuda.Stream | None]] = queue.SimpleQueue()
         for _ in range(self.threads):
             self._lanes.put((self._fast_decoder(), stream_on(device)))
+
+    def close(self) -> None:
+        """End the threads; to be called when nothing is being decoded."""
+        self._helpers.shutdown()
+        if self._cores:
+            self._cores.close()
 
     def _fast_decoder(self) -> FastDecoder | None:
         if self._settings.decoder == "torchvision":
