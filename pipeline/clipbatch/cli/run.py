@@ -117,7 +117,10 @@ def estimate_command(
     plan: Annotated[
         Optional[str], typer.Option("--plan", help="In place of an INPUT: what is left of this run directory.")
     ] = None,
-    seconds: Annotated[float, typer.Option("--seconds", help="Seconds to label a sample, without the start.")] = 30.0,
+    seconds: Annotated[
+        float,
+        typer.Option("--seconds", help="Seconds to label a sample; more if batches are slow."),
+    ] = 30.0,
     usd_per_gpu_hour: Annotated[
         Optional[float], typer.Option("--usd-per-gpu-hour", help="Also say what the GPUs cost.")
     ] = None,

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -44,6 +45,8 @@ _SAMPLE_ROWS = 200_000
 _SHARDS_A_MINUTE = 10
 # Share of the seconds that are not counted: the first images wait for one another in empty queues.
 _WARM_UP = 0.2
+# How often the count of rows has to rise before the time is up, and by how much the time is extended for that.
+_MOMENTS, _PATIENCE = 6, 4
 _TOP_LEVEL = ("row_id",)
 
 
@@ -68,28 +71,35 @@ class _TimeUpError(InterruptedRunError):
 
 
 class _Watch(Progress):
-    """Measures the rate from the first rows on, and ends the run when the time is up."""
+    """Measures the rate from the first rows on, and ends the run when the time is up.
+
+    Workers finish batches, on a CPU several at nearly the same moment, so the rate is the slope of a line through the
+    moments at which the count of rows rose.
+    """
 
     def __init__(self, *, seconds: float, rates: dict[str, float], **kinds: Any) -> None:
-        """rates: takes `rows`, `bad` and `seconds` of what is counted, `start_s` until the first rows."""
+        """rates: takes `done` and `bad`, `rows` a number of `seconds`, and `start_s` until the first rows."""
         super().__init__(**kinds)
         self._seconds, self._rates, self._begun = seconds, rates, time.monotonic()
-        self._from: tuple[int, float] | None = None
-        self._ready = 0.0
+        self._moments: list[tuple[float, int]] = []
 
     def show(self, done: int, bad: int, bottleneck: str) -> None:
         super().show(done, bad, bottleneck)
         if not done:
             return
         now = time.monotonic()
-        if not self._ready:
-            self._ready = now
-            self._rates["start_s"] = now - self._begun
-        if self._from is None and now - self._ready >= _WARM_UP * self._seconds:
-            self._from = done, now
-        first, since = self._from or (0, self._ready)
-        self._rates |= {"done": done, "bad": bad, "rows": done - first, "seconds": now - since}
-        if now - self._ready >= self._seconds:
+        if not self._moments or done > self._moments[-1][1]:
+            self._moments.append((now, done))
+        ready = self._moments[0][0]
+        self._rates |= {"done": done, "bad": bad, "start_s": ready - self._begun}
+        counted = [moment for moment in self._moments if moment[0] - ready >= _WARM_UP * self._seconds]
+        if len(counted) < _MOMENTS:
+            counted = self._moments
+        if len(counted) > 2:
+            times, rows = np.array(counted).T
+            self._rates |= {"rows": float(np.polyfit(times - times[0], rows, 1)[0]), "seconds": 1.0}
+        enough = now - ready >= self._seconds and len(self._moments) >= _MOMENTS
+        if enough or now - ready >= _PATIENCE * self._seconds:
             raise _TimeUpError("the time for the sample is up")
 
 
