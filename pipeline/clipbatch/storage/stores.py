@@ -78,6 +78,7 @@ _refusals: dict[str, tuple[float, RemoteError | None]] = {}
 def forget() -> None:
     """Open stores again from now on, for a process whose environment has changed."""
     _opened.clear()
+    _refusals.clear()
 
 
 def scheme_of(url: str) -> str:
