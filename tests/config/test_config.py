@@ -19,6 +19,8 @@ OTHER: dict[str, Any] = {
     "image_column": "image",
     "columns": ("caption",),
     "limit": 3,
+    "sample": 2,
+    "seed": 1,
     "labels": "cat,dog",
     "template": ("a {}.", "the {}."),
     "model": "RN50",

@@ -24,7 +24,16 @@ BASE: dict[str, Any] = {"labels": "zebra,ant", "batch_size": 2, "shard_size": 4,
 BASE["compile"] = "off"
 # Settings that are part of a run's identity, each with another value than `BASE` has.
 IDENTITY: dict[str, Any] = {
-    **{"all_files": True, "limit": 5, "model": "RN50", "pretrained": "openai", "precision": "bf16", "decoder": "pil"},
+    **{
+        "all_files": True,
+        "limit": 5,
+        "sample": 3,
+        "seed": 1,
+        "model": "RN50",
+        "pretrained": "openai",
+        "precision": "bf16",
+        "decoder": "pil",
+    },
     **{"orientation": "stored", "max_pixels": 99, "max_bytes": 99, "score": "cosine", "top_k": 1, "embeddings": True},
     **{"batch_size": 4, "shard_size": 8, "uri_column": "a", "image_column": "b", "columns": ["c"], "layout": "top-k"},
     **{

@@ -77,10 +77,6 @@ class SourceSettings(Checked):
         at_least("limit", self.limit, 1)
         at_least("sample", self.sample, 1)
         at_least("seed", self.seed, 0)
-        if self.sample and self.limit:
-            raise SettingError(f"sample {self.sample} and limit {self.limit} both say how many rows: leave one out")
-        if self.seed is not None and not self.sample:
-            raise SettingError(f"seed {self.seed} is for sample: add that, or leave it out")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

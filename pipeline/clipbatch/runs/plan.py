@@ -192,6 +192,11 @@ def check_labels(settings: Settings, names: LabelSet) -> None:
 
 def _checked(settings: Settings) -> Settings:
     """`settings` with the model's name as in the list of models, after a check of its weights."""
+    source = settings.source
+    if source.sample and source.limit:
+        raise SettingError(f"sample {source.sample} and limit {source.limit} both say how many rows: leave one out")
+    if source.seed is not None and not source.sample:
+        raise SettingError(f"seed {source.seed} is for sample: add that, or leave it out")
     settings = settings.replace(model=models.canonical(settings.model.model))
     models.check_weights(settings.model.pretrained)
     return settings
