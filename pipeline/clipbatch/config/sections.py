@@ -103,6 +103,8 @@ class ModelSettings(Checked):
     precision: Precision = setting("auto", "Model", "identity", "auto, fp16, bf16, fp32, or fp8 on GPUs that have it.")
     # For the image encoder. auto: on if the run uses a GPU and is long enough to gain from it.
     compile: Compile = setting("auto", "Model", "identity", "torch.compile: auto (on a GPU, for long runs), on or off.")
+    # Whether the user named the value of `compile`, as `decoder_asked`.
+    compile_asked: bool | None = setting(None, "", "frozen", "")
     device: str = setting("auto", "Model", "invocation", "auto, cpu, cuda, or cuda:N for one GPU.")
 
     def __post_init__(self) -> None:
@@ -158,6 +160,9 @@ class DecodeSettings(Checked):
     background: str | None = setting(
         None, "Images", "identity", "Under transparent pictures: white, black or RRGGBB; default: as open_clip."
     )
+    # Whether the user named the decoder. False: `auto` chose it, and another one may take its place where it does not
+    # work. None, as in older runs: it stays.
+    decoder_asked: bool | None = setting(None, "", "frozen", "")
     # Version of the rules that turn files into pixels. Users do not choose it. None: the rules from before they had a
     # number; only older runs have this value.
     pixels: int | None = setting(PIXELS, "", "identity", "")

@@ -101,7 +101,12 @@ _FACTS: dict[str, Shape] = {
     "score": Kind("softmax, sigmoid or cosine", str, ("softmax", "sigmoid", "cosine").__contains__),
 }
 # Facts of the model that are optional, with what each may be.
-LATER_FACTS: dict[str, Shape] = {"text_sha256": DIGEST}
+LATER_FACTS: dict[str, Shape] = {
+    "text_sha256": DIGEST,
+    "decoder": TEXT,
+    "compile": Kind("on or off", str, ("on", "off").__contains__),
+    "hw_decoder_load": Kind("a number from 0 to 1", (int, float), lambda value: 0 <= value <= 1),
+}
 
 _SEAL = re.compile(rb'\{"sha256": "([0-9a-f]{64})"(,|\})')
 
@@ -122,6 +127,10 @@ class ModelFacts(TypedDict, total=False):
     logit_bias: float | None
     score: str
     text_sha256: str  # of text.npy; runs of older versions have none
+    # What the first worker found out on its machine, where that differs from the plan or the plan leaves it open.
+    decoder: str
+    compile: str
+    hw_decoder_load: float
 
 
 class OtherVersionError(ValueError):

@@ -15,7 +15,8 @@ from clipbatch.config.labels import LabelSet
 from clipbatch.rundir.row_group import RowGroup
 from clipbatch.stages.encode import check_device, text_features, trimmed
 from clipbatch.stages.flow import Flow, Stage
-from clipbatch.stages.pipeline import LoadedModel, scorer, scoring
+from clipbatch.stages.loading import fit
+from clipbatch.stages.pipeline import scorer, scoring
 from clipbatch.stages.read import Backpressure
 from clipbatch.types import EmbeddedBatch, ItemBatch, PixelBatch, ReadBatch
 
@@ -29,7 +30,7 @@ class Labeller:
         check_device(device)
         assert settings.batch_size
         self.batch_size = settings.batch_size
-        self.model = LoadedModel.load(settings, settings.batch_size, device)
+        self.model = fit(settings, settings.batch_size, device)
         facts = self.model.model.facts()
         self.score_kind = scoring(settings, facts)
         text_LD = text_features(self.model.model, labels.prompts)

@@ -49,8 +49,8 @@ class _Death:
     # The worker got a SIGKILL that is not ours. It usually comes from an operator, sometimes from the kernel when
     # memory runs out. The first one is ignored; after a second one we look for the image that caused it.
     from_outside: bool
-    # A signal ended it.
-    by_signal: bool
+    # A signal ended it, or its GPU failed.
+    by_itself: bool
     # How many workers have died while processing one of its shards.
     times: int
     # The row_ids of rows that it had started to decode and had not finished.
@@ -225,22 +225,27 @@ class Supervisor:
 
     def _on_failed(self, worker: WorkerHandle, failed: messages.Failed) -> None:
         """Raises: the worker's error, unless it may be temporary, as one of a GPU; one that occurs twice is not."""
+        worker.failure = failed
+        if failed.kind == "unfit" and (len(self._workers) > 1 or self._engine.expecting):
+            return self._progress.say(f"{worker.seat} is given up, and the others go on: {failed.message}")
         if failed.exit_code != ClipbatchError.exit_code or not worker.loaded:
             raise from_message(failed.exit_code, failed.message)
-        if failed.message == self._last_error:
+        if failed.message == self._last_error and failed.kind == "error":
             raise ClipbatchError(failed.message)
         self._last_error = failed.message
-        worker.failure = failed.what
 
     def _on_ended(self, worker: WorkerHandle, ended: messages.Ended) -> None:
         self._workers.remove(worker)
         suspects = [row for row in ended.in_flight if row not in self.done.quarantined]
         shards = list(self._scheduler.assigned(worker))
         lost = self._scheduler.remove_worker(worker)
+        failed = worker.failure
+        if failed and failed.kind == "unfit":
+            return self._engine.give_up(worker)
         if worker.dismissed:
             return
         cause = "as it did not answer" if worker.hung else ended.cause or describe_exit(ended.code)
-        cause += f": {worker.failure}" if worker.failure else ""
+        cause += f": {failed.what}" if failed else ""
         self._deaths.update(shards)
         self._deaths_in_a_row[worker.seat] += 1
         self.done.restarts += 1
@@ -248,7 +253,7 @@ class Supervisor:
         death = _Death(
             cause=cause,
             from_outside=ended.code == -signal.SIGKILL and not worker.hung,
-            by_signal=ended.code < 0,
+            by_itself=ended.code < 0 or (failed is not None and failed.kind == "device"),
             times=max((self._deaths[shard] for shard in shards), default=0),
             suspects=suspects,
             lost=lost,
@@ -275,7 +280,7 @@ class Supervisor:
             raise killers
         if killers is None:
             return self._restart(worker, death)
-        if not killers and death.by_signal and not death.from_outside and death.times >= DEATHS_OF_A_BATCH:
+        if not killers and death.by_itself and not death.from_outside and death.times >= DEATHS_OF_A_BATCH:
             error = f"alone it can be decoded; its batch has ended {death.times} workers, the last one {death.cause}"
             killers = {row: Reject(status="crashed", error=error) for row in death.suspects}
         for row, reject in killers.items():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import queue
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -34,9 +35,22 @@ if TYPE_CHECKING:
 GIANT_PIXELS = 2**26
 
 
+# Of JPEGs for a GPU's JPEG engines, if it has not been measured: DALI's own default.
+ENGINE_SHARE = 0.65
+
+
 def goes_to_cpu(row_id: int, pixels: int, share: float) -> bool:
     """Whether a CPU core decodes the image: it is a giant, or belongs to the `share` of rows, spread evenly."""
     return pixels > GIANT_PIXELS or int((row_id + 1) * share) > int(row_id * share)
+
+
+def goes_to_engines(row_id: int, share: float) -> bool:
+    """Whether the GPU's JPEG engines decode the image: it belongs to the `share` of rows.
+
+    Multiples of the golden ratio modulo 1 (Knuth, The Art of Computer Programming, volume 3, 6.4) spread these rows
+    evenly, and without any relation to those that `goes_to_cpu` takes.
+    """
+    return (row_id * 2654435769) % 2**32 < share * 2**32
 
 
 class CpuPool:
@@ -44,7 +58,7 @@ class CpuPool:
 
     def __init__(self, target: Target, *, threads: int) -> None:
         self._target = target
-        self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+        self.pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
 
     def start(self, work: list[tuple[FastDecoder, DecodeJob]], device: str) -> Callable[[Tensor], list[DecodeJob]]:
         """Start to decode each job with its decoder, which must not keep state.
@@ -54,8 +68,7 @@ class CpuPool:
         target, jobs = self._target, [job for _, job in work]
         host_BCHW = blank(len(jobs), target.height, target.width, target.fill, "cpu", pinned=device != "cpu")
         futures = [
-            self._pool.submit(decoder.fill, host_BCHW, [replace(job, slot=at)])
-            for at, (decoder, job) in enumerate(work)
+            self.pool.submit(decoder.fill, host_BCHW, [replace(job, slot=at)]) for at, (decoder, job) in enumerate(work)
         ]
 
         def finish(pixels_BCHW: Tensor) -> list[DecodeJob]:
@@ -88,9 +101,15 @@ class Decode:
         threads: int | None = None,
     ) -> None:
         self._settings, self._target = settings, target
-        self._batch_size, self._device = batch_size, device
+        self.batch_size, self._device = batch_size, device
         self._threads = settings.decode_threads or hardware.cores()
-        self.threads = threads or (2 if settings.decoder == "dali" else self._threads)
+        lanes = 3 if device.startswith("cuda") else 2
+        self.threads = threads or (lanes if settings.decoder == "dali" else self._threads)
+        self.decoder = settings.decoder
+        # Of JPEGs, for the GPU's JPEG engines.
+        self.engine_share = settings.hw_decoder_load
+        if self.engine_share is None and device.startswith("cuda"):
+            self.engine_share = ENGINE_SHARE
         self._cores = CpuPool(target, threads=self._threads) if settings.decoder == "dali" else None
         self._torchvision, self._reduced = (make(target.interpolation) for make in (TorchvisionDecoder, ReducedDecoder))
         self._reference = self._open_clip_transform()
@@ -108,11 +127,11 @@ class Decode:
 
             index = self._device.partition(":")[2] or "0"
             return DaliDecoder(
-                batch_size=self._batch_size,
+                batch_size=self.batch_size,
                 interpolation=self._target.interpolation,
                 device_id=int(index) if self._device.startswith("cuda") else None,
-                threads=max(1, self._threads // self.threads),
-                hw_decoder_load=self._settings.hw_decoder_load,
+                threads=self._threads,
+                engines=self.engine_share is not None,
             )
         return None
 
@@ -122,6 +141,48 @@ class Decode:
         from clipbatch.stages.decode.reference import OpenClipTransform
 
         return OpenClipTransform(self._target)
+
+    def prime(self, files: list[bytearray]) -> None:
+        """Let the pipelines of each lane decode full batches of the JPEGs `files`, before anything else: the first
+        batch decides how much memory DALI takes, and how nvImageCodec divides work from then on."""
+        for share in (1.0, 0.0):
+            for _ in range(self.threads):  # each call takes the lane that has been idle for the longest time
+                self.rate(files, share, batches=1)
+
+    def rate(self, files: list[bytearray], share: float, batches: int = 4) -> float:
+        """Images/s of one lane over full batches of the JPEGs `files`, with `share` of them for the JPEG engines.
+
+        Raises: RuntimeError if some cannot be decoded.
+        """
+        target, jobs = self._target, list[DecodeJob]()
+        for slot in range(self.batch_size):
+            data = files[slot % len(files)]
+            if (header := inspect(data)) is None:
+                raise RuntimeError("a sound JPEG is not taken for one")
+            geometry = geometry_of(header.height, header.width, header.orientation, target)
+            engines = goes_to_engines(slot, share)
+            jobs.append(DecodeJob(slot=slot, data=data, geometry=geometry, engines=engines))
+        decoder, stream = lane = self._lanes.get()
+        try:
+            assert decoder
+            with torch.cuda.stream(stream):
+                pixels_BCHW = blank(self.batch_size, target.height, target.width, target.fill, self._device)
+                for timed in (1, batches):  # the first one warms up
+                    begun = time.perf_counter()
+                    if any(decoder.fill(pixels_BCHW, jobs) for _ in range(timed)):
+                        raise RuntimeError("sound JPEGs cannot be decoded")
+                    if ready := mark(stream):
+                        ready.synchronize()
+            return batches * self.batch_size / (time.perf_counter() - begun)
+        finally:
+            self._lanes.put(lane)
+
+    def close(self) -> None:
+        """End the threads, and give back what the lanes hold. No batch may be in work."""
+        for pool in (self._helpers, *([self._cores.pool] if self._cores else [])):
+            pool.shutdown()
+        for _ in range(self.threads):
+            self._lanes.get()
 
     def __call__(self, batch: ReadBatch) -> PixelBatch:
         """Decode all slots. The slot of an image that cannot be decoded stays blank."""
@@ -137,7 +198,7 @@ class Decode:
 
     def _decode(self, batch: ReadBatch, decoder: FastDecoder | None) -> tuple[Tensor, list[Decoded | Reject | None]]:
         target = self._target
-        pixels_BCHW = blank(self._batch_size, target.height, target.width, target.fill, self._device)
+        pixels_BCHW = blank(self.batch_size, target.height, target.width, target.fill, self._device)
         outcomes: list[Decoded | Reject | None] = [None] * len(batch.slots)
         jobs: list[DecodeJob] = []
         for_cpu: list[tuple[FastDecoder, DecodeJob]] = []
@@ -197,6 +258,8 @@ class Decode:
         header = inspect(content.data, self._settings.pixels) if decoder else None
         if decoder is None or header is None or header.kind not in decoder.kinds:
             return None
+        if self._cores and header.is_rgb and self._settings.pixels is not None:
+            return None  # nvImageCodec takes every JPEG of three components for YCbCr
         orientation = header.orientation if self._settings.orientation == "upright" else 1
         width, height = upright_size(header.width, header.height, orientation)
         if width * height > self._settings.max_pixels:
@@ -212,7 +275,9 @@ class Decode:
             if header.kind not in decoder.kinds:
                 return None
         decoded = Decoded(width=width, height=height, decoder=decoder.name)
-        return decoder, DecodeJob(slot=slot, data=content.data, geometry=geometry), decoded
+        share = self.engine_share if header.kind == "jpeg" else None
+        engines = share is not None and goes_to_engines(row_id, share)
+        return decoder, DecodeJob(slot=slot, data=content.data, geometry=geometry, engines=engines), decoded
 
     def _by_pillow(self, content: Encoded | Picture | Reject | None) -> _Opened | Reject:
         assert isinstance(content, (Encoded, Picture))
