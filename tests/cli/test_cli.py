@@ -1,4 +1,4 @@
-"""The command line: its surface, its exit codes, and what it says to wrong input."""
+"""The command line: its options, its exit codes, and its errors for wrong input."""
 
 import json
 import os
@@ -201,7 +201,7 @@ def test_flags_win_over_the_settings_file(warm: Cli, folder: Path, tmp_path: Pat
     assert "top" in table.column_names
 
 
-def test_too_many_bad_images_end_with_4_and_the_right_number_does_not(warm: Cli, folder: Path, tmp_path: Path) -> None:
+def test_too_many_bad_images_end_with_4_and_fewer_do_not(warm: Cli, folder: Path, tmp_path: Path) -> None:
     error = warm("run", folder, *DEMO, "--max-bad", "5%", "--out", tmp_path / "few", code=4).stderr
     assert "--max-bad" in error
     warm("run", folder, *DEMO, "--max-bad", "40", "--out", tmp_path / "many")

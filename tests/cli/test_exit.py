@@ -29,7 +29,7 @@ main()
 """
 
 
-def test_a_thread_of_arrow_that_is_still_at_work_does_not_abort_it(tmp_path: Path) -> None:
+def test_a_working_thread_of_arrow_does_not_abort_the_process(tmp_path: Path) -> None:
     pq.write_table(pa.table({"n": range(9)}), tmp_path / "t.parquet")
     command = [sys.executable, "-c", BUSY, "--version", str(tmp_path / "t.parquet")]
     made = subprocess.run(command, capture_output=True, text=True)
@@ -37,7 +37,7 @@ def test_a_thread_of_arrow_that_is_still_at_work_does_not_abort_it(tmp_path: Pat
     assert made.stdout.startswith("clipbatch ")
 
 
-def test_a_standard_output_that_takes_nothing_is_an_error_and_a_closed_one_is_not() -> None:
+def test_a_full_standard_output_is_an_error_and_a_closed_one_is_not() -> None:
     command = f"{sys.executable} -m clipbatch --version"
     buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
     full = subprocess.run(f"{command} > /dev/full", shell=True, capture_output=True, text=True, env=buffered)

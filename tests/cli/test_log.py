@@ -1,4 +1,4 @@
-"""`--log-format json`, and what the command line suggests."""
+"""`--log-format json`, and suggestions for mistyped options."""
 
 import json
 import os
@@ -22,7 +22,7 @@ def test_progress_and_the_end_of_a_run_are_json_lines(warm: Cli, photos: Path, t
     assert (quiet.stdout, quiet.stderr) == ("", "")
 
 
-def test_lines_of_progress_say_how_far_the_run_is(
+def test_progress_lines_contain_the_progress(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from clipbatch.workers import progress
@@ -46,7 +46,7 @@ def test_lines_of_progress_say_how_far_the_run_is(
 
 
 @pytest.mark.parametrize("wrong", [["nowhere"], ["nowhere", "--labels", "a,b", "--precision", "fp61"]])
-def test_the_error_is_a_json_line_too_whatever_is_refused(cli: Cli, tmp_path: Path, wrong: list[str]) -> None:
+def test_every_error_is_a_json_line_too(cli: Cli, tmp_path: Path, wrong: list[str]) -> None:
     made = cli("run", *wrong, "--log-format", "json", "--out", tmp_path / "out", code=3)
     (line,) = [json.loads(text) for text in made.stderr.splitlines()]
     assert (line["event"], line["exit_code"]) == ("error", 3)

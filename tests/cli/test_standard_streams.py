@@ -1,4 +1,4 @@
-"""Commands whose standard input, output or error is closed, full, or read by nobody: real processes, real shells."""
+"""Commands whose standard input, output or error is closed, full, or read by nobody; with real processes and shells."""
 
 import fcntl
 import json
@@ -80,7 +80,7 @@ def test_a_full_standard_output_is_a_failure_of_what_only_prints(finished: Path,
         assert (made.returncode, made.stdout, made.stderr) == (wanted, "", "" if "2>" in how else NO_SPACE)
 
 
-def test_what_verify_finds_is_its_exit_code_wherever_its_words_go(finished: Path, tmp_path: Path) -> None:
+def test_verify_fails_with_its_exit_code_wherever_its_output_goes(finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     subprocess.run(["cp", "-r", finished / "run", out], check=True)
     for part in (out / "parts").iterdir():
@@ -92,7 +92,7 @@ def test_what_verify_finds_is_its_exit_code_wherever_its_words_go(finished: Path
 
 
 @pytest.mark.parametrize("how", [">&-", "<&- >&- 2>&-", ">/dev/full 2>/dev/full"])
-def test_images_are_labelled_whatever_the_streams(photos: Path, finished: Path, tmp_path: Path, how: str) -> None:
+def test_images_are_labelled_with_any_standard_streams(photos: Path, finished: Path, tmp_path: Path, how: str) -> None:
     made = shell(how, "run", photos, *IMAGES, "--out", tmp_path / "run")
     assert (made.returncode, made.stdout, made.stderr) == (0, "", "")
     assert parts(tmp_path / "run") == parts(finished / "run")
@@ -150,7 +150,7 @@ def test_names_that_are_no_text_are_printed_byte_for_byte(tmp_path: Path) -> Non
         assert (made.returncode, made.stdout, made.stderr) == (0, wanted, b"")
 
 
-def test_the_journal_of_a_program_without_streams_is_no_stream() -> None:
+def test_the_journal_never_gets_the_number_of_a_standard_stream() -> None:
     script = "from clipbatch.stages.journal import Journal; raise SystemExit(Journal().fd)"
     for how in ("", "<&- >&- 2>&-"):
         made = subprocess.run(["bash", "-c", f"exec {shlex.join([sys.executable, '-c', script])} {how}"])

@@ -1,4 +1,4 @@
-"""What is wrong around a command, and not with its images: its working folder, its memory, the names of its files."""
+"""Problems around a command: its working folder, its memory, names of files that are not UTF-8."""
 
 import os
 import re
@@ -14,8 +14,8 @@ import pytest
 from clipbatch.config.memory_limits import too_little_memory
 from tests.conftest import DEMO, Cli, rows
 
+# No UTF-8.
 ODD = os.fsdecode(b"\xff")
-"""No UTF-8."""
 
 
 def start_in_a_deleted_folder(tmp_path: Path, *args: object) -> "subprocess.CompletedProcess[str]":
@@ -53,7 +53,7 @@ def test_absolute_paths_work_where_the_working_folder_was_deleted(warm: Cli, pho
         ("serve", "spool", *DEMO),
     ],
 )
-def test_relative_paths_are_refused_in_a_line_there(tmp_path: Path, command: tuple[str, ...]) -> None:
+def test_relative_paths_are_refused_in_a_deleted_working_folder(tmp_path: Path, command: tuple[str, ...]) -> None:
     made = start_in_a_deleted_folder(tmp_path, *command)
     assert (made.returncode, made.stdout) == (3, "")
     assert made.stderr.count("\n") == 1
@@ -62,7 +62,7 @@ def test_relative_paths_are_refused_in_a_line_there(tmp_path: Path, command: tup
 
 
 @pytest.mark.parametrize("mib", [32, 256, 540, 1500, 3000, 3500])
-def test_too_low_a_limit_on_memory_is_a_line_with_the_remedy(photos: Path, tmp_path: Path, mib: int) -> None:
+def test_too_low_a_memory_limit_is_refused_with_the_remedy(photos: Path, tmp_path: Path, mib: int) -> None:
     """A worker takes some 4 GiB of address space, on machines with few cores perhaps less; a plan 450 MiB."""
     limit = mib * 2**20
     made = subprocess.run(
@@ -95,7 +95,7 @@ def test_parts_are_not_blamed_for_too_little_memory(warm: Cli, photos: Path, tmp
         assert "ulimit -v" in made.stderr if made.returncode else not made.stderr
 
 
-def test_only_want_of_memory_is_taken_for_it() -> None:
+def test_only_errors_of_memory_count_as_too_little_memory() -> None:
     assert too_little_memory(RuntimeError("can't start new thread")) is None  # nothing is limited here
     refusal = too_little_memory(pa.ArrowMemoryError("malloc of size 999 failed"))
     assert refusal is not None

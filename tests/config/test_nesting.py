@@ -90,7 +90,7 @@ def test_nested_json_is_copied_to_the_output_as_deep_as_parquet_can_hold_it(tmp_
         kind = pa.list_(kind)
     feather.write_feather(pa.table({"uri": ["x.jpg"], "deep": pa.nulls(1, kind)}), tmp_path / "m.feather")
     assert "column 'deep' of" in (said := refused(tmp_path / "m.feather"))
-    assert said.endswith("which Parquet cannot hold: leave it out by --columns")
+    assert said.endswith("which Parquet cannot hold: leave it out with --columns")
     assert list_inputs(tmp_path / "m.feather", columns=()).num_rows == 1
 
 

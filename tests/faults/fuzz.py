@@ -38,20 +38,20 @@ class Tally:
 
     images: int = 0
     witnesses: int = 0
+    # Statuses by kind of damage.
     by_kind: dict[str, Counter[str]] = field(default_factory=dict)
-    """Statuses by kind of damage."""
+    # Images with status ok by their decoder, witnesses left out.
     decoded_by: Counter[str] = field(default_factory=Counter)
-    """Images with status ok by their decoder, witnesses left out."""
+    # Kept files that ended a worker, with their status and error.
     quarantined: list[str] = field(default_factory=list)
-    """Kept files that ended a worker, with their status and error."""
     restarts: int = 0
     runs: int = 0
     runs_lost: int = 0
     rows_lost: int = 0
     rows_doubled: int = 0
     witnesses_harmed: int = 0
+    # Every promise that was not kept, in words.
     broken: list[str] = field(default_factory=list)
-    """Every promise that was not kept, in words."""
     seconds: float = 0.0
 
 

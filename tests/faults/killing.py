@@ -22,24 +22,24 @@ import numpy as np
 
 from tests.support.corpus import photo
 
+# In a shard: many small parts, so that kills meet many of them in the making.
 ROWS = 16
-"""In a shard: many small parts, so that kills meet many of them in the making."""
 MODEL = ("--labels", "cifar10", "--model", "clipbatch-demo", "--batch-size", ROWS, "--shard-size", ROWS)
 IMAGES = 64
+# Share of the processes that are killed before they have published anything.
 EARLY = 0.15
-"""Share of the processes that are killed before they have published anything."""
 _EARLY_S = 1.5
 _JITTER_S = 0.04
+# Parts that two workers have begun. Where two workers die over the same ones, images are tried one by one, which takes
+# long, and is tested elsewhere.
 _IN_HAND = 26
-"""Parts that two workers have begun. Where two workers die over the same ones, images are tried one by one, which takes
-long, and is tested elsewhere."""
 _POLL_S = 0.005
+# Files that tell of times, or of how often something was begun.
 _DIFFERENT = ("report.json", ".counts.json", ".lock")
-"""Files that tell of times, or of how often something was begun."""
 
 
+# Does `clipbatch ARGS`, and raises an exception where that fails.
 Do = Callable[..., object]
-"""Does `clipbatch ARGS`, and raises an exception where that fails."""
 
 
 class Process(Protocol):
@@ -52,8 +52,8 @@ class Process(Protocol):
     def kill(self) -> None: ...
 
 
+# Starts `clipbatch ARGS`, with a file for what it says.
 Start = Callable[[Sequence[str], Path], Process]
-"""Starts `clipbatch ARGS`, with a file for what it says."""
 
 
 def start(arguments: Sequence[str], log: Path) -> Process:
@@ -71,10 +71,10 @@ def _nothing(out: Path) -> None:
 class Step:
     """One command of clipbatch."""
 
+    # All but `--out`.
     arguments: Sequence[object]
-    """All but `--out`."""
+    # Is given the output folder before the command is first run.
     prepare: Callable[[Path], object] = _nothing
-    """Is given the output folder before the command is first run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,10 +82,10 @@ class Work:
     """Commands that follow one another, with the same output folder."""
 
     steps: Sequence[Step]
+    # Options that change nothing in the result; each process gets one of these.
     variants: Sequence[Sequence[object]] = ((),)
-    """Options that change nothing in the result; each process gets one of these."""
+    # Says what is wrong in the output folder after a kill.
     allowed: Callable[[Path], list[str]] = lambda out: []
-    """Says what is wrong in the output folder after a kill."""
 
     def do(self, out: Path, do: Do) -> None:
         """Do it undisturbed."""
@@ -100,12 +100,12 @@ class Kills:
 
     supervisors: int = 0
     workers: int = 0
+    # Before anything was published; these do not count.
     early: int = 0
-    """Before anything was published; these do not count."""
+    # How often the work was done from beginning to end.
     rounds: int = 0
-    """How often the work was done from beginning to end."""
+    # Files that differ from those of undisturbed work, are missing, or are left over.
     wrong: list[str] = field(default_factory=list)
-    """Files that differ from those of undisturbed work, are missing, or are left over."""
 
     @property
     def counted(self) -> int:

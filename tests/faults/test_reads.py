@@ -13,6 +13,7 @@ import pytest
 from tests.conftest import DEMO, Cli, needs, rows
 from tests.support.corpus import photo
 
+# What each name's reads meet, with --read-retries 2 and --read-timeout 2, and the status that comes of it.
 BAD = {
     "eio-1-": "ok",  # a bad moment: the next try finds the file well
     "eio-2-": "ok",
@@ -27,7 +28,6 @@ BAD = {
     "slow-60000-": "timeout",
     "half-slow-700-": "timeout",  # every single read answers in time, but the file does not
 }
-"""What each name's reads meet, with --read-retries 2 and --read-timeout 2, and the status that comes of it."""
 SHARD = 16
 
 

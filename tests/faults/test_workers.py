@@ -1,4 +1,4 @@
-"""A worker may die, hang or be stopped; the run does not, and only the image that kills is given up."""
+"""A worker may die, hang or be stopped: the run goes on, and only an image that kills is given up."""
 
 import json
 import os
@@ -85,7 +85,7 @@ def parts(out: Path) -> dict[str, bytes]:
         (0, "timeout", "longer than"),
     ],
 )
-def test_the_image_that_kills_gets_a_status_and_all_others_their_scores(
+def test_an_image_that_kills_gets_a_status_and_all_others_their_scores(
     cli: Cli,
     warm: Cli,
     deadly_folder: Path,
@@ -153,7 +153,7 @@ def test_the_others_take_over_from_a_worker_that_is_stopped(
     assert not alive(second)
 
 
-def test_two_workers_on_their_own_cores_leave_the_parts_of_one(cli: Cli, folder: Path, tmp_path: Path) -> None:
+def test_two_workers_write_the_same_parts_as_one(cli: Cli, folder: Path, tmp_path: Path) -> None:
     command = ("run", folder, *DEMO, "--shard-size", 32)
     cli(*command, "--out", tmp_path / "one", env={"XDG_CACHE_HOME": str(tmp_path / "cold")})
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cold too")}

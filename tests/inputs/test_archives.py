@@ -1,4 +1,4 @@
-"""Archives as inputs: which are taken, what is carried along with an image, and that reading them shares no harm."""
+"""Archives as inputs: which members become rows, which sidecars go with an image, and reading from many threads."""
 
 import os
 import random
@@ -25,7 +25,7 @@ def _packed(folder: Path, kind: str, members: Files, name: str = "x") -> Path:
 
 
 @pytest.mark.parametrize("kind", PACKERS)
-def test_images_are_rows_and_other_members_are_counted_unless_all_files_takes_them(tmp_path: Path, kind: str) -> None:
+def test_images_become_rows_and_other_members_are_counted_unless_all_files_is_set(tmp_path: Path, kind: str) -> None:
     members = files(["a.jpg", "a.json", "b.JPEG", "b.txt", "README", "c.tif", ".jpg", "jpg"])
     path = _packed(tmp_path, kind, members)
     rows, passed_over = listed(path)
@@ -38,7 +38,7 @@ def test_images_are_rows_and_other_members_are_counted_unless_all_files_takes_th
 
 
 @pytest.mark.parametrize("kind", PACKERS)
-def test_the_uri_begins_with_the_name_as_given_and_no_root_moves_it(
+def test_the_uri_begins_with_the_name_of_the_archive_and_root_does_not_apply(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     (tmp_path / "in").mkdir()
@@ -66,7 +66,7 @@ def test_an_archive_whose_name_is_not_utf8_is_read(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("kind", PACKERS)
-def test_sidecars_are_carried_as_they_stand_wherever_in_the_archive_they_are(tmp_path: Path, kind: str) -> None:
+def test_sidecars_are_copied_unchanged_wherever_in_the_archive_they_are(tmp_path: Path, kind: str) -> None:
     members = [
         ("a/001.txt", b"before"),
         ("a/001.jpg", b"image"),
@@ -126,9 +126,7 @@ REPEATED = {
 
 @pytest.mark.parametrize("kind", PACKERS)
 @pytest.mark.parametrize("case", REPEATED)
-def test_samples_of_a_key_that_occurs_again_keep_their_sidecars_to_themselves(
-    tmp_path: Path, kind: str, case: str
-) -> None:
+def test_samples_with_a_repeated_key_get_their_own_sidecars(tmp_path: Path, kind: str, case: str) -> None:
     order, expected = REPEATED[case]
     seen: Counter[str] = Counter()
     members = []
@@ -143,7 +141,7 @@ def test_samples_of_a_key_that_occurs_again_keep_their_sidecars_to_themselves(
     assert passed_over["(images without .txt)"] == expected.count("-")
 
 
-def test_no_sidecar_is_anothers_whatever_is_missing_from_the_samples_of_a_key(tmp_path: Path) -> None:
+def test_no_image_gets_the_sidecar_of_another_whatever_samples_lack(tmp_path: Path) -> None:
     dice = random.Random(14)
     for number in range(150):
         complete, members = dice.random() < 0.4, []
@@ -163,7 +161,7 @@ def test_no_sidecar_is_anothers_whatever_is_missing_from_the_samples_of_a_key(tm
 
 
 @pytest.mark.parametrize("kind", PACKERS)
-def test_a_sidecar_that_cannot_be_had_is_null_and_noted(tmp_path: Path, kind: str) -> None:
+def test_a_sidecar_that_cannot_be_read_is_null_and_noted(tmp_path: Path, kind: str) -> None:
     members = [("1.jpg", b"x"), ("1.txt", bytes(2**20)), ("2.jpg", b"x"), ("2.txt", bytes(2**20 + 1))]
     rows, passed_over = listed(_packed(tmp_path, kind, members), columns=("txt",))
     assert [row["txt"] for row in rows] == ["\0" * 2**20, None]
@@ -175,13 +173,13 @@ def test_a_sidecar_that_cannot_be_had_is_null_and_noted(tmp_path: Path, kind: st
         assert passed_over == {"(.txt truncated)": 1, f"({tmp_path}/x.tar ends early)": 1}
 
 
-def test_batches_of_rows_with_much_text_are_small(tmp_path: Path) -> None:
+def test_batches_with_much_text_have_fewer_rows(tmp_path: Path) -> None:
     members = [(f"{n}.{suffix}", bytes(2**20)) for n in range(70) for suffix in ("jpg", "txt")]
     (lister,) = listing.listers(SourceSettings(inputs=(str(tar(tmp_path / "x.tar", members)),), columns=("txt",)))
     assert [len(batch) for batch in lister.batches()] == [64, 6]
 
 
-def test_a_folder_of_archives_stands_for_all_of_them(tmp_path: Path) -> None:
+def test_a_folder_of_archives_lists_all_of_them(tmp_path: Path) -> None:
     for number, kind in ((10, "tar"), (2, "tar"), (1, "zip")):
         _packed(tmp_path, kind, [(f"{number}.jpg", b"x"), ("1.txt", b"y")], name=f"shard-{number}")
     tar(tmp_path / "shard-3.TAR", [("empty.txt", b"")])
@@ -208,12 +206,10 @@ def test_a_folder_with_images_at_its_top_is_a_folder_of_images(tmp_path: Path) -
     assert passed_over == {".tar": 1}
 
 
-def test_a_folder_that_may_be_meant_in_two_ways_is_refused(tmp_path: Path) -> None:
+def test_a_folder_of_archives_and_folders_is_refused(tmp_path: Path) -> None:
     tar(tmp_path / "a.tar", [("1.jpg", b"x")])
     (tmp_path / "sub").mkdir()
-    message = (
-        rf"may be meant in two ways: it holds archives \({tmp_path}/a.tar\) and folders \(sub\); name the archives "
-    )
+    message = rf"is ambiguous: it holds archives \({tmp_path}/a.tar\) and folders \(sub\); name the archives "
     with pytest.raises(InputError, match=rf"{message}\('{tmp_path}/\*.tar', quoted\)"):
         listed(tmp_path)
 
@@ -232,7 +228,7 @@ def test_an_archive_without_images_is_refused_with_what_it_holds(tmp_path: Path,
         listed(path)
 
 
-def test_many_threads_share_few_open_archives_and_mix_up_nothing(tmp_path: Path) -> None:
+def test_many_threads_read_from_few_open_archives_correctly(tmp_path: Path) -> None:
     rows = []
     for number in range(150):
         kind = ("tar", "zip")[number % 2]
@@ -257,7 +253,7 @@ def _open_below(folder: Path) -> int:
     return sum(os.path.realpath(link).startswith(str(folder)) for link in links)
 
 
-def test_a_hostile_name_touches_no_file(tmp_path: Path) -> None:
+def test_a_hostile_member_name_touches_no_file(tmp_path: Path) -> None:
     target = tmp_path / "target.jpg"
     target.write_bytes(b"secret")
     members = [(str(target), b"1"), (f"../{target.name}", b"2"), ("x.jpg\0.txt", b"3"), ("a/../../target.jpg", b"4")]
@@ -270,7 +266,7 @@ def test_a_hostile_name_touches_no_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", PACKERS)
-def test_leftovers_in_archives_and_among_them_are_passed_over_and_counted(tmp_path: Path, kind: str) -> None:
+def test_leftovers_in_and_beside_archives_are_left_out_and_counted(tmp_path: Path, kind: str) -> None:
     left = ["__MACOSX/._1.jpg", "a/._1.jpg", "a/@eaDir/1.jpg/THUMB.jpg", "a/._1.txt"]
     path = _packed(tmp_path, kind, [*((name, b"left") for name in left), ("a/1.jpg", b"image"), ("a/1.txt", b"text")])
     rows, passed_over = listed(path, columns=("txt",))

@@ -18,7 +18,7 @@ UNKNOWN = "truncated: the archive ends before this member does"
 
 
 def _streamed(path: Path, method: int, *, large: bool = False) -> bytes:
-    """An archive of `FILES` whose sizes come behind the data."""
+    """An archive of `FILES` whose sizes follow the data."""
     with Pipe(path) as pipe, zipfile.ZipFile(pipe, "w", method) as archive:  # type: ignore[call-overload]
         for name, data in FILES:
             info = zipfile.ZipInfo(name)
@@ -60,7 +60,7 @@ def test_all_members_before_the_cut_are_read(tmp_path: Path, method: str, kind: 
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_what_is_wrong_within_an_archive_without_its_end_is_passed_over(tmp_path: Path, method: str) -> None:
+def test_damage_inside_a_truncated_archive_is_skipped(tmp_path: Path, method: str) -> None:
     path = tmp_path / "x.zip"
     data = bytearray(zipped(path, FILES, METHODS[method]).read_bytes())
     starts = _offsets(bytes(data), path)
@@ -74,7 +74,7 @@ def test_what_is_wrong_within_an_archive_without_its_end_is_passed_over(tmp_path
     assert passed_over[f"({path} ends early)"] == 1
 
 
-def test_locked_members_and_folders_are_known_without_a_directory(tmp_path: Path) -> None:
+def test_encrypted_members_and_folders_are_recognised_without_a_directory(tmp_path: Path) -> None:
     path = tmp_path / "x.zip"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("in/", b"")
@@ -96,7 +96,7 @@ def test_locked_members_and_folders_are_known_without_a_directory(tmp_path: Path
     assert good == b"good"
 
 
-def test_a_size_that_is_a_lie_reaches_no_further_than_the_archive(tmp_path: Path) -> None:
+def test_a_wrong_size_reads_no_further_than_the_end_of_the_archive(tmp_path: Path) -> None:
     path = tmp_path / "x.zip"
     data = bytearray(zipped(path, FILES[:2]).read_bytes())
     second = _offsets(bytes(data), path)[1]
@@ -109,13 +109,13 @@ def test_a_size_that_is_a_lie_reaches_no_further_than_the_archive(tmp_path: Path
 
 
 @pytest.mark.parametrize("data", [b"", b"PK\3\4 and no more", b"no zip" * 100, bytes(1000), b"PK\5\6" + bytes(3)])
-def test_what_holds_no_member_is_refused(tmp_path: Path, data: bytes) -> None:
+def test_a_file_without_members_is_refused(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "x.zip").write_bytes(data)
-    with pytest.raises(InputError, match=r"x.zip is no zip archive \(.*\): leave it out, or replace it"):
+    with pytest.raises(InputError, match=r"x.zip is not a zip archive \(.*\): leave it out, or replace it"):
         listed(tmp_path / "x.zip")
 
 
-def test_an_archive_on_the_web_that_is_cut_off_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
+def test_a_truncated_archive_on_the_web_is_read_up_to_its_end(tmp_path: Path) -> None:
     data = zipped(tmp_path / "x.zip", FILES).read_bytes()[:5000]
 
     def ranges(handler: Handler) -> None:

@@ -29,7 +29,7 @@ print(json.dumps([identity, rows]))
 
 
 def _rows(*inputs: object, **settings: Any) -> tuple[list[dict[str, str]], Counter[str]]:
-    """The listing of `inputs` as rows, and what was passed over."""
+    """The listing of `inputs` as rows, and the count of files left out."""
     listers = listings.listers(SourceSettings(inputs=tuple(map(str, inputs)), **settings))
     listing = listings.Listing(listers, settings.get("limit"), ())
     table = pa.Table.from_batches(listing.batches())
@@ -50,14 +50,12 @@ def _touch(folder: Path, *names: str | bytes) -> Path:
     return folder
 
 
-def test_a_folder_is_listed_to_its_depth_with_names_in_byte_order(tmp_path: Path) -> None:
+def test_a_folder_is_listed_depth_first_with_names_in_byte_order(tmp_path: Path) -> None:
     names = ["B.jpg", "Z/1.jpg", "a/1.jpg", "a/10.jpg", "a/2.jpg", "a/b/c.jpg", "a.jpg", "b.jpg", "é.jpg", "豆.jpg"]
     assert _names(_touch(tmp_path, *reversed(names))) == [f"{tmp_path}/{name}" for name in names]
 
 
-def test_the_uri_is_the_name_as_given_and_the_root_where_it_starts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_uri_is_the_name_as_given_and_relative_to_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(_touch(tmp_path, "in/x.jpg", "one.png"))
     found, _ = _rows("in", "one.png", f"{tmp_path}/in")
     assert [row["uri"] for row in found] == ["in/x.jpg", "one.png", f"{tmp_path}/in/x.jpg"]
@@ -65,13 +63,13 @@ def test_the_uri_is_the_name_as_given_and_the_root_where_it_starts(
     assert all(os.path.isfile(path_of(row["uri"], row["root"])) for row in found)
 
 
-def test_every_known_suffix_is_taken_in_any_case(tmp_path: Path) -> None:
+def test_every_known_suffix_is_listed_in_upper_and_lower_case(tmp_path: Path) -> None:
     assert {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic"} <= SUFFIXES
     names = {f"x{case(suffix)}" for suffix in SUFFIXES for case in (str.lower, str.upper, str.title)}
     assert _names(_touch(tmp_path, *names)) == [f"{tmp_path}/{name}" for name in sorted(names)]
 
 
-def test_what_is_passed_over_is_counted_by_suffix(tmp_path: Path) -> None:
+def test_files_left_out_are_counted_by_suffix(tmp_path: Path) -> None:
     _touch(tmp_path, "x.jpg", "x.jpg.txt", "a/y.TXT", "a/README", "a/.jpg", "b.tar.gz", "a/jpg", "empty/")
     found, passed_over = _rows(tmp_path)
     assert [row["uri"] for row in found] == [f"{tmp_path}/x.jpg"]
@@ -83,7 +81,7 @@ LEFT += [".thumbnails/x.png", "a/.@__thumb/s1.jpg", ".AppleDouble/1.jpg", "@eaDi
 KEPT = ["1.jpg", "@eaDir.jpg", "MACOSX/2.jpg", "a/.hidden.jpg", "a/_.jpg", "thumbnails/1.jpg"]
 
 
-def test_what_macos_and_nas_boxes_leave_beside_pictures_is_passed_over_and_counted(
+def test_leftovers_of_macos_and_nas_boxes_are_left_out_and_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(_touch(tmp_path, *(f"in/{name}" for name in [*LEFT, *KEPT])))
@@ -104,7 +102,7 @@ def test_what_macos_and_nas_boxes_leave_beside_pictures_is_passed_over_and_count
         _names(_touch(tmp_path / "left", "._1.jpg", "@eaDir/1.jpg"))
 
 
-def test_all_files_takes_every_file_and_no_plain_folder(tmp_path: Path) -> None:
+def test_all_files_lists_every_file_and_no_folder(tmp_path: Path) -> None:
     names = ["0.jpg/", "0.jpg/in.bin", "README", "a/y.txt", "empty/", "x.jpg"]
     _touch(tmp_path, *names)
     found, passed_over = _rows(tmp_path, all_files=True)
@@ -113,7 +111,7 @@ def test_all_files_takes_every_file_and_no_plain_folder(tmp_path: Path) -> None:
     assert _names(tmp_path / "README", all_files=True) == [f"{tmp_path}/README"]
 
 
-def test_whatever_bears_an_image_name_is_a_row_and_folders_are_walked_into_all_the_same(tmp_path: Path) -> None:
+def test_everything_with_an_image_name_is_a_row_and_folders_are_listed_as_well(tmp_path: Path) -> None:
     _touch(tmp_path, "album.jpg/1.jpg", "empty.png/")
     os.mkfifo(tmp_path / "pipe.gif")
     os.symlink("nowhere", tmp_path / "dangling.jpg")
@@ -123,7 +121,7 @@ def test_whatever_bears_an_image_name_is_a_row_and_folders_are_walked_into_all_t
     assert _names(tmp_path / "dangling.jpg") == [f"{tmp_path}/dangling.jpg"]
 
 
-def test_links_to_folders_are_followed_unless_they_lead_back_into_themselves(tmp_path: Path) -> None:
+def test_links_to_folders_are_followed_unless_they_lead_back_to_a_parent(tmp_path: Path) -> None:
     _touch(tmp_path, "elsewhere/1.jpg", "in/2.jpg", "in/deep/3.jpg")
     for name, target in (("there", "../elsewhere"), ("self", "."), ("up", ".."), ("deep/back", "../../in")):
         os.symlink(target, tmp_path / "in" / name)
@@ -142,7 +140,7 @@ def test_an_odd_name_is_listed_verbatim(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["in", "m.txt"])
-def test_a_name_that_is_not_utf8_becomes_a_file_uri_that_leads_back_to_it(
+def test_a_name_that_is_not_utf8_becomes_a_file_uri_of_the_same_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
     names = [b"in/caf\xe9 50%.jpg", b"in/d\xff/1.jpg", b"in/plain.jpg"]
@@ -173,9 +171,11 @@ def test_a_folder_without_images_is_refused_with_what_it_holds(
 
 
 @pytest.mark.parametrize("name", ["none", "none.jpg", "none.txt", "notes.pdf", "pipe.txt"])
-def test_an_input_that_is_not_there_or_of_no_known_kind_is_refused(tmp_path: Path, name: str) -> None:
+def test_an_input_that_does_not_exist_or_is_of_an_unknown_kind_is_refused(tmp_path: Path, name: str) -> None:
     os.mkfifo(_touch(tmp_path, "notes.pdf") / "pipe.txt")
-    with pytest.raises(InputError, match=r"is not there, or is no folder, image, manifest .*--all-files") as caught:
+    with pytest.raises(
+        InputError, match=r"does not exist, or is not a folder, image, manifest .*--all-files"
+    ) as caught:
         _names(tmp_path / name)
     assert (name in str(caught.value), caught.value.exit_code) == (True, 3)
 
@@ -200,7 +200,7 @@ def test_a_limit_stops_the_listing_across_inputs(tmp_path: Path, limit: int, cou
     ],
     ids=["plain", "no newline at the end", "CRLF", "comments and blanks", "BOM", "BOM before a comment"],
 )
-def test_a_manifest_has_one_path_a_line_relative_to_its_folder_or_the_root(tmp_path: Path, content: bytes) -> None:
+def test_a_manifest_has_one_path_per_line_relative_to_its_folder_or_the_root(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "M.TXT").write_bytes(content)
     for more, root in (({}, tmp_path), ({"root": "/data"}, "/data")):
         found, _ = _rows(tmp_path / "M.TXT", **more)
@@ -221,7 +221,7 @@ def test_a_name_may_begin_with_a_number_sign_and_comments_are_counted(tmp_path: 
     assert passed_over == {f"(lines of {tmp_path}/m.txt that are comments)": 6}
 
 
-def test_a_manifest_of_several_chunks_loses_no_line_at_their_seams(tmp_path: Path) -> None:
+def test_a_manifest_of_several_chunks_loses_no_line_between_them(tmp_path: Path) -> None:
     names = [f"{'x' * (n % 90)}{n}.jpg" for n in range(200_000)]
     (tmp_path / "m.txt").write_text("\n".join(names))
     assert (tmp_path / "m.txt").stat().st_size > 2 * 4 * 2**20
@@ -233,12 +233,12 @@ def test_a_manifest_of_several_chunks_loses_no_line_at_their_seams(tmp_path: Pat
     [
         (b"1.jpg\0\n2.jpg\n", "m.txt is not a text file"),
         ("1.jpg\n".encode("utf-16"), "m.txt is not a text file"),
-        (b"", "m.txt names no images: write one path a line"),
+        (b"", "m.txt names no images: write one path per line"),
         (b"\n# 1.jpg\n  \n", "m.txt names no images: it has nothing but 1 lines of comments"),
-        (b"1.jpg\r2.jpg\r", "the lines of .*m.txt end in carriage returns alone, as on old Macs: save it with line"),
+        (b"1.jpg\r2.jpg\r", "the lines of .*m.txt end with carriage returns only, as on old Macs: save it with line"),
     ],
 )
-def test_a_manifest_of_nothing_or_of_no_text_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+def test_a_manifest_that_is_empty_or_not_text_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "m.txt").write_bytes(content)
     with pytest.raises(InputError, match=message):
         _names(tmp_path / "m.txt")

@@ -1,4 +1,4 @@
-"""Which column of a table holds the images: by type, name and content, and what is refused or said beside it."""
+"""Which column of a table holds the images, by type, name and content; what is refused, and what is noted."""
 
 import base64
 import hashlib
@@ -67,9 +67,7 @@ KINDS = {
 
 @pytest.mark.parametrize("suffix", WRITERS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_images_are_found_whatever_their_column_is_called_and_their_struct_has(
-    tmp_path: Path, kind: str, suffix: str
-) -> None:
+def test_images_are_found_by_content_for_every_column_name_and_struct(tmp_path: Path, kind: str, suffix: str) -> None:
     images = KINDS[kind]
     path = tmp_path / f"t{suffix}"
     number = len(images)
@@ -87,7 +85,7 @@ def test_images_are_found_whatever_their_column_is_called_and_their_struct_has(
         assert last == {"img_b_path": "2.jpg", "img_b_width": 48, "img_b_size": {"h": 40}}
 
 
-def test_what_pandas_and_datasets_write_runs(warm: Cli, tmp_path: Path) -> None:
+def test_tables_that_pandas_and_datasets_write_can_be_run(warm: Cli, tmp_path: Path) -> None:
     frame = pd.DataFrame({"picture": [{"bytes": data, "path": None} for data in PICTURES], "caption": CAPTIONS})
     frame.to_parquet(tmp_path / "pandas.parquet")
     made = datasets.Dataset.from_dict({"photo": [{"bytes": data, "path": None} for data in PICTURES]})
@@ -97,7 +95,7 @@ def test_what_pandas_and_datasets_write_runs(warm: Cli, tmp_path: Path) -> None:
     assert rows(tmp_path / "out")["caption"].to_pylist() == [*CAPTIONS, None, None, None]
 
 
-def test_a_row_without_a_name_is_its_image_all_the_same(tmp_path: Path) -> None:
+def test_a_row_without_a_name_still_has_its_image(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     pq.write_table(pa.table({"product_id": ["p1", None, ""], "photo": PICTURES}), path)
     found, _ = listed(path, uri_column="product_id")
@@ -124,15 +122,15 @@ def test_several_images_in_a_cell_are_refused_with_their_column(
     assert carried(list_inputs(path, uri_column="id", image_column="")).column_names == []
 
 
-def test_two_readings_are_refused_and_options_choose_one(tmp_path: Path) -> None:
+def test_an_ambiguous_table_is_refused_and_options_choose_one_reading(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     for name in ("a.jpg", "b.jpg"):
         write(tmp_path / name, b"file")
     pq.write_table(pa.table({"path": ["a.jpg", "b.jpg"], "small": PICTURES[:2]}), path)
     for settings in ({}, {"uri_column": "path"}, {"root": str(tmp_path)}):
         found = refused(path, **settings)
-        assert f"column 'small' of {path} holds images, and 'path' names files that are there" in found
-        assert "--image-column small for the ones, or --image-column '' for the others" in found
+        assert f"column 'small' of {path} holds images, and 'path' names files that exist" in found
+        assert "--image-column small to label the images in the table, or --image-column '' to label the files" in found
     by_name, _ = listed(path, image_column="")
     assert [(row["uri"], row["span"]) for row in by_name] == [("a.jpg", None), ("b.jpg", None)]
     assert read(listed(path, image_column="small", uri_column="path")[0]) == PICTURES[:2]
@@ -153,7 +151,7 @@ def _table(folder: Path, columns: dict[str, Any]) -> Path:
     return folder / "t.parquet"
 
 
-def test_of_columns_called_like_images_those_count_that_hold_some(tmp_path: Path) -> None:
+def test_of_several_columns_with_image_names_the_one_with_images_counts(tmp_path: Path) -> None:
     path = _table(tmp_path, {"data": [b"{}", b"[]", b"1"], "photo": PICTURES})
     assert read(listed(path)[0]) == PICTURES
     path = _table(tmp_path, {"image": PICTURES, "thumbnail": PICTURES[::-1]})
@@ -163,9 +161,7 @@ def test_of_columns_called_like_images_those_count_that_hold_some(tmp_path: Path
 
 
 @pytest.mark.parametrize("suffix", WRITERS)
-def test_columns_of_bytes_are_carried_only_if_columns_names_them_and_how_many_is_said(
-    tmp_path: Path, suffix: str
-) -> None:
+def test_columns_of_bytes_are_copied_only_if_named_and_their_size_is_noted(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"t{suffix}"
     nested = [{"hash": b"x"}, None, {"hash": b"y"}]
     table = pa.table({"file": ["a", "b", "c"], "hash": [b"1", b"22", b"333"], "deep": nested, "n": [1, 2, 3]})
@@ -187,20 +183,20 @@ def test_columns_of_bytes_are_carried_only_if_columns_names_them_and_how_many_is
     )
 
 
-def test_what_is_passed_over_is_said_by_a_run(warm: Cli, tmp_path: Path) -> None:
+def test_a_run_reports_what_was_left_out(warm: Cli, tmp_path: Path) -> None:
     path = _table(tmp_path, {"photo": PICTURES, "embedding": [b"e", b"e", b"e"]})
     said = warm("run", path, *DEMO, "--out", tmp_path / "out").stdout
     assert f"passed over, or noted: 1 (column 'embedding' of {path} holds bytes, which only --columns carries)" in said
     assert "embedding" not in rows(tmp_path / "out").column_names
 
 
-def test_base64_text_in_a_table_is_said_to_be_that(tmp_path: Path) -> None:
+def test_base64_text_in_a_table_is_reported_as_such(tmp_path: Path) -> None:
     texts = [base64.b64encode(data) for data in PICTURES]
     path = _table(tmp_path, {"image": texts})
     assert read(listed(path)[0]) == ["unsupported: base64 text of an image (image/jpeg), not its bytes: decode it"] * 3
     path = _table(tmp_path, {"image": [text.decode() for text in texts]})
-    assert "is string, no bytes" in refused(path, image_column="image")
-    assert "decode it first where that is base64" in refused(path, image_column="image")
+    assert "is string, not bytes" in refused(path, image_column="image")
+    assert "decode it first if it is base64" in refused(path, image_column="image")
 
 
 def _dataset(count: int = 5) -> "datasets.Dataset":
@@ -230,20 +226,20 @@ def test_a_saved_dataset_is_a_table_of_its_files_in_their_order(warm: Cli, tmp_p
     assert rows(tmp_path / "out")["status"].to_pylist() == ["ok"] * 12
 
 
-def test_a_saved_dataset_of_names_is_a_manifest_and_one_that_is_not_whole_is_refused(tmp_path: Path) -> None:
+def test_a_saved_dataset_of_names_is_a_manifest_and_an_incomplete_one_is_refused(tmp_path: Path) -> None:
     datasets.Dataset.from_dict({"path": ["b.jpg", "a.jpg"], "n": [1, 2]}).save_to_disk(tmp_path / "names")
     found = list_inputs(tmp_path / "names", root="/data")
     assert found.select(["uri", "n"]).to_pylist() == [{"uri": "b.jpg", "n": 1}, {"uri": "a.jpg", "n": 2}]
     _dataset().save_to_disk(tmp_path / "cut", num_shards=2)
     (tmp_path / "cut" / "data-00001-of-00002.arrow").unlink()
-    assert "is not whole: its state.json names files that are not there" in refused(tmp_path / "cut")
+    assert "is incomplete: its state.json names files that do not exist" in refused(tmp_path / "cut")
     write(tmp_path / "cut" / "state.json", "{")
     assert f"cannot read {tmp_path}/cut/state.json" in refused(tmp_path / "cut")
     write(tmp_path / "cut" / "state.json", json.dumps({"_data_files": [], "_indices_data_files": [{"filename": "x"}]}))
     assert "save it again after flatten_indices()" in refused(tmp_path / "cut")
     (tmp_path / "half").mkdir()
     write(tmp_path / "half" / "dataset_dict.json", '{"splits": ["train", "../cut"]}')
-    assert "names splits that are not whole" in refused(tmp_path / "half")
+    assert "names splits that are incomplete" in refused(tmp_path / "half")
 
 
 @pytest.fixture(scope="module")
@@ -269,7 +265,7 @@ def test_a_saved_dataset_in_a_store_is_the_same_table(here: Buckets, tmp_path: P
     assert list_inputs("s3://saved/names", root="/data")["uri"].to_pylist() == ["a.jpg", "a.jpg"]
 
 
-def test_a_run_that_took_names_from_a_table_of_images_goes_on(tmp_path: Path) -> None:
+def test_an_old_run_that_took_an_image_table_for_a_manifest_goes_on(tmp_path: Path) -> None:
     path = _table(tmp_path, {"product_id": ["p1", "p2", "p3"], "photo": PICTURES})
     listers = listing.listers(SourceSettings(inputs=(str(path),), uri_column="product_id"))
     file_digest = hashlib.sha256(path.read_bytes()).hexdigest()

@@ -32,7 +32,7 @@ print(json.dumps([uris, *(s.data.decode() if hasattr(s, "data") else [s.status, 
 
 
 def _told(script: str, endpoint: str) -> list[Any]:
-    """What `script` says of the hub at `endpoint`, in a process of its own."""
+    """The output of `script`, run in a separate process with the hub at `endpoint`."""
     env = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0"}
     said = subprocess.check_output([sys.executable, "-c", script], env=env, cwd=Path(__file__).parents[2], timeout=120)
     told: list[Any] = json.loads(said)
@@ -66,7 +66,7 @@ print(json.dumps([sorted(list_names(as_path("hf://datasets/u/d/p"))) for _ in ra
 """
 
 
-def test_a_folder_of_a_run_is_listed_anew_each_time() -> None:
+def test_a_folder_of_a_run_is_listed_again_each_time() -> None:
     trees = [_tree("p/a.parquet"), _tree("p/a.parquet", "p/b.parquet")]
     with web() as hub:
         hub.answers |= {

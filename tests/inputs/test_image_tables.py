@@ -66,9 +66,9 @@ def test_the_uri_may_come_from_a_column(tmp_path: Path) -> None:
         (
             {"photo": [b"x"]},
             {"image_column": "foto"},
-            "no column 'foto' as --image-column names it.*Did you mean photo",
+            "no column 'foto', which --image-column names.*Did you mean photo",
         ),
-        ({"photo": ["x"]}, {"image_column": "photo"}, "'photo' of .* is string, no bytes"),
+        ({"photo": ["x"]}, {"image_column": "photo"}, "'photo' of .* is string, not bytes"),
         ({"image": pa.array([], pa.binary())}, {}, "holds no images: it has columns, but no rows"),
     ],
 )
@@ -80,7 +80,7 @@ def test_a_table_without_exactly_one_column_of_images_is_refused(
         _listed(tmp_path / "t.parquet", **settings)
 
 
-def test_the_identity_is_the_place_the_size_and_the_footer(tmp_path: Path) -> None:
+def test_the_identity_covers_path_size_and_footer(tmp_path: Path) -> None:
     def identity() -> str:
         return listing.listers(SourceSettings(inputs=(str(tmp_path / "t.parquet"),)))[0].identity()
 
@@ -108,7 +108,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(warm: Cli, folder: Path) -> Path:
-    """A run over the tables, undisturbed."""
+    """A run over the tables that was not interrupted."""
     warm("run", *sorted((folder / "tables").iterdir()), *DEMO, "--shard-size", 64, "--out", folder / "whole")
     return folder / "whole"
 
@@ -143,7 +143,7 @@ def test_a_killed_run_over_tables_resumes_to_the_same_bytes(folder: Path, whole:
     assert found == expected
 
 
-def test_tables_that_are_cut_or_changed_or_gone_after_the_plan_become_rows_that_say_so(
+def test_tables_that_were_truncated_changed_or_removed_after_planning_give_rows_with_that_error(
     warm: Cli, folder: Path, tmp_path: Path
 ) -> None:
     names = ["cut.parquet", "fine.parquet", "gone.parquet", "grown.parquet"]

@@ -1,4 +1,4 @@
-"""Names and tables of unusual sizes: long names are refused with their place, many columns cost no more than many."""
+"""Names and tables of unusual sizes: long names are refused with their place; thousands of columns stay affordable."""
 
 import csv
 import json
@@ -57,7 +57,7 @@ def test_a_name_of_64_kib_is_listed_and_a_longer_one_is_refused_with_its_place(t
         writer(path, name)
         assert name in list_inputs(path)["uri"].to_pylist()
         writer(path, name + "b")
-        assert refused(path).startswith(f"{place.format(path)} has a name of 65537 bytes, and 65536 are the most: ")
+        assert refused(path).startswith(f"{place.format(path)} has a name of 65537 bytes, and the limit is 65536: ")
 
 
 def test_a_name_of_a_hundred_megabytes_is_refused(cli: Cli, tmp_path: Path) -> None:
@@ -77,7 +77,9 @@ def test_long_names_of_archives_tables_of_images_and_urls_are_refused(tmp_path: 
     with tarfile.open(tmp_path / "t.tar", "w", format=tarfile.PAX_FORMAT) as tar:
         tar.addfile(tarfile.TarInfo("x.txt"))
         tar.addfile(tarfile.TarInfo(long))
-    assert refused(tmp_path / "t.tar").startswith(f"member 2 of {tmp_path}/t.tar has a name of 65540 bytes, and 65536")
+    assert refused(tmp_path / "t.tar").startswith(
+        f"member 2 of {tmp_path}/t.tar has a name of 65540 bytes, and the limit is 65536"
+    )
     with zipfile.ZipFile(tmp_path / "z.zip", "w") as archive:
         archive.writestr("é" * 32_000 + ".jpg", b"")
     assert list_inputs(tmp_path / "z.zip").num_rows == 1
@@ -98,7 +100,7 @@ def test_the_place_of_a_long_name_is_found_in_the_right_file_of_many(tmp_path: P
         assert refused(folder).startswith(f"{place} {folder}/1.{suffix} has a name of 65537 bytes")
 
 
-def test_a_line_without_an_end_is_refused_and_a_comment_of_any_use_is_not(tmp_path: Path) -> None:
+def test_an_endless_line_is_refused_and_a_long_comment_is_not(tmp_path: Path) -> None:
     path = write(tmp_path / "m.txt", "x.jpg\n# " + "c" * 20_000_000 + "\n" + " " * 9_000_000 + "\ny.jpg")
     assert list_inputs(path)["uri"].to_pylist() == ["x.jpg", "y.jpg"]
     with open(path, "wb") as file:

@@ -1,4 +1,4 @@
-"""Names that nobody means are refused with their place; a data URI has a limit of its own."""
+"""Names that are too long are refused with their place; data URIs have a separate limit."""
 
 import base64
 import json
@@ -51,7 +51,7 @@ def _data_uri(size: int) -> str:
 def test_a_name_of_more_than_64_kib_is_refused_with_its_place(tmp_path: Path, kind: str) -> None:
     path, settings = _written(tmp_path, kind, "x" * (2**16 - 3) + ".jpg")
     message = refused(path, **settings)
-    assert message.startswith(f"{PLACES[kind]}{path} has a name of 65537 bytes, and 65536 are the most: mend it")
+    assert message.startswith(f"{PLACES[kind]}{path} has a name of 65537 bytes, and the limit is 65536: correct it")
     path, settings = _written(tmp_path, kind, longest := "x" * (2**16 - 4) + ".jpg")
     assert list_inputs(path, **settings)["uri"].to_pylist() == ["0.jpg", "1.jpg", longest, "3.jpg"]
 
@@ -63,7 +63,7 @@ def test_a_data_uri_may_have_1_mib_and_is_refused_above_with_its_place(tmp_path:
     assert table["uri"].to_pylist() == ["0.jpg", "1.jpg", longest, "3.jpg"]
     path, settings = _written(tmp_path, kind, _data_uri(2**20 + 1))
     message = refused(path, **settings)
-    assert message.startswith(f"{PLACES[kind]}{path} has a data URI of 1048577 bytes, and 1048576 are the most: keep ")
+    assert message.startswith(f"{PLACES[kind]}{path} has a data URI of 1048577 bytes, and the limit is 1048576: keep ")
 
 
 def test_the_line_of_a_long_name_in_a_file_without_a_header_is_right(tmp_path: Path) -> None:

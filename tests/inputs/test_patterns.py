@@ -10,7 +10,7 @@ import pytest
 from clipbatch.config import SourceSettings
 from clipbatch.errors import InputError
 from clipbatch.inputs import listing
-from clipbatch.inputs.globbing import words
+from clipbatch.inputs.globbing import expand_braces
 from tests.support.packing import listed, tar
 
 
@@ -61,7 +61,7 @@ def test_a_pattern_matches_what_the_shell_matches_in_byte_order(
     here: Path, pattern: str, found: list[str] | None
 ) -> None:
     if found is None:
-        with pytest.raises(InputError, match=r"'b.png' of '{b,c}.{jpg,png}' is not there"):
+        with pytest.raises(InputError, match=r"'b.png' of '{b,c}.{jpg,png}' does not exist"):
             _uris(pattern)
         return
     assert _uris(pattern) == found
@@ -91,7 +91,7 @@ def test_a_pattern_matches_what_the_shell_matches_in_byte_order(
     ],
 )
 def test_braces_stand_for_the_words_that_bash_makes_of_them(text: str, expected: str) -> None:
-    assert " ".join(words(text)) == expected
+    assert " ".join(expand_braces(text)) == expected
     bash = subprocess.run(["bash", "-c", f"echo {text}"], capture_output=True, text=True, check=True)
     assert bash.stdout.split() == expected.split()
 
@@ -115,7 +115,7 @@ def test_a_pattern_that_matches_nothing_is_refused(here: Path, pattern: str) -> 
 def test_a_shard_of_a_range_that_is_missing_is_named(here: Path) -> None:
     for number in (0, 1, 3):
         tar(here / f"s-{number:02}.tar", [(f"{number}.jpg", b"x")])
-    with pytest.raises(InputError, match=r"'s-02.tar' of 's-{00..03}.tar' is not there"):
+    with pytest.raises(InputError, match=r"'s-02.tar' of 's-{00..03}.tar' does not exist"):
         _uris("s-{00..03}.tar")
     assert _uris("s-{00..01}.tar") == ["s-00.tar#0.jpg", "s-01.tar#1.jpg"]
     assert _uris("s-{01,00}.tar") == ["s-01.tar#1.jpg", "s-00.tar#0.jpg"]

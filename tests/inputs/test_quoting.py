@@ -92,7 +92,7 @@ UNSURE = {
 def test_a_first_line_that_may_be_either_is_refused_and_options_decide(tmp_path: Path, case: str) -> None:
     path = write(tmp_path / "m.csv", UNSURE[case])
     assert f"the first line of {path} (" in (said := refused(path))
-    assert "may be a header or a row: say --no-header if it is a row" in said
+    assert "may be a header or a row: use --no-header if it is a row" in said
     count = UNSURE[case].count("\n")
     assert list_inputs(path, no_header=True, uri_column="column_1").num_rows == count
     name = UNSURE[case].split(",")[0]
@@ -109,7 +109,7 @@ def test_files_of_one_table_have_all_a_header_or_none(tmp_path: Path) -> None:
         {"uri": "0.jpg", "column_2": "1"}, {"uri": "1.jpg", "column_2": "2"}, {"uri": "2.jpg", "column_2": "x"}
     ]  # fmt: skip
     write(tmp_path / "in" / "c.csv", "path,n\n3.jpg,1\n")
-    assert "are one table, and only one of them has a header" in refused(tmp_path / "in")
+    assert "are one table, but only one of them has a header" in refused(tmp_path / "in")
 
 
 def test_a_run_takes_no_header_and_goes_on_with_it(warm: Cli, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def quoted(name: str) -> str:
     return quote(name)
 
 
-def test_leftovers_in_a_store_are_passed_over_and_counted(here: Buckets) -> None:
+def test_leftovers_in_a_store_are_left_out_and_counted(here: Buckets) -> None:
     assert _listed("s3://left") == (["s3://left/1.jpg", "s3://left/a/2.jpg"], {LEFTOVERS: 4})
     assert _listed("s3://left/**/*.jpg") == (["s3://left/1.jpg", "s3://left/a/2.jpg"], {LEFTOVERS: 1})
     assert len(_listed("s3://left", all_files=True)[0]) == len(LEFT)
@@ -77,7 +77,7 @@ def _read(*urls: str, **settings: Any) -> list[Any]:
     return [bytes(slot.data) if isinstance(slot, Encoded) else slot for slot in done.slots]
 
 
-def test_a_remote_folder_is_listed_as_the_same_tree_on_a_disk_is(here: Buckets, tmp_path: Path) -> None:
+def test_a_remote_folder_is_listed_like_the_same_tree_on_a_disk(here: Buckets, tmp_path: Path) -> None:
     for name in NAMES:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -98,7 +98,7 @@ def test_a_tree_of_many_folders_is_listed_in_order(here: Buckets) -> None:
     assert _listed("s3://wide")[0] == [f"s3://wide/{number:02d}/{number % 3}/x.jpg" for number in range(40)]
 
 
-def test_a_star_stands_for_names_and_two_for_folders_too_and_other_characters_for_themselves(here: Buckets) -> None:
+def test_one_star_matches_names_two_match_folders_and_other_characters_are_literal(here: Buckets) -> None:
     assert _listed("s3://tree/p/b*.jpg")[0] == ["s3://tree/p/b-c.jpg", "s3://tree/p/b.jpg"]
     images = sorted((f"s3://tree/p/{name}" for name in NAMES if not name.endswith(".md")), key=str.encode)
     assert _listed("s3://tree/p/**") == (images, {".md": 1})
@@ -140,10 +140,10 @@ def test_a_single_remote_image_is_an_input(here: Buckets) -> None:
         ("s3://", "names no bucket: write s3://BUCKET/PATH"),
         ("gopher://host/x/", "in no store that clipbatch knows: use one of abfs"),
         ("abfs://c@host/x/", "pip install adlfs"),
-        ("https://host/photos/", "a web server lists no folders"),
+        ("https://host/photos/", "web servers do not list folders"),
     ],
 )
-def test_an_input_that_is_not_there_is_refused(here: Buckets, text: str, error: str) -> None:
+def test_an_input_that_does_not_exist_is_refused(here: Buckets, text: str, error: str) -> None:
     with pytest.raises(InputError, match=error):
         _listed(text)
 
@@ -196,7 +196,7 @@ def test_wrong_credentials_are_one_line_for_a_folder_and_a_status_for_an_image(h
 
 @pytest.fixture
 def deaf() -> Iterator[str]:
-    """An endpoint that takes connections and never says a word."""
+    """An endpoint that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0), backlog=64) as listening:
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
 
@@ -220,7 +220,7 @@ def test_an_endpoint_that_never_answers_costs_an_image_its_time_limit(
     assert slots[3] == Path(__file__).read_bytes()
 
 
-def test_a_region_that_nobody_tells_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_region_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     over = threading.Event()
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
     monkeypatch.setenv("AWS_REGION", "eu-central-1")

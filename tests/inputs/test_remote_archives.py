@@ -55,11 +55,11 @@ def test_a_folder_and_a_pattern_of_archives_in_a_store_are_inputs(here: Buckets,
     assert passed_over == {".md": 1}
     assert [row["uri"] for row in listed("s3://folder/a*/b*.tar")[0]] == ["s3://folder/all/b.tar#b.tar.jpg"]
     here.put("folder/all/more/x.jpg", b"x")
-    with pytest.raises(InputError, match=r"may be meant in two ways: it holds archives .* and folders \(more\)"):
+    with pytest.raises(InputError, match=r"is ambiguous: it holds archives .* and folders \(more\)"):
         listed("s3://folder/all")
 
 
-def test_a_store_s_archive_that_is_not_there_is_refused(here: Buckets) -> None:
+def test_an_archive_that_does_not_exist_in_a_store_is_refused(here: Buckets) -> None:
     with pytest.raises(InputError, match=r"cannot read the archive s3://shards/none.tar: .*; make it readable"):
         listed("s3://shards/none.tar")
 

@@ -1,4 +1,4 @@
-"""Tables of images in stores and on the web: listed by their footers, read by ranges, statuses as of local ones."""
+"""Tables of images in stores and on the web: listed by footer, read by ranges, with the statuses of local tables."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -51,7 +51,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Buckets]:
 
 
 def _ranges(data: bytes, asked: list[int] | None = None) -> Answer:
-    """An answer that gives the parts of `data` that it is asked for, and notes their sizes."""
+    """Serves the requested ranges of `data`, and records their sizes in `asked`."""
 
     def answer(handler: Handler) -> None:
         first, last = map(int, handler.headers.get("Range", "").removeprefix("bytes=").split("-"))
@@ -78,7 +78,7 @@ def _statuses(found: list[dict[str, Any]], **settings: Any) -> list[str]:
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A Parquet table of several blocks, and of several row groups with two pages and more."""
+    """A Parquet table of several blocks and several row groups with at least two pages each."""
     path = tmp_path_factory.mktemp("table") / "t.parquet"
     pq.write_table(image_table(DATA), path, row_group_size=25, compression="none", use_dictionary=False)
     return path.read_bytes()
@@ -141,7 +141,7 @@ def test_listing_reads_footers_and_other_columns_and_reading_a_row_reads_no_whol
 
 
 @pytest.mark.usefixtures("small_blocks")
-def test_blocks_are_asked_for_ahead_and_each_once(table: bytes) -> None:
+def test_blocks_are_requested_ahead_and_each_only_once(table: bytes) -> None:
     asked: list[int] = []
     with web() as server:
         server.answers["/t.parquet"] = _ranges(table, asked)
@@ -161,7 +161,7 @@ def test_blocks_are_asked_for_ahead_and_each_once(table: bytes) -> None:
             file.close()
 
 
-def test_what_a_row_without_an_image_is_and_the_file_beside_the_table(here: Buckets, tmp_path: Path) -> None:
+def test_rows_without_an_image_and_rows_that_name_a_file_beside_the_table(here: Buckets, tmp_path: Path) -> None:
     values = [
         {"bytes": b"inside", "path": "gone.jpg"},
         {"bytes": None, "path": "beside.jpg"},
@@ -183,7 +183,7 @@ def test_what_a_row_without_an_image_is_and_the_file_beside_the_table(here: Buck
     assert all("leads out of the table's folder" in str(one) for one in told[3:6])
 
 
-def test_a_table_that_has_changed_or_is_gone_gives_rows_that_say_so(here: Buckets) -> None:
+def test_a_table_that_was_changed_or_removed_gives_rows_with_that_error(here: Buckets) -> None:
     found = {}
     for name, size in (("grown", 30), ("shrunk", 10), ("gone", 0)):
         file, path = stores.open_store(f"s3://tables/{name}.parquet")
@@ -211,7 +211,9 @@ def test_a_table_that_has_changed_or_is_gone_gives_rows_that_say_so(here: Bucket
     ],
     ids=["busy", "hangs up", "stalls", "forbidden", "gone"],
 )
-def test_a_server_in_trouble_costs_the_rows_that_it_does_not_give(table: bytes, trouble: Answer, outcome: str) -> None:
+def test_a_failing_server_costs_only_the_rows_that_it_does_not_serve(
+    table: bytes, trouble: Answer, outcome: str
+) -> None:
     good, asked = _ranges(table), 0
 
     def answer(handler: Handler) -> None:
@@ -248,7 +250,7 @@ def test_a_table_that_cannot_be_listed_is_refused_in_one_line(answer: Answer, er
     assert f"{server.root}/t.parquet" in str(caught.value)
 
 
-def test_a_server_that_gives_no_parts_is_refused(table: bytes) -> None:
+def test_a_server_without_range_requests_is_refused(table: bytes) -> None:
     with web() as server:
         server.answers["/t.parquet"] = lambda handler: (handler.head(Content_Length=len(table)), handler.send(table))[0]
         with pytest.raises(InputError, match="gives no parts of it"):

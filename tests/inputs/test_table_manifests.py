@@ -119,7 +119,7 @@ def test_a_compressed_manifest_is_listed_like_a_plain_one(tmp_path: Path, suffix
         ("id,PATH", {}, "PATH"),
     ],
 )
-def test_the_uri_column_is_guessed_where_it_is_obvious(
+def test_the_uri_column_is_guessed_if_it_is_obvious(
     tmp_path: Path, header: str, settings: dict[str, str], named: str
 ) -> None:
     names = header.split(",")
@@ -130,7 +130,7 @@ def test_the_uri_column_is_guessed_where_it_is_obvious(
     assert [f"{name}" for name in carried(found).column_names] == [name for name in names if name != named]
 
 
-def test_columns_are_chosen_and_those_of_our_names_renamed(tmp_path: Path) -> None:
+def test_columns_are_selected_and_reserved_names_get_a_prefix(tmp_path: Path) -> None:
     path = write(tmp_path / "m.csv", "path,label,Score,row_id,input_label,n\na.jpg,cat,1,7,dog,2\n")
     assert (
         carried(list_inputs(path)).to_pylist()
@@ -139,11 +139,11 @@ def test_columns_are_chosen_and_those_of_our_names_renamed(tmp_path: Path) -> No
     )
     assert carried(list_inputs(path, columns=("n",))).to_pylist() == [{"n": 2}]
     assert carried(list_inputs(path, columns=())).column_names == []
-    assert "m.csv has no column 'lable' as --columns names it: it has path, label" in refused(path, columns=("lable",))
+    assert "m.csv has no column 'lable', which --columns names: it has path, label" in refused(path, columns=("lable",))
     assert "Did you mean label" in refused(path, columns=("lable",))
 
 
-def test_relative_paths_start_from_the_manifests_folder_or_the_root(tmp_path: Path) -> None:
+def test_paths_are_relative_to_the_folder_of_the_manifest_or_the_root(tmp_path: Path) -> None:
     path = write(tmp_path / "m.csv", "path\na.jpg\n/abs/b.jpg\ns3://bucket/c.jpg\n")
     for settings, root in (({}, str(tmp_path)), ({"root": "/data"}, "/data"), ({"root": "s3://b/x"}, "s3://b/x")):
         found = list_inputs(path, **settings)
@@ -177,15 +177,15 @@ def test_a_list_among_photographs_is_never_taken_for_the_input(tmp_path: Path) -
     assert list_inputs(tmp_path / "in", all_files=True).num_rows == 2
 
 
-def test_files_of_a_folder_widen_their_types_and_refuse_those_that_do_not_go_together(tmp_path: Path) -> None:
+def test_files_of_a_folder_get_common_types_and_incompatible_types_are_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"path": ["a.jpg"], "n": pa.array([1], pa.int32())}), tmp_path / "a.parquet")
     pq.write_table(pa.table({"path": ["b.jpg"], "n": [2.5], "m": ["x"]}), tmp_path / "b.parquet")
     assert carried(list_inputs(tmp_path)).to_pylist() == [{"n": 1.0, "m": None}, {"n": 2.5, "m": "x"}]
     pq.write_table(pa.table({"path": ["c.jpg"], "n": ["x"]}), tmp_path / "c.parquet")
-    assert f"a column of {tmp_path}/c.parquet does not go with the files before it" in refused(tmp_path)
+    assert f"the type of a column of {tmp_path}/c.parquet does not match the files before it" in refused(tmp_path)
 
 
-def test_words_of_many_row_groups_and_files_stay_words(tmp_path: Path) -> None:
+def test_dictionary_columns_of_many_row_groups_and_files_keep_their_values(tmp_path: Path) -> None:
     for name in "ab":
         words = (
             pa.array([f"{name}{n % 100}" for n in range(300)])
@@ -217,7 +217,7 @@ def test_columnar_columns_that_cannot_be_carried_are_named(tmp_path: Path) -> No
     assert "column 'caption'" in refused(tmp_path / "m.parquet")
 
 
-def test_the_identity_is_the_place_and_every_byte(tmp_path: Path) -> None:
+def test_the_identity_covers_path_and_every_byte(tmp_path: Path) -> None:
     def identity(**settings: Any) -> str:
         (lister,) = listing.listers(SourceSettings(inputs=(str(tmp_path / "in"),), **settings))
         return lister.identity()
@@ -247,7 +247,7 @@ def out(warm: Cli, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path
     return folder / "out", manifest
 
 
-def test_the_carried_columns_are_in_the_parts_and_join_back(warm: Cli, out: tuple[Path, Path]) -> None:
+def test_the_copied_columns_are_in_the_parts_and_join_with_the_manifest(warm: Cli, out: tuple[Path, Path]) -> None:
     run, manifest = out
     table = rows(run)
     assert table.num_rows == 66
@@ -268,7 +268,7 @@ def test_the_carried_columns_are_in_the_parts_and_join_back(warm: Cli, out: tupl
     warm("verify", run)
 
 
-def test_duplicates_are_counted_and_said(warm: Cli, out: tuple[Path, Path]) -> None:
+def test_duplicates_are_counted_and_reported(warm: Cli, out: tuple[Path, Path]) -> None:
     run, _ = out
     assert json.loads((run / "report.json").read_text())["duplicates"] == 5
     assert json.loads((run / "run.json").read_text())["duplicates"] == 5
@@ -290,7 +290,7 @@ def test_a_manifest_edited_after_the_plan_is_refused_on_resuming(warm: Cli, out:
 def test_refusals_end_the_command_with_3_and_one_line(warm: Cli, tmp_path: Path) -> None:
     path = write(tmp_path / "m.csv", "path,n\na.jpg\n")
     error = warm("plan", path, *DEMO, "--out", tmp_path / "out", code=3).stderr
-    assert error.startswith(f"clipbatch: line 2 of {path} has 1 columns, its header 2: mend the line")
+    assert error.startswith(f"clipbatch: line 2 of {path} has 1 columns, its header 2: fix the line")
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
     error = warm("plan", path, *DEMO, "--uri-column", "pth", "--out", tmp_path / "out", code=3).stderr

@@ -97,7 +97,7 @@ def test_a_sparse_file_is_a_row_that_says_so_and_what_follows_it_is_read(tmp_pat
 
 
 def header(name: bytes, size: bytes, kind: bytes = b"0", magic: bytes = b"ustar\x0000", signed: bool = False) -> bytes:
-    """A header block with its right checksum, `size` as its field stands; signed: as old programs add bytes."""
+    """A header block with a valid checksum. size: the raw field. signed: sum signed bytes, as some old programs did."""
     block = struct.pack("100s8s8s8s12s12s8sc100s8s247x", name, b"", b"", b"", size, b"", b" " * 8, kind, b"", magic)
     total = sum(byte - 256 * (byte > 127 and signed) for byte in block)
     return block[:148] + b"%06o\0 " % total + block[156:]
@@ -160,7 +160,7 @@ def test_headers_of_old_and_of_unknown_programs_are_understood(tmp_path: Path) -
     assert passed_over == {}
 
 
-def test_archives_behind_one_another_are_all_listed(tmp_path: Path) -> None:
+def test_concatenated_archives_are_all_listed(tmp_path: Path) -> None:
     for number in range(3):
         tar(tmp_path / f"{number}.tar", files([f"{number}.jpg", "same.jpg"]))
     (tmp_path / "x.tar").write_bytes(b"".join((tmp_path / f"{n}.tar").read_bytes() for n in range(3)))
@@ -170,7 +170,7 @@ def test_archives_behind_one_another_are_all_listed(tmp_path: Path) -> None:
     assert passed_over == {}
 
 
-def test_wherever_it_is_cut_off_only_what_is_behind_the_cut_is_lost(tmp_path: Path) -> None:
+def test_a_truncated_archive_loses_only_what_follows_the_cut(tmp_path: Path) -> None:
     packed = files([f"{'long' * 40}{number}.jpg" if number == 3 else f"{number}.jpg" for number in range(6)])
     whole = tar(tmp_path / "whole.tar", packed).read_bytes()
     rows, _ = listed(tmp_path / "whole.tar")
@@ -190,7 +190,7 @@ def test_wherever_it_is_cut_off_only_what_is_behind_the_cut_is_lost(tmp_path: Pa
         assert passed_over == {f"({tmp_path}/cut.tar ends early)": 1}
 
 
-def test_a_damaged_header_loses_one_member_and_is_told_where_tarfile_ends_in_silence(tmp_path: Path) -> None:
+def test_a_damaged_header_loses_one_member_and_is_noted_where_tarfile_stops_silently(tmp_path: Path) -> None:
     packed = files([f"{number}.jpg" for number in range(1, 9)])
     data = bytearray(tar(tmp_path / "x.tar", packed).read_bytes())
     rows, _ = listed(tmp_path / "x.tar")
@@ -231,17 +231,17 @@ def test_sizes_that_no_file_has_are_damage(tmp_path: Path, size: bytes) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", r"no tar archive \(0 bytes"),
-        (b"x", r"no tar archive \(1 bytes; its first block is no tar header"),
-        (b"<html>".ljust(4000), "first block is no tar header"),
-        (b"\xff\xd8\xff\xe0".ljust(20_000, b"\1"), "first block is no tar header"),
+        (b"", r"not a tar archive \(0 bytes"),
+        (b"x", r"not a tar archive \(1 bytes; its first block is not a tar header"),
+        (b"<html>".ljust(4000), "first block is not a tar header"),
+        (b"\xff\xd8\xff\xe0".ljust(20_000, b"\1"), "first block is not a tar header"),
         (b"PK\3\4".ljust(2000, b"\1"), "it is a zip file"),
         (b"\x1f\x8b\x08".ljust(2000, b"\1"), "compressed by gzip as a whole.*decompress it"),
         (b"\x28\xb5\x2f\xfd".ljust(2000, b"\1"), "compressed by zstd"),
         (bytes(10_240), "no images in"),
     ],
 )
-def test_what_is_no_tar_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+def test_a_file_that_is_not_a_tar_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "x.tar").write_bytes(content)
     with pytest.raises(InputError, match=message) as caught:
         listed(tmp_path / "x.tar")
@@ -280,12 +280,12 @@ def test_an_archive_that_changes_after_it_was_listed_never_gives_other_pixels(tm
     assert read(rows) == [data for _, data in packed]
 
 
-def test_a_member_is_held_against_max_bytes_before_it_is_read(tmp_path: Path) -> None:
+def test_max_bytes_is_checked_before_a_member_is_read(tmp_path: Path) -> None:
     rows, _ = listed(tar(tmp_path / "x.tar", [("a.jpg", bytes(100)), ("b.jpg", bytes(101))]))
     assert read(rows, max_bytes=100) == [bytes(100), "too_large: 101 bytes, over the limit of 100"]
 
 
-def test_python_s_tarfile_lists_the_same_of_a_thousand_members(tmp_path: Path) -> None:
+def test_a_thousand_members_are_listed_as_by_tarfile(tmp_path: Path) -> None:
     path = tmp_path / "x.tar"
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT, pax_headers={"comment": "x"}) as archive:
         for number in range(1000):

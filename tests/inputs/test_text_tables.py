@@ -1,4 +1,4 @@
-"""CSV and JSON lines: types that all values decide, and the line of what is refused."""
+"""CSV and JSON lines: all values decide the types, and errors name the line."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from clipbatch.storage.uris import path_of
 from tests.support.listing import carried, list_inputs, refused, write
 
 
-def test_a_csv_column_has_the_first_type_that_holds_every_value_wherever_it_stands(tmp_path: Path) -> None:
+def test_a_csv_column_has_the_first_type_that_holds_all_of_its_values(tmp_path: Path) -> None:
     lines = 60_000  # more than a block
     last = {
         "whole": "-1", "real": "1e3", "nulls": "NA", "late": "x", "empty": "", "codes": "007", "long": "1" * 25,
@@ -85,7 +85,7 @@ CSV_REFUSED = {
     "path;n\na.jpg;1\n": "separated by ';': separate them by commas",
     'path,n\na.jpg,"1\nb.jpg,2\nc.jpg,3\n': "a quotation mark in line 2 of {} is not closed: close it",
     'path,n\na.jpg,1\n"b.jpg,2\nc.jpg,3\n': "a quotation mark in line 3 of {} is not closed: close it",
-    "a,b\nx,y\n": "which column of {} names the images? It has a (string), b (string): say it with --uri-column",
+    "a,b\nx,y\n": "which column of {} names the images? It has a (string), b (string): name it with --uri-column",
     "a,b\n1,2\n": "which column of {} names the images? It has a (int64), b (int64)",
     "uri,url\nx,y\n": "which column of {} names the images?",
     b"path,n\na.jpg,1\nb.jpg,\xe9\n": "column 'n' of {} is not UTF-8 in line 3",
@@ -94,7 +94,7 @@ CSV_REFUSED = {
 
 
 @pytest.mark.parametrize("content", CSV_REFUSED)
-def test_a_csv_that_is_none_is_refused_with_its_line(tmp_path: Path, content: str | bytes) -> None:
+def test_invalid_csv_is_refused_with_its_line(tmp_path: Path, content: str | bytes) -> None:
     path = write(tmp_path / "m.csv", content)
     assert CSV_REFUSED[content].format(path) in refused(path)
 
@@ -113,17 +113,17 @@ def test_a_column_that_is_not_utf8_may_be_left_out(tmp_path: Path) -> None:
 JSONL_REFUSED = {
     "": "names no images: it is empty",
     '{"uri":"a"}\n{"uri":"b",\n': "line 2 of {} is not JSON",
-    '{"uri":"a"}\n\n["b"]\n': "line 3 of {} is a list: write one object a line",
+    '{"uri":"a"}\n\n["b"]\n': "line 3 of {} is a list: write one object per line",
     '[{"uri":"a"}]': "line 1 of {} is a list",
     '{"uri":"a","n":1}\n{"uri":"b","n":"x"}\n': "'n' is text in line 2 of {} and a number before",
-    '{"uri":"a","uri":"b"}\n': "line 1 of {} is not JSON: the same key stands in it twice",
+    '{"uri":"a","uri":"b"}\n': "line 1 of {} is not JSON: the same key appears twice",
     b'{"uri":"a"}\n{"uri":"\xe9"}\n': "line 2 of {} is not UTF-8",
     '{"uri":1}\n{"uri":2}\n': "which column of {} names the images? It has uri (int64)",
 }
 
 
 @pytest.mark.parametrize("content", JSONL_REFUSED)
-def test_jsonl_that_is_none_is_refused_with_its_line(tmp_path: Path, content: str | bytes) -> None:
+def test_invalid_jsonl_is_refused_with_its_line(tmp_path: Path, content: str | bytes) -> None:
     path = write(tmp_path / "m.jsonl", content)
     assert JSONL_REFUSED[content].format(path) in refused(path)
 

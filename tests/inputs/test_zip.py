@@ -47,7 +47,7 @@ def test_what_the_zip_command_packs_is_found(tmp_path: Path, options: list[str])
     assert passed_over == {".txt": 1}
 
 
-def test_archives_that_were_streamed_or_are_of_64_bits_or_have_something_before_them_are_read(tmp_path: Path) -> None:
+def test_streamed_archives_zip64_and_archives_after_other_data_are_read(tmp_path: Path) -> None:
     packed = files(["0.jpg", "1.jpg", "2.jpg"])
     for name, target in (("streamed", Pipe(tmp_path / "streamed.zip")), ("large", tmp_path / "large.zip")):
         with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -83,7 +83,7 @@ def test_names_of_old_dos_programs_are_understood(tmp_path: Path) -> None:
     assert (names(rows), read(rows)) == (["café.jpg"], [b"x"])
 
 
-def test_what_cannot_be_read_is_a_row_that_says_why(tmp_path: Path) -> None:
+def test_a_member_that_cannot_be_read_is_a_row_with_the_reason(tmp_path: Path) -> None:
     link = zipfile.ZipInfo("link.jpg")
     link.create_system, link.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
@@ -118,7 +118,7 @@ def test_a_bomb_is_inflated_no_further_than_max_bytes(tmp_path: Path) -> None:
     ]
 
 
-def test_damage_in_a_member_is_that_member_s(tmp_path: Path) -> None:
+def test_a_damaged_member_does_not_affect_others(tmp_path: Path) -> None:
     packed = [(f"{number}.jpg", os.urandom(900) + bytes(900)) for number in range(5)]
     for method, answers in (
         ("stored", [CHECKSUM]),
@@ -139,7 +139,7 @@ def test_damage_in_a_member_is_that_member_s(tmp_path: Path) -> None:
         assert str(read(rows)[2]).startswith("corrupt: the archive was changed after it was listed, or is damaged")
 
 
-def test_sizes_and_places_that_no_archive_has_are_rows_too(tmp_path: Path) -> None:
+def test_impossible_sizes_and_offsets_give_rows_too(tmp_path: Path) -> None:
     packed = files(["-", "0.jpg", "1.jpg", "2.jpg"])[1:]
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         for name, data in packed:

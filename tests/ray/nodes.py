@@ -10,8 +10,8 @@ from typing import Any
 
 from ray.cluster_utils import Cluster
 
+# Addresses are on the loopback device, all of which Ray takes for those of other machines, but for 127.0.0.1.
 HEAD = "127.0.0.2"
-"""Addresses are on the loopback device, all of which Ray takes for those of other machines, but for 127.0.0.1."""
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""`clipbatch run --engine ray` on a real cluster of this machine: nodes go and come, and a run ends whole."""
+"""`clipbatch run --engine ray` on a real cluster on this machine: nodes leave and join, and the run completes."""
 
 import json
 import os

@@ -147,7 +147,7 @@ def test_clearing_stops_when_somebody_has_begun_meanwhile(tmp_path: Path, monkey
             run.freeze_plan(other)
 
     monkeypatch.setattr(os, "rename", rename)
-    with pytest.raises(OtherRunError, match="somebody else has just begun"):
+    with pytest.raises(OtherRunError, match="another process has just begun"):
         creation.clear(run)
     assert run.plan() == other
     assert (run.parts / "part-00000.parquet").exists()
@@ -177,7 +177,9 @@ def test_of_two_runs_with_other_settings_begun_at_the_same_moment_one_is_refused
         said = [process.communicate(timeout=300)[1] for process in pair]
         codes = [process.returncode for process in pair]
         assert sorted(codes) == [0, 3], said
-        assert "with other settings" in said[codes.index(3)] or "taken by another run" in said[codes.index(3)]
+        assert (
+            "with other settings" in said[codes.index(3)] or "another run has replaced this one" in said[codes.index(3)]
+        )
         assert "200 rows" in warm("verify", out).stdout
         assert RunDir(out).plan().identity["score"] == ("softmax", "cosine")[codes.index(0)]
 
@@ -193,6 +195,6 @@ def test_a_run_that_is_overwritten_by_another_stops_and_puts_nothing_among_its_p
     warm("run", folder, "--labels", "cat,dog", *DEMO[2:], "--shard-size", 64, "--out", out, "--overwrite")
     _, err = process.communicate(timeout=300)
     assert process.returncode == 3
-    assert "taken by another run" in err
+    assert "another run has replaced this one" in err
     assert "200 rows" in warm("verify", out).stdout
     assert rows(out).num_rows == 200

@@ -62,15 +62,15 @@ def test_a_file_that_is_gone_comes_back_from_its_copy_and_a_copy_from_its_file(
     for line in every_command("/proc/self/cwd/images"):
         if line[0] in ("verify", "run") or (name != "text.npy" and line[0] != "submit") or name == "run.json":
             error = refused(warm, here, *line)
-            assert f"run/{name} is damaged: it is gone; clipbatch verify " in error
-            assert "run --restore puts back its copy" in error
+            assert f"run/{name} is damaged: it is missing; clipbatch verify " in error
+            assert "run --restore restores it from its copy" in error
     shown = warm("verify", "run", "--restore", cwd=here)
-    assert shown.stderr == f"put back run/{name} from copies/{name}\n"
+    assert shown.stderr == f"restored run/{name} from copies/{name}\n"
     assert "every one there once, in order and whole" in shown.stdout
     assert tree(here / "run") == before
     (here / "run" / "copies" / name).unlink()
     error = warm("verify", "run", cwd=here, code=5).stderr
-    assert f"run/copies/{name}: not there" in error
+    assert f"run/copies/{name}: missing" in error
     assert "--repair" not in error
     warm("status", "run", cwd=here)
     warm("verify", "run", "--restore", cwd=here)
@@ -84,7 +84,7 @@ def test_where_file_and_copy_are_damaged_nothing_is_put_back_and_a_backup_is_ask
     for path in (here / "run" / "model.json", here / "run" / "copies" / "model.json"):
         path.write_bytes(path.read_bytes().replace(b"bicubic", b"bicubie"))
     before = tree(here / "run")
-    assert "are both damaged: put one of them back from a backup" in refused(warm, here, "verify", "run", "--restore")
+    assert "are both damaged: restore one of them from a backup" in refused(warm, here, "verify", "run", "--restore")
     assert tree(here / "run") == before
 
 
@@ -92,7 +92,7 @@ def test_verify_without_restore_writes_nothing(warm: Cli, here: Path, old: Path)
     for folder in (here, old):
         (folder / "run" / "parts" / "part-00001.parquet").unlink()
         before = {str(path): path.stat().st_mtime_ns for path in (folder / "run").rglob("*")}
-        assert "part-00001.parquet: not there" in warm("verify", "run", cwd=folder, code=5).stderr
+        assert "part-00001.parquet: missing" in warm("verify", "run", cwd=folder, code=5).stderr
         assert {str(path): path.stat().st_mtime_ns for path in (folder / "run").rglob("*")} == before
 
 
@@ -110,8 +110,8 @@ def test_a_planner_does_not_clear_away_a_run_that_has_lost_its_plan_unless_it_is
     before = tree(here / "run")
     (here / "run" / "run.json").unlink()
     error = refused(warm, here, *run_command(), "--out", "run")
-    assert "--restore puts back its copy" in error
-    assert "--overwrite throws the run away" in error
+    assert "--restore restores it from its copy" in error
+    assert "--overwrite discards the run" in error
     assert tree(here / "run") == {name: data for name, data in before.items() if name != "run.json"}
     warm(*run_command(), "--limit", 4, "--out", "run", "--overwrite", cwd=here)
     assert rows(here / "run").num_rows == 4
@@ -179,7 +179,9 @@ def test_label_features_that_are_gone_with_their_copy_come_back_to_the_bit_or_no
         (folder / "model.json").write_bytes(records.seal(json.dumps({**facts, "text_sha256": "0" * 64}).encode()))
         (folder / "text.npy").unlink()
     part.unlink()
-    assert "this machine computes other features to the last bit" in refused(warm, here, "run", "--out", "run")
+    assert "the features that this machine computes differ in the last bits" in refused(
+        warm, here, "run", "--out", "run"
+    )
     assert not part.exists()
     assert not (here / "run" / "text.npy").exists()
 

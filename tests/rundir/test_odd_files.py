@@ -145,7 +145,7 @@ def test_parts_are_not_blamed_for_an_old_run_whose_plan_is_not_theirs_any_more(w
     kept = tree(old / "run" / "parts")
     for command in (["verify", "run"], ["run", "--out", "run", "--repair"]):
         error = refused(warm, old, *command)
-        assert "run/run.json or run/model.json is damaged: all 12 parts were made with others" in error
+        assert "run/run.json or run/model.json is damaged: all 12 parts have another fingerprint" in error
         assert "--repair" not in error
     assert tree(old / "run" / "parts") == kept
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import functools
 import json
 import os
 import subprocess
@@ -81,11 +82,16 @@ def batches(
     ]
 
 
-def written(folder: Path, plan: Plan, given: list[ScoredBatch], embedding: int = 0) -> PartDone:
+def written(
+    folder: Path, plan: Plan, given: list[ScoredBatch], embedding: int = 0, row_group_rows: int | None = None
+) -> PartDone:
     run = RunDir(folder)
     folder.mkdir(exist_ok=True)
     run.make_parts()
-    write = Write(run, plan, fingerprint="f" * 64, score="softmax", embedding=embedding)
+    fingerprint = "f" * 64
+    write = Write(
+        run, plan, fingerprint=fingerprint, score="softmax", embedding=embedding, row_group_rows=row_group_rows
+    )
     results = [write(batch) for batch in given]
     assert [result.part is not None for result in results] == [False] * (len(given) - 1) + [True]
     assert os.listdir(run.parts) == ["part-00000.parquet"]
@@ -204,18 +210,15 @@ def test_all_columns_are_compressed_as_asked(tmp_path: Path, given: str, found: 
 
 @pytest.mark.parametrize("layout", ["list", "wide", "top-k"])
 @pytest.mark.parametrize("capacity", [BATCH, 2 * BATCH, ROWS])
-def test_rows_done_again_leave_the_bytes_of_a_part_done_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str, capacity: int
-) -> None:
-    monkeypatch.setattr("clipbatch.stages.write._MIN_ROWS", capacity)
-    monkeypatch.setattr("clipbatch.stages.write.ROW_GROUP_BYTES", 0)
+def test_rows_done_again_leave_the_bytes_of_a_part_done_once(tmp_path: Path, layout: str, capacity: int) -> None:
     scores, plan = random_scores(6), frozen(label_set(2, 4), layout=layout, embeddings=True)
-    written(tmp_path / "once", plan, batches(scores, embedding=4), embedding=4)
+    write = functools.partial(written, plan=plan, embedding=4, row_group_rows=capacity)
+    write(tmp_path / "once", given=batches(scores, embedding=4))
     broken = {n: Reject(status="missing", error="gone") for n in (0, 1, 3, 7, 9, 12, 23)}
     worse = scores.copy()
     worse[list(broken)] = 0
-    written(tmp_path / "twice", plan, batches(worse, bad=broken, embedding=4), embedding=4)
-    done = written(tmp_path / "twice", plan, batches(scores, only=set(broken), embedding=4), embedding=4)
+    write(tmp_path / "twice", given=batches(worse, bad=broken, embedding=4))
+    done = write(tmp_path / "twice", given=batches(scores, only=set(broken), embedding=4))
     once, twice = (tmp_path / name / "parts" / "part-00000.parquet" for name in ("once", "twice"))
     assert pq.read_metadata(once).num_row_groups == -(-ROWS // capacity)
     assert once.read_bytes() == twice.read_bytes()
@@ -251,12 +254,10 @@ def test_a_part_is_replaced_by_one_with_as_many_ok_rows_or_by_force(
     assert done.counts == {"ok": ROWS - bad, "missing": bad}
 
 
-def test_a_failure_in_the_middle_of_a_part_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clipbatch.stages.write._MIN_ROWS", BATCH)
-    monkeypatch.setattr("clipbatch.stages.write.ROW_GROUP_BYTES", 0)
+def test_a_failure_in_the_middle_of_a_part_leaves_nothing(tmp_path: Path) -> None:
     run, plan = RunDir(tmp_path), frozen(label_set(3))
     run.make_parts()
-    write = Write(run, plan, fingerprint="f", score="softmax", embedding=0)
+    write = Write(run, plan, fingerprint="f", score="softmax", embedding=0, row_group_rows=BATCH)
     first, second, _ = batches(random_scores(3))
     write(first)
     assert len(os.listdir(run.parts)) == 1  # a file without a name yet

@@ -1,4 +1,4 @@
-"""Whole runs over archives: the same rows as of a folder, through kills and damage, never another image's scores."""
+"""Whole runs over archives: the same rows as of a folder, also after kills and damage, and no wrong scores."""
 
 import json
 import random
@@ -59,7 +59,7 @@ def test_the_images_of_an_archive_have_the_scores_that_they_have_as_files(
     assert "300 rows" in warm("verify", tmp_path / "out").stdout
 
 
-def test_after_kills_the_parts_are_those_of_an_undisturbed_run(warm: Cli, folder: Path, tmp_path: Path) -> None:
+def test_killed_runs_leave_the_same_parts_as_an_undisturbed_run(warm: Cli, folder: Path, tmp_path: Path) -> None:
     command = ("run", folder / "shards", *DEMO, "--shard-size", 32)
     warm(*command, "--out", tmp_path / "whole")
     dice = random.Random(3)
@@ -79,7 +79,7 @@ def test_after_kills_the_parts_are_those_of_an_undisturbed_run(warm: Cli, folder
     assert killed == whole
 
 
-def test_a_tar_that_is_cut_off_keeps_its_rows_and_the_plan_and_the_report_say_so(
+def test_a_cut_off_tar_keeps_its_rows_and_plan_and_report_mention_it(
     warm: Cli, folder: Path, expected: pa.Table, tmp_path: Path
 ) -> None:
     whole = (folder / "in.tar").read_bytes()
@@ -139,14 +139,14 @@ def test_an_archive_that_is_replaced_between_plan_and_run_gives_no_scores(
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("x.tar", b"<html>not found</html>", "is no tar archive"),
-        ("x.zip", b"<html>not found</html>", "is no zip archive"),
+        ("x.tar", b"<html>not found</html>", "is not a tar archive"),
+        ("x.zip", b"<html>not found</html>", "is not a zip archive"),
         ("x.tar.gz", b"", "is compressed as a whole"),
-        ("x-{0..1}.tar", b"", "'x-0.tar' of 'x-{0..1}.tar' is not there"),
+        ("x-{0..1}.tar", b"", "'x-0.tar' of 'x-{0..1}.tar' does not exist"),
         ("*.gif", b"", "nothing matches the pattern '*.gif'"),
     ],
 )
-def test_what_is_refused_ends_with_exit_code_3_and_leaves_nothing(
+def test_refused_archives_end_with_exit_code_3_and_leave_nothing(
     warm: Cli, tmp_path: Path, name: str, content: bytes, said: str
 ) -> None:
     if "." in name and not set(name) & set("{*"):
@@ -196,7 +196,7 @@ def _listing(path: Path) -> list[dict[str, Any]] | None:
 
 
 @pytest.mark.parametrize("kind", ["gnu.tar", "pax.tar", "stored.zip", "deflated.zip"])
-def test_a_damaged_archive_is_refused_or_every_row_of_it_has_an_answer(tmp_path: Path, kind: str) -> None:
+def test_a_damaged_archive_is_refused_or_each_of_its_rows_gets_a_status(tmp_path: Path, kind: str) -> None:
     paths, contents = _mutations(tmp_path, kind, MUTATIONS)
     taken = [found for path in paths if (found := _listing(path)) is not None]
     assert MUTATIONS * 0.3 < len(taken) < MUTATIONS
@@ -211,7 +211,7 @@ def test_a_damaged_archive_is_refused_or_every_row_of_it_has_an_answer(tmp_path:
     assert "truncated" in statuses or kind.endswith("zip")
 
 
-def test_a_run_over_damaged_archives_ends_well_with_every_row(warm: Cli, tmp_path: Path) -> None:
+def test_a_run_over_damaged_archives_writes_every_row(warm: Cli, tmp_path: Path) -> None:
     paths = [path for kind in ("gnu.tar", "deflated.zip") for path in _mutations(tmp_path, kind, 24)[0]]
     found = [(path, _listing(path)) for path in paths]
     for path, listing in found:
@@ -223,7 +223,7 @@ def test_a_run_over_damaged_archives_ends_well_with_every_row(warm: Cli, tmp_pat
     warm("verify", tmp_path.with_name("out"))
 
 
-def test_a_run_s_manifest_leads_back_to_every_member(warm: Cli, folder: Path, tmp_path: Path) -> None:
+def test_the_manifest_of_a_run_points_to_every_member(warm: Cli, folder: Path, tmp_path: Path) -> None:
     warm("plan", folder / "in.tar", *DEMO, "--out", tmp_path / "out")
     (part,) = (tmp_path / "out" / "manifest").iterdir()
     for row in pq.read_table(part).to_pylist()[::50]:

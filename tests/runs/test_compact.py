@@ -1,4 +1,4 @@
-"""Parts copied into few big files: the same rows in the same order, sealed and verified, nothing else in the folder."""
+"""`clipbatch compact`: the same rows in the same order, verified, and nothing else in the folder."""
 
 import json
 import shutil
@@ -11,6 +11,8 @@ import pytest
 
 from clipbatch.errors import DamagedError, InputError
 from clipbatch.rundir.checksum import verify_file
+from clipbatch.rundir.layout import RunDir
+from clipbatch.rundir.part_file import PartFile
 from clipbatch.runs import compact
 from clipbatch.runs import run as api
 from tests.conftest import Cli, rows
@@ -38,7 +40,7 @@ def _plain(table: pa.Table) -> list[dict[str, object]]:
 
 
 @pytest.mark.parametrize(("rows_per_file", "files"), [(None, 1), (1, PARTS), (64, 3), (63, 4), (10**9, 1)])
-def test_rows_are_unchanged_and_in_order_whatever_the_files(
+def test_rows_and_their_order_are_unchanged_for_every_number_of_files(
     run: Path, tmp_path: Path, rows_per_file: int | None, files: int
 ) -> None:
     made = api.compact(run, tmp_path / "out", rows_per_file=rows_per_file)
@@ -63,14 +65,12 @@ def test_the_footer_says_what_the_file_is(run: Path, tmp_path: Path) -> None:
     assert not any(b"clipbatch.shard" in footer for footer in found)
 
 
-def test_row_groups_are_as_big_as_readers_want_them(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_groups_have_the_size_that_readers_want(run: Path, tmp_path: Path) -> None:
     assert {pq.read_metadata(part).num_row_groups for part in (run / "parts").iterdir()} == {1}
     api.compact(run, tmp_path / "one")
     (path,) = (tmp_path / "one").iterdir()
     assert pq.read_metadata(path).num_row_groups == 1
-    monkeypatch.setattr(compact, "_MIN_ROWS", 40)
-    monkeypatch.setattr(compact, "ROW_GROUP_BYTES", 0)
-    api.compact(run, tmp_path / "several")
+    compact.compact(RunDir(run), tmp_path / "several", None, row_group_rows=40)
     (path,) = (tmp_path / "several").iterdir()
     metadata = pq.read_metadata(path)
     assert [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)] == [40, 40, 40, 30]
@@ -119,7 +119,7 @@ def test_a_folder_with_other_files_is_refused_and_left_alone(run: Path, tmp_path
 
 
 @pytest.mark.parametrize("damage", ["flipped", "gone", "no run"])
-def test_a_run_that_is_not_whole_is_refused(warm: Cli, run: Path, tmp_path: Path, damage: str) -> None:
+def test_an_unfinished_or_damaged_run_is_refused(warm: Cli, run: Path, tmp_path: Path, damage: str) -> None:
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     part = copy / "parts" / "part-00005.parquet"
@@ -140,19 +140,25 @@ def test_a_run_that_is_not_whole_is_refused(warm: Cli, run: Path, tmp_path: Path
         assert "is not a run directory" in warm("compact", tmp_path, "--out", tmp_path / "out", code=3).stderr
 
 
-def test_a_file_that_does_not_hold_the_parts_rows_is_never_published(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("order", "said"),
+    [([1, 0, *range(2, FILES)], "are not those of the parts"), ([*range(FILES), 0], "more rows are read back")],
+    ids=["swapped", "one too many"],
+)
+def test_a_file_with_other_rows_than_the_parts_is_never_published(
+    run: Path, tmp_path: Path, order: list[int], said: str
 ) -> None:
-    whole = compact._row_groups
+    source, target = RunDir(run), tmp_path / "part-00000-of-00001.parquet"
+    table, plan = pq.read_table(run / "parts").take(pa.array(order)), source.plan()
 
-    def swapped(*args: object) -> object:
-        for table in whole(*args):  # type: ignore[arg-type]
-            yield table.take(pa.array([1, 0, *range(2, table.num_rows)]))
+    def write() -> None:
+        with PartFile(target, table.schema, "zstd") as file:
+            file.write(table)
+            file.close({}, check=lambda copy: compact.check_copy(copy, source, plan, range(PARTS), target))
 
-    monkeypatch.setattr(compact, "_row_groups", swapped)
-    with pytest.raises(DamagedError, match="would not hold the parts' rows"):
-        api.compact(run, tmp_path / "out")
-    assert list((tmp_path / "out").iterdir()) == []
+    with pytest.raises(DamagedError, match=said):
+        write()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_files_go_into_a_store_and_are_verified_there(warm: Cli, run: Path, s3: pafs.S3FileSystem, bucket: str) -> None:

@@ -1,4 +1,4 @@
-"""Nightly increments: what is new or changed is labelled, once; old rows stay; two nights do not overlap."""
+"""Nightly increments: new and changed images are labelled once, old rows stay, and two nights do not overlap."""
 
 import fcntl
 import json
@@ -15,13 +15,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.conftest import DEMO, Cli, rows, start
 from tests.support.corpus import make_folder, photo
 
+# The query of docs/guides/increments.md that takes the last row of each image.
 NOW = """
 select uri, label from (
     select *, row_number() over (partition by uri order by filename desc) as age
     from read_parquet('{out}/*/parts/*.parquet', filename = true)
 ) where age = 1 order by uri
 """
-"""The query of docs/guides/increments.md that takes the last row of each image."""
 
 
 def draw(path: Path, seed: int) -> None:
@@ -94,9 +94,7 @@ def test_an_increment_that_was_interrupted_is_finished_first(warm: Cli, folder: 
     assert [rows(path).num_rows for path in runs(out)] == [40, 1]
 
 
-def test_what_each_invocation_may_choose_is_heeded_and_what_cannot_be_a_dataset_is_refused(
-    warm: Cli, folder: Path, tmp_path: Path
-) -> None:
+def test_settings_of_an_invocation_apply_and_other_folders_are_refused(warm: Cli, folder: Path, tmp_path: Path) -> None:
     command = ("run", folder, *DEMO, "--incremental", "--out")
     warm(*command, tmp_path / "dataset", "--decode-threads", 3)
     (made,) = runs(tmp_path / "dataset")
@@ -118,7 +116,7 @@ def test_two_nights_do_not_overlap(warm: Cli, folder: Path, tmp_path: Path) -> N
     assert runs(out) == []
 
 
-def test_a_dataset_keeps_to_its_settings(warm: Cli, folder: Path, tmp_path: Path) -> None:
+def test_other_settings_than_those_of_the_dataset_are_refused(warm: Cli, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "dataset"
     warm("run", folder, *DEMO, "--incremental", "--out", out)
     draw(folder / "new.jpg", 1)
@@ -127,10 +125,10 @@ def test_a_dataset_keeps_to_its_settings(warm: Cli, folder: Path, tmp_path: Path
     assert len(runs(out)) == 1
     warm("run", folder, *DEMO, "--out", tmp_path / "plain")
     said = warm("run", folder, *DEMO, "--incremental", "--out", tmp_path / "plain", code=3).stderr
-    assert "is no dataset of increments" in said
+    assert "is not a dataset of increments" in said
 
 
-def test_a_line_for_the_mail_and_numbers_for_prometheus(warm: Cli, folder: Path, tmp_path: Path) -> None:
+def test_one_line_output_and_prometheus_metrics(warm: Cli, folder: Path, tmp_path: Path) -> None:
     out, metrics = tmp_path / "dataset", tmp_path / "clipbatch.prom"
     command = ("run", folder, *DEMO, "--incremental", "--one-line", "--metrics", metrics, "--out", out)
     made = warm(*command)

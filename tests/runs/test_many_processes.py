@@ -1,4 +1,4 @@
-"""Parts of a run done by several processes: whatever is done where and when, the whole is that of one."""
+"""A run done by several processes has the same parts as a run done by one."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def numbers(out: Path) -> list[int]:
     return sorted(int(name.removesuffix(".parquet").removeprefix("part-")) for name in parts(out))
 
 
-def test_ranks_do_their_parts_and_another_number_of_them_does_the_rest(
+def test_ranks_do_their_parts_and_another_world_size_does_the_rest(
     warm: Cli, folder: Path, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
     out, command = tmp_path / "out", ("run", folder, *DEMO, "--shard-size", 32, "--out", tmp_path / "out")
@@ -56,7 +56,7 @@ def test_ranks_do_their_parts_and_another_number_of_them_does_the_rest(
     warm("verify", out)
 
 
-def test_shards_that_are_named_are_divided_among_the_ranks(
+def test_named_shards_are_divided_among_the_ranks(
     warm: Cli, folder: Path, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
     out, listed = tmp_path / "out", tmp_path / "open.txt"
@@ -83,13 +83,13 @@ def test_ranks_that_start_at_the_same_moment_on_a_new_folder_do_everything_once(
     assert json.loads((out / "report.json").read_text())["rows_done"] == SHARDS * 32
 
 
-def test_a_rank_holds_its_own_rows_against_max_bad(warm: Cli, folder: Path, tmp_path: Path) -> None:
+def test_max_bad_counts_only_the_rows_of_the_rank(warm: Cli, folder: Path, tmp_path: Path) -> None:
     command = ("run", folder, *DEMO, "--shard-size", 32, "--out", tmp_path / "out", "--rank", 0, "--world-size", 5)
     assert "--max-bad allows (1)" in warm(*command, "--max-bad", "2%", code=4).stderr
     warm(*command, "--max-bad", "50%")
 
 
-def test_a_worker_that_fails_once_is_started_again_and_what_failed_is_shown(
+def test_a_worker_that_fails_once_is_restarted_and_its_error_is_shown(
     cli: Cli, folder: Path, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
     code = f"""

@@ -1,4 +1,4 @@
-"""Ten nights of a random history: after each one, every image that is there has its latest row."""
+"""Ten nights with random changes: after each one, every image has a row with its latest state."""
 
 import json
 from pathlib import Path

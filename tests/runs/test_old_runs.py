@@ -19,8 +19,8 @@ from tests.conftest import Cli, rows
 from tests.support.old_run import FIXTURE
 
 SHARDS = 12
+# What scores and embeddings may differ by where another CPU, or another version of torch, computes them.
 NEAR = 1e-5
-"""What scores and embeddings may differ by where another CPU, or another version of torch, computes them."""
 NUMBERS = ("thing_score", "thing_scores", "moves_score", "moves_scores", "embedding")
 IDENTITY = """
 all_files batch_size columns compile compression cpu_share decoder embeddings hw_decoder_load image_column inputs
@@ -79,7 +79,7 @@ def check_same(found: Path, expected: Path = FIXTURE / "finished") -> None:
 
 
 @pytest.mark.parametrize("done", [0, 4, 6, 8])
-def test_it_is_finished_from_each_third_as_the_old_version_finished_it(warm: Cli, old: Path, done: int) -> None:
+def test_an_old_run_is_finished_with_the_parts_of_the_old_version(warm: Cli, old: Path, done: int) -> None:
     for number, part in enumerate(sorted((FIXTURE / "finished").iterdir())):
         target = old / "run" / "parts" / part.name
         target.unlink(missing_ok=True)
@@ -96,7 +96,7 @@ def test_it_is_finished_from_each_third_as_the_old_version_finished_it(warm: Cli
     assert not (old / "run" / "copies").exists()
 
 
-def test_the_same_command_goes_on_with_it_and_another_is_refused(warm: Cli, old: Path) -> None:
+def test_the_same_command_resumes_an_old_run_and_another_is_refused(warm: Cli, old: Path) -> None:
     inputs = [f"/proc/self/cwd/{name}" for name in ("images", "archive.tar", "table/list.csv")]
     command = ["run", *inputs, "--labels", "groups.toml", "--model", "clipbatch-demo", "--embeddings", "--out", "run"]
     assert "top_k is 3 now and null there" in warm(*command, "--top-k", 3, cwd=old, code=3).stderr
@@ -104,13 +104,13 @@ def test_the_same_command_goes_on_with_it_and_another_is_refused(warm: Cli, old:
     check_same(old / "run" / "parts")
 
 
-def test_processes_of_their_own_finish_it_too(cli: Cli, old: Path) -> None:
+def test_worker_processes_finish_an_old_run_too(cli: Cli, old: Path) -> None:
     cli("run", "--out", "run", cwd=old)
     cli("verify", "run", cwd=old)
     check_same(old / "run" / "parts")
 
 
-def test_it_is_reported_scored_again_and_compacted(warm: Cli, old: Path) -> None:
+def test_an_old_run_is_reported_rescored_and_compacted(warm: Cli, old: Path) -> None:
     warm("run", "--out", "run", cwd=old)
     warm("report", "run", cwd=old)
     page = (old / "run" / "report.html").read_text()
@@ -131,7 +131,7 @@ def test_it_is_reported_scored_again_and_compacted(warm: Cli, old: Path) -> None
     check_same(old / "run" / "parts")
 
 
-def test_what_format_3_has_always_written_is_frozen() -> None:
+def test_the_names_that_format_3_has_always_written_are_frozen() -> None:
     """A name that is added to one of these lists changes the fingerprint of every run that is half done."""
     assert sorted(records.IDENTITY_3) == IDENTITY.split()
     assert sorted(records.SETTINGS_3) == SETTINGS.split()
@@ -144,20 +144,20 @@ def test_what_format_3_has_always_written_is_frozen() -> None:
     assert sorted(json.loads((FIXTURE / "run" / "model.json").read_text())) == FACTS.split()
 
 
-def test_what_came_later_means_as_before_where_it_is_absent() -> None:
+def test_absent_later_fields_mean_as_before() -> None:
     later = Settings().flat().keys() - SETTINGS.split() - {"pixels"}  # new runs have its newest value
     assert {name: Settings().flat()[name] for name in later} == dict.fromkeys(later)
     optional = {name: None for name in Plan.__dataclass_fields__ if name not in PLAN.split()}
     assert {name: Plan.__dataclass_fields__[name].default for name in optional} == optional
 
 
-def test_a_run_from_before_the_rules_for_pixels_had_a_number_keeps_its_own(old: Path) -> None:
+def test_a_run_without_a_number_of_pixel_rules_keeps_the_first_rules(old: Path) -> None:
     assert "pixels" not in RunDir(old / "run").plan().settings
     assert RunDir(old / "run").plan().run_settings().decode.pixels is None
     assert Settings().decode.pixels is not None
 
 
-def test_what_is_none_and_came_later_is_neither_written_nor_part_of_a_fingerprint(old: Path) -> None:
+def test_later_fields_that_are_none_are_not_written_and_not_in_the_fingerprint(old: Path) -> None:
     plan = RunDir(old / "run").plan()
     with_later = Plan(
         **{name: getattr(plan, name) for name in PLAN.split() if name not in ("identity", "settings")},
@@ -183,7 +183,7 @@ def _places() -> Iterator[tuple[str, str, tuple[str, ...]]]:
 
 @pytest.mark.parametrize(("name", "said", "where"), list(_places()))
 @pytest.mark.parametrize("sealed", [False, True])
-def test_a_key_that_is_not_known_is_a_newer_version_s(
+def test_an_unknown_key_is_refused_as_one_of_a_newer_version(
     warm: Cli, old: Path, name: str, said: str, where: tuple[str, ...], sealed: bool
 ) -> None:
     path = old / "run" / name
@@ -196,5 +196,5 @@ def test_a_key_that_is_not_known_is_a_newer_version_s(
     path.write_bytes(records.seal(content) if sealed else content)
     for command in ("status run", "verify run", "run --out run", "report run", "verify run --restore"):
         error = warm(*command.split(), cwd=old, code=3).stderr
-        assert f"{name} was made by a newer clipbatch: it has {said}, which this version does not know" in error
+        assert f"{name} was written by a newer clipbatch: it has {said}, which this version does not know" in error
         assert error.count("\n") == 1

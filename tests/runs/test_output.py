@@ -1,4 +1,4 @@
-"""What is written: the schema of docs/reference/output.md, read by the tools that people use."""
+"""The schema of docs/reference/output.md, read by the tools that people use."""
 
 import json
 import shutil
@@ -120,7 +120,7 @@ def grouped(warm: Cli, folder: Path, tmp_path_factory: pytest.TempPathFactory) -
     return {layout: made / layout for layout in ("list", "wide", "top-k")}
 
 
-def test_each_group_is_scored_for_itself_in_one_pass(grouped: dict[str, Path]) -> None:
+def test_groups_are_scored_separately_in_one_pass(grouped: dict[str, Path]) -> None:
     table = rows(grouped["list"])
     for row in table.to_pylist():
         for group, labels in (("thing", ["airplane", "bird", "cat", "dog", "ship"]), ("alive", ["yes", "no!"])):
@@ -145,7 +145,7 @@ def test_a_groups_scores_are_those_of_a_run_of_its_own(
         assert (ours or []) == pytest.approx(other, abs=1e-6)
 
 
-def test_wide_and_top_k_hold_what_the_list_holds(grouped: dict[str, Path]) -> None:
+def test_wide_and_top_k_have_the_scores_of_the_list(grouped: dict[str, Path]) -> None:
     listed, wide, top = (rows(grouped[layout]).to_pylist() for layout in ("list", "wide", "top-k"))
     columns = json.loads(rows(grouped["wide"]).schema.metadata[b"clipbatch.columns"])
     assert columns["alive"] == {"yes": "alive_score_yes", "no!": "alive_score_no_"}
@@ -184,7 +184,7 @@ def test_verify_finds_a_label_that_its_score_does_not_allow(
         with PartFile(part, wrong.schema, "zstd") as file:
             file.write(wrong)
             file.close({"clipbatch.counts": counts})
-        assert f"its {name} does not agree with its status" in warm("verify", out, code=5).stderr
+        assert f"its {name} does not match its status" in warm("verify", out, code=5).stderr
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_the_report_counts_every_row_and_names_the_bottleneck(out: Path) -> None
 
 
 @pytest.mark.parametrize("damage", ["missing", "flipped", "cut", "swapped"])
-def test_verify_finds_damage_and_running_again_mends_it(warm: Cli, folder: Path, tmp_path: Path, damage: str) -> None:
+def test_verify_finds_damage_and_running_again_repairs_it(warm: Cli, folder: Path, tmp_path: Path, damage: str) -> None:
     out = tmp_path / "out"
     warm("run", folder, *DEMO, "--shard-size", 32, "--out", out)
     first, second = sorted((out / "parts").iterdir())[:2]

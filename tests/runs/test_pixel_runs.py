@@ -1,4 +1,4 @@
-"""Runs over pictures of every awkward kind, as files, in tars and in tables; and runs begun by other pixel rules."""
+"""Runs over images of every unusual kind, as files, in tars and in tables; and runs planned with older pixel rules."""
 
 import json
 import zlib
@@ -59,7 +59,7 @@ FILES = {name: data for name, (data, _) in KINDS.items()} | UNKNOWN
 
 @pytest.mark.parametrize("way", ["files", "tar", "table"])
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_every_awkward_kind_is_right_wherever_it_lies(
+def test_every_unusual_kind_of_image_is_right_in_files_tars_and_tables(
     warm: Cli,
     tmp_path: Path,
     decoder: str,
@@ -100,7 +100,7 @@ def _as_before(run: Path) -> None:
     (run / "copies" / "run.json").unlink()
 
 
-def test_a_run_of_an_older_version_is_finished_by_its_rules_and_that_is_said_once(
+def test_a_run_of_an_older_version_is_finished_with_its_rules_and_one_remark(
     warm: Cli,
     tmp_path: Path,
 ) -> None:
@@ -128,7 +128,7 @@ def test_a_run_of_an_older_version_is_finished_by_its_rules_and_that_is_said_onc
     warm("plan", *command)
     _as_before(tmp_path / "out")
     said = warm("run", *command).stderr
-    assert said.count("was begun by an older version and is finished by its rules for pixels") == 1
+    assert said.count("was planned by an older version and is finished with its rules for pixels") == 1
     assert "transparent pictures, gray of more than 8 bits" in said
     for row in rows(tmp_path / "out").to_pylist():
         _, picture = shows[Path(row["uri"]).name]
@@ -138,7 +138,7 @@ def test_a_run_of_an_older_version_is_finished_by_its_rules_and_that_is_said_onc
     assert 'background is "white" now' in warm("run", *command, "--background", "white", code=3).stderr
 
 
-def test_a_new_run_says_nothing_of_rules_and_a_background_is_part_of_it(warm: Cli, tmp_path: Path) -> None:
+def test_a_new_run_has_no_remark_and_background_belongs_to_its_identity(warm: Cli, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "alpha.png").write_bytes(saved(veiled(base()), "PNG"))
     made = {}
@@ -151,7 +151,7 @@ def test_a_new_run_says_nothing_of_rules_and_a_background_is_part_of_it(warm: Cl
     assert float(np.dot(made["none"], made["white"])) < 0.99
 
 
-def test_an_increment_goes_by_todays_rules_and_says_that_they_have_changed(warm: Cli, tmp_path: Path) -> None:
+def test_an_increment_uses_the_current_rules_and_remarks_on_the_change(warm: Cli, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.jpg").write_bytes(TURNED)
     command = ("run", tmp_path / "in", *DEMO, "--incremental", "--out", tmp_path / "out")

@@ -1,4 +1,4 @@
-"""A run directory from its making to its clearing: rows, shards, fingerprint, and everything that is refused."""
+"""A run directory from planning to deletion: rows, shards, fingerprint, and everything that is refused."""
 
 import os
 import subprocess
@@ -22,6 +22,7 @@ from tests.conftest import FACTS
 
 BASE: dict[str, Any] = {"labels": "zebra,ant", "batch_size": 2, "shard_size": 4, "device": "cpu", "precision": "fp32"}
 BASE["compile"] = "off"
+# Settings that are part of a run's identity, each with another value than `BASE` has.
 IDENTITY: dict[str, Any] = {
     **{"all_files": True, "limit": 5, "model": "RN50", "pretrained": "openai", "precision": "bf16", "decoder": "pil"},
     **{"orientation": "stored", "max_pixels": 99, "max_bytes": 99, "score": "cosine", "top_k": 1, "embeddings": True},
@@ -38,7 +39,7 @@ IDENTITY: dict[str, Any] = {
         "no_header": True,
     },
 }
-"""Settings that are part of a run's identity, each with another value than `BASE` has."""
+# Settings that may differ between two commands of one run; labels and template as spelled, not as meant.
 RUNTIME: dict[str, Any] = {
     **{"device": "cuda:3", "read_threads": 3, "read_timeout": 3, "read_retries": 1, "max_bad": "3%", "root": "/data"},
     **{"template": ["a photo of a {}."], "labels": "zebra , ant", "decode_timeout": 9, "worker_timeout": 9},
@@ -46,7 +47,6 @@ RUNTIME: dict[str, Any] = {
     **{"gpus": "0,1", "workers": 3, "rank": 1, "world_size": 2, "shards": "0-1"},
     **{"engine": "ray", "cpus_per_worker": 2},
 }
-"""Settings that may differ between two commands of one run; labels and template as spelled, not as meant."""
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ def test_label_groups_are_read_back_from_the_plan(tmp_path: Path, images: Path) 
     )
 
 
-def test_every_setting_is_known_to_belong_to_the_identity_or_not() -> None:
+def test_every_setting_either_belongs_to_the_identity_or_not() -> None:
     assert sorted([*IDENTITY, *RUNTIME, "inputs"]) == sorted(Settings().flat())
 
 
@@ -150,7 +150,7 @@ def test_another_identity_has_another_fingerprint_and_is_refused(tmp_path: Path,
 
 
 @pytest.mark.parametrize("name", ["nothing", *RUNTIME])
-def test_settings_of_the_moment_leave_the_fingerprint_as_it_is(tmp_path: Path, images: Path, name: str) -> None:
+def test_settings_of_an_invocation_do_not_change_the_fingerprint(tmp_path: Path, images: Path, name: str) -> None:
     run, made = RunDir(tmp_path / "out"), _freeze(tmp_path / "out", images)
     changes = {name: RUNTIME[name]} if name in RUNTIME else {}
     assert _freeze(tmp_path / "changed", images, **changes).fingerprint == made.fingerprint
@@ -251,7 +251,7 @@ def test_clearing_removes_what_the_run_wrote_and_nothing_else(tmp_path: Path, im
         pytest.param(".manifest.PID/part"),
     ],
 )
-def test_leftovers_of_the_killed_are_no_part_of_the_next_run(tmp_path: Path, images: Path, left: str) -> None:
+def test_leftovers_of_killed_planners_do_not_get_into_the_next_run(tmp_path: Path, images: Path, left: str) -> None:
     run = RunDir(tmp_path / "out")
     _freeze(run.path, images)
     left = left.replace("PID", str(os.getpid()))
@@ -298,6 +298,6 @@ def test_whether_the_encoder_is_compiled_is_frozen_with_the_run(tmp_path: Path, 
 
 
 @pytest.mark.parametrize(("given", "said"), [({"precision": "fp8"}, "use bf16"), ({"compile": "on"}, "leave it out")])
-def test_what_needs_a_gpu_is_refused_on_a_cpu(images: Path, given: dict[str, Any], said: str) -> None:
+def test_settings_that_need_a_gpu_are_refused_on_a_cpu(images: Path, given: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=rf"GPU.*{said}"):
         auto.resolve(_settings(images, **given), 8.8)

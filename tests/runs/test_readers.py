@@ -1,4 +1,4 @@
-"""The parts read at once by DuckDB, Polars, pandas, pyarrow, Spark and Hugging Face datasets, in every layout."""
+"""Parts read by DuckDB, Polars, pandas, pyarrow, Spark and Hugging Face datasets, in every layout."""
 
 import datetime
 import decimal
@@ -121,7 +121,7 @@ def test_every_reader_finds_every_cell(runs: dict[str, Path], read: Any, layout:
         assert wrong == {}
 
 
-def test_spark_sees_all_columns_but_float16_without_being_told(runs: dict[str, Path], spark: Any) -> None:
+def test_spark_reads_all_columns_except_float16_without_options(runs: dict[str, Path], spark: Any) -> None:
     names = {layout: spark.read.parquet(str(runs[layout] / "parts")).columns for layout in LAYOUTS}
     for layout, dropped in (("list", {"embedding"}), ("half", {"scores"}), ("wide", set()), ("top", set())):
         assert set(rows(runs[layout]).column_names) - set(names[layout]) == dropped
@@ -215,7 +215,7 @@ def test_duckdb_skips_row_groups_that_cannot_hold_the_status_or_label(runs: dict
     assert least_and_greatest == {("ok", "ok"), ("empty", "empty")}
 
 
-def test_the_footer_is_read_by_everybody_who_reads_footers(runs: dict[str, Path]) -> None:
+def test_every_reader_of_footers_reads_ours(runs: dict[str, Path]) -> None:
     part = runs["wide"] / "parts" / "part-00000.parquet"
     by_pyarrow = {key.decode(): value.decode() for key, value in pq.read_metadata(part).metadata.items()}
     by_duckdb = {
@@ -238,7 +238,7 @@ def _statements(heading: str) -> list[str]:
     return [text.strip() for block in blocks for text in re.sub(r"--[^\n]*", "", block).split(";") if text.strip()]
 
 
-def test_the_five_queries_of_the_documentation_run_as_they_stand(
+def test_the_five_queries_of_the_documentation_run_unchanged(
     runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     os.symlink(runs["list"], tmp_path / "scores")
@@ -273,7 +273,7 @@ def test_a_table_of_ones_own_joins_the_parts_without_doubling_rows(
     assert sorted(row[:2] for row in joined) == sorted((uri, price) for price, uri in enumerate(uris))
 
 
-def test_the_embeddings_are_a_matrix_at_once(runs: dict[str, Path]) -> None:
+def test_embeddings_are_read_as_a_matrix(runs: dict[str, Path]) -> None:
     """As docs/reference/output.md does it: for a nearest-neighbour search of one's own."""
     table = ds.dataset(runs["list"] / "parts").to_table(filter=ds.field("status") == "ok", columns=["embedding"])
     matrix = np.vstack(table["embedding"].combine_chunks().flatten().to_numpy().reshape(len(table), -1))

@@ -1,4 +1,4 @@
-"""Doing parts again never costs a row that was ok, and what vanishes during a run is named in the end."""
+"""Repairs never cost a row that was ok, and files deleted during a run are named at its end."""
 
 import json
 import shutil
@@ -89,18 +89,18 @@ def test_a_damaged_part_stays_as_long_as_its_images_are_gone(warm: Cli, moved: P
     assert SECOND in warm("verify", out, code=5).stderr
     moved.with_name("elsewhere").rename(moved)
     assert (
-        "repaired: 1 parts that were damaged or gone, now with 31 ok, 1 empty"
+        "repaired: 1 parts that were damaged or missing, now with 31 ok, 1 empty"
         in warm("run", "--out", out, "--repair").stdout
     )
     assert parts(out) == before
 
 
-def test_force_takes_the_new_rows_and_says_what_they_are(warm: Cli, moved: Path, out: Path) -> None:
+def test_force_takes_the_new_rows_and_reports_their_statuses(warm: Cli, moved: Path, out: Path) -> None:
     before = parts(out)
     flip(out / "parts" / SECOND, 0.3)
     moved.rename(moved.with_name("elsewhere"))
     said = warm("run", "--out", out, "--repair", "--force").stdout
-    assert "repaired: 1 parts that were damaged or gone, now with 0 ok, 32 missing" in said
+    assert "repaired: 1 parts that were damaged or missing, now with 0 ok, 32 missing" in said
     assert "62 ok, 32 missing, 2 empty" in said
     assert {name for name, data in parts(out).items() if data == before[name]} == before.keys() - {SECOND}
     warm("verify", out)
@@ -122,7 +122,7 @@ def test_a_part_that_cannot_be_read_at_all_is_replaced_as_soon_as_one_row_is_ok(
         assert "its rows cannot be counted, and the new rows are 0 ok, 31 missing, 1 empty" in made.stderr
         assert (out / "parts" / SECOND).read_bytes() == b""
     else:
-        assert "repaired: 1 parts that were damaged or gone, now with 1 ok, 30 missing, 1 empty" in made.stdout
+        assert "repaired: 1 parts that were damaged or missing, now with 1 ok, 30 missing, 1 empty" in made.stdout
         warm("verify", out)
 
 
@@ -155,7 +155,7 @@ def _rewritten(data: bytes, old: bytes, new: bytes) -> bytes:
     ],
     ids=["counts", "status", "list", "footer", "all"],
 )
-def test_what_a_damaged_footer_says_keeps_no_part_from_being_mended(
+def test_a_damaged_footer_does_not_prevent_a_repair(
     warm: Cli, images: Path, whole: Path, tmp_path: Path, spoil: Callable[[bytes], bytes]
 ) -> None:
     shutil.copytree(whole, tmp_path / "out")
@@ -174,9 +174,7 @@ def test_a_folder_in_the_place_of_a_part_makes_room_for_it(warm: Cli, whole: Pat
 
 
 @pytest.mark.parametrize("harm", ["scores", "status", "other run"])
-def test_bad_rows_of_a_damaged_part_are_not_tried_again_since_its_damage_would_get_a_seal(
-    warm: Cli, moved: Path, out: Path, other: Path, harm: str
-) -> None:
+def test_retry_bad_refuses_a_damaged_part(warm: Cli, moved: Path, out: Path, other: Path, harm: str) -> None:
     part = out / "parts" / SECOND
     if harm == "other run":
         part.write_bytes(parts(other)[SECOND])
@@ -232,8 +230,10 @@ def test_in_a_store_too_a_part_stays_as_long_as_its_images_are_gone(
     assert read() == whole
 
 
-@pytest.mark.parametrize(("also", "said"), [((), "--repair may replace"), (("--incremental",), "--incremental adds")])
-def test_force_is_refused_where_it_says_nothing(
+@pytest.mark.parametrize(
+    ("also", "said"), [((), "--force is for --repair"), (("--incremental",), "--incremental adds")]
+)
+def test_force_is_refused_without_repair(
     warm: Cli, images: Path, tmp_path: Path, also: tuple[str, ...], said: str
 ) -> None:
     assert said in warm("run", images, *COMMAND, "--force", *also, "--out", tmp_path / "out", code=3).stderr
@@ -249,7 +249,7 @@ def many(images: Path) -> Path:
 
 
 @pytest.mark.parametrize("what", ["parts/part-00000.parquet", "manifest/part-00000.parquet", "model.json"])
-def test_what_vanishes_while_a_run_works_is_named_and_once_it_is_back_the_same_command_completes_the_run(
+def test_files_deleted_during_a_run_are_named_and_the_same_command_completes_the_run(
     warm: Cli, many: Path, tmp_path: Path, what: str
 ) -> None:
     command = ("run", many, *COMMAND, "--out", tmp_path / "out")
@@ -268,12 +268,12 @@ def test_what_vanishes_while_a_run_works_is_named_and_once_it_is_back_the_same_c
     made = warm(*command, code=5)
     thief.join()
     assert made.stdout == ""
-    assert f"1 files of this run are gone, which somebody has deleted:\n{victim}\nremedy: " in made.stderr
+    assert f"somebody has deleted 1 files of this run:\n{victim}\nremedy: " in made.stderr
     if victim.parent.name == "parts":
-        assert "the same command does the parts again" in made.stderr
+        assert "the same command makes the parts again" in made.stderr
         assert json.loads((tmp_path / "out" / "report.json").read_text())["parts"]["done"] == 59
     else:
-        assert "put back what is no part" in made.stderr
+        assert "put back the files that are not parts" in made.stderr
         victim.write_bytes(kept[0])
     warm(*command)
     assert victim.read_bytes() == kept[0]
@@ -281,7 +281,7 @@ def test_what_vanishes_while_a_run_works_is_named_and_once_it_is_back_the_same_c
 
 
 @pytest.mark.parametrize("what", ["manifest/part-00000.parquet", "model.json"])
-def test_what_had_vanished_before_is_named_even_where_nothing_is_left_to_do(
+def test_files_deleted_before_a_run_are_named_even_if_nothing_is_left_to_do(
     warm: Cli, whole: Path, tmp_path: Path, what: str
 ) -> None:
     shutil.copytree(whole, tmp_path / "out")

@@ -1,4 +1,4 @@
-"""New labels from saved embeddings: the scores of a run with these labels, no image read, and what is refused."""
+"""New labels from saved embeddings: the same scores as of a run with these labels, and what is refused."""
 
 import json
 import shutil
@@ -18,10 +18,10 @@ from tests.conftest import DEMO, Cli, rewrite, rows
 from tests.support.corpus import make_folder
 
 FILES, SHARD = 150, 32
+# Embeddings are saved as float16, so scores move a little: by less than this where softmax has a scale of 100.
 NEAR = 2e-3
-"""Embeddings are saved as float16, so scores move a little: by less than this where softmax has a scale of 100."""
+# Where `run.json` has a setting that decides what rows are.
 IN_BOTH = ("settings", "identity")
-"""Where `run.json` has a setting that decides what rows are."""
 GROUPS = """
 [groups.thing]
 labels = ["airplane", "cat", "ship"]
@@ -88,7 +88,7 @@ def test_the_scores_are_those_of_a_run_with_the_new_labels(
     assert None in found["thing_label"].to_pylist()
 
 
-def test_it_is_a_run_directory_like_any_other(warm: Cli, source: Path, grouped: Path) -> None:
+def test_a_rescoring_is_a_run_directory_like_any_other(warm: Cli, source: Path, grouped: Path) -> None:
     assert f"{FILES} rows in {-(-FILES // SHARD)} parts" in warm("verify", grouped).stdout
     assert json.loads(warm("status", grouped, "--json").stdout)["complete"] is True
     report = json.loads((grouped / "report.json").read_text())
@@ -100,7 +100,7 @@ def test_it_is_a_run_directory_like_any_other(warm: Cli, source: Path, grouped: 
     assert plan.manifest_sha256 == RunDir(source).plan().manifest_sha256
 
 
-def test_what_is_missing_is_done_again_to_the_same_bytes(
+def test_missing_parts_are_made_again_with_the_same_bytes(
     warm: Cli, source: Path, labels: Path, grouped: Path, tmp_path: Path
 ) -> None:
     out, whole = tmp_path / "out", _parts(grouped)
@@ -113,7 +113,7 @@ def test_what_is_missing_is_done_again_to_the_same_bytes(
     assert _parts(out) == whole
 
 
-def test_either_run_may_lie_in_a_store(
+def test_both_runs_may_be_in_a_store(
     warm: Cli, source: Path, labels: Path, grouped: Path, bucket: str, tmp_path: Path
 ) -> None:
     warm("rescore", source, "--labels", "cat,dog", "--embeddings", "--out", f"{bucket}/there")
@@ -137,7 +137,7 @@ def test_the_same_labels_give_the_same_scores_in_another_layout(warm: Cli, sourc
         assert all(-1 <= entry["score"] <= 1 for entry in top["top"] or ())
 
 
-def test_rows_that_the_source_has_mended_since_are_taken_over_on_request(
+def test_rows_that_the_source_has_repaired_are_rescored_on_request(
     warm: Cli, folder: Path, labels: Path, tmp_path: Path
 ) -> None:
     some = sorted(path for path in folder.rglob("*.jpg"))[:20]
@@ -171,11 +171,11 @@ def _plan(source: Path, out: Path, **given: object) -> None:
         ("", {"template": ["a {}"]}, "--template is for labels"),
         ("no embeddings", {"labels": "a,b"}, "has no embeddings to score: label the images again with --embeddings"),
         ("unfinished", {"labels": "a,b"}, r"is not finished \(4 of 5 parts\): clipbatch run --out .* first"),
-        ("manifest", {"labels": "a,b"}, "the manifest .* was changed after its run began"),
+        ("manifest", {"labels": "a,b"}, "the manifest .* has changed since its run was planned"),
         ("no manifest", {"labels": "a,b"}, "cannot read the manifest .*restore it"),
     ],
 )
-def test_what_cannot_be_rescored_is_refused_and_nothing_is_left(
+def test_runs_that_cannot_be_rescored_are_refused_and_nothing_is_written(
     source: Path, tmp_path: Path, spoil: str, given: dict[str, object], said: str
 ) -> None:
     run = tmp_path / "run"
@@ -195,7 +195,7 @@ def test_what_cannot_be_rescored_is_refused_and_nothing_is_left(
 
 
 def test_a_folder_of_another_run_or_of_the_source_is_refused(source: Path, grouped: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is the run that is to be rescored"):
+    with pytest.raises(InputError, match="is the run whose embeddings are scored"):
         _plan(source, source.parent / "." / "run", labels="a,b")
     with pytest.raises(OtherRunError, match="belongs to a run with other settings"):
         _plan(source, grouped, labels="a,b")

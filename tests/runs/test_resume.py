@@ -1,4 +1,4 @@
-"""Killed at any moment and run again, a run ends as if nothing had happened: the same bytes."""
+"""A run that is killed at any moment and run again ends with the same bytes."""
 
 import random
 import re
@@ -27,7 +27,7 @@ def parts(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (out / "parts").glob("*.parquet")}
 
 
-def test_after_twenty_kills_the_parts_are_those_of_an_undisturbed_run(
+def test_twenty_kills_leave_the_same_parts_as_an_undisturbed_run(
     cli: Cli, warm: Cli, folder: Path, tmp_path: Path
 ) -> None:
     command = ("run", folder, *DEMO, "--shard-size", 64)

@@ -1,4 +1,4 @@
-"""Increments that are removed, cut short or damaged: what is there is labelled all the same, under names that go on."""
+"""Increments that were deleted, interrupted or damaged: all images are labelled still, and numbers go on."""
 
 import json
 import shutil
@@ -83,7 +83,7 @@ def test_names_go_on_from_the_highest_that_there_ever_was(dataset: Dataset) -> N
     assert (dataset.out / "increment-00007" / "notes.txt").exists()
 
 
-def test_what_a_planner_left_that_was_killed_is_taken_over_at_every_moment(dataset: Dataset) -> None:
+def test_the_folder_of_a_killed_planner_is_used_again(dataset: Dataset) -> None:
     names = set(dataset.names())
     for number in range(8):
         dataset.put(f"new-{number}.jpg", 40 + number)
@@ -95,7 +95,7 @@ def test_what_a_planner_left_that_was_killed_is_taken_over_at_every_moment(datas
     assert len(dataset.last()) == 18 + 8
 
 
-def test_one_that_was_cut_short_is_finished_though_older_ones_were_removed(dataset: Dataset, tmp_path: Path) -> None:
+def test_an_interrupted_increment_is_finished_after_older_ones_were_removed(dataset: Dataset, tmp_path: Path) -> None:
     dataset.put("new.jpg", 1)
     dataset.night()
     for name in ("increment-00001", "increment-00002"):
@@ -153,7 +153,7 @@ def test_an_archive_that_is_exchanged_is_read_anew_by_the_next_run_of_a_process(
         assert (row["width"], row["height"]) == shape(content)
 
 
-def test_an_increment_that_cannot_be_compared_with_is_refused_with_what_to_do(dataset: Dataset, warm: Cli) -> None:
+def test_an_increment_that_cannot_be_compared_is_refused_with_the_remedy(dataset: Dataset, warm: Cli) -> None:
     def refused() -> str:
         said: str = warm(*dataset.command, code=3).stderr
         return said
@@ -162,12 +162,15 @@ def test_an_increment_that_cannot_be_compared_with_is_refused_with_what_to_do(da
     manifest = first / "manifest" / "part-00000.parquet"
     content = manifest.read_bytes()
     manifest.write_bytes(content[:100] + bytes([content[100] ^ 1]) + content[101:])
-    assert f"the manifest {manifest} was changed after the run began: restore it, or remove the increment" in refused()
+    assert (
+        f"the manifest {manifest} was changed after the run was planned: restore it, or delete the increment"
+        in refused()
+    )
     manifest.unlink()
-    assert f"cannot read the manifest {manifest}: No such file or directory; restore it, or remove" in refused()
+    assert f"cannot read the manifest {manifest}: No such file or directory; restore it, or delete" in refused()
     manifest.write_bytes(content)
     plan = (first / "run.json").rename(dataset.out.parent / "run.json")
-    assert f"{first} holds results but no run.json: restore that file, or remove the folder" in refused()
+    assert f"{first} holds results but no run.json: restore that file, or delete the folder" in refused()
     assert (
         "holds results but no run.json"
         in warm("compact", dataset.out, "--out", dataset.out.parent / "few", code=3).stderr
@@ -178,7 +181,7 @@ def test_an_increment_that_cannot_be_compared_with_is_refused_with_what_to_do(da
     assert "increment-00004 was not made with --incremental, as" in refused()
     shutil.rmtree(dataset.out / "increment-00004")
     (dataset.out / "increment-4").mkdir()
-    assert "holds 'increment-4', so it is no dataset" in refused()
+    assert "holds 'increment-4', so it is not a dataset" in refused()
 
 
 def test_a_damaged_part_is_named_with_the_command_that_repairs_it(dataset: Dataset, warm: Cli) -> None:

@@ -1,4 +1,4 @@
-"""What is submitted to Slurm, without a Slurm; on a real one: tests/slurm."""
+"""What `clipbatch submit slurm` submits, without Slurm. tests/slurm has a real one."""
 
 import json
 import shlex
@@ -72,19 +72,19 @@ def test_only_open_shards_are_submitted(cli: Cli, folder: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--array", "0"], "array '0' is no number of tasks"),
-        (["--array", "0-63"], "array '0-63' is no number of tasks"),
+        (["--array", "0"], "array '0' is not a number of tasks"),
+        (["--array", "0-63"], "array '0-63' is not a number of tasks"),
         (["--array", "8%0"], "array '8%0'"),
-        (["--array", "8", "--gres", "gpu:1\n#SBATCH --wrap=x"], "is not a value that sbatch takes"),
+        (["--array", "8", "--gres", "gpu:1\n#SBATCH --wrap=x"], "is not a value that sbatch accepts"),
         (["--array", "8", "--sbatch-option", "account=lab"], "sbatch_option 'account=lab' is not an option"),
         (["--array", "8", "--sbatch-option", "--a=b\nrm -rf /"], "is not an option of sbatch"),
         (["--array", "8", "--requeues", "-1"], "requeues -1 is out of range"),
-        (["--array", "8", "--world-size", "4"], "--world-size is for a run by hand"),
-        (["--array", "8", "--gpus", "all"], "--gres gpu:N asks"),
+        (["--array", "8", "--world-size", "4"], "--world-size is for runs that you start yourself"),
+        (["--array", "8", "--gpus", "all"], "--gres gpu:N requests"),
         (["--array", "8", "--shards", "7"], "there is no shard 7"),
     ],
 )
-def test_wrong_wishes_are_refused_in_one_line(
+def test_wrong_options_are_refused_in_one_line(
     cli: Cli, folder: Path, tmp_path: Path, options: list[str], said: str
 ) -> None:
     given = ("submit", "slurm", folder, *DEMO, "--out", tmp_path / "out", "--dry-run", *options)

@@ -1,4 +1,4 @@
-"""Times from other centuries: they end no night, and what has one is labelled once and when it changes."""
+"""Files with times before 1677 or after 2262: they are labelled once, and again when they change."""
 
 import os
 import tempfile
@@ -45,9 +45,7 @@ def test_a_file_with_an_odd_time_is_labelled_once_and_again_when_it_changes(
         pytest.skip(f"{memory} holds no time of {time_ns} ns")
     put(images / "usual.jpg", 2, 1_600_000_000 * 10**9)
     command = ("run", images, *DEMO, *INCREMENT, tmp_path / "dataset")
-    note = (
-        "files whose time is before 1677 or after 2262, so that they are compared by what they hold: 1, the first is "
-    )
+    note = "files whose time is before 1677 or after 2262, so that their contents are compared: 1, the first is "
     note += repr(str(odd))
     said = warm(*command).stdout
     assert "2 new images" in said
@@ -69,7 +67,7 @@ def test_a_file_with_an_odd_time_is_labelled_once_and_again_when_it_changes(
     assert "nothing is new or changed" in warm(*command).stdout
 
 
-def test_times_that_fit_are_kept_to_the_nanosecond(warm: Cli, memory: Path, tmp_path: Path) -> None:
+def test_ordinary_times_are_stored_to_the_nanosecond(warm: Cli, memory: Path, tmp_path: Path) -> None:
     images = memory / "in"
     images.mkdir()
     times = {"last.jpg": 2**63 - 1, "first.jpg": 1 - 2**63, "before.jpg": -1, "zero.jpg": 0}
@@ -85,7 +83,7 @@ def test_times_that_fit_are_kept_to_the_nanosecond(warm: Cli, memory: Path, tmp_
     assert "nothing is new or changed: 4 images are known" in warm(*command).stdout
 
 
-def test_a_pipe_among_the_images_holds_nobody_up(warm: Cli, tmp_path: Path) -> None:
+def test_a_named_pipe_among_the_images_blocks_nothing(warm: Cli, tmp_path: Path) -> None:
     images = tmp_path / "in"
     images.mkdir()
     put(images / "a.jpg", 1, 0)
@@ -102,7 +100,7 @@ def test_dates_that_a_column_cannot_hold_are_refused_with_its_name(warm: Cli, tm
     exact = write(tmp_path / "exact.csv", "uri,taken\na.jpg,2020-01-01T00:00:00.5\n")
     far = write(tmp_path / "far.csv", "uri,taken\nb.jpg,2300-01-01T00:00:00\n")
     assert str(list_inputs(far).schema.field("taken").type) == "timestamp[s]"
-    assert f"column 'taken' of {far} has to be timestamp[ns], as the other inputs have it" in refused(exact, far)
+    assert f"column 'taken' of {far} has to be timestamp[ns], as in the other inputs" in refused(exact, far)
     table = pa.table({"uri": ["a.jpg"], "taken": pa.array([2**62], pa.timestamp("s"))})
     with pa.ipc.new_file(str(tmp_path / "far.arrow"), table.schema) as file:
         file.write_table(table)

@@ -256,7 +256,7 @@ def test_run_with_keywords_is_the_command(files: list[Path], of_a_run: pa.Table,
     assert clipbatch.run(out=tmp_path / "out")["this_run"]["rows"] == 0
     with pytest.raises(InputError, match="batch_size"):
         clipbatch.run(files[0], labels="cat,dog", out=tmp_path / "no", batchsize=3)
-    with pytest.raises(InputError, match="'a, b' has a comma"):
+    with pytest.raises(InputError, match="'a, b' contains a comma"):
         clipbatch.run(files[0], labels=["a, b", "c"], out=tmp_path / "no")
     assert not (tmp_path / "no").exists()
 

@@ -22,8 +22,8 @@ import pytest
 from tests.conftest import needs
 
 NODES = ("n1", "n2")
+# For whatever is waited for; it takes seconds on an idle machine.
 PATIENCE_S = 600.0
-"""For whatever is waited for; it takes seconds on an idle machine."""
 REQUEUED_AFTER_S = 5
 MAX_TASKS = 12
 

@@ -128,8 +128,8 @@ def test_a_task_that_is_killed_is_queued_again(
     os.kill(victim, signal.SIGKILL)
     assert cluster.wait_for_end(check) == "COMPLETED"
     assert cluster.restarts(f"{array}_1") == 1
-    assert "exit code 137: queued again" in log(out, f"{array}_1")
-    assert "queued again 1 times before" in log(out, f"{array}_1")
+    assert "exit code 137: requeueing" in log(out, f"{array}_1")
+    assert "requeued 1 times before" in log(out, f"{array}_1")
     assert parts(out) == whole
 
 
@@ -189,7 +189,7 @@ def test_a_task_that_is_to_be_preempted_ends_at_once_and_goes_on_later(
     assert cluster.wait_for_end(check) == "COMPLETED"
     assert cluster.restarts(pushed) == 1
     assert "interrupted by SIGUSR1: finished parts stay" in log(out, pushed)
-    assert "exit code 75: queued again" in log(out, pushed)
+    assert "exit code 75: requeueing" in log(out, pushed)
     assert parts(out) == whole
 
 
@@ -201,7 +201,7 @@ def test_a_task_that_fails_is_queued_again_a_bounded_number_of_times(
     array, check = submit(out, "--array", 1, "--requeues", 1, "--sbatch-option", broken)
     assert cluster.wait_for_end(check) == "FAILED"
     assert (cluster.state(array), cluster.exit_code(array), cluster.restarts(array)) == ("FAILED", 1, 1)
-    assert "not queued again, it has been 1 times" in log(out, f"{array}_0")
+    assert "not requeued, as it has been requeued 1 times" in log(out, f"{array}_0")
 
 
 def test_a_dry_run_leaves_scripts_that_sbatch_takes_and_a_refusal_is_final(
@@ -216,12 +216,12 @@ def test_a_dry_run_leaves_scripts_that_sbatch_takes_and_a_refusal_is_final(
     assert cluster.wait_for_end(array) == "FAILED"
     assert (cluster.exit_code(array), cluster.restarts(array)) == (3, 0)
     assert "was changed" in log(out, f"{array}_0")
-    assert "exit code 3: refused, and would be again" in log(out, f"{array}_0")
+    assert "exit code 3: refused, and would be refused again" in log(out, f"{array}_0")
 
 
 def test_what_slurm_refuses_is_said(cluster: slurm.Cluster, submit: Submit, listed: Path, tmp_path: Path) -> None:
     given = (listed, *DEMO, "--shard-size", SHARD, "--out", tmp_path / "out")
-    assert "of 12 tasks at most (MaxArraySize)" in submit.said(*given, "--array", 13, code=3)
+    assert "allows at most 12 tasks in an array (MaxArraySize)" in submit.said(*given, "--array", 13, code=3)
     assert "invalid partition specified: nowhere" in submit.said(*given, "--array", 2, "--partition", "nowhere", code=3)
     assert "Invalid --mail-type" in submit.said(*given, "--array", 2, "--sbatch-option", "--mail-type=x", code=3)
     assert cluster.run("squeue", "--noheader") == ""

@@ -1,4 +1,4 @@
-"""The share of a batch that CPU cores decode while DALI does the rest: who decodes what, and with what result."""
+"""The share of a batch that CPU cores decode while DALI decodes the rest: which images, and with which result."""
 
 from pathlib import Path
 
@@ -33,14 +33,14 @@ def files(photos: Path) -> list[bytes]:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.25, 1 / 3, 0.5, 0.9, 1.0])
-def test_the_share_is_kept_in_every_run_of_rows_wherever_it_starts(share: float) -> None:
+def test_every_range_of_rows_has_the_share(share: float) -> None:
     for start in (0, 7, 10**9):
         taken = [goes_to_cpu(row, 1, share) for row in range(start, start + 1000)]
         assert abs(sum(taken) - 1000 * share) <= 1
         assert all(abs(sum(taken[at : at + 50]) - 50 * share) <= 1 for at in range(0, 1000, 50))
 
 
-def test_rows_of_the_share_are_torchvisions_to_the_bit_and_the_others_dalis(files: list[bytes]) -> None:
+def test_rows_of_the_share_equal_torchvisions_and_the_others_dalis(files: list[bytes]) -> None:
     by = {name: decoded(files, DecodeSettings(decoder=name)) for name in ("dali", "torchvision")}  # type: ignore[arg-type]
     start = 10
     shared = decoded(files, DecodeSettings(decoder="dali", cpu_share=0.25), start)
@@ -63,7 +63,7 @@ def test_a_bad_image_in_the_share_is_judged_by_pillow_and_its_neighbours_stay(fi
     assert torch.equal(made.pixels_BCHW[others], whole.pixels_BCHW[others])
 
 
-def test_giants_are_kept_from_dali_by_their_size_alone(files: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_giants_do_not_go_to_dali(files: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = [one.width * one.height for one in decoded(files, DecodeSettings()).outcomes if isinstance(one, Decoded)]
     limit = int(np.median(sizes))
     monkeypatch.setattr(cores, "GIANT_PIXELS", limit)

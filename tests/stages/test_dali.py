@@ -1,4 +1,4 @@
-"""DALI's CPU back end: what it does to its process, and what happens where memory does not suffice."""
+"""DALI's CPU back end: its memory, and what happens if memory does not suffice."""
 
 import subprocess
 import sys
@@ -49,7 +49,9 @@ class _Cramped(DaliDecoder):
         super()._place(pixels_BCHW, pipeline, jobs)
 
 
-def test_what_does_not_fit_into_memory_is_decoded_in_halves(photos: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_batches_that_do_not_fit_into_memory_are_decoded_in_halves(
+    photos: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     target = Target(height=64, width=64, resize_mode="shortest", interpolation="bicubic", fill=0)
     jobs = []
     for slot, path in enumerate(sorted(photos.glob("*.jpg"))[:10]):

@@ -1,4 +1,4 @@
-"""The encode stage: the same numbers as open_clip's own steps, and what happens where memory does not suffice."""
+"""The encode stage: the same numbers as open_clip's own steps, and what happens if memory does not suffice."""
 
 import copy
 import dataclasses
@@ -78,7 +78,7 @@ def test_a_batch_that_is_not_full_costs_little_more_than_its_images(images: int,
     torch.testing.assert_close(torch.as_tensor(made).double(), whole[:slots], rtol=0, atol=1e-6)
 
 
-def test_batches_that_do_not_fit_are_encoded_in_halves_from_then_on_and_that_is_said(
+def test_batches_that_do_not_fit_are_encoded_in_halves_from_then_on_with_a_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     tower = Tower(most=3)
@@ -125,7 +125,7 @@ def vit() -> nn.Module:
     return tower.eval().requires_grad_(False)
 
 
-def test_fp8_layers_are_near_those_they_stand_for(vit: nn.Module) -> None:
+def test_fp8_layers_are_near_the_layers_that_they_replace(vit: nn.Module) -> None:
     images = torch.randn(BATCH, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
     loss = fp8.Loss(vit, "cpu")
     tower = copy.deepcopy(vit).to(torch.bfloat16)
@@ -145,7 +145,7 @@ def test_fp8_layers_are_near_those_they_stand_for(vit: nn.Module) -> None:
 
 
 @torch.inference_mode()
-def test_fp8_leaves_layers_alone_whose_weights_others_read() -> None:
+def test_fp8_does_not_replace_layers_whose_weights_are_read_directly() -> None:
     resnet = ModifiedResNet(layers=[1, 1, 1, 1], output_dim=32, heads=4, image_size=64, width=16)
     eva = nn.Sequential(EvaAttention(64, num_heads=4, qkv_fused=True, scale_norm=False))
     for tower, given in ((resnet, torch.rand(2, 3, 64, 64)), (eva, torch.rand(2, 5, 64))):

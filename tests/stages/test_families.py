@@ -33,6 +33,7 @@ PROMPTS = ["A photo of a Cat.", "dog", "the photo of a tall cat, a dog and a zeb
 TEXT = {"width": 32, "heads": 2, "layers": 1}
 SIGLIP_VISION = {"timm_model_name": "vit_tiny_patch16_224"}
 COCA = {"vision_cfg": {"layers": 2, "width": 64, "head_width": 32}, "multimodal_cfg": TEXT}
+# open_clip's name -> what its configuration is reduced to.
 FAMILIES: dict[str, dict[str, Any]] = {
     "ViT-B-16-SigLIP": {"embed_dim": 192, "vision_cfg": SIGLIP_VISION, "text_cfg": {"vocab_size": 64, "width": 192}},
     "ViT-B-16-SigLIP2": {"embed_dim": 192, "vision_cfg": SIGLIP_VISION, "text_cfg": {"vocab_size": 64, "width": 192}},
@@ -41,7 +42,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "coca_ViT-B-32": {"embed_dim": 32, **COCA},
     "ViT-B-32-quickgelu": {"embed_dim": 32, "vision_cfg": {"layers": 2, "width": 64, "head_width": 32}},
 }
-"""open_clip's name -> what its configuration is reduced to."""
 Made = tuple[Model, torch.nn.Module, Callable[[Image.Image], torch.Tensor], Callable[[list[str]], torch.Tensor]]
 
 
@@ -137,7 +137,7 @@ def test_prompts_are_padded_and_scored_as_open_clip_does(
     assert ours.resize_mode == ("squash" if "SigLIP" in ours.name else "shortest")
 
 
-def test_cleaning_of_prompts_is_the_familys_own(tmp_path: Path) -> None:
+def test_prompts_are_cleaned_as_the_family_does(tmp_path: Path) -> None:
     write_model(tmp_path, "ViT-B-16-SigLIP")
     tokens = load(ModelSettings(model=f"local-dir:{tmp_path}")).tokenizer(["A Photo, of a CAT!", "a photo of a cat"])
     np.testing.assert_array_equal(tokens[0], tokens[1])  # lower case, without punctuation

@@ -162,7 +162,7 @@ def test_a_failing_source_gives_what_came_before_then_its_error_with_no_stage_na
     _join("one", "two")
 
 
-def test_a_reader_that_stops_early_ends_all_threads() -> None:
+def test_ending_the_iteration_early_ends_all_threads() -> None:
     counts, pulls = {"pulled": 0, "taken": 0, "ahead": 0}, threading.Semaphore(0)
     flow = iter(Flow(_pulled(pulls, counts, 10**9), [Stage(name="early", work=_fumble, threads=4)]))
     assert [next(flow) for _ in range(5)] == [0, 1, 2, 3, 4]

@@ -1,4 +1,4 @@
-"""The plan of resize and crop against torchvision's and open_clip's own arithmetic, and Pillow's EXIF turns."""
+"""Resize and crop, compared with the arithmetic of torchvision and open_clip and with Pillow's EXIF turns."""
 
 import random
 
@@ -62,7 +62,7 @@ def test_longest_has_the_sizes_of_open_clips_resize_keep_ratio(target: tuple[int
         assert [made.y.resized, made.x.resized] == [max(1, n) for n in resized], (height, width)
 
 
-def test_squash_takes_everything_to_the_target() -> None:
+def test_squash_resizes_the_whole_image_to_the_target() -> None:
     for height, width in _sizes(200, 5000, 2):
         made = geometry_of(height, width, 1, _target(224, 160, "squash"))
         assert (_numbers(made.y), _numbers(made.x)) == ((224, 0, 224), (160, 0, 160))

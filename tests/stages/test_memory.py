@@ -1,4 +1,4 @@
-"""What malloc does with freed blocks, told apart by the pages that the kernel has to hand out anew."""
+"""What malloc does with freed blocks, measured by the pages that the kernel has to provide."""
 
 import subprocess
 import sys
@@ -28,7 +28,7 @@ def faults(setting: str, size: int) -> list[int]:
     return [int(number) for number in said.split()]
 
 
-def test_a_batch_takes_the_pages_of_the_one_before_it() -> None:
+def test_a_batch_reuses_the_pages_of_the_batch_before_it() -> None:
     first, *others = faults("keep_freed", 100 * 2**20)
     assert first > 1_000
     assert max(others) < first / 100
@@ -38,5 +38,5 @@ def test_a_giant_goes_back_to_the_system() -> None:
     assert min(faults("keep_freed", 300 * 2**20)) > 1_000
 
 
-def test_whole_images_go_back_to_the_system_where_they_would_stay_in_pieces() -> None:
+def test_return_freed_returns_whole_images_to_the_system() -> None:
     assert min(faults("return_freed", 2**20)) > 100

@@ -1,4 +1,4 @@
-"""Metadata say how a picture is turned, and never whether it is good."""
+"""Metadata decide how a picture is turned, and never whether it is good."""
 
 import io
 import struct
@@ -123,7 +123,7 @@ def test_metadata_never_decide_whether_a_picture_is_good(decoder: str) -> None:
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_a_broken_exif_block_says_nothing_and_xmp_is_heard(decoder: str) -> None:
+def test_a_broken_exif_block_is_ignored_and_xmp_is_used(decoder: str) -> None:
     turned, broken = stored(base(), 6), BROKEN_EXIF["junk"]
     jpeg, png = saved(turned, "JPEG", quality=95, subsampling=0), saved(turned, "PNG")
     packet = chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(xmp(6) + b" " * 2_000_000))
@@ -141,7 +141,7 @@ def test_a_broken_exif_block_says_nothing_and_xmp_is_heard(decoder: str) -> None
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_the_orientation_is_what_pillow_makes_of_any_mixture(kind: str) -> None:
+def test_the_orientation_equals_pillows_for_any_mixture(kind: str) -> None:
     """Random mixtures of Exif (of any type, often broken or empty) and XMP, against `ImageOps.exif_transpose`."""
     rng, plain, seen = np.random.default_rng(8), saved(base((40, 20)), kind), set()
     marked = stored(base((40, 20)), 1)
@@ -193,7 +193,7 @@ def test_a_file_without_its_metadata_shows_the_same_picture() -> None:
                 assert kind == "TIFF" or 0x112 not in after.getexif()
 
 
-def test_cut_off_and_damaged_files_have_nothing_left_out_that_they_need() -> None:
+def test_without_metadata_keeps_what_cut_off_and_damaged_files_need() -> None:
     """Whatever the bytes are, nothing is raised."""
     rng = np.random.default_rng(3)
     for kind in ("JPEG", "PNG", "TIFF", "AVIF"):

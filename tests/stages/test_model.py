@@ -1,4 +1,4 @@
-"""What a model is loaded with: the preprocessing and activation that its weights were trained with."""
+"""The preprocessing and activation of a loaded model are those that its weights were trained with."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from clipbatch.stages.encode.model import trained_with
 from tests.conftest import Cli
 
 
-def test_a_tag_brings_its_preprocessing_and_activation() -> None:
+def test_a_tag_sets_preprocessing_and_activation() -> None:
     assert trained_with("ViT-B-32", "openai")["quick_gelu"] is True
     assert trained_with("ViT-B-32", "laion2b_s34b_b79k").get("quick_gelu", False) is False
 
@@ -43,7 +43,7 @@ def test_a_file_that_holds_no_weights_is_refused_in_one_line(
         assert error.count("\n") == 1
 
 
-def test_scores_that_are_no_numbers_end_the_run(warm: Cli, photos: Path, tmp_path: Path) -> None:
+def test_scores_that_are_not_numbers_end_the_run(warm: Cli, photos: Path, tmp_path: Path) -> None:
     vision = {"image_size": 32, "patch_size": 16, "width": 32, "head_width": 16, "layers": 1}
     text = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
     config = tmp_path / "broken.json"

@@ -67,7 +67,7 @@ def test_a_rows_scores_do_not_depend_on_its_neighbours(
         assert mixed[uri] == pytest.approx(scores, abs=2e-2), uri  # bf16, and another place in the batch
 
 
-def test_what_is_no_file_at_all_gets_a_row_and_its_neighbours_their_scores(warm: Cli, tmp_path: Path) -> None:
+def test_entries_that_are_not_files_get_a_row_and_neighbours_their_scores(warm: Cli, tmp_path: Path) -> None:
     folder = tmp_path / "odd"
     folder.mkdir()
     picture = next(one for one in make_folder(tmp_path / "one", 1, seed=1, bad_fraction=0))

@@ -1,4 +1,4 @@
-"""What a picture looks like to the model, whichever decoder takes it and however its file stores it."""
+"""The pixels that a model gets: the same with every decoder, and however the file stores them."""
 
 import io
 import os
@@ -126,7 +126,7 @@ def test_an_array_with_an_alpha_channel_is_a_transparent_picture() -> None:
 
 
 @pytest.mark.parametrize("wrong", ["grey", "#ffffff", "fff", "12345g", ""])
-def test_what_is_no_colour_is_refused(wrong: str) -> None:
+def test_an_invalid_colour_is_refused(wrong: str) -> None:
     with pytest.raises(InputError, match=f"background '{wrong}' is not a colour: use white, black or RRGGBB"):
         DecodeSettings(background=wrong)
 
@@ -176,7 +176,7 @@ def _grays() -> dict[str, tuple[bytes, Image.Image]]:
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_deep_gray_is_scaled_by_its_formats_maximum_or_by_the_range_it_lies_in(decoder: str) -> None:
+def test_deep_gray_is_scaled_by_the_formats_maximum_or_its_own_range(decoder: str) -> None:
     kinds = _grays()
     pixels_BHWC, outcomes = decoded([data for data, _ in kinds.values()], decoder)
     for (name, (_, picture)), pixels, outcome in zip(kinds.items(), pixels_BHWC, outcomes, strict=True):
@@ -203,7 +203,7 @@ def test_stored_leaves_pictures_as_open_clip_opens_them() -> None:
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_runs_from_before_are_finished_by_the_rules_that_they_were_begun_with(decoder: str) -> None:
+def test_old_runs_are_finished_with_their_own_pixel_rules(decoder: str) -> None:
     """Alpha dropped, 16-bit gray shifted and other deep gray cut off, TIFFs turned twice, XMP read by Pillow alone."""
     picture, clear = base(), veiled(base())
     deep_gray = deep(picture, 65535)

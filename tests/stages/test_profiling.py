@@ -1,4 +1,4 @@
-"""`--profile`: a Chrome trace that shows every stage of every batch, on whichever thread, and where it is put."""
+"""`--profile`: a Chrome trace with every stage of every batch in all threads, and where it is written."""
 
 import json
 from collections import Counter
@@ -35,7 +35,7 @@ def test_a_trace_that_cannot_be_written_is_refused_before_the_work(cli: Cli, tmp
         check_trace(str(tmp_path))
 
 
-def test_each_of_several_processes_has_a_file_of_its_own() -> None:
+def test_each_process_has_its_own_trace_file() -> None:
     assert numbered("a/trace.json", "worker", 0, 1) == "a/trace.json"
     assert numbered(numbered("a/t.json", "rank", 2, 3), "worker", 1, 2) == "a/t-rank2-worker1.json"
     assert numbered(None, "worker", 1, 2) is None

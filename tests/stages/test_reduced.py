@@ -1,4 +1,4 @@
-"""Big JPEGs decoded at a reduced scale: which ones, by whom, and how near they come to the full decoding."""
+"""Large JPEGs decoded at a smaller scale: which ones, by which decoder, and how close the result is."""
 
 import io
 from typing import Literal
@@ -44,7 +44,7 @@ def test_at_least_twice_the_models_pixels_are_decoded_on_each_axis(height: int, 
 
 
 @pytest.mark.parametrize("decoder", ["torchvision", "dali"])
-def test_big_jpegs_come_near_and_all_others_stay_to_the_bit(decoder: Literal["torchvision", "dali"]) -> None:
+def test_large_jpegs_stay_close_and_all_others_stay_equal(decoder: Literal["torchvision", "dali"]) -> None:
     big = [jpeg(1201, 903), jpeg(641, 1100, orientation=6), jpeg(700, 533, mode="L"), jpeg(530, 801, orientation=3)]
     small = [jpeg(240, 200), jpeg(900, 700, kind="WEBP"), jpeg(900, 700, kind="PNG")]
     full, reduced = (decoded(big + small, decoder, scale) for scale in ("full", "reduced"))  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""`--reference`: open_clip's own transform and fp32, whatever that does to palettes, 16-bit gray and EXIF."""
+"""`--reference`: open_clip's own transform and fp32, including what they do to palettes, 16-bit gray and EXIF."""
 
 from pathlib import Path
 
@@ -69,7 +69,7 @@ def test_a_reference_run_gives_open_clips_scores_and_is_a_run_of_its_own(
     assert 'orientation is "upright" now' in warm("run", folder, *DEMO, "--out", out, code=3).stderr
 
 
-def test_reference_stands_for_three_settings_of_which_orientation_may_be_given() -> None:
+def test_reference_sets_three_settings_and_allows_orientation() -> None:
     made = from_flat({"reference": True, "orientation": "upright", "precision": "auto"})
     assert (made.decode.decoder, made.model.precision, made.decode.orientation) == ("open_clip", "fp32", "upright")
     assert from_flat({"reference": True}).decode.orientation == "stored"

@@ -1,4 +1,4 @@
-"""Label features: computed once for a model and its prompts."""
+"""Label features are computed once for a model and its prompts."""
 
 import hashlib
 import io
@@ -14,7 +14,7 @@ from clipbatch.stages.encode.text import cache_folder
 PROMPTS = [["a photo of a cat."], ["a photo of a dog.", "a drawing of a dog."]]
 
 
-def test_features_are_kept_under_model_and_prompts_and_a_damaged_file_is_made_anew(
+def test_features_are_cached_by_model_and_prompts_and_a_damaged_file_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -1,4 +1,4 @@
-"""What is said of files that are no picture here: damage, or an intact kind that no decoder knows, with its name."""
+"""Errors of files that cannot be decoded: damage, or an intact kind that no decoder here knows, with its name."""
 
 import gzip
 import struct
@@ -56,6 +56,7 @@ def heif(item: bytes) -> bytes:
     return data.replace(b"hvc1", item, 1)
 
 
+# Files of kinds that no decoder here knows, by what has to be said of them (before a comma).
 UNKNOWN = {
     "12-bit JPEG": frame(0xC1, 12),
     "12-bit JPEG, progressive": frame(0xC2, 12),
@@ -89,11 +90,10 @@ UNKNOWN = {
     "gzipped image (png)": gzip.compress(PNG)[:5000],
     "a JPEG begins at byte 65537": bytes(65537) + JPEG,
 }
-"""Files of kinds that no decoder here knows, by what has to be said of them (before a comma)."""
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_an_intact_file_of_a_kind_that_nobody_here_knows_is_unsupported_and_named(decoder: str) -> None:
+def test_an_intact_file_of_an_unknown_kind_is_unsupported_and_named(decoder: str) -> None:
     _, outcomes = decoded(UNKNOWN.values(), decoder)
     for name, outcome in zip(UNKNOWN, outcomes, strict=True):
         assert isinstance(outcome, Reject), (name, outcome)
@@ -102,7 +102,7 @@ def test_an_intact_file_of_a_kind_that_nobody_here_knows_is_unsupported_and_name
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_a_lossless_jpeg_is_right_or_named(decoder: str) -> None:
+def test_a_lossless_jpeg_is_decoded_correctly_or_named(decoder: str) -> None:
     """libjpeg-turbo 3 reads them where its caller lets it."""
     (pixels,), (outcome,) = decoded([lossless_jpeg()], decoder)
     if isinstance(outcome, Reject):
@@ -112,6 +112,7 @@ def test_a_lossless_jpeg_is_right_or_named(decoder: str) -> None:
         assert np.abs(pixels.astype(int) - open_clips(base((40, 30)).convert("L").convert("RGB"))).mean() < 1
 
 
+# Files that are damaged, with their status.
 DAMAGED = {
     "a bit of the frame": (frame(0xC1, 77), "corrupt"),
     "12 bits, cut off": (frame(0xC1, 12)[:-2000], "corrupt"),
@@ -131,11 +132,10 @@ DAMAGED = {
     "PNG cut off": (with_chunks(PNG, chunk(b"eXIf", b"junk"))[:-4000], "truncated"),
     "JPEG cut off": (with_segments(JPEG, app1(b"Exif\0\0junk"))[:-4000], "truncated"),
 }
-"""Files that are damaged, with their status."""
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_damage_is_no_unknown_kind(decoder: str) -> None:
+def test_a_damaged_file_is_not_called_an_unknown_kind(decoder: str) -> None:
     _, outcomes = decoded([data for data, _ in DAMAGED.values()], decoder)
     for (name, (_, status)), outcome in zip(DAMAGED.items(), outcomes, strict=True):
         assert isinstance(outcome, Reject), (name, outcome)

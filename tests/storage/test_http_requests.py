@@ -145,7 +145,7 @@ def test_a_run_over_the_web_gives_what_local_files_give(cli: Cli, server: Web, p
     [
         (f"{NO_ONE}/list.txt", "cannot read the manifest http://127.0.0.1:1/list.txt: no connection to 127.0.0.1:1"),
         ("/none.txt", "the server says 404 Not Found"),
-        ("/folder/", "a web server lists no folders: write the images' urls into a .txt manifest"),
+        ("/folder/", "web servers do not list folders: write the images' urls into a .txt manifest"),
     ],
 )
 def test_an_input_that_cannot_be_had_is_refused_in_one_line(

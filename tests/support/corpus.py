@@ -21,8 +21,8 @@ from PIL import Image, ImageDraw
 
 Rng = np.random.Generator
 Good = Callable[[Rng], tuple[str, bytes]]
+# Passes of an interlaced PNG: first column, first row, column step, row step.
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
-"""Passes of an interlaced PNG: first column, first row, column step, row step."""
 
 
 def photo(rng: Rng, width: int, height: int) -> Image.Image:
@@ -138,6 +138,7 @@ def _saved(suffix: str, kind: str, mode: str = "RGB", size: tuple[int, int] | No
     return lambda rng: (suffix, _save(photo(rng, *size).convert(mode) if size else _snap(rng, mode), kind, **options))
 
 
+# Healthy files, a kind a line: a generator in, (file suffix, file bytes) out.
 GOOD: dict[str, Good] = {
     "jpeg": _good(".jpg", _jpeg),
     "jpeg-444": _saved(".jpeg", "JPEG", quality=92, subsampling="4:4:4"),
@@ -176,7 +177,6 @@ GOOD: dict[str, Good] = {
     "jpeg-1500x12": _saved(".jpg", "JPEG", size=(1500, 12)),
     "jpeg-641x479": _saved(".jpg", "JPEG", size=(641, 479)),
 }
-"""Healthy files, a kind a line: a generator in, (file suffix, file bytes) out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,8 +185,8 @@ class Broken:
 
     suffix: str
     make: Callable[[Rng], bytes]
+    # The right answers, out of: empty, corrupt, truncated, unsupported, too_large, ok.
     statuses: frozenset[str]
-    """The right answers, out of: empty, corrupt, truncated, unsupported, too_large, ok."""
 
 
 def _broken(suffix: str, data: bytes | Callable[[Rng], bytes], *statuses: str) -> Broken:
@@ -216,6 +216,7 @@ def _cut(kind: str, *statuses: str, share: float = 0.5, size: int | None = None)
 _MP4 = struct.pack(">L4s4sL4s4sL4s", 24, b"ftyp", b"isom", 512, b"isom", b"mp41", 4008, b"mdat") + bytes(4000)
 _BOMB = _png_file(60_000, 60_000, zlib.compress(bytes(900_000)))
 
+# Bad files, a way a line. One that is cut off inside its headers may be called truncated or corrupt.
 BROKEN: dict[str, Broken] = {
     "empty": _broken(".jpg", b"", "empty"),
     "zeros": _broken(".jpg", bytes(4096), "unsupported"),  # what a file system leaves after a power cut
@@ -249,19 +250,18 @@ BROKEN: dict[str, Broken] = {
     "avif-half": _cut("avif", "truncated"),
     "tiff-half": _cut("tiff", "truncated"),
 }
-"""Bad files, a way a line. One that is cut off inside its headers may be called truncated or corrupt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expected:
     """One file that `make_folder` wrote."""
 
+    # Its path inside the folder, with slashes.
     name: str
-    """Its path inside the folder, with slashes."""
+    # Its key in `GOOD` or `BROKEN`.
     kind: str
-    """Its key in `GOOD` or `BROKEN`."""
+    # The right answers; {"ok"} for a healthy file.
     statuses: frozenset[str]
-    """The right answers; {"ok"} for a healthy file."""
 
 
 def make_folder(folder: Path, count: int, *, seed: int, bad_fraction: float = 1 / 3) -> list[Expected]:

@@ -18,6 +18,7 @@ from tests.support.old_run import FIXTURE
 
 COMMAND = ("run", "images", "--labels", "groups.toml", "--model", "clipbatch-demo", "--device", "cpu", "--embeddings")
 SIZES = ("--precision", "fp32", "--batch-size", "4", "--shard-size", "4")
+# What a flip may hit, by name.
 KINDS = {
     "run.json": "run/run.json",
     "its copy": "run/copies/run.json",
@@ -30,9 +31,8 @@ KINDS = {
     "parts": "run/parts/part-*.parquet",
     "cache": "cache/clipbatch/text/*",
 }
-"""What a flip may hit, by name."""
+# Files that say when and where; a damaged one is removed and made anew.
 NOT_COMPARED = re.compile(r"run/(report\.json|\.counts\.json)")
-"""Files that say when and where; a damaged one is removed and made anew."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,10 +43,10 @@ class Flip:
     file: str
     at: int
     bit: int
+    # The line that noticed it; empty where nothing did.
     said: str
-    """The line that noticed it; empty where nothing did."""
+    # What should not have happened.
     faults: tuple[str, ...]
-    """What should not have happened."""
 
 
 class Flips:
@@ -87,7 +87,7 @@ class Flips:
         lines = made.stderr.removeprefix("clipbatch: ").splitlines()
         said = lines[0] if made.returncode == 3 else lines[1]
         advice = re.findall(r"clipbatch ((?:verify|run) .*?(?:--restore|--repair))", made.stderr)
-        if kind == "manifest" and not advice and "plan the same input into another folder" in said:
+        if kind == "manifest" and not advice and "plan the same input in another folder" in said:
             self._cli("plan", *COMMAND[1:], *SIZES, "--out", "planned")
             shutil.copytree(
                 self._folder / "planned" / "manifest", self._folder / "run" / "manifest", dirs_exist_ok=True

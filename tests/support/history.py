@@ -29,8 +29,8 @@ _SIDES = range(24, 64)
 _NAME_LENGTH = len("0000.jpg")
 _YEAR_S = 31_556_952
 _ODD_YEARS = (1601, 1677, 1901, 1969, 2262, 2300, 2400, 9999)
+# Of the input: a folder, a list that also names what is gone, an archive that is packed anew each day.
 KINDS = ("folder", "folder", "list", "tar")
-"""Of the input: a folder, a list that also names what is gone, an archive that is packed anew each day."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +52,8 @@ class History:
     def __init__(self, root: Path, seed: int) -> None:
         self.rng = random.Random(seed)
         self.kind = KINDS[seed % len(KINDS)]
+        # Only then may a change leave size and time as they were.
         self.hashed = self.rng.random() < 0.3
-        """Only then may a change leave size and time as they were."""
         self.options = ("--hash-contents",) if self.hashed else ()
         self.images, self.dataset = root / "in", root / "dataset"
         self.images.mkdir()
@@ -62,10 +62,10 @@ class History:
         self._past: dict[str, list[Version]] = {}
         self._contents = 0
         self._tar_times: set[int] = set()
+        # Increments, so far.
         self.removed = 0
-        """Increments, so far."""
+        # Of all increments that ever had rows.
         self._names: set[str] = set()
-        """Of all increments that ever had rows."""
         for _ in range(8):
             self._add()
         self._write_input()

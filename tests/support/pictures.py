@@ -11,6 +11,7 @@ from PIL import Image
 
 from tests.support.corpus import photo
 
+# How a picture is stored so that each orientation makes it upright (Exif 2.3, 4.6.4).
 STORED = {
     1: None,
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -21,7 +22,6 @@ STORED = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_270,
 }
-"""How a picture is stored so that each orientation makes it upright (Exif 2.3, 4.6.4)."""
 
 
 def base(size: tuple[int, int] = (150, 100)) -> Image.Image:

@@ -63,10 +63,10 @@ class Case:
     way: str
     path: Path
     names: list[str]
+    # None where only names were written.
     captions: list[str] | None
-    """None where only names were written."""
+    # Whether the way of writing says of every quotation mark what it is for.
     exact: bool
-    """Whether the way of writing says of every quotation mark what it is for."""
 
 
 def _text(dice: random.Random, without: str = "") -> str:

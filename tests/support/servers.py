@@ -59,8 +59,8 @@ class Web(ThreadingHTTPServer):
         self.answers: dict[str, Answer] = {}
         self.seen: list[tuple[str, dict[str, str], float]] = []
         self.root = f"http://127.0.0.1:{self.server_port}"
+        # Set when the test is over: what an answer that stalls waits for.
         self.over = threading.Event()
-        """Set when the test is over: what an answer that stalls waits for."""
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients that hang up are what tests are about."""

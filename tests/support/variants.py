@@ -44,8 +44,8 @@ class Variant:
 
     name: str
     encode: Callable[[], bytes]
+    # The upright picture in RGB or RGBA, or what reads it from the file.
     shows: Image.Image | Callable[[bytes], Image.Image]
-    """The upright picture in RGB or RGBA, or what reads it from the file."""
 
     def make(self) -> tuple[bytes, Image.Image]:
         """The file and the picture."""

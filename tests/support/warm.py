@@ -18,8 +18,7 @@ from collections.abc import Mapping
 from typing import Any
 from unittest import mock
 
-from clipbatch.cli import app, exit_code
-from clipbatch.cli.output import _log
+from clipbatch.cli import app, exit_code, output
 from clipbatch.config import DecodeSettings, ModelSettings, ReadSettings, Settings
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.stages.journal import Journal
@@ -133,8 +132,8 @@ class Warm:
             warnings.catch_warnings(),
         ):
             warnings.simplefilter("ignore")
-            _log["format"] = "text"
-            stores._opened.clear()  # the environment says where a store is, and it may be another one
+            output.reset()
+            stores.forget()
             found = exit_code(lambda: app(texts, prog_name="clipbatch"))
         assert code in (None, found), f"exit code {found}, expected {code}\n{out.getvalue()}\n{err.getvalue()}"
         return subprocess.CompletedProcess(texts, found, out.getvalue(), err.getvalue())

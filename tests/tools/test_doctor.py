@@ -1,4 +1,4 @@
-"""The doctor: on this machine, where libraries die, and on copies of the kernel's files of other machines."""
+"""The doctor: on this machine, with libraries that crash, and with copies of kernel files of other machines."""
 
 import json
 import os
@@ -27,7 +27,7 @@ NAMES = [
 ]
 
 
-def test_this_machine_is_fit_for_the_embedded_model(cli: Cli, photos: Path) -> None:
+def test_this_machine_passes_for_the_embedded_model(cli: Cli, photos: Path) -> None:
     found = json.loads(cli("doctor", photos, *DEMO[2:], "--json").stdout)
     assert [one["name"] for one in found if not one["name"].startswith("GPU ")] == NAMES
     by_name = {one["name"]: one for one in found}
@@ -38,7 +38,7 @@ def test_this_machine_is_fit_for_the_embedded_model(cli: Cli, photos: Path) -> N
     assert "decodes" in by_name["DALI"]["text"]
 
 
-def test_a_library_that_dies_is_a_failure_with_a_remedy_and_the_other_looks_go_on(cli: Cli, tmp_path: Path) -> None:
+def test_a_library_that_crashes_is_a_failure_with_a_remedy_and_other_checks_go_on(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)")
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     made = cli("doctor", tmp_path, *DEMO[2:], code=5, env={"PYTHONPATH": path})
@@ -52,17 +52,17 @@ def test_a_library_that_dies_is_a_failure_with_a_remedy_and_the_other_looks_go_o
     assert made.stderr.count("\n") == 1
 
 
-def test_weights_that_cannot_be_had_are_a_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_unreachable_weights_are_a_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     model, pretrained = "ViT-B-32", "laion2b_s34b_b79k"
     found = checks.judge_weights(checks.ask("weights_are", model, pretrained), model, pretrained)
     assert found.level == "failure"
-    assert "neither cached here nor reachable" in found.text
+    assert "not cached here, and the hub does not answer" in found.text
     assert "--pretrained FILE" in found.remedy
 
 
-def test_an_unknown_model_is_refused_before_anything_is_looked_at(cli: Cli) -> None:
+def test_an_unknown_model_is_refused_before_any_check(cli: Cli) -> None:
     made = cli("doctor", "--model", "ViT-B32", code=3)
     assert made.stdout == ""
     assert "Did you mean ViT-B-32" in made.stderr
@@ -73,12 +73,12 @@ def test_an_unknown_model_is_refused_before_anything_is_looked_at(cli: Cli) -> N
     [
         (13000, "13.2", [H200], "ok", ""),
         (13020, "13.0", [H200], "ok", ""),
-        (12040, "13.2", [], "failure", "a driver that speaks CUDA 13.2, or a torch built for CUDA 12"),
+        (12040, "13.2", [], "failure", "a driver that supports CUDA 13.2, or a torch built for CUDA 12"),
         (13000, None, [], "failure", "built for CUDA"),
         (13000, "13.2", [], "failure", "no reason given"),
     ],
 )
-def test_torch_has_to_speak_the_drivers_cuda(
+def test_the_driver_has_to_support_torchs_cuda(
     monkeypatch: pytest.MonkeyPatch, driver: int, cuda: str | None, gpus: list[dict[str, Any]], level: str, said: str
 ) -> None:
     monkeypatch.setattr(hardware, "has_gpu", lambda: True)
@@ -98,7 +98,9 @@ def test_torch_has_to_speak_the_drivers_cuda(
         ({"answer": False}, [8, 6], "ok"),
     ],
 )
-def test_engines_that_are_there_have_to_answer(answer: dict[str, Any], capability: list[int], level: str) -> None:
+def test_gpus_with_jpeg_engines_have_to_decode_with_them(
+    answer: dict[str, Any], capability: list[int], level: str
+) -> None:
     found = checks.judge_engines(answer, H200 | {"capability": capability})
     assert found.level == level
     assert ("video" in found.remedy) == (level == "warning")
@@ -119,7 +121,7 @@ def test_a_gpu_on_the_bus_without_a_driver_is_a_failure(tmp_path: Path, monkeypa
     assert "unset CUDA_VISIBLE_DEVICES" in machine.driver(tmp_path).remedy
 
 
-def test_the_disks_rate_is_of_what_was_read_and_nothing_else(tmp_path: Path) -> None:
+def test_the_disk_rate_counts_only_bytes_that_were_read(tmp_path: Path) -> None:
     assert machine.disk(str(tmp_path)).level == "warning"
     assert "not measured" in machine.disk(str(tmp_path / "gone")).text
     assert "not measured" in machine.disk("s3://bucket/photos").text
@@ -130,6 +132,6 @@ def test_the_disks_rate_is_of_what_was_read_and_nothing_else(tmp_path: Path) -> 
     assert "in 1 files" in machine.disk(str(tmp_path / "sub" / "a.jpg")).text
 
 
-def test_examining_is_refused_for_a_model_that_there_is_not() -> None:
+def test_examine_refuses_an_unknown_model() -> None:
     with pytest.raises(InputError, match="ViT-B-32"):
         next(iter(checks.examine(".", "ViT-B32", None)))

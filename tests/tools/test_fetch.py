@@ -1,4 +1,4 @@
-"""`clipbatch fetch`, from a hub on this machine that goes away before the model is used."""
+"""`clipbatch fetch`, from a hub on this machine that stops before the model is used."""
 
 import json
 import shutil
@@ -76,7 +76,7 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
     hub.close()
 
 
-def test_what_was_fetched_is_used_where_no_hub_is_reached(cli: Cli, hub: Hub, photos: Path, tmp_path: Path) -> None:
+def test_a_fetched_model_is_used_without_a_hub(cli: Cli, hub: Hub, photos: Path, tmp_path: Path) -> None:
     online = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
     said = cli("fetch", "hf-hub:acme/tiny", env=online).stdout
     weights, use, _, offline = said.splitlines()
@@ -98,11 +98,11 @@ def test_what_was_fetched_is_used_where_no_hub_is_reached(cli: Cli, hub: Hub, ph
     assert rows(tmp_path / "out")["status"].to_pylist() == ["ok", "ok"]
 
 
-def test_a_model_that_is_a_file_is_here_already_and_one_that_cannot_be_had_is_refused(cli: Cli, tmp_path: Path) -> None:
+def test_a_model_file_needs_no_download_and_an_unreachable_model_is_refused(cli: Cli, tmp_path: Path) -> None:
     made = json.loads(cli("fetch", "clipbatch-demo", "--json").stdout)
     assert (made["weights"], made["cache"]) == (models.weights_file("embedded"), None)
     assert made["bytes"] == Path(made["weights"]).stat().st_size
     nowhere = {"HF_HOME": str(tmp_path)}
     error = cli("fetch", "ViT-B-32", code=3, env=nowhere).stderr
-    assert "neither cached here nor reachable" in error
+    assert "not cached here and cannot be downloaded" in error
     assert "Did you mean ViT-B-32" in cli("fetch", "ViT-B32", code=3).stderr

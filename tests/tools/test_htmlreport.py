@@ -69,7 +69,7 @@ def test_the_numbers_are_those_of_the_parts(run: Path) -> None:
     assert labels.scores.total == labels.margins.total == len(good)
 
 
-def test_the_best_labels_alone_give_the_same_margins(warm: Cli, run: Path, tmp_path: Path) -> None:
+def test_top_k_gives_the_same_margins(warm: Cli, run: Path, tmp_path: Path) -> None:
     warm("run", run.parent / "images", *DEMO, "--shard-size", 32, "--top-k", 3, "--out", tmp_path / "top")
     (full,), (top,) = gathered(run).sets.values(), gathered(tmp_path / "top").sets.values()
     assert top.margins.bars() == full.margins.bars()
@@ -88,7 +88,7 @@ threshold = 0.6
 """
 
 
-def test_each_label_group_is_reported_for_itself_and_images_below_a_threshold_have_no_label(
+def test_label_groups_are_reported_separately_and_images_below_a_threshold_have_no_label(
     warm: Cli, run: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "groups.toml").write_text(GROUPS)
@@ -145,7 +145,7 @@ def test_thumbnails_are_small_upright_and_without_metadata_or_say_why_not(snaps:
         assert not image.getexif()
     with Image.open(io.BytesIO(pictures[6])) as image:
         assert 140 < image.convert("L").getpixel((20, 20)) < 170  # not white
-    assert "more than a thumbnail is worth" in made[2].why
+    assert "too many to decode for a thumbnail" in made[2].why
     assert made[3].why == "not an image of a known kind"
     assert "missing" in made[4].why
     assert not any(made[row].base64 for row in (2, 3, 4))
@@ -192,11 +192,11 @@ def test_a_thumbnailer_that_dies_or_hangs_costs_one_picture(
     "answer",
     [None, 7, [], {}, {"webp": 1}, {"webp": "<script>"}, {"webp": "UklGR'onerror="}, {"webp": 'UklGRAAAA" onload="x'}],
 )
-def test_what_is_no_picture_never_gets_into_a_page(answer: Any) -> None:
+def test_only_webp_in_base64_gets_into_a_page(answer: Any) -> None:
     assert thumbnails.thumbnail_of(answer).base64 == ""
 
 
-def test_a_report_is_small_and_self_contained_and_reports_what_there_is(warm: Cli, run: Path, tmp_path: Path) -> None:
+def test_a_report_is_small_and_self_contained_also_for_an_unfinished_run(warm: Cli, run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(run, out)
     assert warm("report", out).stdout == f"{out / 'report.html'}\n"
@@ -217,7 +217,7 @@ def test_a_report_is_small_and_self_contained_and_reports_what_there_is(warm: Cl
     warm("verify", run)
 
 
-def test_what_cannot_be_reported_is_refused_and_leaves_nothing(warm: Cli, run: Path, tmp_path: Path) -> None:
+def test_runs_that_cannot_be_reported_are_refused_and_nothing_is_written(warm: Cli, run: Path, tmp_path: Path) -> None:
     assert "is not a run directory" in warm("report", tmp_path, code=3).stderr
     out = tmp_path / "out"
     shutil.copytree(run, out)

@@ -1,4 +1,4 @@
-"""What a report counts and says, on values whose answer is known."""
+"""The numbers of the report page, for values with known results."""
 
 import itertools
 from typing import Any
@@ -23,7 +23,7 @@ SCORES = np.float32([[0.7, 0.2, 0.1], [0.3, 0.5, 0.2], [0.4, 0.25, 0.35]])
 
 
 @pytest.mark.parametrize("layout", ["list", "half", "top", "wide"])
-def test_every_layout_of_scores_tells_the_second_best(layout: str) -> None:
+def test_every_layout_of_scores_gives_the_second_best(layout: str) -> None:
     lists: dict[str, Any] = {
         "list": {"scores": pa.FixedSizeListArray.from_arrays(pa.array(SCORES.ravel()), 3)},
         "half": {"scores": pa.array(list(SCORES.astype(np.float16)), pa.list_(pa.float16(), 3))},
@@ -47,7 +47,7 @@ def test_every_layout_of_scores_tells_the_second_best(layout: str) -> None:
     np.testing.assert_allclose(second.margin_B, [0.5, 0.2, 0.05], atol=1e-3)
 
 
-def test_a_histogram_has_every_value_and_quantiles_to_a_step() -> None:
+def test_a_histogram_counts_every_value_and_has_quantiles_to_a_step() -> None:
     values = np.random.default_rng(0).beta(5, 2, 30_000).astype(np.float32)
     values[:3] = [0.0, 1.0, np.nan]
     made = series.Histogram()
@@ -74,7 +74,7 @@ def test_a_histogram_of_few_or_odd_values_loses_none(values: list[float]) -> Non
     assert len(bars) <= 45
 
 
-def test_a_ranking_keeps_what_a_full_sort_would_and_the_earliest_of_equals() -> None:
+def test_a_ranking_equals_a_stable_full_sort() -> None:
     rng = np.random.default_rng(1)
     label, key = rng.integers(0, 7, 5000), rng.integers(0, 50, 5000).astype(np.float32)
     ranking, made = Ranking(4), list[int]()
@@ -115,12 +115,12 @@ def test_throughput_is_rows_between_publications_and_a_pause_is_no_slow_work() -
         ("<b>&amp;", "<b>&amp;"),
     ],
 )
-def test_what_cannot_be_seen_is_shown_and_the_rest_is_left_alone(text: str, said: str) -> None:
+def test_invisible_characters_are_escaped_and_others_are_not(text: str, said: str) -> None:
     assert template.shown(text) == said
     assert template.shown(text).encode()
 
 
-def test_long_names_and_lengths_of_time_are_short() -> None:
+def test_long_names_and_durations_are_shortened() -> None:
     assert [template.score(s) for s in (0.98765, 1, 0.00034, 6e-8, 0, -0.25)] == [
         "0.988",
         "1.000",

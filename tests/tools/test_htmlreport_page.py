@@ -1,4 +1,4 @@
-"""The report in a real browser: it renders without a word on the console, fetches nothing, and can be used by all."""
+"""The report page in a real browser: no message on the console, no request, and accessible."""
 
 import os
 import shutil
@@ -80,7 +80,7 @@ def test_pictures_figures_and_numbers_are_there(demo: Path, open_page: Open) -> 
     assert colour != "rgb(0, 0, 0)"
 
 
-def test_no_name_label_or_error_becomes_a_part_of_the_page(hostile_run: Path, open_page: Open) -> None:
+def test_no_name_label_or_error_becomes_markup(hostile_run: Path, open_page: Open) -> None:
     page = open_page(hostile_run / "report.html")
     assert page.evaluate("window.pwned") is None
     assert page.locator("script").count() == 1
@@ -160,7 +160,7 @@ def test_the_keyboard_reaches_everything_and_shows_where_it_is(demo: Path, open_
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1200, 375])
-def test_it_is_accessible_in_both_colour_schemes(
+def test_the_page_is_accessible_in_both_colour_schemes(
     demo: Path, hostile_run: Path, open_page: Open, scheme: str, width: int
 ) -> None:
     for path in (demo, hostile_run / "report.html"):

@@ -1,4 +1,4 @@
-"""`clipbatch init`: files that work at once, by flags and by answers on a real terminal."""
+"""`clipbatch init`: files that work at once, from options and from answers on a real terminal."""
 
 import codecs
 import os
@@ -45,7 +45,7 @@ def _answer(command: list[str], answers: list[tuple[str, str]], **more: object) 
     return process.returncode, said
 
 
-def test_what_is_written_by_flags_runs_at_once_from_another_folder(cli: Cli, photos: Path, tmp_path: Path) -> None:
+def test_files_written_from_options_work_from_another_folder(cli: Cli, photos: Path, tmp_path: Path) -> None:
     images = os.path.relpath(photos, tmp_path)
     flags = ("--images", images, "--labels", 'cat, a "dog",#bird', "--model", "clipbatch-demo")
     said = cli("init", *flags, cwd=tmp_path).stdout
@@ -54,13 +54,13 @@ def test_what_is_written_by_flags_runs_at_once_from_another_folder(cli: Cli, pho
     cli("run", "--config", tmp_path / "clipbatch.toml", "--limit", 3, "--out", tmp_path / "out")
     assert rows(tmp_path / "out").num_rows == 3
     again = cli("init", *flags, cwd=tmp_path, code=3).stderr
-    assert "clipbatch.toml is there already" in again
+    assert "clipbatch.toml exists already" in again
 
 
-def test_answers_on_a_terminal_are_checked_and_asked_for_again(tmp_path: Path, photos: Path) -> None:
+def test_wrong_answers_on_a_terminal_are_asked_for_again(tmp_path: Path, photos: Path) -> None:
     answers = [
         ("What to label", str(tmp_path / "nowhere")),
-        ("is not there", str(photos)),
+        ("does not exist", str(photos)),
         ("Labels", "cifar1"),
         ("Did you mean cifar10", "cifar10"),
         ("Model", "vitb32"),

@@ -1,4 +1,4 @@
-"""`clipbatch parity`: what it says of real images, against differences worked out here."""
+"""`clipbatch parity`: its results for real images, compared with differences computed here."""
 
 import html
 import json
@@ -14,7 +14,7 @@ from PIL import Image
 
 from clipbatch.config import SourceSettings
 from clipbatch.inputs import listing
-from clipbatch.tools.parity.compare import _evenly
+from clipbatch.tools.parity.compare import evenly
 from clipbatch.tools.parity.verdict import summary
 from tests.conftest import DEMO, Cli
 from tests.support.corpus import BROKEN, GOOD
@@ -25,7 +25,7 @@ KINDS = {"png-palette.png": "palette", "png-gray16.png": "16-bit", "png-rgba.png
 
 @pytest.fixture(scope="module")
 def folder(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Photographs, images that clipbatch treats otherwise on purpose, one turned by EXIF, and a broken one."""
+    """Photographs, images that clipbatch treats differently on purpose, one turned by EXIF, and a broken one."""
     folder, rng = tmp_path_factory.mktemp("compared"), np.random.default_rng(5)
     for path in sorted(photos.glob("*.jpg"))[:12]:
         (folder / path.name).write_bytes(path.read_bytes())
@@ -56,7 +56,7 @@ def test_every_image_is_compared_or_counted_and_those_that_differ_on_purpose_apa
     assert made["agrees"] is True
     assert made["alike"]["cosine_worst"] > 0.999
     assert made["alike"]["same_label"] == made["alike"]["images"]
-    for said in ("2 more images are treated otherwise on purpose", "16-bit gray is scaled", "1 image is turned"):
+    for said in ("2 more images are treated differently on purpose", "16-bit gray is scaled", "1 image is turned"):
         assert said in made["verdict"]
     by_name = {Path(row["uri"]).name: row for row in made["worst"]}
     assert by_name["png-gray16.png"]["pixel_mean"] > 20
@@ -92,7 +92,7 @@ def test_without_labels_as_text_and_what_is_refused(cli: Cli, folder: Path, tmp_
     assert "1 of 1 images: clipbatch-demo (embedded)" in said
     assert "label for" not in said
     assert "turned by EXIF" not in said
-    assert said.rstrip().splitlines()[-1].startswith("This machine's fast path answers as open_clip does: cosine 1.0")
+    assert said.rstrip().splitlines()[-1].startswith("This machine's fast path agrees with open_clip: cosine 1.0")
     no_weights = cli("parity", folder, "--model", "RN50", code=3).stderr
     assert "choose one with --pretrained" in no_weights
     assert no_weights.count("\n") == 1
@@ -101,11 +101,11 @@ def test_without_labels_as_text_and_what_is_refused(cli: Cli, folder: Path, tmp_
 
 
 @pytest.mark.parametrize(("listed", "limit"), [(1, 5), (5, 5), (9, 5), (1000, 7), (1000, 300), (100_000, 200)])
-def test_images_are_taken_evenly(tmp_path: Path, listed: int, limit: int) -> None:
+def test_images_are_takenevenly(tmp_path: Path, listed: int, limit: int) -> None:
     (tmp_path / "list.txt").write_text("".join(f"{number}.jpg\n" for number in range(listed)))
     inputs = listing.listers(SourceSettings(inputs=(str(tmp_path / "list.txt"),)))
     count = [0]
-    taken = pa.Table.from_batches(_evenly(limit, count)(listing.Listing(inputs, None, ())))
+    taken = pa.Table.from_batches(evenly(limit, count)(listing.Listing(inputs, None, ())))
     numbers = [int(uri.removesuffix(".jpg")) for uri in taken["uri"].to_pylist()]
     steps = np.diff(numbers)
     assert count == [listed]
@@ -115,7 +115,7 @@ def test_images_are_taken_evenly(tmp_path: Path, listed: int, limit: int) -> Non
     assert len(steps) == 0 or steps.max() <= 2 * steps.min()
 
 
-def test_a_machine_that_gives_other_answers_is_called_by_its_name() -> None:
+def test_a_machine_with_other_results_gets_a_negative_verdict() -> None:
     facts = {"orientation": "stored"}
     row = {"uri": "a", "status": "ok", "reference_status": "ok", "notes": [], "pixel_mean": 1.0, "pixel_max": 9}
     row |= {"score_off": 0.1, "label": "cat", "reference_label": "cat", "margin": 0.3}

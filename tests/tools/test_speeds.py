@@ -1,4 +1,4 @@
-"""What `models` says of speed: only what was measured on this machine."""
+"""The speeds that `clipbatch models` shows: only those measured on this machine."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ def test_models_shows_what_was_measured_here_and_nothing_else(
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"RN50": 3}', '{"RN50": {"images_per_s": "fast", "host": ""}}'])
-def test_a_damaged_file_is_as_good_as_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
+def test_a_damaged_file_counts_as_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     models.speeds_file().parent.mkdir()
     models.speeds_file().write_text(content)

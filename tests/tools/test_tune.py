@@ -1,4 +1,4 @@
-"""Tuning: the process that tries settings, the search, and the file that it leaves."""
+"""Tuning: the process that tries settings, the search, and the file that it writes."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from clipbatch.rundir.layout import RunDir
 from clipbatch.runs import plan as planner
 from clipbatch.tools.tune import search
 from clipbatch.tools.tune.search import Trial, Tuned
-from clipbatch.tools.tune.trials import Trier
+from clipbatch.tools.tune.trials import TrialRunner
 from clipbatch.workers.devices import Seat
 from tests.conftest import DEMO, Cli, children_of, rows
 
@@ -44,19 +44,19 @@ def find(rates: dict[tuple[tuple[str, Any], ...], list[float]], seconds: float =
     return chosen, gain, told
 
 
-def test_what_is_faster_is_kept_and_settings_add_up() -> None:
+def test_faster_settings_are_kept_and_combined() -> None:
     dali, both = ("decoder", "dali"), (("decoder", "dali"), ("batch_size", 64))
     chosen, gain, _ = find({(): [100], (dali,): [150], (dali, ("batch_size", 16)): [140], both: [180]})
     assert chosen == {"decoder": "dali", "batch_size": 64}
     assert gain == 1.8
 
 
-def test_a_gain_that_does_not_come_again_leaves_the_defaults() -> None:
+def test_a_gain_that_is_not_repeated_leaves_the_defaults() -> None:
     assert find({(): [100], (("decoder", "dali"),): [150, 150, 101]})[:2] == ({}, None)
     assert find({(): [100], (("decoder", "dali"),): [102]})[:2] == ({}, None)
 
 
-def test_settings_that_end_the_process_are_named_and_the_others_are_tried() -> None:
+def test_settings_that_kill_the_process_are_named_and_others_are_tried() -> None:
     chosen, _, trials = find({(): [100], (("batch_size", 16),): [200]})
     assert chosen == {"batch_size": 16}
     assert [trial.note for trial in trials if trial.changes == {"decoder": "dali"}] == ["the process ended by SIGSEGV"]
@@ -69,7 +69,7 @@ def test_without_time_nothing_is_measured_and_nothing_is_changed() -> None:
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda:0"])
-def test_all_that_is_tried_are_settings_that_a_run_takes(photos: Path, tmp_path: Path, device: str) -> None:
+def test_all_candidates_are_valid_settings_of_a_run(photos: Path, tmp_path: Path, device: str) -> None:
     settings = from_flat({"inputs": [str(photos)], "limit": 4, **DEMO_MODEL, "device": device})
     plan = planner.plan(settings, tmp_path / "run")
     found = search.candidates(plan, Seat(device=device, cores=tuple(range(16))))
@@ -95,29 +95,29 @@ def test_the_file_is_taken_by_run_and_no_other_is_overwritten(tmp_path: Path) ->
     assert (tmp_path / "mine.toml").read_text() == "labels = 'a,b'\n"
 
 
-def test_the_process_that_tries_answers_each_time_and_is_started_again(photos: Path, tmp_path: Path) -> None:
+def test_the_trial_process_answers_and_is_restarted_when_it_dies(photos: Path, tmp_path: Path) -> None:
     planner.plan(from_flat({"inputs": [str(photos)], "limit": 20, "batch_size": 8, **DEMO_MODEL}), tmp_path / "run")
-    trier = Trier(RunDir(tmp_path / "run"), Seat(device="cpu", cores=(0,)), time.monotonic() + 200)
+    runner = TrialRunner(RunDir(tmp_path / "run"), Seat(device="cpu", cores=(0,)), time.monotonic() + 200)
     try:
-        trier.load()
+        runner.load()
         for changes in ({}, {"batch_size": 32}, {"decoder": "pil", "decode_threads": 2}):
-            found = trier.rate(changes, 0.1)
+            found = runner.rate(changes, 0.1)
             assert found
             assert found["images_per_s"] > 0
-        refused = trier.rate({"decoder": "pil", "cpu_share": 0.5}, 0.1)
+        refused = runner.rate({"decoder": "pil", "cpu_share": 0.5}, 0.1)
         assert refused
         assert "cpu_share" in refused["error"]
         (child,) = (
             pid for pid in children_of(os.getpid()) if b"trials_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
         )
         os.kill(child, signal.SIGKILL)
-        answer = trier.rate({}, 0.1)
+        answer = runner.rate({}, 0.1)
         assert answer
-        answer = trier.rate({}, 0.1) if "error" in answer else answer  # it may not have been noticed yet
+        answer = runner.rate({}, 0.1) if "error" in answer else answer  # it may not have been noticed yet
         assert answer
         assert answer["images_per_s"] > 0
     finally:
-        trier.close()
+        runner.close()
 
 
 def test_tune_tries_settings_on_real_images_and_run_takes_what_it_wrote(cli: Cli, photos: Path, tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_tune_tries_settings_on_real_images_and_run_takes_what_it_wrote(cli: Cli
     assert rows(tmp_path / "out").num_rows == 8
 
 
-def test_tune_is_refused_before_anything_is_tried(cli: Cli, photos: Path, tmp_path: Path) -> None:
+def test_tune_refuses_wrong_options_before_any_trial(cli: Cli, photos: Path, tmp_path: Path) -> None:
     (tmp_path / "tuned.toml").write_text("labels = 'a,b'\n")
     assert "choose another file" in cli("tune", photos, code=3, cwd=tmp_path).stderr
     assert "nowhere" in cli("tune", "nowhere", "--out", "new.toml", code=3, cwd=tmp_path).stderr

@@ -1,4 +1,4 @@
-"""The command line: parse, build settings, call one function, map errors to exit codes. No work is done here."""
+"""The command line: parses options, builds settings, calls one function, and maps errors to exit codes."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from clipbatch.workers import signals
 
 EXIT_CODES = """\
 Exit codes: 0 done (bad images included), 2 usage, 3 input or settings refused, 4 more bad images than --max-bad,
-5 files of the run are damaged or gone, or doctor found a failure, 6 another process is at the same dataset or spool,
+5 files of the run are damaged or missing, or doctor found a failure, 6 another process uses the same dataset or spool,
 75 interrupted (the same command resumes), 1 a bug."""
 
 app = typer.Typer(
     name="clipbatch",
-    help="Label millions of images with an OpenCLIP model; leave Parquet that can be queried at once.",
+    help="Label millions of images with an OpenCLIP model; write Parquet files that you can query at once.",
     epilog=EXIT_CODES,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -36,8 +36,8 @@ for _commands in (run, serve, results, machine, lists):
 app.add_typer(submit.app, name="submit", rich_help_panel=run.PANEL)
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(value: bool) -> None:
+    if value:
         print(f"clipbatch {__version__}")
         raise typer.Exit
 
@@ -52,10 +52,10 @@ def _root(
 
 
 def main() -> NoReturn:
-    """Run the command line; end the process with the exit code of what happened."""
+    """Run the command line, then end the process with the exit code of the result."""
     streams = StandardStreams()
-    code = [1]  # of an exception that is a bug, whose trace Python prints
-    atexit.register(_leave, streams, code)  # the first to be registered is the last to be called
+    code = [1]  # kept if an exception is a bug, whose traceback Python prints
+    atexit.register(_exit, streams, code)  # functions are called in reverse order, so this one is called last
     code[0] = exit_code(_run)
     sys.exit(code[0])
 
@@ -67,31 +67,31 @@ def _run() -> None:
 
 
 def exit_code(work: Callable[[], object]) -> int:
-    """Do `work`, say what went wrong, and return the exit code that stands for it."""
+    """Call `work`, print its error if it fails, and return the exit code of the result."""
     try:
         work()
     except ClipbatchError as error:
-        return _refused(error)
+        return _report_error(error)
     except Exception as error:
-        refusal = _refusal(error)
-        if refusal is None:
+        input_error = _cause_in_environment(error)
+        if input_error is None:
             raise
-        return _refused(refusal)
-    except SystemExit as asked:
-        return asked.code if isinstance(asked.code, int) else 0 if asked.code is None else 1
+        return _report_error(input_error)
+    except SystemExit as request:
+        return request.code if isinstance(request.code, int) else 0 if request.code is None else 1
     return 0
 
 
-def _refusal(error: Exception) -> InputError | None:
-    """What is wrong around this process, where `error` comes of that."""
+def _cause_in_environment(error: Exception) -> InputError | None:
+    """The problem in the environment of this process that has caused `error`, if there is one."""
     from clipbatch.workers.child import working_folder
 
     if isinstance(error, FileNotFoundError) and working_folder() is not None:
-        return InputError("the working folder has been deleted: cd to one that is there, and try again")
+        return InputError("the working folder has been deleted: cd to an existing folder, and try again")
     return too_little_memory(error)
 
 
-def _refused(error: ClipbatchError) -> int:
+def _report_error(error: ClipbatchError) -> int:
     if logs_json():
         from clipbatch.workers.progress import log_json
 
@@ -101,7 +101,7 @@ def _refused(error: ClipbatchError) -> int:
     return error.exit_code
 
 
-def _leave(streams: StandardStreams, code: list[int]) -> NoReturn:
-    """End the process at once: a thread of Arrow's that lets go of a Python object while the interpreter is taken down
-    aborts it (apache/arrow#34314), and a command that did its work would exit with 134."""
+def _exit(streams: StandardStreams, code: list[int]) -> NoReturn:
+    """End the process at once. If Python shut down as usual, a thread of Arrow's that releases a Python object could
+    abort the process (apache/arrow#34314), and a command that did its work would exit with 134."""
     os._exit(streams.close(code[0]))

@@ -1,4 +1,4 @@
-"""The commands that look things up."""
+"""The commands `labels` and `models`, which list things."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ def labels_command(
     template: Annotated[Optional[list[str]], typer.Option(help="As for run.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Show the prompts as the model will see them.
+    """Show the prompts that the model will see.
 
     Example: clipbatch labels documents-10
     """
     from clipbatch.config import LabelSettings
     from clipbatch.config.labels import load
 
-    found = load(LabelSettings(labels=labels, template=tuple(template or ())))
-    prompts = [dict(zip(group.names, group.prompts, strict=True)) for group in found.groups]
+    label_set = load(LabelSettings(labels=labels, template=tuple(template or ())))
+    prompts = [dict(zip(group.names, group.prompts, strict=True)) for group in label_set.groups]
     if as_json:
-        print(json.dumps(found.by_group(prompts), indent=2, ensure_ascii=False))
+        print(json.dumps(label_set.by_group(prompts), indent=2, ensure_ascii=False))
         return
-    for group, texts_of in zip(found.groups, prompts, strict=True):
-        least = [] if group.threshold is None else [f"no label below {group.threshold}"]
-        if group.name or least:
-            print("# " + ", ".join([*([f"group {group.name}"] if group.name else []), *least]))
-        for name, texts in texts_of.items():
+    for group, prompts_by_label in zip(label_set.groups, prompts, strict=True):
+        threshold = [] if group.threshold is None else [f"no label below {group.threshold}"]
+        if group.name or threshold:
+            print("# " + ", ".join([*([f"group {group.name}"] if group.name else []), *threshold]))
+        for name, texts in prompts_by_label.items():
             print("\n    ".join([name, *texts]))
 
 
 @app.command("models", rich_help_panel=PANEL)
 def models_command(
-    pattern: Annotated[str, typer.Argument(help="Show only names that hold this text.")] = "",
+    pattern: Annotated[str, typer.Argument(help="Show only names that contain this text.")] = "",
     as_json: Json = False,
 ) -> None:
-    """List the models with their cost: parameters and operations of the image tower, and its input size; and with
-    images/s where make bench has measured them on this machine.
+    """List the models with parameters and operations of the image tower, and the input size; also images/s, if make
+    bench has measured them on this machine.
 
     Example: clipbatch models ViT-B
     """
@@ -53,16 +53,16 @@ def models_command(
     from clipbatch.tools.models import measured
 
     rates = measured()
-    found = [entry for entry in entries() if pattern.lower() in entry.name.lower()]
+    models = [entry for entry in entries() if pattern.lower() in entry.name.lower()]
     if as_json:
         rows = [
             {name: getattr(entry, name) for name in entry.__slots__} | {"images_per_s": rates.get(entry.name)}
-            for entry in found
+            for entry in models
         ]
         print(json.dumps(rows, indent=2))
         return
-    here = f" {'images/s here':>14}" if any(entry.name in rates for entry in found) else ""
-    print(f"{'model':40} {'input':>6} {'image Mparam':>13} {'GFLOP an image':>15}{here}")
-    for entry in found:
+    rate_header = f" {'images/s here':>14}" if any(entry.name in rates for entry in models) else ""
+    print(f"{'model':40} {'input':>6} {'image Mparam':>13} {'GFLOP an image':>15}{rate_header}")
+    for entry in models:
         rate = f" {rates[entry.name]:>14.3g}" if entry.name in rates else ""
         print(f"{entry.name:40} {entry.image_size:>6} {entry.image_mparams:>13.3g} {entry.image_gflop:>15.3g}{rate}")

@@ -1,7 +1,4 @@
-"""The commands that make a machine ready, and check it.
-
-The commands that fit clipbatch and a machine together.
-"""
+"""The commands that prepare a machine and fit clipbatch to it: init, fetch, parity, doctor, tune."""
 
 from __future__ import annotations
 
@@ -36,8 +33,8 @@ _COMPARED = (
 
 @app.command("init", rich_help_panel=PANEL)
 def init_command(
-    folder: Annotated[Path, typer.Argument(help="Where to write.", metavar="[FOLDER]")] = Path("."),
-    images: Annotated[Optional[str], typer.Option(help="What to label: as INPUT of run.")] = None,
+    folder: Annotated[Path, typer.Argument(help="The folder to write to.", metavar="[FOLDER]")] = Path("."),
+    images: Annotated[Optional[str], typer.Option(help="What to label, like INPUT of run.")] = None,
     labels: Annotated[
         Optional[str], typer.Option("--labels", "-l", help="As for run.", autocompletion=complete_labels)
     ] = None,
@@ -45,11 +42,9 @@ def init_command(
         Optional[str], typer.Option("--model", "-m", help="As for run.", autocompletion=complete_models)
     ] = None,
     pretrained: Annotated[Optional[str], typer.Option(help="As for run.")] = None,
-    yes: Annotated[
-        bool, typer.Option("--yes", "-y", help="Ask nothing; take the default of what is not given.")
-    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing; use defaults for missing options.")] = False,
 ) -> None:
-    """Write clipbatch.toml and labels.txt to start from, after asking for what is not given. Overwrites nothing.
+    """Write clipbatch.toml and labels.txt to start from; asks for missing options. Overwrites nothing.
 
     Example: clipbatch init --images photos/ --labels cat,dog,bird --yes
     """
@@ -61,7 +56,7 @@ def init_command(
     asks = not yes and sys.stdin.isatty()
     images = images or (_ask("What to label (a folder, a manifest, a url)", quickstart.check_images) if asks else None)
     if not images or not (labels or asks or yes):
-        raise InputError("give --images, and --labels or --yes, or run clipbatch init on a terminal, which asks")
+        raise InputError("give --images, and --labels or --yes; or run clipbatch init on a terminal, where it asks")
     if not labels:
         labels = quickstart.EXAMPLE_LABELS
         if asks:
@@ -70,14 +65,14 @@ def init_command(
         model = "ViT-B-32"
         if asks:
             model = _ask("Model (clipbatch-demo needs no download)", models.canonical, model)
-    written = quickstart.write(folder, images=images, label_spec=labels, model=model, pretrained=pretrained)
-    for path in written:
+    paths = quickstart.write(folder, images=images, label_spec=labels, model=model, pretrained=pretrained)
+    for path in paths:
         print(f"wrote {path}")
-    print(f"next: clipbatch run --config {shlex.quote(str(written[0]))} --out scores/")
+    print(f"next: clipbatch run --config {shlex.quote(str(paths[0]))} --out scores/")
 
 
 def _ask(question: str, check: Callable[[str], str], default: str | None = None) -> str:
-    """The answer, asked for again as long as `check` refuses it."""
+    """The user's answer. Asks again as long as `check` refuses it."""
 
     def checked(text: str) -> str:
         try:
@@ -93,25 +88,25 @@ def _ask(question: str, check: Callable[[str], str], default: str | None = None)
 @app.command("parity", rich_help_panel=PANEL)
 @takes_some(*_COMPARED)
 def parity_command(
-    given: SettingValues,
+    values: SettingValues,
     *,
-    limit: Annotated[int, typer.Option(min=1, help="How many images to compare, taken evenly from all.")] = 200,
+    limit: Annotated[int, typer.Option(min=1, help="How many images to compare, spread evenly over the input.")] = 200,
     out: Annotated[
-        Optional[str], typer.Option("--out", "-o", help="An HTML FILE to write, which shows the least alike images.")
+        Optional[str], typer.Option("--out", "-o", help="An HTML FILE to write, with the images that differ most.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Compare this machine's fast path with open_clip's own transform and model in fp32, on your images.
+    """Compare the fast path on this machine with open_clip's own transform and model in fp32, using your images.
 
     Example: clipbatch parity photos/ --labels labels.txt --out parity.html
     """
     from clipbatch.tools.parity import compare, verdict
 
-    found, page = compare.compare(from_flat(given), limit=limit, out=out)
+    summary, page = compare.compare(from_flat(values), limit=limit, out=out)
     if as_json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(summary, indent=2))
         return
-    print(verdict.text(found))
+    print(verdict.text(summary))
     if page:
         print(f"to look at it: {page}")
 
@@ -122,24 +117,28 @@ def fetch_command(
     pretrained: Annotated[Optional[str], typer.Option(help="As for run.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Fetch a model once, for machines without a network, and say where it lies.
+    """Download a model once, for machines without a network, and print where it is.
 
     Example: clipbatch fetch ViT-B-32
     """
     from clipbatch.tools import models
 
     result_is_on_disk()
-    found = models.fetch(model, pretrained)
-    print(json.dumps(found, indent=2) if as_json else _offline(found))
+    fetched = models.fetch(model, pretrained)
+    print(json.dumps(fetched, indent=2) if as_json else _offline(fetched))
 
 
-def _offline(found: Fetched) -> str:
-    weights = f" --pretrained {shlex.quote(found['pretrained'])}" if found["pretrained"] else ""
-    use = f"clipbatch run ... --model {shlex.quote(found['model'])}{weights}"
-    lines = [f"{found['weights']}: {found['bytes'] / 1e6:.0f} MB, sha256 {found['sha256']}", f"use it here: {use}"]
-    if found["cache"]:
+def _offline(fetched: Fetched) -> str:
+    """How to use the model on this machine and on one without a network."""
+    weights = f" --pretrained {shlex.quote(fetched['pretrained'])}" if fetched["pretrained"] else ""
+    use = f"clipbatch run ... --model {shlex.quote(fetched['model'])}{weights}"
+    lines = [
+        f"{fetched['weights']}: {fetched['bytes'] / 1e6:.0f} MB, sha256 {fetched['sha256']}",
+        f"use it here: {use}",
+    ]
+    if fetched["cache"]:
         lines.append(
-            f"where there is no network: cp -a {shlex.quote(found['cache'])} to FOLDER there, then\n"
+            f"on a machine without a network: cp -a {shlex.quote(fetched['cache'])} to FOLDER there, then\n"
             f"  HF_HUB_CACHE=FOLDER HF_HUB_OFFLINE=1 {use}"
         )
     return "\n".join(lines)
@@ -151,14 +150,14 @@ FIT_PANEL = "Fit it to a machine"
 @app.command("doctor", rich_help_panel=FIT_PANEL)
 @takes_some("model", "pretrained")
 def doctor_command(
-    given: SettingValues,
+    values: SettingValues,
     *,
     place: Annotated[
-        str, typer.Argument(metavar="[INPUT]", help="File or folder to measure the disk on; default: this folder.")
+        str, typer.Argument(metavar="[INPUT]", help="File or folder to measure the disk with; default: this folder.")
     ] = ".",
     as_json: Json = False,
 ) -> None:
-    """Check driver, GPU, decoders, cores, disk and weights; each line is ok, a warning or a failure with its remedy.
+    """Check driver, GPU, decoders, cores, disk and weights. Each line is ok, a warning or a failure with its remedy.
 
     Exit code 5 if there is a failure. Works without a GPU.
 
@@ -167,17 +166,17 @@ def doctor_command(
     from clipbatch.config import from_flat
     from clipbatch.tools.doctor import examine, lines
 
-    settings = from_flat(given).model
-    found = []
+    settings = from_flat(values).model
+    findings = []
     for finding in examine(place, settings.model, settings.pretrained):
-        found.append(finding)
+        findings.append(finding)
         if not as_json:
             print(lines([finding]), flush=True)
     if as_json:
-        print(json.dumps([dataclasses.asdict(finding) for finding in found], indent=2))
-    failed = [finding.name for finding in found if finding.level == "failure"]
+        print(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
+    failed = [finding.name for finding in findings if finding.level == "failure"]
     if failed:
-        raise UnfitError(f"{len(failed)} of {len(found)} checks failed: {', '.join(failed)}")
+        raise UnfitError(f"{len(failed)} of {len(findings)} checks failed: {', '.join(failed)}")
 
 
 @app.command("tune", rich_help_panel=FIT_PANEL)
@@ -196,16 +195,16 @@ def doctor_command(
     "limit",
 )
 def tune_command(
-    given: SettingValues,
+    values: SettingValues,
     *,
     inputs: Input,
     out: Annotated[Path, typer.Option("--out", "-o", help="The settings file to write.")] = Path("tuned.toml"),
-    budget: Annotated[float, typer.Option(min=10, help="Seconds that it may take in all.")] = 90.0,
+    budget: Annotated[float, typer.Option(min=10, help="Seconds that the search may take in all.")] = 90.0,
     as_json: Json = False,
 ) -> None:
-    """Find the fastest settings for decoding your images on this machine; write them for run --config.
+    """Find the fastest settings for decoding your images on this machine, and write them for run --config.
 
-    What is given as an option stays as it is. A run that is planned with other settings is another run.
+    Settings that you give as options are not changed. A run planned with other settings is another run.
 
     Example: clipbatch tune photos/ --model ViT-B-32 --out tuned.toml
     """
@@ -214,19 +213,19 @@ def tune_command(
 
     result_is_on_disk()
     search.check_target(out)
-    settings = from_flat({**given, "inputs": inputs})
+    settings = from_flat({**values, "inputs": inputs})
     rates: list[float | None] = []
 
-    def tell(trial: Trial) -> None:
+    def show_trial(trial: Trial) -> None:
         rates.append(trial.images_per_s)
         if not as_json:
             print(search.row(trial, rates[0]), flush=True)
 
     if not as_json:
         print(search.HEADER, flush=True)
-    found = tune(settings, budget, tell)
-    search.write(out, found, settings)
+    tuned = tune(settings, budget, show_trial)
+    search.write(out, tuned, settings)
     if as_json:
-        print(json.dumps(dataclasses.asdict(found), indent=2))
+        print(json.dumps(dataclasses.asdict(tuned), indent=2))
     else:
-        print(f"\n{search.text(found, settings)}\nwritten to {out}: clipbatch run INPUT --config {out} ...")
+        print(f"\n{search.text(tuned, settings)}\nwritten to {out}: clipbatch run INPUT --config {out} ...")

@@ -1,4 +1,4 @@
-"""The settings as options of the command line, shared by every command that plans a run."""
+"""Turns the settings into options for the command line. All commands that need settings share them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from clipbatch.errors import InputError
 
 
 def complete_models(start: str) -> list[str]:
-    """Names of models for the shell."""
+    """Names of models, for completion in the shell."""
     from clipbatch.config import models
 
     return [name for name in models.names() if name.startswith(start)]
 
 
 def complete_labels(start: str) -> list[str]:
-    """Names of shipped label sets for the shell."""
+    """Names of shipped label sets, for completion in the shell."""
     from clipbatch.config.labels import shipped
 
     return [name for name in shipped() if name.startswith(start)]
@@ -38,20 +38,20 @@ Input = Annotated[
     ),
 ]
 Out = Annotated[
-    str, typer.Option("--out", "-o", help="The run directory, or a url in a store; a run that is there is resumed.")
+    str, typer.Option("--out", "-o", help="The run directory, or a URL in an object store. An existing run is resumed.")
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Throw away the run in --out and begin anew.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete the run in --out and start again.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 _PANELS = ("Labels", "Model", "Input", "Images", "Output", "Machines")
 _COMPLETIONS = {"labels": complete_labels, "model": complete_models}
 
 
 def _options() -> dict[str, Any]:
-    """An option for each setting, by name, panel by panel."""
+    """The options for all settings by name, sorted by panel."""
     options: dict[str, Any] = {}
     for name, (field, kind) in declared().items():
         if not field.metadata["panel"]:
-            continue  # not for users to choose
+            continue  # users do not choose this one
         flags = [f"--{name.replace('_', '-')}"] if _plain(kind) is bool or field.metadata["short"] else []
         flags += [field.metadata["short"]] if field.metadata["short"] else []
         option = typer.Option(
@@ -65,19 +65,19 @@ def _options() -> dict[str, Any]:
         Optional[bool],
         typer.Option(
             "--reference",
-            help="Slow and exact: open_clip's own transform and fp32; EXIF ignored, as there.",
+            help="Slow and exact: open_clip's own transform and fp32; ignores EXIF, as open_clip does.",
             rich_help_panel="Model",
         ),
     ]
     options["config"] = Annotated[
-        Optional[Path], typer.Option("--config", "-c", help="TOML file of settings; flags win over it.")
+        Optional[Path], typer.Option("--config", "-c", help="TOML file of settings; options override it.")
     ]
     panels = {name: _PANELS.index(o.__metadata__[0].rich_help_panel) for name, o in options.items() if name != "config"}
     return dict(sorted(options.items(), key=lambda entry: panels.get(entry[0], len(_PANELS))))
 
 
 def _plain(kind: Any) -> Any:
-    """The type that an option of a setting of type `kind` takes: choices are texts, tuples are options that repeat."""
+    """The type of the option for a setting of type `kind`: str for choices, a list for tuples (repeated options)."""
     if isinstance(kind, types.UnionType):  # X | None
         (kind,) = (part for part in typing.get_args(kind) if part is not types.NoneType)
     if typing.get_origin(kind) is tuple:
@@ -89,43 +89,43 @@ SETTINGS = _options()
 
 
 def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Give `command` all options of `SETTINGS`; it gets them as one `Settings`, without inputs where none is given."""
-    return _taking(command, "settings", {"inputs": Input, **SETTINGS}, _settings)
+    """Give `command` all options of `SETTINGS`. It receives them as `settings`, one `Settings`."""
+    return _with_options(command, "settings", {"inputs": Input, **SETTINGS}, _settings)
 
 
 def takes_some(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options of these settings; it gets those that are given as a dict `given`, with those of
-    `config`, if that is among them, below."""
+    """Give a command the options of these settings. It receives those that the user gave as a dict `values`; the
+    contents of a `config` file are in it too, and options override them."""
     options = {"inputs": Input, **SETTINGS}
-    return lambda command: _taking(command, "given", {name: options[name] for name in names}, _given)
+    return lambda command: _with_options(command, "values", {name: options[name] for name in names}, _values)
 
 
-def _taking(
+def _with_options(
     command: Callable[..., None], name: str, options: dict[str, Any], make: Callable[[SettingValues], Any]
 ) -> Callable[..., None]:
-    """`command` with `options` in place of its parameter `name`, which it gets as `make` makes it of them."""
+    """`command` with `options` instead of its parameter `name`, for which it receives the result of `make`."""
     own = inspect.signature(command, eval_str=True)
 
-    def called(**values: Any) -> None:
-        made = make({option: values.pop(option) for option in options})
-        command(**{name: made}, **values)
+    def wrapper(**values: Any) -> None:
+        argument = make({option: values.pop(option) for option in options})
+        command(**{name: argument}, **values)
 
-    given = [
+    added = [
         inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
         for option, annotation in options.items()
     ]
-    arguments = [p for p in given if p.annotation is Input]
+    arguments = [p for p in added if p.annotation is Input]
     parameters = [*arguments, *(own.parameters[p] for p in own.parameters if p != name)]
-    parameters += [p for p in given if p not in arguments]
-    called.__signature__ = own.replace(  # type: ignore[attr-defined]
+    parameters += [p for p in added if p not in arguments]
+    wrapper.__signature__ = own.replace(  # type: ignore[attr-defined]
         parameters=[p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
     )
-    called.__annotations__ = {p.name: p.annotation for p in parameters}
-    called.__name__, called.__doc__ = command.__name__, command.__doc__
-    return called
+    wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
+    wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
+    return wrapper
 
 
-def _given(options: SettingValues) -> SettingValues:
+def _values(options: SettingValues) -> SettingValues:
     values = {name: value for name, value in options.items() if value not in (None, [])}
     config = values.pop("config", None)
     if "columns" in values:
@@ -134,13 +134,13 @@ def _given(options: SettingValues) -> SettingValues:
 
 
 def _settings(options: SettingValues) -> Settings:
-    values = _given(options)
+    values = _values(options)
     if not values.get("inputs"):
-        anew = names_of("invocation", "worker", "placement")
-        fixed = [name for name in values if name not in anew]
+        changeable = names_of("invocation", "worker", "placement")
+        fixed = [name for name in values if name not in changeable]
         if fixed:
             raise InputError(
                 f"no INPUT: name a folder, image files, a .txt manifest, or - (given: {', '.join(fixed)}); without "
-                "one, the run in --out goes on with the settings that it has"
+                "an INPUT, the run in --out continues with the settings that it has"
             )
     return from_flat(values)

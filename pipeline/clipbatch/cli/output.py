@@ -1,4 +1,4 @@
-"""What the commands share: arguments, and how results are printed."""
+"""Arguments and output that several commands share."""
 
 from __future__ import annotations
 
@@ -11,19 +11,25 @@ import typer
 if TYPE_CHECKING:
     from clipbatch.runs.report import Report
 
+# The format of the log of this invocation.
 _log = {"format": "text"}
 
 
+def reset() -> None:
+    """Set the log to its default. For a process that runs several command lines."""
+    _log["format"] = "text"
+
+
 def logs_json() -> bool:
-    """Whether this invocation was asked for --log-format json."""
+    """Whether this invocation has --log-format json."""
     return _log["format"] == "json"
 
 
-def _choose_log(chosen: str) -> str:
-    if chosen not in ("text", "json"):
-        raise typer.BadParameter(f"{chosen!r} is neither text nor json")
-    _log["format"] = chosen
-    return chosen
+def _set_log_format(value: str) -> str:
+    if value not in ("text", "json"):
+        raise typer.BadParameter(f"{value!r} is neither text nor json")
+    _log["format"] = value
+    return value
 
 
 LogFormat = Annotated[
@@ -31,28 +37,28 @@ LogFormat = Annotated[
     typer.Option(
         "--log-format",
         help="text, or json: progress, messages and the error as JSON lines on standard error, for log collectors.",
-        callback=_choose_log,
-        is_eager=True,  # so that wrong settings are told in the same way
+        callback=_set_log_format,
+        is_eager=True,  # so that errors in other options are logged in this format too
     ),
 ]
 RunDirectory = Annotated[str, typer.Argument(help="A run directory.", metavar="RUN")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary; errors only.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress and no summary, only errors.")]
 
 
-def show(made: Report, out: str, quiet: bool, as_json: bool) -> None:
-    """The end of a run: its report, or a summary of it."""
-    from clipbatch.runs import report
+def show(report: Report, out: str, quiet: bool, as_json: bool) -> None:
+    """Print the report of a run, as JSON or in words."""
+    from clipbatch.runs import report_text
 
     if as_json:
-        print(json.dumps(made, indent=2))
+        print(json.dumps(report, indent=2))
     elif not quiet:
-        print(report.text(out, made))
+        print(report_text.text(out, report))
 
 
-def print_facts(found: Mapping[str, object], as_json: bool) -> None:
-    """`found` as lines of name and value, or as JSON."""
+def print_facts(facts: Mapping[str, object], as_json: bool) -> None:
+    """Print `facts` as lines of name and value, or as JSON."""
     if as_json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(facts, indent=2))
         return
-    for name, value in found.items():
+    for name, value in facts.items():
         print(f"{name:14} {json.dumps(value) if isinstance(value, dict) else value}")

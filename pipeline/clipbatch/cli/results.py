@@ -1,4 +1,4 @@
-"""The commands that look at a run."""
+"""The commands for the results of a run: status, verify, report, compact."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from clipbatch.errors import DamagedError
 
 app = typer.Typer()
 PANEL = "Look at a run"
-_SHOWN = 20
+# How many problems `verify` prints.
+_MAX_SHOWN = 20
 
 
 @app.command("status", rich_help_panel=PANEL)
 def status_command(run: RunDirectory, as_json: Json = False) -> None:
-    """How far a run is: one directory listing.
+    """Show how far a run is. This only lists the directory.
 
     Example: clipbatch status scores/
     """
@@ -34,13 +35,14 @@ def verify_command(
     run: RunDirectory,
     restore: Annotated[
         bool,
-        typer.Option("--restore", help="First put back run.json, model.json and text.npy where they are damaged."),
+        typer.Option("--restore", help="First restore run.json, model.json and text.npy if they are damaged."),
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Check that every row is there once, in order, whole and of this run. Exit code 5 if not.
+    """Check that every row is there once, in order, intact and of this run. Exit code 5 if not.
 
-    --restore takes a damaged file of the three from its second copy, or makes the copy anew; it touches no part.
+    --restore replaces a damaged one of the three files by its second copy, or a damaged copy by the file. It changes
+    no part.
 
     Example: clipbatch verify scores/
     """
@@ -50,27 +52,27 @@ def verify_command(
 
     for line in damage.restore(RunDir(run)) if restore else ():
         print(line, file=sys.stderr)
-    plan, found = api.verify(run)
+    plan, damaged_parts = api.verify(run)
     files = damage.problems(RunDir(run), plan)
     if as_json:
-        texts = [*files, *(text for _, text in found)]
-        print(json.dumps({"rows": plan.rows, "parts": plan.shards, "problems": texts}, indent=2))
-    elif not found and not files:
+        problems = [*files, *(text for _, text in damaged_parts)]
+        print(json.dumps({"rows": plan.rows, "parts": plan.shards, "problems": problems}, indent=2))
+    elif not damaged_parts and not files:
         parts = "1 part" if plan.shards == 1 else f"{plan.shards} parts"
         print(f"{run}: {plan.rows} rows in {parts}, every one there once, in order and whole")
-    wrong = []
+    errors = []
     if files:
-        wrong.append(_damage("files beside the parts are", files, damage.remedy(RunDir(run))))
-    if found:
-        remedy = f"clipbatch run --out {run} --repair"
-        wrong.append(_damage(f"{len(found)} of {plan.shards} parts are", [text for _, text in found], remedy))
-    if wrong:
-        raise DamagedError("\n\n".join(wrong))
+        errors.append(_describe("files beside the parts are", files, damage.remedy(RunDir(run))))
+    if damaged_parts:
+        summary = f"{len(damaged_parts)} of {plan.shards} parts are"
+        errors.append(_describe(summary, [text for _, text in damaged_parts], f"clipbatch run --out {run} --repair"))
+    if errors:
+        raise DamagedError("\n\n".join(errors))
 
 
-def _damage(what: str, lines: list[str], remedy: str) -> str:
-    more = [f"and {len(lines) - _SHOWN} more, which --json names"] if len(lines) > _SHOWN else []
-    return "\n".join([f"{what} not as they should be:", *lines[:_SHOWN], *more, "", f"remedy: {remedy}"])
+def _describe(summary: str, problems: list[str], remedy: str) -> str:
+    more = [f"and {len(problems) - _MAX_SHOWN} more, which --json lists"] if len(problems) > _MAX_SHOWN else []
+    return "\n".join([f"{summary} not as they should be:", *problems[:_MAX_SHOWN], *more, "", f"remedy: {remedy}"])
 
 
 @app.command("report", rich_help_panel=PANEL)
@@ -81,10 +83,11 @@ def report_command(
         typer.Option("--out", "-o", help="The file to write; default: report.html in the run directory."),
     ] = None,
     examples: Annotated[
-        int, typer.Option("--examples", min=0, max=50, help="Confident images shown for each label, and doubtful ones.")
+        int,
+        typer.Option("--examples", min=0, max=50, help="How many sure and how many doubtful images to show a label."),
     ] = 6,
 ) -> None:
-    """Make a page to look at: one HTML file of a few megabytes at most, with thumbnails, that needs nothing else.
+    """Write an HTML page about a run: a single file with thumbnails, a few megabytes at most.
 
     Example: clipbatch report scores/
     """
@@ -98,13 +101,15 @@ def report_command(
 def compact_command(
     run: RunDirectory,
     *,
-    out: Annotated[str, typer.Option("--out", "-o", help="A folder for the files, or a url in a store.")],
-    rows_per_file: Annotated[Optional[int], typer.Option(help="Most rows of a file; default: about 512 MiB.")] = None,
+    out: Annotated[str, typer.Option("--out", "-o", help="A folder for the files, or a URL in an object store.")],
+    rows_per_file: Annotated[
+        Optional[int], typer.Option(help="Maximum rows in a file; default: about 512 MiB.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Copy a finished run's parts into few big files, every checksum verified. The same command resumes.
+    """Copy the parts of a finished run into a few large files, and verify every checksum. The same command resumes.
 
-    RUN may be a dataset of increments; then --out gets a folder for each.
+    RUN may be a dataset of increments. Then --out gets a folder for each increment.
 
     Example: clipbatch compact scores/ --out s3://bucket/scores/
     """

@@ -1,4 +1,4 @@
-"""The commands that label images."""
+"""The commands that label images: run, plan, rescore, demo."""
 
 from __future__ import annotations
 
@@ -24,30 +24,31 @@ def run_command(
     *,
     out: Out,
     retry_bad: Annotated[bool, typer.Option("--retry-bad", help="Try the bad images of finished parts again.")] = False,
-    repair: Annotated[bool, typer.Option("--repair", help="Verify first, and do damaged parts again.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Verify first, and make damaged parts again.")] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="With --repair: replace parts also by ones with fewer ok rows.")
+        bool, typer.Option("--force", help="With --repair: replace parts even if the new ones have fewer ok rows.")
     ] = False,
     overwrite: Overwrite = False,
     incremental: Annotated[
-        bool, typer.Option("--incremental", help="Add what is new or changed to the dataset in --out, as one more run.")
+        bool, typer.Option("--incremental", help="Add new and changed images to the dataset in --out, as another run.")
     ] = False,
     hash_contents: Annotated[
-        bool, typer.Option("--hash-contents", help="With --incremental: go by what files hold, not by size and time.")
+        bool, typer.Option("--hash-contents", help="With --incremental: compare contents, not size and time.")
     ] = False,
     metrics: Annotated[
-        Optional[Path], typer.Option("--metrics", help="Also write a FILE.prom for Prometheus' node exporter.")
+        Optional[Path],
+        typer.Option("--metrics", help="Also write metrics to FILE.prom, for Prometheus' node exporter."),
     ] = None,
-    one_line: Annotated[bool, typer.Option("--one-line", help="No progress; the summary in one line.")] = False,
+    one_line: Annotated[bool, typer.Option("--one-line", help="No progress, and a summary in one line.")] = False,
     quiet: Quiet = False,
     log_format: LogFormat = "text",
     as_json: Json = False,
 ) -> None:
-    """Label images, or go on with a run (then --out alone is enough).
+    """Label images, or continue a run (then --out alone is enough).
 
     Example: clipbatch run photos/ --labels cat,dog,bird --out scores/
     """
-    from clipbatch.runs import report
+    from clipbatch.runs import report_text
     from clipbatch.runs import run as runner
     from clipbatch.workers import progress
 
@@ -60,11 +61,11 @@ def run_command(
             raise InputError(
                 "--incremental adds a run: give --retry-bad, --repair, --force or --overwrite to one of its runs"
             )
-        made = increments.run(settings, out, hash_contents=hash_contents, quiet=silent, log_json=logs_json())
+        report = increments.run(settings, out, hash_contents=hash_contents, quiet=silent, log_json=logs_json())
     elif hash_contents:
-        raise InputError("--hash-contents says how --incremental compares: add that, or leave it out")
+        raise InputError("--hash-contents is for --incremental: add --incremental, or leave --hash-contents out")
     else:
-        made = runner.run(
+        report = runner.run(
             settings,
             out,
             retry_bad=retry_bad,
@@ -75,20 +76,20 @@ def run_command(
             log_json=logs_json(),
         )
     if metrics:
-        report.write_metrics(metrics, made)
-    folder = made.get("increment", {}).get("folder") or out
+        report_text.write_metrics(metrics, report)
+    folder = report.get("increment", {}).get("folder") or out
     if logs_json() and not silent:
-        progress.log_json("done", out=folder, rows_done=made["rows_done"], status=made["status"])
+        progress.log_json("done", out=folder, rows_done=report["rows_done"], status=report["status"])
     if one_line and not as_json:
-        print(report.line(folder, made))
+        print(report_text.line(folder, report))
     else:
-        show(made, folder, quiet, as_json)
+        show(report, folder, quiet, as_json)
 
 
 @app.command("plan", rich_help_panel=PANEL)
 @takes_settings
 def plan_command(settings: Settings, *, out: Out, overwrite: Overwrite = False, as_json: Json = False) -> None:
-    """List the input and freeze it into a run directory, without reading an image.
+    """List the input and freeze it in a run directory, without opening images.
 
     Example: clipbatch plan photos/ --labels labels.txt --out scores/
     """
@@ -96,7 +97,7 @@ def plan_command(settings: Settings, *, out: Out, overwrite: Overwrite = False, 
 
     result_is_on_disk()
     plan = planner.plan(settings, out, overwrite=overwrite)
-    found = {
+    facts = {
         "rows": plan.rows,
         "shards": plan.shards,
         "shard_size": plan.shard_size,
@@ -104,13 +105,13 @@ def plan_command(settings: Settings, *, out: Out, overwrite: Overwrite = False, 
         "duplicates": "not counted" if plan.duplicates is None and not as_json else plan.duplicates,
         "fingerprint": plan.fingerprint,
     }
-    print_facts(found, as_json)
+    print_facts(facts, as_json)
 
 
 @app.command("rescore", rich_help_panel=PANEL)
 @takes_some("labels", "template", "score", "layout", "top_k", "scores_dtype", "compression", "embeddings")
 def rescore_command(
-    given: SettingValues,
+    values: SettingValues,
     *,
     run: RunDirectory,
     out: Out,
@@ -119,9 +120,9 @@ def rescore_command(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Score the embeddings that a run has saved with other labels; no image is read. The same command resumes.
+    """Score the saved embeddings of a run with other labels, without reading images. The same command resumes.
 
-    RUN may be a dataset of increments; then so is --out.
+    RUN may be a dataset of increments. Then --out becomes one too.
 
     Example: clipbatch rescore scores/ --labels new.toml --out new-scores/
     """
@@ -130,8 +131,8 @@ def rescore_command(
 
     result_is_on_disk()
     for source, target in increments.each(run, out):
-        made = runner.rescore(source, target, given, device=device, overwrite=overwrite, quiet=quiet)
-        show(made, target, quiet, as_json)
+        report = runner.rescore(source, target, values, device=device, overwrite=overwrite, quiet=quiet)
+        show(report, target, quiet, as_json)
 
 
 @app.command("demo", rich_help_panel=PANEL)
@@ -139,7 +140,7 @@ def demo_command(
     out: Annotated[Path, typer.Option("--out", "-o", help="The run directory.")] = Path("clipbatch-demo"),
     quiet: Quiet = False,
 ) -> None:
-    """Label the sample images that come with clipbatch, with the embedded model, and show the result.
+    """Label the sample images that come with clipbatch, using the embedded model, and show the result.
 
     Example: clipbatch demo
     """

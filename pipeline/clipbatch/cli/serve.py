@@ -28,7 +28,7 @@ _OUTPUT = ("score", "layout", "top_k", "scores_dtype", "compression", "embedding
 @app.command("serve", rich_help_panel=PANEL)
 @takes_some(*_MODEL, *_INPUT, *_READ, *_OUTPUT)
 def serve_command(
-    given: SettingValues,
+    values: SettingValues,
     *,
     spool: Annotated[
         Optional[str], typer.Argument(metavar="SPOOL", help="A folder: manifests dropped into SPOOL/in/ are labelled.")
@@ -46,7 +46,7 @@ def serve_command(
     Example: clipbatch serve /var/spool/clipbatch --labels labels.txt --http 127.0.0.1:8000 --root /data/photos
     """
     os.getcwd()  # fails where it has been deleted, in which torch cannot be loaded
-    settings = from_flat(given)
+    settings = from_flat(values)
     try:
         with fast_import.fast_imports(transformers=models.wants_transformers(settings.model.model)):
             from clipbatch.serving.http import Limits

@@ -1,8 +1,9 @@
-"""Standard input, output and error as the caller left them: open, closed, on a full disk, or a pipe that nobody reads.
+"""Standard input, output and error, in whatever state the caller left them: open, closed, or with nobody reading.
 
-What a command does never depends on whether somebody reads what it prints. A closed stream becomes the null device, so
-that no file of ours gets its number, 0, 1 or 2, which child processes take for a stream. A write that fails is noted
-and all further output of that stream is dropped; whether the command then counts as failed is decided at its end.
+What a command does never depends on whether somebody reads its output. A closed stream is connected to the null device;
+otherwise one of our files could get its number (0, 1 or 2), which child processes use as a stream. If a write fails,
+the error is kept and all further output of that stream is dropped. At the end of the command, the kind of result
+decides whether the command has failed.
 """
 
 from __future__ import annotations
@@ -18,13 +19,12 @@ _result = {"is_printed": True}
 
 
 def result_is_on_disk() -> None:
-    """Say that this command's result is what it leaves on disk, so that it is a success also where its summary cannot
-    be printed."""
+    """Call this in commands whose result is on disk. They succeed even if their summary cannot be printed."""
     _result["is_printed"] = False
 
 
 class _Output(io.FileIO):
-    """A standard stream; keeps the first error in `failed` in place of raising it, and drops what comes after."""
+    """A standard stream that keeps its first error in `failed` instead of raising it, and then drops all output."""
 
     failed: OSError | None = None
 
@@ -36,33 +36,33 @@ class _Output(io.FileIO):
             except OSError as error:
                 self.failed = error
             else:
-                if written is None:  # the caller's pipe does not wait, and is full
+                if written is None:  # the caller's pipe is non-blocking and full
                     select.select([], [self], [])
                 left = left[written or 0 :]
         return len(view)
 
 
 class StandardStreams:
-    """The streams of this process, as `sys.stdin`, `sys.stdout` and `sys.stderr`."""
+    """The streams of this process. Sets `sys.stdin`, `sys.stdout` and `sys.stderr`."""
 
     def __init__(self) -> None:
-        """To be made before anything opens a file."""
+        """Create it before anything opens a file."""
         for fd in (0, 1, 2):
             try:
                 os.fstat(fd)
             except OSError:
-                os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free, which is this one
+                os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
         if sys.stdin is None:
-            sys.stdin = open(0, closefd=False)  # noqa: SIM115  (as long as the process)
+            sys.stdin = open(0, closefd=False)  # noqa: SIM115  (open until the process ends)
         self._output = _Output(1, "w", closefd=False)
         sys.stdout = _text(self._output, sys.stdout)
         sys.stderr = _text(_Output(2, "w", closefd=False), sys.stderr)
 
     def close(self, code: int) -> int:
-        """Write out what waits, and return the exit code of a command that ended with `code`.
+        """Flush all output. Returns the exit code of a command that ended with `code`.
 
-        A reader that has read enough is no failure. Any other error makes a failure of a command whose result is what
-        it prints, and is said on standard error.
+        A reader that stops reading is no failure. After any other error, a command whose result is its output has
+        failed; the error is printed to standard error.
         """
         sys.stdout.flush()
         failed = self._output.failed
@@ -74,9 +74,9 @@ class StandardStreams:
 
 
 def _text(raw: _Output, old: Any) -> io.TextIOWrapper:
-    """`raw` with the encoding and the buffering of `old`, the stream that Python made, None where it was closed.
+    """A text stream on `raw`, with the encoding and buffering of `old`, Python's own stream (None if it was closed).
 
-    Names that are not UTF-8 are printed byte for byte, and letters that the encoding lacks as escapes.
+    Names that are not UTF-8 are printed byte for byte. Characters that the encoding lacks are printed as escapes.
     """
     encoding, through = getattr(old, "encoding", "utf-8"), getattr(old, "write_through", False)
     return io.TextIOWrapper(

@@ -1,4 +1,4 @@
-"""`clipbatch submit ...`: parse, call one function, say what to do next."""
+"""The command `submit slurm`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from clipbatch.runs import slurm
 
 
-app = typer.Typer(help="Hand a run to a cluster.", no_args_is_help=True)
+app = typer.Typer(help="Submit a run to a cluster.", no_args_is_help=True)
 
 
 def _option(name: str, help_text: str) -> Any:
@@ -31,26 +31,26 @@ def slurm_command(
     settings: Settings,
     *,
     out: Out,
-    array: Annotated[str, _option("--array", "Tasks: 64, or 64%8 to run 8 at a time.")],
-    gres: Annotated[Optional[str], _option("--gres", "What a task needs, as in gpu:1; gpu plans for GPUs.")] = None,
-    time: Annotated[Optional[str], _option("--time", "Time limit of a task; then it is queued again.")] = None,
+    array: Annotated[str, _option("--array", "Number of tasks: 64, or 64%8 to run 8 at a time.")],
+    gres: Annotated[
+        Optional[str], _option("--gres", "What a task needs, as in gpu:1; with gpu, plans for GPUs.")
+    ] = None,
+    time: Annotated[Optional[str], _option("--time", "Time limit of a task; after it, the task is requeued.")] = None,
     partition: Annotated[Optional[str], _option("--partition", "As of sbatch.")] = None,
     cpus_per_task: Annotated[Optional[int], _option("--cpus-per-task", "As of sbatch.")] = None,
     mem: Annotated[Optional[str], _option("--mem", "As of sbatch.")] = None,
     sbatch_option: Annotated[
-        Optional[list[str]], _option("--sbatch-option", "Any other of sbatch, as in '--account=lab' (repeatable).")
+        Optional[list[str]], _option("--sbatch-option", "Another option of sbatch: '--account=lab' (repeatable).")
     ] = None,
-    requeues: Annotated[
-        int, _option("--requeues", "How often a task that failed, or ran out of time, is queued again.")
-    ] = 3,
+    requeues: Annotated[int, _option("--requeues", "How often a task that failed or ran out of time is requeued.")] = 3,
     slurm_dir: Annotated[
         Optional[Path], _option("--slurm-dir", "Folder for scripts and logs; default: slurm in the run directory.")
     ] = None,
-    dry_run: Annotated[bool, _option("--dry-run", "Plan and write the scripts, submit nothing.")] = False,
+    dry_run: Annotated[bool, _option("--dry-run", "Plan and write the scripts, but submit nothing.")] = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Plan here and label the open shards as an array job of Slurm; a job behind it verifies the run.
+    """Plan here, and label the open shards as a Slurm array job; a second job verifies the run afterwards.
 
     Example: clipbatch submit slurm photos/ --labels labels.txt --out scores/ --array 64 --gres gpu:1
     """
@@ -68,25 +68,25 @@ def slurm_command(
         sbatch_option=tuple(sbatch_option or ()),
         requeues=requeues,
     )
-    made = slurm.submit(settings, out, job, folder=slurm_dir, overwrite=overwrite, dry_run=dry_run)
-    print(json.dumps(dataclasses.asdict(made), indent=2) if as_json else _next_steps(made, out))
+    submitted = slurm.submit(settings, out, job, folder=slurm_dir, overwrite=overwrite, dry_run=dry_run)
+    print(json.dumps(dataclasses.asdict(submitted), indent=2) if as_json else _next_steps(submitted, out))
 
 
-def _next_steps(made: slurm.Submitted, out: str) -> str:
-    run, folder = shlex.quote(out), shlex.quote(made.folder)
-    if not made.open_shards:
-        return f"nothing to submit: no shard is open; to check all {made.shards} parts: clipbatch verify {run}"
-    what = f"{made.tasks} tasks for {made.open_shards} open shards of {made.shards}"
-    if made.array_job is None:
+def _next_steps(submitted: slurm.Submitted, out: str) -> str:
+    run, folder = shlex.quote(out), shlex.quote(submitted.folder)
+    if not submitted.open_shards:
+        return f"nothing to submit: no shard is open; to check all {submitted.shards} parts: clipbatch verify {run}"
+    jobs = f"{submitted.tasks} tasks for {submitted.open_shards} open shards of {submitted.shards}"
+    if submitted.array_job is None:
         return (
-            f"would submit {what}:\n"
+            f"would submit {jobs}:\n"
             f"  sbatch {folder}/array.sbatch\n"
             f"  sbatch --dependency=afterany:ARRAY_JOB {folder}/check.sbatch"
         )
     return (
-        f"array job {made.array_job}: {what}; check job {made.check_job} runs after it\n"
-        f"  how it goes  squeue -j {made.array_job},{made.check_job}; clipbatch status {run}\n"
-        f"  logs         {folder}/logs/{made.array_job}_*.out, check-{made.check_job}.out\n"
-        f"  stop it      scancel {made.array_job} {made.check_job}\n"
-        "  go on        the same command: it takes the shards that are open then"
+        f"array job {submitted.array_job}: {jobs}; check job {submitted.check_job} runs after it\n"
+        f"  progress     squeue -j {submitted.array_job},{submitted.check_job}; clipbatch status {run}\n"
+        f"  logs         {folder}/logs/{submitted.array_job}_*.out, check-{submitted.check_job}.out\n"
+        f"  cancel       scancel {submitted.array_job} {submitted.check_job}\n"
+        "  continue     the same command: it takes the shards that are open then"
     )

@@ -1,1 +1,1 @@
-"""List what is to be labelled: names and places, no bytes."""
+"""List the images of a run: their names and where they are. Reads no image, unless a table's columns are unclear."""

@@ -1,14 +1,13 @@
-"""Members of an archive that say something of an image, as in WebDataset: `a/001.jpg` and `a/001.json`.
+"""Members of archives, and the sidecars of an image in an archive.
 
-They share the folder and the name up to the first dot, their key; what follows that dot is the column. Knows nothing of
-what they hold.
+A sidecar is a member with information about an image, as in WebDataset: `a/001.json` for `a/001.jpg`. Both have the
+same key, which is the folder and the name up to the first dot. The suffix after that dot names the sidecar's column.
 
-Members of one key make one sample, wherever in the archive they are, until a suffix occurs again: there a new sample
-begins. That tells a key's samples apart where all of them have the same suffixes. Where they have not, neighbours tell:
-members of the key with no other key's between them. Each group of these then holds samples of its own, all with the
-same suffixes, and no sidecar without an image. Else nobody can tell which sidecar is whose, and none is handed out.
-
-What an archive's listing yields, and what an archive is called. Knows nothing of images.
+The problem: keys may repeat within an archive, and then it is not obvious which sidecar belongs to which image. Members
+with one key form one sample, wherever they are in the archive. When a suffix occurs again, a new sample begins. This is
+right if all samples of the key have the same suffixes. If they do not, we look at runs of neighbouring members with
+this key. That is right if within each run all samples have the same suffixes and each sidecar has an image. If neither
+holds, we cannot tell, and no image with that key gets sidecars.
 """
 
 from __future__ import annotations
@@ -20,66 +19,65 @@ from itertools import chain, groupby
 
 SUFFIXES = (".tar", ".zip")
 PACKED = (".tar.gz", ".tgz", ".tar.zst", ".tzst", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.lz4")
-# No size or place in an archive is taken for true that is larger; Arrow counts to 2**63.
+# The largest size or offset in an archive that we believe. Arrow's limit is 2**63.
 MAX_BYTES = 2**60
 
 
 def is_archive_name(name: str) -> bool:
-    """Whether the suffix of `name` is that of an archive, also of one that `Archive` refuses."""
+    """Whether `name` has the suffix of an archive, including the compressed ones that `Archive` refuses."""
     return name.lower().endswith((*SUFFIXES, *PACKED))
 
 
 @dataclass(slots=True)
 class Member:
-    """One entry of an archive that is no folder."""
+    """One entry of an archive, other than a folder. `start`, `length` and `method` are those of `types.Span`."""
 
-    # As it stands in the archive, with surrogates in place of bytes that are not UTF-8.
+    # As in the archive. Surrogates stand for bytes that are not UTF-8.
     name: str
     start: int
     length: int
-    # With start and length: its span (`container`).
     method: str
 
     @property
     def is_file(self) -> bool:
-        """Whether it holds data of its own: no link, device or other thing that cannot be read."""
+        """Whether the member holds data that we can read. Links and devices do not."""
         return not self.method.startswith("refused:")
 
 
-def refused(name: str, reason: str) -> Member:
-    """A member that cannot be read, and why."""
+def unreadable_member(name: str, reason: str) -> Member:
+    """A member that cannot be read, with the reason for the `error` column."""
     return Member(name, 0, 0, f"refused:{reason}")
 
 
 @dataclass(slots=True)
 class _Entry:
-    """A member of a key."""
+    """A member, among those with the same key."""
 
-    # Its number in the archive.
+    # Number of the member in the archive.
     at: int
-    # The number of its group of neighbours.
+    # Number of the run of neighbouring members with this key.
     group: int
     suffix: str
     is_image: bool
 
 
-# By suffix.
+# The members of a sample by suffix.
 _Sample = dict[str, _Entry]
 
 
 class Sidecars:
-    """The sidecars of one archive, found by the image's name and number."""
+    """Finds the sidecars of the images in one archive. Call `add` for all members, then `sidecars_of` for an image."""
 
     def __init__(self, columns: Sequence[str]) -> None:
-        """columns: suffixes without their first dot, in any case."""
+        """columns: suffixes of sidecars, without the first dot, in upper or lower case."""
         self._suffixes = [name.lower() for name in columns]
         self._files: dict[int, Member] = {}
         self._entries: dict[str, list[_Entry]] = {}
         self._group, self._last_key = 0, ""
         self._samples: dict[str, dict[int, _Sample] | None] = {}
 
-    def take(self, at: int, member: Member, *, is_image: bool) -> bool:
-        """Keep `member`, entry number `at` of the archive; whether it is a file whose suffix is a column."""
+    def add(self, at: int, member: Member, *, is_image: bool) -> bool:
+        """Record `member`, number `at` of the archive. Returns whether it is a sidecar for one of the columns."""
         key, suffix = _parts(member.name)
         if key != self._last_key:
             self._group, self._last_key = self._group + 1, key
@@ -89,14 +87,11 @@ class Sidecars:
         self._files[at] = member
         return True
 
-    def of(self, at: int, image: Member) -> list[Member | None] | None:
-        """The sidecar of `image`, entry number `at`, for each column; None where nobody can tell which are its own.
-
-        To be asked when all members have been taken.
-        """
+    def sidecars_of(self, at: int, image: Member) -> list[Member | None] | None:
+        """The sidecar of `image`, member number `at`, for each column; None if we cannot tell which are its own."""
         key, _ = _parts(image.name)
         if key not in self._samples:
-            samples = _told_apart(self._entries[key], self._suffixes)
+            samples = _split_samples(self._entries[key], self._suffixes)
             members = ((entry.at, one) for one in samples or () for entry in one.values())
             self._samples[key] = None if samples is None else dict(members)
         samples_by_member = self._samples[key]
@@ -106,22 +101,22 @@ class Sidecars:
         return [self._files.get(sample[suffix].at) if suffix in sample else None for suffix in self._suffixes]
 
 
-def _told_apart(entries: list[_Entry], wanted: Sequence[str]) -> list[_Sample] | None:
-    """The samples of a key; None where they cannot be told apart, and one of the suffixes `wanted` is among them."""
-    samples = _cut(entries)
-    groups = [_cut(group) for _, group in groupby(entries, key=lambda entry: entry.group)]
+def _split_samples(entries: list[_Entry], wanted: Sequence[str]) -> list[_Sample] | None:
+    """The samples of a key; None if we cannot tell them apart and they contain a suffix in `wanted`."""
+    samples = _split_at_repeats(entries)
+    groups = [_split_at_repeats(group) for _, group in groupby(entries, key=lambda entry: entry.group)]
     neighbours = list(chain.from_iterable(groups))
     if len(samples) == 1 or not any(entry.suffix in wanted for entry in entries):
         return samples
     firsts = {next(iter(group[0].values())).at for group in groups}
-    if _alike(samples) and _starts(samples) - firsts == _starts(neighbours) - firsts:
+    if _have_same_suffixes(samples) and _first_numbers(samples) - firsts == _first_numbers(neighbours) - firsts:
         return samples
     with_images = (any(e.is_image for e in one.values()) or one.keys().isdisjoint(wanted) for one in neighbours)
-    return neighbours if all(map(_alike, groups)) and all(with_images) else None
+    return neighbours if all(map(_have_same_suffixes, groups)) and all(with_images) else None
 
 
-def _cut(entries: Iterable[_Entry]) -> list[_Sample]:
-    """`entries` in turn as samples, of which a new one begins where a suffix occurs again."""
+def _split_at_repeats(entries: Iterable[_Entry]) -> list[_Sample]:
+    """Split `entries` into samples: a new one begins where a suffix occurs again."""
     samples: list[_Sample] = []
     for entry in entries:
         if not samples or entry.suffix in samples[-1]:
@@ -130,16 +125,16 @@ def _cut(entries: Iterable[_Entry]) -> list[_Sample]:
     return samples
 
 
-def _alike(samples: list[_Sample]) -> bool:
+def _have_same_suffixes(samples: list[_Sample]) -> bool:
     return all(one.keys() == samples[0].keys() for one in samples)
 
 
-def _starts(samples: list[_Sample]) -> set[int]:
+def _first_numbers(samples: list[_Sample]) -> set[int]:
     return {next(iter(one.values())).at for one in samples}
 
 
 def _parts(name: str) -> tuple[str, str]:
-    """The name up to the first dot of its last component, and what follows that dot, in lower case."""
+    """Key and suffix of a member: split at the first dot of the file name. The suffix is in lower case."""
     folder, base = posixpath.split(name)
     first, _, suffix = base.partition(".")
     return f"{folder}/{first}", suffix.lower()

@@ -1,9 +1,10 @@
-"""Tar and zip archives, WebDataset shards above all: a row for each image in them, nothing unpacked.
+"""Tar and zip archives, such as WebDataset shards. Each image in an archive becomes a row. Nothing is unpacked.
 
-Archives are read in place, so no member's name ever reaches the file system, and `--root` has no say. With
-`--columns json,txt` an image's sidecars are carried as columns of text, as they stand. That takes 1 KB of memory a
-member of the archive in hand; without columns, memory does not grow with the archive (a zip's directory apart). In a
-store, a tar is listed by reading it once from front to back, past members of more than 4 MiB; a zip by its directory.
+Archives are read in place. A member's name is never used as a path, so `--root` does not apply. With
+`--columns json,txt`, the text of an image's sidecars is copied to columns of that name. This takes 1 KB of memory per
+member of the archive that is being listed. Without `--columns`, memory does not grow with the archive, except for the
+directory of a zip. To list a tar in a store, we read it once from front to back and skip members larger than 4 MiB. To
+list a zip, we read its directory.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from clipbatch.config import SourceSettings
 from clipbatch.errors import InputError
 from clipbatch.inputs.archive_members import PACKED, Member, Sidecars, is_archive_name
 from clipbatch.inputs.folders import LEFTOVERS, is_folder, is_image_name, is_leftover, root_of
-from clipbatch.inputs.lister import BATCH_ROWS, MAX_NAME_BYTES, SPAN, listed
-from clipbatch.inputs.table_files import far_folder
+from clipbatch.inputs.lister import BATCH_ROWS, MAX_NAME_BYTES, SPAN, uri_rows
+from clipbatch.inputs.table_files import remote_folder_entries
 from clipbatch.inputs.tar import NoTarError, tar_members
 from clipbatch.inputs.zip import NoZipError, zip_members
 from clipbatch.storage.archives import read_member
@@ -31,12 +32,12 @@ from clipbatch.types import Encoded, Span
 
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"PK\3\4": "zip"}
 _SIDECAR_BYTES = 2**20
-# Text of sidecars in one batch of rows.
+# Text of sidecars in one batch of rows, in characters.
 _CARRIED_BYTES = 64 * 2**20
 
 
 class Archive:
-    """One archive. Members that bear an image name are rows, also links and what else cannot be read."""
+    """One archive. Every member with the name of an image becomes a row, even a link that cannot be read."""
 
     def __init__(self, text: str, settings: SourceSettings) -> None:
         self.text, self._all_files = text, settings.all_files
@@ -44,9 +45,7 @@ class Archive:
         self.passed_over: Counter[str] = Counter()
         for name in self._columns:
             if not is_text(name):
-                raise InputError(
-                    f"--columns {name!r} is not UTF-8: name a suffix of files that say something of an image"
-                )
+                raise InputError(f"--columns {name!r} is not UTF-8: name a suffix of sidecar files, such as json")
         if text.lower().endswith(PACKED):
             raise InputError(_packed(text, "compressed"))
 
@@ -67,22 +66,22 @@ class Archive:
             images = self._images(file, sidecars)
             if self._columns:
                 images = iter([*images])  # a sidecar may come after its image
-            found = False
+            has_images = False
             for batch in self._batches(file, images, sidecars):
-                found = True
+                has_images = True
                 yield batch
         except OSError as error:
             raise InputError(
                 f"cannot read the archive {self.text}: {error.strerror or error}; make it readable, or leave it out"
             ) from error
-        if not found:
+        if not has_images:
             self._note("holds no images")
 
     def _note(self, what: str) -> None:
         self.passed_over[f"({self.text} {what})"] += 1
 
     def _members(self, file: Container) -> Iterator[Member]:
-        """All members. Raises: InputError where the file is no such archive."""
+        """All members. Raises: InputError if the file is not an archive of the kind that its suffix says."""
         try:
             if self.text.lower().endswith(".zip"):
                 yield from zip_members(file, InPieces(file) if is_url(self.text) else file, self._note)
@@ -93,27 +92,27 @@ class Archive:
             kind = next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), None)
             if kind not in (None, "zip"):
                 raise InputError(_packed(self.text, f"compressed by {kind}")) from error
-            what = f"it is a {kind} file" if kind else "its first block is no tar header"
+            what = f"it is a {kind} file" if kind else "its first block is not a tar header"
             raise InputError(
-                f"{self.text} is no tar archive ({file.size} bytes; {what}): leave it out, or replace it"
+                f"{self.text} is not a tar archive ({file.size} bytes; {what}): leave it out, or replace it"
             ) from error
         except NoZipError as error:
             raise InputError(
-                f"{self.text} is no zip archive ({file.size} bytes; {error}): leave it out, or replace it"
+                f"{self.text} is not a zip archive ({file.size} bytes; {error}): leave it out, or replace it"
             ) from error
 
     def _images(self, file: Container, sidecars: Sidecars) -> Iterator[tuple[int, Member]]:
-        """The members that become rows, each with its number among all."""
+        """The members that become rows, each with its number in the archive."""
         for at, member in enumerate(self._members(file)):
             if (size := len(os.fsencode(member.name))) > MAX_NAME_BYTES:
                 raise InputError(
-                    f"member {at + 1} of {self.text} has a name of {size} bytes, and {MAX_NAME_BYTES} are the most: "
-                    "pack it anew"
+                    f"member {at + 1} of {self.text} has a name of {size} bytes, and the limit is {MAX_NAME_BYTES}: "
+                    "pack the archive again with a shorter name"
                 )
             is_image = is_image_name(member.name)
             if not self._all_files and is_leftover(member.name):
                 self.passed_over[LEFTOVERS] += 1
-            elif self._columns and sidecars.take(at, member, is_image=is_image):
+            elif self._columns and sidecars.add(at, member, is_image=is_image):
                 continue
             elif is_image or (self._all_files and member.is_file):
                 yield at, member
@@ -128,7 +127,7 @@ class Archive:
         size = 0
         for at, member in images:
             members.append(member)
-            for column, text in enumerate(self._texts(file, sidecars.of(at, member)) if self._columns else ()):
+            for column, text in enumerate(self._texts(file, sidecars.sidecars_of(at, member)) if self._columns else ()):
                 texts[column].append(text)
                 size += len(text or "")
             if len(members) == BATCH_ROWS or size >= _CARRIED_BYTES:
@@ -138,14 +137,14 @@ class Archive:
             yield self._batch(members, texts)
 
     def _texts(self, file: Container, sidecars: list[Member | None] | None) -> list[str | None]:
-        """What the sidecars of an image hold, a column each; sidecars: None where it cannot be told which they are."""
+        """The text of an image's sidecars, one per column. sidecars: None if we cannot tell which they are."""
         if sidecars is None:
             self.passed_over["(images whose key occurs again, so that no sidecar is surely theirs)"] += 1
             return [None] * len(self._columns)
         return [self._text(file, *one) for one in zip(sidecars, self._columns, strict=True)]
 
     def _text(self, file: Container, sidecar: Member | None, column: str) -> str | None:
-        """What a sidecar holds; None, and a note, where there is none or it cannot be had."""
+        """The text of a sidecar. None, with a note, if there is no sidecar or it cannot be read."""
         if sidecar is None:
             self.passed_over[f"(images without .{column})"] += 1
             return None
@@ -176,11 +175,11 @@ class Archive:
             fields=list(SPAN),
         )
         carried = [(field, pa.array(texts[at], pa.string())) for at, field in enumerate(self.fields())]
-        return listed(uris, root if is_text(root) else "/", spans, carried)
+        return uri_rows(uris, root if is_text(root) else "/", spans, carried)
 
 
 class ArchiveFolder:
-    """A folder with archives and no images at its top: all its archives, in byte order of their names."""
+    """A folder that holds archives and no images. Lists all its archives, in byte order of their names."""
 
     def __init__(self, text: str, settings: SourceSettings) -> None:
         self.text = text
@@ -190,7 +189,7 @@ class ArchiveFolder:
         folder = next((name for name, is_folder in entries if is_folder), None)
         if folder is not None:
             raise InputError(
-                f"the folder {text} may be meant in two ways: it holds archives ({paths[0]}) and folders ({folder}); "
+                f"the folder {text} is ambiguous: it holds archives ({paths[0]}) and folders ({folder}); "
                 f"name the archives ('{os.path.join(text, '*' + os.path.splitext(paths[0])[1])}', quoted) or the "
                 "folders"
             )
@@ -207,7 +206,7 @@ class ArchiveFolder:
                 if is_image_name(name):
                     return False
                 holds_archives = holds_archives or is_archive_name(name)
-        except OSError:  # no folder, or one that `Directory` says more about
+        except OSError:  # not a folder, or one that cannot be read: `Directory` reports that
             return False
         return holds_archives
 
@@ -224,7 +223,7 @@ class ArchiveFolder:
 
 
 def _sorted_entries(folder: str, settings: SourceSettings) -> tuple[list[tuple[str, bool]], Counter[str]]:
-    """What `_entries` says, in byte order of the names, without leftovers; and how many of these there are."""
+    """The entries of `folder` in byte order of their names, without leftovers, and the number of leftovers."""
     kept, leftovers = [], Counter[str]()
     for name, inner in sorted(_entries(folder), key=lambda entry: os.fsencode(entry[0])):
         if not settings.all_files and _is_leftover(name, inner):
@@ -239,21 +238,21 @@ def _is_leftover(name: str, is_folder: bool) -> bool:
 
 
 def _entries(folder: str) -> Iterator[tuple[str, bool]]:
-    """The names in `folder`, a path or url, and whether each is a folder. Raises: OSError."""
+    """Each entry of `folder`, a path or url: its name and whether it is a folder. Raises: OSError."""
     if is_url(folder):
-        yield from (entry for entry in far_folder(folder) if entry[0])
+        yield from (entry for entry in remote_folder_entries(folder) if entry[0])
         return
-    with os.scandir(folder) as found:
-        yield from ((entry.name, is_folder(entry)) for entry in found)
+    with os.scandir(folder) as entries:
+        yield from ((entry.name, is_folder(entry)) for entry in entries)
 
 
 def _packed(text: str, how: str) -> str:
     return (
-        f"{text} is {how} as a whole, so that no member can be had without all those before it: decompress it, which "
-        "hardly makes it larger, since images are compressed already"
+        f"{text} is {how} as a whole, so no member can be read without reading all those before it: decompress it; "
+        "that hardly makes it larger, since images are compressed already"
     )
 
 
 def _as_text(name: str) -> str:
-    """A member's name, percent-encoded where it is not UTF-8."""
+    """A member's name, percent-encoded if it is not UTF-8."""
     return name if is_text(name) else quote_from_bytes(name.encode("utf-8", "surrogateescape"))

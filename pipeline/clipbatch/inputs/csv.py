@@ -1,9 +1,9 @@
-"""CSV and TSV files as typed tables. A column's type is decided by all of its values in all of the files.
+"""CSV and TSV files as typed tables. All values of a column, in all files, decide its type.
 
-The first of these types that holds every value: int64, uint64, double, bool, date, timestamp (seconds, nanoseconds,
-the same in UTC), text. In columns that are not text, `NA`, `NaN`, `null` and their like are null. Numbers that
-would lose digits stay text: with leading zeros, or whole ones of more digits than their type holds. A cell of nothing
-is null, a quoted one is empty text.
+The type is the first of these that holds every value: int64, uint64, double, bool, date, timestamp (seconds,
+nanoseconds, the same in UTC), text. In columns that are not text, words such as `NA`, `NaN` and `null` become null.
+Numbers that would lose digits stay text: those with leading zeros, and whole numbers with more digits than the type
+holds. An empty cell is null; an empty cell in quotes is empty text.
 """
 
 from __future__ import annotations
@@ -42,30 +42,30 @@ class _Columns:
 
     names: list[str]
     has_header: bool
-    # Those whose cells name images.
+    # Columns whose cells name images.
     images: list[str]
 
 
 class CsvFiles:
-    """One table in files of the same columns, in any order. Files without a header have `column_1` and so on."""
+    """One table in files with the same columns, in any order. Without a header they are called `column_1` and so on."""
 
     def __init__(
         self, paths: Sequence[str], suffix: str, *, no_header: bool | None = None, named: Sequence[str] = ()
     ) -> None:
-        """no_header: whether the first line is a row; None: to be told from it. named: columns that settings name."""
+        """no_header: whether the first line is a row; None: decide from the file. named: columns that settings name."""
         self._paths, self._separator = paths, "\t" if suffix == ".tsv" else ","
         self._no_header, self._named = no_header, named
         self._types: dict[str, pa.DataType] | None = None
         self._columns: dict[str, _Columns] = {}
-        # Of files of one column, where a blank line may be meant as a row.
+        # Blank lines per file, counted if there is only one column: there, a blank line may be meant as a row.
         self._blank_lines: dict[str, int] = {}
-        # What is to be said of the files; complete after `schema`.
+        # What to tell the user about the files; complete after `schema`.
         self.notes: Counter[str] = Counter()
 
     def schema(self) -> pa.Schema:
-        """Every column with its type; `binary` for one that is not UTF-8. Reads all files to their end once.
+        """Every column with its type; `binary` if it is not UTF-8. The first call reads all files completely.
 
-        Raises: InputError with file and line for what is no CSV.
+        Raises: InputError with file and line if a file is not valid CSV.
         """
         return pa.schema(self._read_types().items())
 
@@ -76,7 +76,7 @@ class CsvFiles:
                 rows = Rows(path, self._separator)
                 for batch in self._read(path, rows):
                     for name, cells in zip(batch.schema.names, batch.columns, strict=True):
-                        guesses.setdefault(name, _Guess()).take(cells)
+                        guesses.setdefault(name, _Guess()).add(cells)
                 self._note(path, rows)
                 for name in self._columns_of(path).names:
                     guesses.setdefault(name, _Guess())
@@ -84,20 +84,20 @@ class CsvFiles:
         return self._types
 
     def batches(self, columns: list[str], verbatim: str) -> Iterator[pa.RecordBatch]:
-        """The rows with `columns` in their types, but `verbatim` as bytes. Raises: InputError as `schema` does."""
-        found_types = self._read_types()
-        types = {name: pa.binary() if name == verbatim else found_types[name] for name in columns}
+        """The rows with `columns` in their types. verbatim: the column to return as bytes. Raises: as `schema`."""
+        known = self._read_types()
+        types = {name: pa.binary() if name == verbatim else known[name] for name in columns}
         schema = pa.schema(types.items())
         for path in self._paths:
             for batch in self._read(path, Rows(path, self._separator), columns):
-                found = dict(zip(batch.schema.names, batch.columns, strict=True))
+                cells = dict(zip(batch.schema.names, batch.columns, strict=True))
                 yield pa.record_batch(
-                    [_converted(found[n], t) if n in found else pa.nulls(len(batch), t) for n, t in types.items()],
+                    [_converted(cells[n], t) if n in cells else pa.nulls(len(batch), t) for n, t in types.items()],
                     schema=schema,
                 )
 
     def where(self, row: int) -> str:
-        """The place of a row, counted from 0 through all files."""
+        """File and line of a row, for messages. row: its number, from 0, across all files."""
         for path in self._paths:
             cells = (line for first, rows in Rows(path, self._separator) for line, _ in self._cells(rows, first))
             for line in islice(cells, int(self._columns_of(path).has_header), None):
@@ -107,12 +107,12 @@ class CsvFiles:
         return f"a line of {', '.join(self._paths)}"
 
     def columns_of_images(self) -> list[str]:
-        """The columns that name images in files without a header; none where there is a header, which tells."""
+        """The columns that name images in files without a header. Empty if there is a header: its names decide."""
         columns = self._columns_of(self._paths[0])
         return [] if columns.has_header else columns.images
 
     def not_text(self, column: str) -> InputError:
-        """The refusal for `column`, whose type is `binary`: with the first line that is not UTF-8."""
+        """The error for `column`, whose type is `binary`. Names the first line that is not UTF-8."""
         for path in self._paths:
             names = self._columns_of(path).names
             at = names.index(column) if column in names else len(names)
@@ -123,10 +123,10 @@ class CsvFiles:
                             f"column {column!r} of {path} is not UTF-8 in line {line}: save the file as UTF-8, or "
                             "leave the column out with --columns"
                         )
-        return InputError(f"column {column!r} of {', '.join(self._paths)} is not UTF-8")
+        return InputError(f"column {column!r} of {', '.join(self._paths)} is not UTF-8: save the files as UTF-8")
 
     def _read(self, path: str, rows: Rows, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-        """All cells as bytes, empty ones as nulls; `columns`: only those that there are of these."""
+        """The cells of a file as bytes, empty ones as null. columns: return only these, if the file has them."""
         layout = self._columns_of(path)
         wanted = layout.names if columns is None else [name for name in layout.names if name in columns]
         convert = pacsv.ConvertOptions(
@@ -153,59 +153,60 @@ class CsvFiles:
             try:
                 table = pacsv.read_csv(pa.py_buffer(chunk), options, parse, convert)
             except pa.ArrowException as error:
-                raise self._explained(path, line, chunk, len(layout.names), error) from error
+                raise self._parse_error(path, line, chunk, len(layout.names), error) from error
             yield from table.to_batches()
 
     def _columns_of(self, path: str) -> _Columns:
-        """The columns of a file. Raises: InputError where there are none, or none that can be told apart."""
+        """The columns of a file. Raises: InputError if there are none, or two have the same name."""
         if path not in self._columns:
-            self._columns[path] = made = self._told(path)
-            if made.has_header != self._columns[self._paths[0]].has_header:
+            self._columns[path] = columns = self._find_columns(path)
+            if columns.has_header != self._columns[self._paths[0]].has_header:
                 raise InputError(
-                    f"{path} and {self._paths[0]} are one table, and only one of them has a header: write it into all"
+                    f"{path} and {self._paths[0]} are one table, but only one of them has a header: write the header "
+                    "into all files"
                 )
         return self._columns[path]
 
-    def _told(self, path: str) -> _Columns:
+    def _find_columns(self, path: str) -> _Columns:
         line, chunk = next(((n, rows) for n, rows in Rows(path, self._separator) if rows.strip(b"\r\n")), (1, b""))
         head = [row for _, row in islice(self._cells(chunk, line), _HEAD_ROWS)]
         if not head:
-            raise InputError(f"{path} is empty: write a line of column names, and a line for each image")
+            raise InputError(f"{path} is empty: write a line of column names and one line per image")
         first = head[0]
         if not all(is_text(name) and "\0" not in name for name in first):
             raise InputError(f"the column names of {path} are not UTF-8: save the file as UTF-8")
         no_header = is_row(head, self._named) if self._no_header is None else self._no_header
-        shown = f"the first line of {path} ({_short(', '.join(first))})"
+        first_line = f"the first line of {path} ({_short(', '.join(first))})"
         if no_header is None:
             raise InputError(
-                f"{shown} may be a header or a row: say --no-header if it is a row, or name one of its columns with "
-                "--uri-column if it is a header"
+                f"{first_line} may be a header or a row: use --no-header if it is a row, or name one of its columns "
+                "with --uri-column if it is a header"
             )
-        twice = sorted({name for name in first if first.count(name) > 1}) if not no_header else []
-        if twice:
+        repeated = sorted({name for name in first if first.count(name) > 1}) if not no_header else []
+        if repeated:
             raise InputError(
-                f"{path} has more than one column {twice[0]!r}: name every column differently, or say --no-header if "
-                "its first line is a row"
+                f"{path} has more than one column {repeated[0]!r}: give every column a name of its own, or use "
+                "--no-header if its first line is a row"
             )
         others = [sign for sign in _SEPARATORS if len(first) == 1 and sign in first[0] and sign != self._separator]
         if others:
-            word = "tabs" if self._separator == "\t" else "commas"
-            raise InputError(f"the columns of {path} are separated by {others[0]!r}: separate them by {word}")
+            expected = "tabs" if self._separator == "\t" else "commas"
+            raise InputError(f"the columns of {path} are separated by {others[0]!r}: separate them by {expected}")
         names = numbered(len(first)) if no_header else first
         if no_header and self._no_header is None:
-            self.notes[f"({shown} is no header, so its columns are {names[0]} and so on)"] += 1
+            self.notes[f"({first_line} is no header, so its columns are {names[0]} and so on)"] += 1
         return _Columns(names, not no_header, [names[at] for at in image_columns(head[not no_header :], len(first))])
 
     def _note(self, path: str, rows: Rows) -> None:
-        """Note what is odd in a file that has been read."""
+        """Record what is odd in a file, after all of it was read."""
         if self._blank_lines[path]:
             self.notes[f"(blank lines of {path}, which are no rows)"] += self._blank_lines[path]
-        if rows.swallowing:
-            what = f"(quoted values of {path} that look like rows, the first in lines {rows.first_swallowing})"
-            self.notes[what] += rows.swallowing
+        if rows.suspect_cells:
+            what = f"(quoted values of {path} that look like rows, the first in lines {rows.first_suspect_lines})"
+            self.notes[what] += rows.suspect_cells
 
     def _cells(self, rows: bytes, line: int) -> Iterator[tuple[int, list[str]]]:
-        """(line number, cells) of each row, slowly; surrogates stand for bytes that are not UTF-8. line: the first."""
+        """Line number and cells of each row. Slow. Surrogates stand for bytes that are not UTF-8. line: the first."""
         text = io.StringIO(rows.decode("utf-8", "surrogateescape"), newline="")
         reader = csv.reader(text, delimiter=self._separator, strict=True)
         first = line
@@ -214,25 +215,25 @@ class CsvFiles:
                 yield line, row
             line = first + reader.line_num
 
-    def _explained(self, path: str, first: int, rows: bytes, columns: int, error: Exception) -> InputError:
-        """What is wrong with some rows, and in which line."""
+    def _parse_error(self, path: str, first: int, rows: bytes, columns: int, error: Exception) -> InputError:
+        """The error for rows that Arrow cannot parse, with the line. first: number of the first line."""
         for line, row in self._cells(rows, first):
             if len(row) != columns:
                 return InputError(
-                    f"line {line} of {path} has {len(row)} columns, its header {columns}: mend the line, or quote "
-                    "values that hold separators"
+                    f"line {line} of {path} has {len(row)} columns, its header {columns}: fix the line, or quote "
+                    "values that contain separators"
                 )
         return unreadable(path, error)
 
 
 class _Guess:
-    """Which types hold all values of a column seen so far."""
+    """The types that hold all values of a column so far."""
 
     def __init__(self) -> None:
         self._fit: list[pa.DataType] = [*_TYPES, pa.string()]
         self._seen = False
 
-    def take(self, cells: pa.Array) -> None:
+    def add(self, cells: pa.Array) -> None:
         try:
             text = cells.cast(pa.string())
         except pa.ArrowInvalid:  # not UTF-8
@@ -241,9 +242,9 @@ class _Guess:
             return
         values = _without_null_words(text)
         self._seen = self._seen or values.null_count < len(values)
-        coded, long = (pc.any(pc.match_substring_regex(values, kind)).as_py() for kind in (_CODE_LIKE, _LONG))
-        refused = {*(_TYPES[:3] if coded else ()), *([pa.float64()] if long else ())}
-        self._fit = [t for t in self._fit if t not in refused and (t == pa.string() or _holds(t, values))]
+        code_like, long = (pc.any(pc.match_substring_regex(values, kind)).as_py() for kind in (_CODE_LIKE, _LONG))
+        excluded = {*(_TYPES[:3] if code_like else ()), *([pa.float64()] if long else ())}
+        self._fit = [t for t in self._fit if t not in excluded and (t == pa.string() or _holds(t, values))]
 
     def type(self) -> pa.DataType:
         if not self._fit:

@@ -12,32 +12,32 @@ import pyarrow as pa
 
 from clipbatch.config import SourceSettings
 from clipbatch.errors import InputError
-from clipbatch.inputs.lister import BATCH_ROWS, batch
+from clipbatch.inputs.lister import BATCH_ROWS, file_rows
 
 _COMMON = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff")
 _RARE = (".avif", ".heic", ".heif", ".jp2", ".j2k", ".ppm", ".pgm", ".pbm")
 SUFFIXES = frozenset({*_COMMON, *_RARE})
-# What the listing counts them as.
+# The key under which the listing counts leftovers.
 LEFTOVERS = "(leftovers of macOS, NAS boxes and file managers, such as ._* and @eaDir)"
-# AppleDouble files; folders of macOS's zips, of netatalk, Synology, QNAP, and of desktops' thumbnails.
+# AppleDouble files; folders of macOS zips, netatalk, Synology, QNAP; folders of thumbnails.
 _LEFTOVER = re.compile(r"(?:^|/)(?:\._[^/]*$|(?:__MACOSX|\.AppleDouble|@eaDir|\.@__thumb|\.thumbnails)/)")
 
 
 def is_image_name(name: str) -> bool:
-    """Whether the suffix of `name` is one of `SUFFIXES`, in any case."""
+    """Whether the suffix of `name` is in `SUFFIXES`, in upper or lower case."""
     return os.path.splitext(name)[1].lower() in SUFFIXES
 
 
 def is_leftover(name: str) -> bool:
-    """Whether `name`, from the input downwards, is of a file that a system leaves beside pictures, and no picture."""
+    """Whether `name`, relative to the input, is a file that macOS, a NAS or a file manager leaves beside images."""
     return _LEFTOVER.search(name) is not None
 
 
 class Directory:
-    """A folder: depth first, names in byte order, links to folders followed unless they lead back into themselves.
+    """A folder, listed depth first, names in byte order. Follows links to folders, unless they lead back to a parent.
 
-    Whatever bears an image name is a row, also a folder or a pipe, so that nothing with such a name is lost in
-    silence; folders are walked into all the same.
+    Everything with the name of an image becomes a row, even a folder or a pipe, so that the output shows that it could
+    not be read. A folder with such a name is listed as well.
     """
 
     def __init__(self, text: str, settings: SourceSettings) -> None:
@@ -55,35 +55,35 @@ class Directory:
         return []
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        root, names, found = root_of(self.text), [], False
+        root, names, has_images = root_of(self.text), [], False
         for name in self._walk():
             names.append(name)
             if len(names) == BATCH_ROWS:
-                found = True
-                yield batch(names, root)
+                has_images = True
+                yield file_rows(names, root)
                 names = []
         if names:
-            yield batch(names, root)
-        elif not found:
+            yield file_rows(names, root)
+        elif not has_images:
             other = sum(self.passed_over.values())
             raise InputError(
                 f"{self.text} holds no images ({other} other files): --all-files takes every file, whatever its suffix"
             )
 
     def _walk(self) -> Iterator[str]:
-        """Depth first, with a stack of its own, since trees may be deeper than Python's."""
+        """The paths of the images, depth first. Uses a list as stack, since trees may be deeper than Python's stack."""
         try:
             stack = [_entries(self.text)]
         except OSError as error:
             raise InputError(
                 f"cannot list the folder {self.text!r}: {error.strerror}; make it readable, or leave it out"
             ) from error
-        above = [_identity(self.text)]
+        parents = [_identity(self.text)]
         while stack:
             path, inner = next(stack[-1], (None, False))
             if path is None:
                 stack.pop()
-                above.pop()
+                parents.pop()
                 continue
             leftover = not self._all_files and is_leftover(path[len(self.text) :])
             if leftover:
@@ -94,14 +94,14 @@ class Directory:
                 self.passed_over[os.path.splitext(path)[1].lower()] += 1
             if inner:
                 try:
-                    here, inside = _identity(path), _entries(path)
-                except OSError:  # becomes a row that says that it cannot be read, rather than a silent gap
+                    identity, entries = _identity(path), _entries(path)
+                except OSError:  # make it a row, so that the output says that the folder could not be read
                     if not (leftover or is_image_name(path)):
                         yield path
                     continue
-                if here not in above:
-                    stack.append(inside)
-                    above.append(here)
+                if identity not in parents:
+                    stack.append(entries)
+                    parents.append(identity)
 
 
 class ImageFile:
@@ -122,11 +122,11 @@ class ImageFile:
         return []
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        yield batch([self.text], root_of(self.text))
+        yield file_rows([self.text], root_of(self.text))
 
 
 def root_of(text: str) -> str:
-    """What a path of the command line is relative to."""
+    """The folder that a path on the command line is relative to."""
     return "/" if os.path.isabs(text) else os.getcwd()
 
 
@@ -134,15 +134,15 @@ def is_folder(entry: os.DirEntry[AnyStr]) -> bool:
     """Whether `entry` is a folder or a link to one."""
     try:
         return entry.is_dir()
-    except OSError:  # a link that leads nowhere or round in a circle
+    except OSError:  # a broken link or a circle of links
         return False
 
 
 def _entries(folder: str) -> Iterator[tuple[str, bool]]:
-    """The paths in `folder`, and whether each is a folder. Only names are held, since there may be millions."""
+    """The paths in `folder` in byte order, and whether each is a folder. Keeps only names: there may be millions."""
     names, folders = [], set()
-    with os.scandir(os.fsencode(folder)) as found:
-        for entry in found:
+    with os.scandir(os.fsencode(folder)) as entries:
+        for entry in entries:
             names.append(entry.name)
             if is_folder(entry):
                 folders.add(entry.name)
@@ -150,6 +150,6 @@ def _entries(folder: str) -> Iterator[tuple[str, bool]]:
     return ((os.path.join(folder, os.fsdecode(name)), name in folders) for name in names)
 
 
-def _identity(folder: str) -> tuple[int, int]:
+def _identity(folder: str) -> tuple[int, int]:  # the same for all paths to one folder
     status = os.stat(folder)
     return status.st_dev, status.st_ino

@@ -1,11 +1,11 @@
-"""Names from a pattern: `{a,b}` and `{0000..0099}` as bash writes them, and `*`, `?`, `[a-z]`, `**` as its globstar.
+"""Expand patterns of paths and urls into names.
 
-`**` stands for any number of folders and does not follow links to folders; a leading dot is matched only by a dot.
+Paths follow bash with globstar: `{a,b}`, `{0000..0099}`, `*`, `?`, `[a-z]`, and `**` for any number of folders. `**`
+does not follow links to folders.
 
-Names in a store from a url with `*`, and with `**` for any number of folders.
+Urls of a store know braces, `*` and `**` only, since `?`, `[` and `#` may occur in keys.
 
-Nothing else is special there, since `?`, `[` and `#` are characters of keys. As on a disk, a leading dot is matched
-only by a dot.
+In both, only a dot in the pattern matches a leading dot in a name.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ MAGIC = re.compile(r"[*?[]")
 _RANGE = re.compile(r"(-?[0-9]+)\.\.(-?[0-9]+)(?:\.\.-?([0-9]+))?")
 
 
-def words(text: str) -> Iterator[str]:
-    """`text` with its braces replaced by each of their alternatives in turn; itself where it has none."""
+def expand_braces(text: str) -> Iterator[str]:
+    """`text` with its braces replaced by each of their alternatives in turn; `text` itself if it has no braces."""
     depth, start, cuts = 0, 0, list[int]()
     for at, char in enumerate(text):
         if char == "{":
@@ -39,19 +39,22 @@ def words(text: str) -> Iterator[str]:
             depth -= 1
             if depth == 0 and (choices := _choices(text, [*cuts, at])):
                 for choice in choices:
-                    for inner in words(choice):
-                        for rest in words(text[at + 1 :]):
+                    for inner in expand_braces(choice):
+                        for rest in expand_braces(text[at + 1 :]):
                             yield text[:start] + inner + rest
                 return
     yield text
 
 
 def _choices(text: str, cuts: list[int]) -> Iterator[str] | None:
-    """What stands between the `cuts`, or the numbers of a range; None where a pair of braces is neither."""
+    """The alternatives in a pair of braces, or the numbers of a range; None if it is neither.
+
+    cuts: positions of the opening brace, the commas and the closing brace.
+    """
     if len(cuts) > 2:
         return (text[a + 1 : b] for a, b in pairwise(cuts))
-    found = _RANGE.fullmatch(text, cuts[0] + 1, cuts[1])
-    return _numbers(found[1], found[2], int(found[3] or 1) or 1) if found else None
+    bounds = _RANGE.fullmatch(text, cuts[0] + 1, cuts[1])
+    return _numbers(bounds[1], bounds[2], int(bounds[3] or 1) or 1) if bounds else None
 
 
 def _numbers(first: str, last: str, step: int) -> Iterator[str]:
@@ -62,35 +65,35 @@ def _numbers(first: str, last: str, step: int) -> Iterator[str]:
     return (f"{number:0{width}}" for number in numbers)
 
 
-def matches(pattern: str, unreadable: Callable[[str], None]) -> list[tuple[str, bool]]:
-    """What there is of names like `pattern`, each once, in byte order, and whether it is a folder.
+def local_matches(pattern: str, unreadable: Callable[[str], None]) -> list[tuple[str, bool]]:
+    """The paths that match `pattern`, each once, in byte order, and whether each is a folder.
 
-    A pattern with `**` matches no folders, since it leads to what is in them. unreadable: told of folders that cannot
-    be listed. Memory: some 300 bytes a match.
+    A pattern with `**` matches files only, since it finds the files in the folders anyway. unreadable: called with each
+    folder that cannot be listed. Needs about 300 bytes of memory per match.
     """
     parts = [part for part in pattern.split("/") if part]
     parts = [part for at, part in enumerate(parts) if part != "**" or parts[at - 1 : at] != ["**"]]
     wanted = {True} if pattern.endswith("/") else {False} if "**" in parts else {True, False}
-    found: dict[str, bool] = {}
+    matches: dict[str, bool] = {}
     todo, seen = [("/" if pattern.startswith("/") else "", 0)], set[tuple[str, int]]()
     while todo:
         folder, depth = task = todo.pop()
-        if task in seen:  # reached in several ways by several `**`
+        if task in seen:  # several `**` can lead to the same folder in several ways
             continue
         seen.add(task)
-        for path, inner, further in _step(folder, parts, depth, unreadable):
-            if further < len(parts):
-                if inner:
-                    todo.append((path, further))
-            elif inner in wanted:
-                found[path] = inner
-    return sorted(found.items(), key=lambda item: os.fsencode(item[0]))
+        for path, is_dir, next_depth in _match_entries(folder, parts, depth, unreadable):
+            if next_depth < len(parts):
+                if is_dir:
+                    todo.append((path, next_depth))
+            elif is_dir in wanted:
+                matches[path] = is_dir
+    return sorted(matches.items(), key=lambda item: os.fsencode(item[0]))
 
 
-def _step(
+def _match_entries(
     folder: str, parts: list[str], depth: int, unreadable: Callable[[str], None]
 ) -> Iterator[tuple[str, bool, int]]:
-    """What in `folder` is like `parts[depth]`: its path, whether it is a folder, and the part that comes next."""
+    """The entries of `folder` that match `parts[depth]`: path, whether it is a folder, and index of the next part."""
     part, last = parts[depth], depth == len(parts) - 1
     if not MAGIC.search(part):
         path = os.path.join(folder, part)
@@ -117,26 +120,26 @@ def _step(
         unreadable(folder)
 
 
-def is_far_pattern(url: str) -> bool:
-    """Whether there is a `*` in `url`, which is a store's: web servers list nothing, and take it as it stands."""
+def is_remote_pattern(url: str) -> bool:
+    """Whether `url` is of a store and has a `*`. Web servers cannot list files, so a `*` in their urls is literal."""
     return "*" in url and not is_web(url)
 
 
-def far_matches(url: str) -> list[tuple[str, bool]]:
-    """The urls that are like `url`, each once, in byte order, and whether each is a folder; none where it has `**`.
+def remote_matches(url: str) -> list[tuple[str, bool]]:
+    """The urls that match the pattern `url`, each once, in byte order, and whether each is a folder.
 
-    Raises: InputError where the store cannot be listed.
+    A pattern with `**` matches files only. Raises: InputError if the store cannot be listed.
     """
     bucket, *parts = [part for part in url.partition("://")[2].split("/") if part]
     if "*" in bucket:
         raise InputError(f"the pattern {url!r} has a * in its bucket: name the bucket")
     wanted = {True} if url.endswith("/") else {False} if "**" in parts else {True, False}
-    found = {place: inner for place, inner in _walk(f"{scheme_of(url)}://{bucket}", parts) if inner in wanted}
-    return sorted(found.items(), key=lambda item: os.fsencode(item[0]))
+    matches = {place: inner for place, inner in _walk(f"{scheme_of(url)}://{bucket}", parts) if inner in wanted}
+    return sorted(matches.items(), key=lambda item: os.fsencode(item[0]))
 
 
 def _walk(folder: str, parts: list[str]) -> Iterator[tuple[str, bool]]:
-    """What is below `folder` and like `parts`, and whether it is a folder; some of it more than once."""
+    """The urls below `folder` that match `parts`, and whether each is a folder. May repeat urls."""
     part, further = parts[0], parts[1:]
     if further and part == "**":
         yield from _walk(folder, further)

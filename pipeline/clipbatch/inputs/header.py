@@ -1,8 +1,8 @@
-"""Whether the first line of a CSV or TSV file is a header or a row, from its cells and those below.
+"""Decide whether the first line of a CSV or TSV file is a header or a row, from its cells and those below.
 
-It is a row where it has the name of an image in a column whose other cells are such names too, and a header where one
-of its cells is what such a column is usually called. Else it is a header, unless one of its cells is of the same form
-as those below: then nobody can tell.
+The first line is a row if it has the name of an image in a column whose other cells name images too. It is a header if
+one of its cells is a usual name of such a column. Otherwise it is a header as well, unless one of its cells has the
+same form as those below. Then we cannot tell.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ _NUMBERED = re.compile(r"column_[0-9]+")
 
 
 def numbered(count: int) -> list[str]:
-    """The names of columns in a file without a header."""
+    """The column names of a file without a header."""
     return [f"column_{number}" for number in range(1, count + 1)]
 
 
 def looks_like_image(cell: str) -> bool:
-    """Whether a cell is the name of an image file, a url, or an image as a data URI."""
+    """Whether a cell is the name of an image file, a url, or a data URI."""
     cell = cell.strip().strip('"')
     return is_url(cell) or is_data_uri(cell[:200]) or is_image_name(name_of(cell))
 
 
 def image_columns(rows: Sequence[Sequence[str]], width: int) -> list[int]:
-    """The columns, by number from 0, half of whose filled cells or more name images."""
+    """Numbers, from 0, of the columns in which at least half of the filled cells name images."""
     columns = ([row[at] for row in rows if len(row) == width and row[at]] for at in range(width))
     return [at for at, cells in enumerate(columns) if cells and 2 * sum(map(looks_like_image, cells)) >= len(cells)]
 
 
 def is_row(rows: Sequence[Sequence[str]], named: Collection[str]) -> bool | None:
-    """Whether the first of `rows` is a row like the others; None where it may be a header as well.
+    """Whether the first of `rows` is a row like the others; None if we cannot tell.
 
-    named: columns that the settings name.
+    named: the columns that the settings name.
     """
     first = rows[0]
     below = [row for row in rows[1:] if len(row) == len(first)]
@@ -61,15 +61,15 @@ def is_row(rows: Sequence[Sequence[str]], named: Collection[str]) -> bool | None
 
 
 def _is_like(first: Sequence[str], cells: Sequence[Sequence[str]]) -> bool:
-    """Whether a cell of `first` has digits or a slash, and the form of most cells below it.
+    """Whether a cell of `first` has digits or a slash, and the same form as most cells below it.
 
-    Columns that are called by numbers in turn, as classes are, do not count.
+    Cells that hold consecutive numbers do not count: columns for classes often have such names.
     """
     numbers = [int(name) for name in first if name.isascii() and name.isdigit() and len(name) < 10]
-    in_turn = len(numbers) > 1 and numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+    consecutive = len(numbers) > 1 and numbers == list(range(numbers[0], numbers[0] + len(numbers)))
     for name, column in zip(first, cells, strict=True):
         form = _form(name)
-        if not column or not ("0" in form or "/" in form) or (in_turn and name.isdigit()):
+        if not column or not ("0" in form or "/" in form) or (consecutive and name.isdigit()):
             continue
         if 5 * sum(_form(cell) == form for cell in column) >= 4 * len(column):
             return True

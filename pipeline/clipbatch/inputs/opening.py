@@ -1,4 +1,4 @@
-"""Open an input file that may be compressed, and say which one it was. Knows nothing of what is in it."""
+"""Open input files, which may be compressed or remote. Errors name the file."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from clipbatch.storage import stores
 from clipbatch.storage.stores import open_input_file
 from clipbatch.storage.uris import is_url, name_of
 
-# Read at a time from a file of text.
+# How much we read at a time from a text file.
 CHUNK_BYTES = 4 * 2**20
 MAX_LINE_BYTES = 2**28
 _CODECS = {".gz": "gzip", ".zst": "zstd"}
 
 
 def suffix_of(name: str) -> str:
-    """The suffix of `name` in lower case, with `.gz` and `.zst` left aside: `.csv` for `LIST.CSV.gz`."""
+    """The suffix of `name` in lower case, ignoring `.gz` and `.zst`: `.csv` for `LIST.CSV.gz`."""
     stem, last = os.path.splitext(name.lower())
     return os.path.splitext(stem)[1] if last in _CODECS else last
 
@@ -34,7 +34,7 @@ def is_compressed(name: str) -> bool:
 
 
 def open_input(path: str) -> pa.NativeFile:
-    """The file at `path` to be read from its beginning, decompressed. Raises: InputError where it cannot be opened."""
+    """Open the local file `path` and decompress it if its name says so. Raises: InputError if it cannot be opened."""
     try:
         file = pa.OSFile(os.fsencode(path))
     except OSError as error:
@@ -43,16 +43,16 @@ def open_input(path: str) -> pa.NativeFile:
 
 
 def decompressed(file: Any, name: str) -> Any:
-    """`file`, or a stream of what it holds where `name` says that it is compressed."""
+    """`file`, or a stream of its decompressed content if `name` ends in `.gz` or `.zst`."""
     codec = _CODECS.get(os.path.splitext(name.lower())[1])
     return pa.CompressedInputStream(file, codec) if codec else file
 
 
 def whole_lines(file: Any, path: str) -> Iterator[tuple[int, bytes]]:
-    """(number of its first line, some whole lines), until the end of `file`, which is at its beginning. Without the
-    last newline, and without a mark of byte order.
+    """Read `file` from its beginning to its end, some MiB of whole lines at a time.
 
-    Raises: InputError where it cannot be read, and for a line of more than `MAX_LINE_BYTES`.
+    Yields the number of the first line, and the lines without the last newline and without a byte order mark.
+    Raises: InputError if the file cannot be read, or a line is longer than `MAX_LINE_BYTES`.
     """
     line, waiting, more = 1, list[bytes](), True
     while more:
@@ -77,14 +77,13 @@ def whole_lines(file: Any, path: str) -> Iterator[tuple[int, bytes]]:
 
 
 def unreadable(path: str, error: Exception) -> InputError:
-    """The refusal for a file that cannot be read, or not to its end."""
+    """The error for a file that cannot be read completely."""
     reason = getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__
     return InputError(f"cannot read {path}: {reason}; check that it is whole and readable")
 
 
 def size_and_end(path: str, length: int) -> tuple[int, bytes]:
-    """The size of the file at `path`, a path or url, and its last `length` bytes: where Parquet and Arrow files tell
-    what they hold. Raises: InputError."""
+    """Size of the file `path`, a path or url, and its last `length` bytes. Raises: InputError."""
     try:
         if is_url(path):
             with open_input_file(path) as file:
@@ -95,55 +94,55 @@ def size_and_end(path: str, length: int) -> tuple[int, bytes]:
             return size, local.read(length)
     except InputError:
         raise
-    except Exception as error:  # what fsspec's file systems raise is of any kind
+    except Exception as error:  # fsspec's file systems raise all kinds of exceptions
         raise unreadable(path, error) from error
 
 
-# Before a web server is asked for a manifest once more, however long it says.
-_LONGEST_WAIT_S = 30.0
+# How long we wait at most before we ask a web server for a manifest again, even if it asks for more time.
+_MAX_WAIT_S = 30.0
 
 
-def copied(url: str) -> BinaryIO:
-    """The manifest at `url` as a temporary file: it is read twice, for the run's identity and for its rows.
+def download(url: str) -> BinaryIO:
+    """Download the manifest `url` to a temporary file. It is read twice: for the run's identity and for its rows.
 
-    Raises: InputError where it cannot be had or kept.
+    Raises: InputError if the download fails or the disk is full.
     """
-    return _copied(url, tempfile.TemporaryFile)
+    return _download(url, tempfile.TemporaryFile)
 
 
-def copied_into(folder: str, url: str) -> str:
-    """The path of a copy of the manifest at `url`, under its own name in `folder`. Raises: as `copied`."""
+def download_into(folder: str, url: str) -> str:
+    """Download the manifest `url` into `folder`, under its own name. Returns the path. Raises: as `download`."""
     path = os.path.join(folder, name_of(url))
 
-    def make() -> BinaryIO:
+    def create() -> BinaryIO:
         return open(path, "w+b")
 
-    _copied(url, make).close()
+    _download(url, create).close()
     return path
 
 
-def _copied(url: str, make: Callable[[], BinaryIO]) -> BinaryIO:
+def _download(url: str, create: Callable[[], BinaryIO]) -> BinaryIO:
     for attempt in range(stores.ATTEMPTS):
-        spool = make()
+        copy = create()
         try:
             for chunk in stores.chunks(url):
-                _keep(chunk, spool, url)
-            return spool
+                _write(chunk, copy, url)
+            return copy
         except InputError:
-            spool.close()
+            copy.close()
             raise
         except Exception as error:
-            spool.close()
+            copy.close()
             if attempt + 1 == stores.ATTEMPTS or not getattr(error, "passes", False):
-                raise refused(f"read the manifest {url}", error) from error
-            time.sleep(min(max(4.0**attempt, getattr(error, "retry_after_s", 0.0)), _LONGEST_WAIT_S))
+                raise store_error(f"read the manifest {url}", error) from error
+            time.sleep(min(max(4.0**attempt, getattr(error, "retry_after_s", 0.0)), _MAX_WAIT_S))
     raise AssertionError("the last attempt returns or raises")
 
 
-def _keep(chunk: bytes, spool: BinaryIO, url: str) -> None:
+def _write(chunk: bytes, copy: BinaryIO, url: str) -> None:
     try:
-        spool.write(chunk)
-        spool.flush()
+        copy.write(chunk)
+        copy.flush()
     except OSError as error:
         raise InputError(
             f"cannot keep a copy of the manifest {url} in {tempfile.gettempdir()}: {error.strerror}; free some space "
@@ -151,7 +150,7 @@ def _keep(chunk: bytes, spool: BinaryIO, url: str) -> None:
         ) from error
 
 
-def refused(what: str, error: Exception) -> InputError:
-    """The refusal where a store did not let us do `what`."""
+def store_error(what: str, error: Exception) -> InputError:
+    """The error for a store or server that failed. what: what we tried to do, in words."""
     reason = (getattr(error, "strerror", None) or str(error)).strip().partition("\n")[0] or type(error).__name__
-    return InputError(f"cannot {what}: {reason}; check the name, the credentials, and that the network is there")
+    return InputError(f"cannot {what}: {reason}; check the name, the credentials and the network")

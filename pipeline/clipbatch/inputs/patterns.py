@@ -1,8 +1,8 @@
-"""A pattern of names, expanded here, since millions of names fit no command line.
+"""Patterns as inputs. We expand them ourselves, since millions of names do not fit on a command line.
 
-A file that bears the pattern's very name wins over it: patterns are what no other lister accepts. Where a pattern
-matches images, they are the input, and other files that it matches are passed over, as in a folder; where it matches
-none, each match is an input of its own: an archive, a manifest, a folder.
+If a file has exactly the name of the pattern, that file is the input. If the pattern matches images, these are the
+input, and other files that it matches are left out, as in a folder. If it matches no images, each match is an input of
+its own: an archive, a manifest, a folder.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import pyarrow as pa
 from clipbatch.config import SourceSettings
 from clipbatch.errors import InputError
 from clipbatch.inputs.folders import LEFTOVERS, ImageFile, is_image_name, is_leftover, root_of
-from clipbatch.inputs.globbing import MAGIC, far_matches, is_far_pattern, matches, words
-from clipbatch.inputs.lister import BATCH_ROWS, LISTED, batch
+from clipbatch.inputs.globbing import MAGIC, expand_braces, is_remote_pattern, local_matches, remote_matches
+from clipbatch.inputs.lister import BATCH_ROWS, LISTED, file_rows
 from clipbatch.storage.uris import folder_of, is_url
 
 if TYPE_CHECKING:
@@ -31,12 +31,12 @@ _MAX_WORDS = 100_000
 
 
 def is_pattern(text: str) -> bool:
-    """Whether `text` has braces with alternatives, or is a path with `*`, `?` or `[`, or a url of a store with `*`."""
-    return next(words(text)) != text or bool(is_far_pattern(text) if is_url(text) else MAGIC.search(text))
+    """Whether `text` has braces with alternatives, is a path with `*`, `?` or `[`, or is a url of a store with `*`."""
+    return next(expand_braces(text)) != text or bool(is_remote_pattern(text) if is_url(text) else MAGIC.search(text))
 
 
 class Pattern:
-    """All inputs of one pattern. What it matches later does not change a run that has begun."""
+    """All inputs that a pattern matches. The pattern is the identity, so new matches do not change a run."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class Pattern:
         kind_of: Callable[[str, SourceSettings], type[Lister] | None],
         join: Callable[[list[Lister]], Listing],
     ) -> None:
-        """kind_of: finds the lister of a match. join: makes one listing of several."""
+        """kind_of: returns the class of the lister for a match. join: combines several listers into one listing."""
         self.text, self._settings, self._kind_of, self._join = text, settings, kind_of, join
         self.passed_over: Counter[str] = Counter()
         self._listing: Listing | None = None
@@ -66,43 +66,43 @@ class Pattern:
         self.passed_over += listing.passed_over()
 
     def _joined(self) -> Listing:
-        """The matches as one listing. Raises: InputError where there are none."""
+        """The matches as one listing. Raises: InputError if there are none."""
         if self._listing is None:
-            found = self._found()
-            inputs = self._inputs(found)
+            matches = self._matches()
+            inputs = self._inputs(matches)
             if not inputs:
                 raise InputError(
-                    f"of the {len(found)} files that the pattern {self.text!r} matches, none is an image or another "
+                    f"of the {len(matches)} files that the pattern {self.text!r} matches, none is an image or another "
                     "input: --all-files takes every file, whatever its suffix"
                 )
             self._listing = self._join(inputs)
         return self._listing
 
-    def _found(self) -> list[tuple[str, bool]]:
+    def _matches(self) -> list[tuple[str, bool]]:
         """Each match, and whether it is a folder."""
-        found: list[tuple[str, bool]] = []
-        for number, word in enumerate(words(self.text)):
+        matches: list[tuple[str, bool]] = []
+        for number, word in enumerate(expand_braces(self.text)):
             if number == _MAX_WORDS:
                 raise InputError(f"the braces of {self.text!r} stand for more than {_MAX_WORDS} names: use a manifest")
             if is_url(word):
-                found += self._there(word) if is_far_pattern(word) else [(word, word.endswith("/"))]
+                matches += self._glob(word) if is_remote_pattern(word) else [(word, word.endswith("/"))]
             elif MAGIC.search(word) and not os.path.lexists(word):
-                found += self._there(word)
+                matches += self._glob(word)
             elif os.path.lexists(word):
-                found.append((word, os.path.isdir(word)))
+                matches.append((word, os.path.isdir(word)))
             else:
-                raise InputError(f"{word!r} of {self.text!r} is not there: check the range, or leave it out")
-        return found
+                raise InputError(f"{word!r} of {self.text!r} does not exist: check the range, or leave it out")
+        return matches
 
-    def _there(self, word: str) -> list[tuple[str, bool]]:
-        found = far_matches(word) if is_url(word) else matches(word, self._unreadable)
-        if not found:
+    def _glob(self, word: str) -> list[tuple[str, bool]]:
+        matches = remote_matches(word) if is_url(word) else local_matches(word, self._unreadable)
+        if not matches:
             place = "" if is_url(word) else f", from {os.getcwd()!r}"
             raise InputError(f"nothing matches the pattern {word!r}{place}: check it, or leave it out")
-        return found
+        return matches
 
     def _is_leftover(self, name: str, is_folder: bool) -> bool:
-        """Whether what is matched is a leftover, which is counted, in a place that the pattern does not name."""
+        """Whether a match is a leftover, unless the pattern names leftovers itself. Counts it."""
         named = any(map(is_leftover, (self.text, f"{self.text}/")))
         if self._settings.all_files or named or not is_leftover(f"{name}/" if is_folder else name):
             return False
@@ -112,17 +112,17 @@ class Pattern:
     def _unreadable(self, folder: str) -> None:
         self.passed_over[f"({folder or '.'} cannot be listed)"] = 1
 
-    def _inputs(self, found: list[tuple[str, bool]]) -> list[Lister]:
-        """A lister for every match, neighbouring image files under one."""
-        found = [match for match in found if not self._is_leftover(*match)]
-        images_alone = any(is_image_name(name) and not is_folder for name, is_folder in found)
+    def _inputs(self, matches: list[tuple[str, bool]]) -> list[Lister]:
+        """The listers of all matches. Consecutive image files share one."""
+        matches = [match for match in matches if not self._is_leftover(*match)]
+        images_only = any(is_image_name(name) and not is_folder for name, is_folder in matches)
         inputs: list[Lister] = []
         files: list[str] = []
-        for name, is_folder in found:
+        for name, is_folder in matches:
             kind: type[Lister] | None = None
-            if not is_folder and (is_image_name(name) or (images_alone and self._settings.all_files)):
+            if not is_folder and (is_image_name(name) or (images_only and self._settings.all_files)):
                 kind = ImageFile
-            elif is_folder or not images_alone:
+            elif is_folder or not images_only:
                 kind = self._kind_of(name, self._settings)
             if kind is ImageFile:
                 files.append(name)
@@ -137,7 +137,7 @@ class Pattern:
 
 
 class _Files(ImageFile):
-    """Image files that a pattern matched."""
+    """Several image files."""
 
     def __init__(self, names: list[str], settings: SourceSettings) -> None:
         super().__init__(names[0], settings)
@@ -146,4 +146,4 @@ class _Files(ImageFile):
     def batches(self) -> Iterator[pa.RecordBatch]:
         names, root = iter(self._names), folder_of(self.text) if is_url(self.text) else root_of(self.text)
         while some := list(islice(names, BATCH_ROWS)):
-            yield batch(some, root)
+            yield file_rows(some, root)

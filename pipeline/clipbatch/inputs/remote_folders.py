@@ -1,7 +1,7 @@
-"""Folders and images in stores, single images of the web, and copies of manifests that lie there.
+"""Folders and images in stores, and single images on the web.
 
-A folder of a store (a prefix) is listed folder by folder, in the order in which the same tree on a disk would be, some
-folders ahead. So memory is bounded by the largest single folder and not by the tree.
+We list a folder of a store (a prefix) folder by folder, in the order of the same tree on a disk. While one folder is
+processed, we request the listings of the next ones. Memory depends on the largest folder, not on the size of the tree.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ import pyarrow as pa
 from clipbatch.config import SourceSettings
 from clipbatch.errors import InputError
 from clipbatch.inputs.folders import LEFTOVERS, is_image_name, is_leftover
-from clipbatch.inputs.lister import BATCH_ROWS, batch
-from clipbatch.inputs.opening import refused
+from clipbatch.inputs.lister import BATCH_ROWS, file_rows
+from clipbatch.inputs.opening import store_error
 from clipbatch.storage import stores
 from clipbatch.storage.uris import folder_of, is_url, name_of
 
-# Folders listed at the same time.
+# How many folders we list at the same time.
 AHEAD = 16
 
-# Name, '' for one that is empty, and whether it is a folder, in byte order.
+# The entries of a folder, in byte order: the name, '' if it is empty, and whether it is a folder.
 Entries = deque[tuple[str, bool]]
 
 
 @functools.lru_cache(maxsize=1)
-def top(root: str) -> tuple[tuple[str, bool], ...]:
-    """What is right in the folder `root` of a store (no slash at its end); asked for once, until the next listing.
+def root_entries(root: str) -> tuple[tuple[str, bool], ...]:
+    """The entries of the folder `root` of a store, a url without a slash at its end. Cached until the next listing.
 
     Raises: as `entries`.
     """
@@ -39,7 +39,7 @@ def top(root: str) -> tuple[tuple[str, bool], ...]:
 
 
 class RemoteImage:
-    """One image of a store or of the web, named on the command line."""
+    """One image in a store or on the web, named on the command line."""
 
     def __init__(self, text: str, settings: SourceSettings) -> None:
         self.text = text
@@ -58,17 +58,17 @@ class RemoteImage:
         return []
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        yield batch([self.text], folder_of(self.text))
+        yield file_rows([self.text], folder_of(self.text))
 
 
 class RemoteFolder:
-    """Everything under a url of a store: depth first, names in byte order."""
+    """A folder of a store, listed depth first, names in byte order."""
 
     def __init__(self, text: str, settings: SourceSettings) -> None:
         if stores.is_web(text):
             raise InputError(
-                f"{text} names no image, and a web server lists no folders: write the images' urls into a .txt "
-                "manifest, one a line; --all-files takes a url whatever its suffix"
+                f"{text} is not the url of an image, and web servers do not list folders: write the images' urls into "
+                "a .txt manifest, one per line; --all-files takes a url whatever its suffix"
             )
         self.text, self._all_files = text, settings.all_files
         self.passed_over: Counter[str] = Counter()
@@ -86,7 +86,7 @@ class RemoteFolder:
         return []
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        names, found = [], False
+        names, has_images = [], False
         for name in self._walk():
             if not self._all_files and is_leftover(name):
                 self.passed_over[LEFTOVERS] += 1
@@ -95,23 +95,23 @@ class RemoteFolder:
             else:
                 self.passed_over[os.path.splitext(name)[1].lower()] += 1
             if len(names) == BATCH_ROWS:
-                found = True
-                yield batch(names, self._root)
+                has_images = True
+                yield file_rows(names, self._root)
                 names = []
         if names:
-            yield batch(names, self._root)
-        elif not found:
+            yield file_rows(names, self._root)
+        elif not has_images:
             other = sum(self.passed_over.values())
             raise InputError(
                 f"{self.text} holds no images ({other} other files): --all-files takes every file, whatever its suffix"
             )
 
     def _walk(self) -> Iterator[str]:
-        """The files, by their path from the root."""
+        """The files, as paths relative to the root."""
         pool = ThreadPoolExecutor(AHEAD, thread_name_prefix="list")
         try:
             stack = [_Folder("", self._entries(""))]
-            top.cache_clear()  # there may be millions
+            root_entries.cache_clear()  # it may hold millions of names
             while stack:
                 folder = stack[-1]
                 folder.look_ahead(pool, self._entries)
@@ -120,7 +120,7 @@ class RemoteFolder:
                     continue
                 name, is_folder = folder.entries.popleft()
                 path = folder.path + name
-                if not name:  # keys with an empty part, as in a//b: pyarrow can neither list nor open them
+                if not name:  # a key with an empty part, as in a//b: pyarrow can neither list nor open it
                     self.passed_over["//"] += 1
                     continue
                 if is_folder:
@@ -131,11 +131,11 @@ class RemoteFolder:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _entries(self, path: str) -> Entries:
-        """What the folder `path`, '' or ending in a slash, holds. Raises: InputError."""
+        """The entries of a folder. path: relative to the root, '' or with a slash at its end. Raises: InputError."""
         try:
-            return entries(f"{self._root}/{path}") if path else deque(top(self._root))
+            return entries(f"{self._root}/{path}") if path else deque(root_entries(self._root))
         except FileNotFoundError as error:
-            if path:  # emptied since the folder above was listed
+            if path:  # somebody removed it after we listed its parent
                 return deque()
             raise InputError(
                 f"there is nothing at {self._root}/: name a folder (a prefix), an image, a manifest, a table or an "
@@ -144,7 +144,7 @@ class RemoteFolder:
 
 
 def entries(url: str) -> Entries:
-    """What the folder of a store holds. Raises: FileNotFoundError; InputError."""
+    """The entries of a folder of a store. Raises: FileNotFoundError; InputError if the store cannot list it."""
     from pyarrow.fs import FileSelector, FileType
 
     store, place = stores.open_store(url)
@@ -152,34 +152,34 @@ def entries(url: str) -> Entries:
         infos = store.get_file_info(FileSelector(place, recursive=False))
     except FileNotFoundError:
         raise
-    except Exception as error:  # what fsspec's file systems raise is of any kind
-        raise refused(f"list {url.rstrip('/')}/", error) from error
-    found = [
+    except Exception as error:  # fsspec's file systems raise all kinds of exceptions
+        raise store_error(f"list {url.rstrip('/')}/", error) from error
+    names = [
         (info.base_name if info.path.rstrip("/") != place else "", info.type == FileType.Directory) for info in infos
     ]
-    return deque(sorted(found, key=lambda entry: os.fsencode(entry[0])))
+    return deque(sorted(names, key=lambda entry: os.fsencode(entry[0])))
 
 
 class _Folder:
-    """A folder on the way down, and the listings of its next subfolders."""
+    """A folder that is being listed, with the pending listings of its next subfolders."""
 
     def __init__(self, path: str, entries: Entries) -> None:
         self.path, self.entries = path, entries
         self.ahead: deque[Future[Entries]] = deque()
         self._folders = iter([name for name, is_folder in entries if is_folder and name])
 
-    def look_ahead(self, pool: ThreadPoolExecutor, listed: Callable[[str], Entries]) -> None:
-        """Have up to `AHEAD` subfolders listed."""
+    def look_ahead(self, pool: ThreadPoolExecutor, list_folder: Callable[[str], Entries]) -> None:
+        """Request the listings of up to `AHEAD` subfolders."""
         while len(self.ahead) < AHEAD and (name := next(self._folders, None)) is not None:
-            self.ahead.append(pool.submit(listed, f"{self.path}{name}/"))
+            self.ahead.append(pool.submit(list_folder, f"{self.path}{name}/"))
 
 
 def _is_object(url: str) -> bool:
-    """Whether there is an object at `url` itself, and not only below it."""
+    """Whether `url` is an object of the store, and not just a folder."""
     from pyarrow.fs import FileType
 
     store, path = stores.open_store(url)
     try:
         return bool(store.get_file_info(path).type == FileType.File)
     except Exception as error:
-        raise refused(f"look at {url}", error) from error
+        raise store_error(f"look at {url}", error) from error

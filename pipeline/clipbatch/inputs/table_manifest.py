@@ -1,4 +1,4 @@
-"""Manifests that are tables: a column names the images, the others are carried through with their types."""
+"""Manifests that are tables. One column names the images; the others are copied to the output with their types."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from clipbatch.inputs.csv import CsvFiles
 from clipbatch.inputs.jsonl import JsonFiles
 from clipbatch.inputs.lister import (
     NAMES,
-    bytes_carried,
+    binary_sizes,
+    carried_fields,
     check_names,
-    chosen,
     is_binary_type,
     is_text_type,
-    listed,
-    notes_on_bytes,
+    notes_on_binary_columns,
     uri_column,
     uri_root,
+    uri_rows,
     uris,
 )
-from clipbatch.inputs.opening import copied_into, unreadable
+from clipbatch.inputs.opening import download_into, unreadable
 from clipbatch.inputs.parquet import ColumnarFiles
 from clipbatch.inputs.table_files import table_files
 from clipbatch.storage.atomic import file_sha256
@@ -41,20 +41,20 @@ _READERS: dict[str, type[JsonFiles | ColumnarFiles]] = {".jsonl": JsonFiles, ".n
 
 
 class Table(Protocol):
-    """The files of one table."""
+    """A reader for the files of one table."""
 
     def schema(self) -> pa.Schema:
-        """All columns with their types. Raises: InputError for a damaged file."""
+        """All columns with their types. Raises: InputError if a file is damaged."""
 
     def batches(self, columns: list[str], verbatim: str) -> Iterator[pa.RecordBatch]:
-        """The rows with `columns`. verbatim: the one of them that may be bytes, as its text need not be UTF-8."""
+        """The rows with `columns`. verbatim: a column that may be returned as bytes, since it need not be UTF-8."""
 
     def where(self, row: int) -> str:
-        """The place of a row, counted from 0 through all files, in words."""
+        """File and line of a row, for messages. row: its number, from 0, across all files."""
 
 
 class TableManifest:
-    """Paths are relative to the folder that the file lies in, to the folder of files, or to `--root`."""
+    """A table whose rows name images. Their paths are relative to the folder of the table, or to `--root`."""
 
     def __init__(self, text: str, settings: SourceSettings) -> None:
         self.text, self._settings = text, settings
@@ -65,7 +65,8 @@ class TableManifest:
             folder = tempfile.mkdtemp(prefix="clipbatch-")
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
             self._paths = [
-                copied_into(tempfile.mkdtemp(dir=folder), path)  # splits of a dataset have files of the same name
+                # one folder per file, since splits of a data set have files of the same name
+                download_into(tempfile.mkdtemp(dir=folder), path)
                 for path in self._paths
             ]
         named = [*(settings.columns or ()), *([settings.uri_column] if settings.uri_column else [])]
@@ -77,8 +78,8 @@ class TableManifest:
 
     @staticmethod
     def accepts(text: str, settings: SourceSettings) -> bool:
-        found = table_files(text)
-        return found is not None and not (settings.all_files and found[1] != [text])
+        table = table_files(text)
+        return table is not None and not (settings.all_files and table[1] != [text])
 
     def identity(self) -> str:
         digests = [f"{os.path.basename(path)} {_digest(path)}" for path in self._paths]
@@ -92,7 +93,7 @@ class TableManifest:
             for field in schema:
                 if is_binary_type(field.type) and field.name != uri and (columns is None or field.name in columns):
                     raise self._table.not_text(field.name)
-        return chosen(self.text, schema, columns, [uri])
+        return carried_fields(self.text, schema, columns, [uri])
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         uri, fields, rows = self._uri_column(self._table.schema()), self.fields(), 0
@@ -100,29 +101,29 @@ class TableManifest:
             check_names(batch.column(0), self._table.where, rows)
             rows += batch.num_rows
             carried = list(zip(fields, batch.columns[1:], strict=True))
-            self.passed_over += Counter(bytes_carried(self.text, carried))
-            yield listed(uris(batch.column(0), self._root), uri_root(self._root), None, carried)
+            self.passed_over += Counter(binary_sizes(self.text, carried))
+            yield uri_rows(uris(batch.column(0), self._root), uri_root(self._root), None, carried)
         if not rows:
             raise InputError(f"the manifest {self.text} names no images: it has columns, but no rows")
         if isinstance(self._table, CsvFiles):
             self.passed_over += self._table.notes
         else:
-            self.passed_over += Counter(notes_on_bytes(self.text, self._table.schema(), fields, [uri]))
+            self.passed_over += Counter(notes_on_binary_columns(self.text, self._table.schema(), fields, [uri]))
 
     def _uri_column(self, schema: pa.Schema) -> str:
         if not schema.names:
             raise InputError(f"the manifest {self.text} names no images: it is empty")
-        wanted = self._settings.uri_column or self._guessed(schema)
+        wanted = self._settings.uri_column or self._guess_uri_column(schema)
         return uri_column(self.text, schema, wanted, any_type=isinstance(self._table, CsvFiles))
 
-    def _guessed(self, schema: pa.Schema) -> str | None:
-        """The only column with a name like `uri`, or the only one of text."""
+    def _guess_uri_column(self, schema: pa.Schema) -> str | None:
+        """The only column with a name like `uri`, or else the only text column."""
         if isinstance(self._table, CsvFiles) and len(images := self._table.columns_of_images()) == 1:
             return images[0]
-        any_type = isinstance(self._table, CsvFiles)  # names of nothing but digits are names all the same
+        any_type = isinstance(self._table, CsvFiles)  # in CSV, names that consist of digits look like numbers
         named = [f.name for f in schema if f.name.lower() in NAMES and (any_type or is_text_type(f.type))]
         texts = [f.name for f in schema if is_text_type(f.type)]
-        return next((found[0] for found in (named, texts) if len(found) == 1), None)
+        return next((columns[0] for columns in (named, texts) if len(columns) == 1), None)
 
 
 def _digest(path: str) -> str:

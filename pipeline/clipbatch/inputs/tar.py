@@ -1,8 +1,8 @@
-"""The members of a tar archive (v7, ustar, GNU, PAX), from one pass over its headers that seeks past the data.
+"""List the members of a tar archive (v7, ustar, GNU, PAX) in one pass over its headers, which skips the data.
 
-Python's tarfile is not used, since it ends at a damaged header as if the archive ended there. Here the pass goes on at
-the next block that is a header, and says so; zero blocks between archives that were put behind one another are passed
-over, as by `tar --ignore-zeros`. Data is not looked at: whether it is all there shows when it is read.
+We do not use Python's tarfile: at a damaged header it stops as if the archive ended there. Here, we continue at the
+next block that is a header, and note the damage. Blocks of zeros between concatenated archives are skipped, as with
+`tar --ignore-zeros`. We do not look at the data. If some is missing, reading the member shows that later.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator
 
-from clipbatch.inputs.archive_members import MAX_BYTES, Member, refused
+from clipbatch.inputs.archive_members import MAX_BYTES, Member, unreadable_member
 from clipbatch.storage.archives import TAR_BLOCK, crc
 from clipbatch.storage.files import Container
 
-# Bytes of a PAX or GNU extension; more is taken for damage.
-_LONGEST_NAME = 2**20
+# The largest PAX or GNU extension header, in bytes. A larger one counts as damage.
+_MAX_EXTENSION_BYTES = 2**20
 _CHUNK_BYTES = 2**20
 _NO_DATA = {
     b"1": "a hard link inside of the archive, which holds no data of its own",
@@ -25,7 +25,7 @@ _NO_DATA = {
     b"6": "a pipe, not a file",
 }
 _FOLDER = b"5"
-# GNU's volume label, part of a file from another volume, and names of a folder.
+# GNU entries that are not members: volume label, part of a file from another volume, names in a folder.
 _NO_MEMBER = b"VMDN"
 _SPARSE = "a sparse file, whose holes are left out of the archive; pack it without --sparse"
 
@@ -35,14 +35,14 @@ class NoTarError(Exception):
 
 
 class _DamagedError(Exception):
-    """What should be a header is none."""
+    """A block that should be a header is not one."""
 
 
 def tar_members(file: Container, note: Callable[[str], None]) -> Iterator[Member]:
-    """Every member but folders, in order. The last one may reach beyond the archive's end, where it is cut off.
+    """All members except folders, in order. In a truncated archive, the last one may extend beyond the end.
 
-    note: told what is wrong with the archive as a whole, in words that follow its name.
-    Raises: NoTarError before the first member; OSError.
+    note: called with what is wrong with the archive as a whole, in words to put after its name.
+    Raises: NoTarError if the file does not start with a header; OSError.
     """
     at, ended, extension = 0, False, _Extension()
     while at < file.size:
@@ -76,32 +76,32 @@ def tar_members(file: Container, note: Callable[[str], None]) -> Iterator[Member
 
 
 class _Extension:
-    """What PAX and GNU headers say of the member that follows them."""
+    """The PAX and GNU extension headers before a member. They replace fields of its own header."""
 
-    def __init__(self, everywhere: dict[bytes, bytes] | None = None) -> None:
-        """everywhere: PAX records for all members from here on."""
-        self._everywhere = everywhere or {}
-        self._records = dict(self._everywhere)
+    def __init__(self, global_records: dict[bytes, bytes] | None = None) -> None:
+        """global_records: PAX records that apply to all following members."""
+        self._global = global_records or {}
+        self._records = dict(self._global)
         self._long_name: bytes | None = None
 
     def add(self, kind: bytes, content: bytes) -> None:
         if kind == b"L":
             self._long_name = content.split(b"\0", 1)[0]
         elif kind == b"g":
-            self._everywhere |= _records(content)
-            self._records = self._everywhere | self._records
+            self._global |= _records(content)
+            self._records = self._global | self._records
         elif kind in b"xX":
             self._records |= _records(content)
 
     def following(self) -> _Extension:
-        """For the next member."""
-        return _Extension(self._everywhere)
+        """The extension for the next member: it keeps the global records only."""
+        return _Extension(self._global)
 
     def name(self) -> bytes | None:
         return self._records.get(b"GNU.sparse.name") or self._records.get(b"path") or self._long_name
 
     def size(self, size: int) -> int:
-        """Of the member, whose header says `size`."""
+        """The size of the member in bytes. size: the size in its own header."""
         return _checked(self._records[b"size"], 10) if b"size" in self._records else size
 
     @property
@@ -112,42 +112,42 @@ class _Extension:
 def _member(
     file: Container, at: int, block: bytearray, kind: bytes, size: int, extension: _Extension
 ) -> tuple[Member | None, int]:
-    """The member whose header, `block`, is at `at`, and where the next header is."""
+    """The member with the header `block` at `at`, and where the next header is. None for a folder or a non-member."""
     name = (extension.name() or _short_name(block)).decode("utf-8", "surrogateescape")
     if kind in _NO_DATA:
-        return refused(name, _NO_DATA[kind]), at + TAR_BLOCK
+        return unreadable_member(name, _NO_DATA[kind]), at + TAR_BLOCK
     if kind == _FOLDER or (kind == b"\0" and name.endswith("/")):
         return None, at + TAR_BLOCK
     if kind in _NO_MEMBER:
         return None, _after(at, size)
     if kind == b"S":
-        return refused(name, _SPARSE), _after(_last_sparse_header(file, at, block), size)
+        return unreadable_member(name, _SPARSE), _after(_last_sparse_header(file, at, block), size)
     if extension.sparse:
-        return refused(name, _SPARSE), _after(at, size)
+        return unreadable_member(name, _SPARSE), _after(at, size)
     return Member(name, at + TAR_BLOCK, size, f"tar:{crc(block)}"), _after(at, size)
 
 
 def _after(at: int, size: int) -> int:
-    """Where the header after the one at `at` is, with `size` bytes of data between them."""
+    """Where the next header is. at: where this one is. size: bytes of data after it."""
     return at + TAR_BLOCK + -(-size // TAR_BLOCK) * TAR_BLOCK
 
 
 def _kind_and_size(block: bytearray) -> tuple[bytes, int]:
-    """Type flag and size of a header whose checksum is right."""
+    """Type flag and size of a header. Raises: _DamagedError if its checksum is wrong."""
     if len(block) < TAR_BLOCK:
         raise _DamagedError
     field = block[148:156]
-    without_field = _number(field) - 8 * ord(" ")  # for the sum, the field counts as spaces
-    # Adler-32 sums bytes much faster than Python does, modulo a prime that no header's sum reaches twice.
+    without_field = _number(field) - 8 * ord(" ")  # the checksum counts its own field as spaces
+    # Adler-32 sums bytes much faster than Python. It does so modulo 65521, and no header's sum is twice as large.
     if (without_field + sum(field) + 1) % 65521 != zlib.adler32(block) & 0xFFFF:
-        signed = sum(byte - 256 * (byte >= 128) for byte in block[:148] + block[156:])  # as some old programs add
+        signed = sum(byte - 256 * (byte >= 128) for byte in block[:148] + block[156:])  # some old programs did this
         if without_field != signed:
             raise _DamagedError
     return bytes(block[156:157]), _number(block[124:136])
 
 
 def _number(field: bytearray) -> int:
-    """A header's number: octal digits, or binary where the first bit is set."""
+    """A number in a header: octal digits, or binary if the first bit is set."""
     if field[0] == 0x80:
         return _checked(b"%d" % int.from_bytes(field[1:], "big"), 10)
     return _checked(bytes(field).split(b"\0", 1)[0].strip() or b"0", 8)
@@ -170,29 +170,29 @@ def _short_name(block: bytearray) -> bytes:
 
 
 def _content(file: Container, at: int, size: int) -> bytes:
-    """The data of the extension whose header is at `at`."""
-    data = file.read_at(at + TAR_BLOCK, size) if size <= _LONGEST_NAME else b""
+    """The data of the extension header at `at`."""
+    data = file.read_at(at + TAR_BLOCK, size) if size <= _MAX_EXTENSION_BYTES else b""
     if len(data) < size:
         raise _DamagedError
     return bytes(data)
 
 
 def _records(content: bytes) -> dict[bytes, bytes]:
-    """The records of a PAX header, each `LENGTH NAME=VALUE` and a newline."""
-    found, at = {}, 0
+    """The records of a PAX header. Each has the form `LENGTH NAME=VALUE` and ends with a newline."""
+    records, at = {}, 0
     while at < len(content) and content[at]:
         digits, space, _ = content[at : at + 20].partition(b" ")
         end = at + _checked(digits, 10)
         name, equals, value = content[at + len(digits) + 1 : end - 1].partition(b"=")
         if not (space and equals and content[end - 1 : end] == b"\n"):
             raise _DamagedError
-        found[name] = value
+        records[name] = value
         at = end
-    return found
+    return records
 
 
 def _last_sparse_header(file: Container, at: int, block: bytearray) -> int:
-    """The last of the blocks that say where a GNU sparse file's data belongs."""
+    """Where the last header block of a GNU sparse file is. Further blocks follow the first one if it has many holes."""
     more = block[482]
     while more:
         at += TAR_BLOCK
@@ -204,7 +204,7 @@ def _last_sparse_header(file: Container, at: int, block: bytearray) -> int:
 
 
 def _next_header(file: Container, at: int) -> int:
-    """The first block from `at` on that is a ustar, GNU or PAX header; the archive's end where there is none."""
+    """Where the next ustar, GNU or PAX header is, from `at` on; the end of the archive if there is none."""
     while at < file.size:
         chunk = file.read_at(at, _CHUNK_BYTES)
         for start in range(0, len(chunk), TAR_BLOCK):

@@ -1,1 +1,1 @@
-"""The run directory on disk."""
+"""The run directory: what is in it, how it is created, checked and repaired."""

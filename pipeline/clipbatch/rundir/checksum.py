@@ -1,8 +1,11 @@
-"""A digest inside a Parquet file, over all of it: page checksums leave page headers and the footer unprotected.
+"""A checksum of a whole Parquet file, inside the file.
 
-It stands between the last page and the footer, where no reader looks: offsets in the footer point before it, and the
-footer is found from the end of the file (Parquet format, "File format"). It is the SHA-256 of the CRC-32 of every
-mebibyte: against chance, not against malice, it is as good as SHA-256 of the bytes, and costs a third of it or less.
+The problem: Parquet's page checksums do not cover the page headers and the footer.
+
+The mechanism: we write a digest of the whole file between the last page and the footer. No reader looks there: the
+offsets in the footer point to what comes before, and readers find the footer from the end of the file (Parquet format,
+"File format"). The digest is the SHA-256 of the CRC-32 of every mebibyte. Against accidental damage this is as good as
+the SHA-256 of the bytes, at a third of the cost or less. It does not protect against deliberate changes.
 """
 
 from __future__ import annotations
@@ -13,13 +16,13 @@ import zlib
 from typing import BinaryIO
 
 _MARK = b"clipbatch-crcsha"
-_SEAL_BYTES = len(_MARK) + hashlib.sha256().digest_size
-_TAIL_BYTES = 8  # length of the footer, and PAR1
+_CHECKSUM_BYTES = len(_MARK) + hashlib.sha256().digest_size
+_TAIL_BYTES = 8  # the length of the footer and `PAR1`
 _BLOCK_BYTES = 2**20
 
 
 class _Digest:
-    """Of bytes that come in pieces, wherever these are cut."""
+    """The digest of bytes that arrive in pieces of any size."""
 
     def __init__(self) -> None:
         self._outer = hashlib.sha256()
@@ -38,14 +41,14 @@ class _Digest:
         self._outer.update(self._crc.to_bytes(4, "little"))
         self._crc = self._filled = 0
 
-    def seal(self) -> bytes:
-        """The mark and the digest; nothing may be added afterwards."""
+    def finish(self) -> bytes:
+        """The mark and the digest. Do not call `update` afterwards."""
         self._end_block()
         return _MARK + self._outer.digest()
 
 
 class ChecksumWriter:
-    """A file to write Parquet into. After the pages call `hold`, write the footer, then call `finish`."""
+    """A file object to write Parquet into. After the pages call `hold`, write the footer, then call `finish`."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._digest = file, _Digest()
@@ -62,40 +65,40 @@ class ChecksumWriter:
         return len(data)
 
     def tell(self) -> int:
-        """Where the next byte stands in the file without its seal."""
+        """Position of the next byte, not counting the checksum."""
         return self._written
 
     def hold(self) -> None:
-        """Keep what comes now in memory, since the seal goes before the footer."""
+        """Keep what is written from now on in memory, since the checksum goes before the footer."""
         self._held = io.BytesIO()
 
     def finish(self) -> None:
-        """Write the seal and the footer."""
+        """Write the checksum and the footer."""
         assert self._held is not None
         held = self._held.getbuffer()
         footer = int.from_bytes(held[-_TAIL_BYTES:-4], "little") + _TAIL_BYTES
         self._digest.update(held)
-        for piece in (held[:-footer], self._digest.seal(), held[-footer:]):
+        for piece in (held[:-footer], self._digest.finish(), held[-footer:]):
             self._file.write(piece)
 
     def flush(self) -> None:
-        """Nothing is buffered here; `publish` brings the file to the disk."""
+        """Does nothing: we buffer nothing here, and `publish` syncs the file."""
 
     def close(self) -> None:
-        """The file stays open: `publish` closes it."""
+        """Does nothing: `publish` closes the file."""
 
 
 def verify_file(file: bytes) -> bool:
-    """Whether a file's bytes are those that `ChecksumWriter` wrote."""
+    """Whether the bytes of a file are those that `ChecksumWriter` wrote."""
     data = memoryview(file)
     footer = int.from_bytes(data[-_TAIL_BYTES:-4], "little") + _TAIL_BYTES
-    at = len(data) - footer - _SEAL_BYTES
+    at = len(data) - footer - _CHECKSUM_BYTES
     return at > 0 and data[at:-footer] == digest(data[:at], data[-footer:])
 
 
 def digest(*pieces: bytes | memoryview) -> bytes:
-    """The seal of a file that is these pieces one after the other."""
-    made = _Digest()
+    """The checksum of a file that consists of these pieces."""
+    whole = _Digest()
     for piece in pieces:
-        made.update(memoryview(piece))
-    return made.seal()
+        whole.update(memoryview(piece))
+    return whole.finish()

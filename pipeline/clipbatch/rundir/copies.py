@@ -1,14 +1,14 @@
-"""Second copies of the files without which a run is lost: `run.json`, `model.json` and `text.npy`, in `copies/`.
+"""Second copies, in `copies/`, of the files that a run cannot do without: `run.json`, `model.json` and `text.npy`.
 
-A copy is byte for byte its file, and is made right after it. Both carry the digest of what they hold (`text.npy` has it
-in `model.json`), so that of two that differ it is known which one is damaged. A run of an old version has neither
-digests nor copies.
+We write each copy right after its file, with the same bytes. Both contain a digest of their content (that of `text.npy`
+is in `model.json`). So if the two differ, we know which one is damaged. Runs of old versions have neither digests nor
+copies.
 
-    begun        run.json, then copies/run.json: whoever is killed in between leaves a run without a copy, and the next
-                 invocation makes it
-    thrown away  copies/run.json, then run.json: a copy without its file is damage, and never a run that was given up
+The order matters if a process is killed in between:
+    create  run.json, then copies/run.json. A run may lack its copy; the next invocation writes it.
+    remove  copies/run.json, then run.json. So a copy without its file always means damage.
 
-Knows nothing of what is in the files, and mends nothing: `damage` does.
+This module does not know the content of the files and repairs nothing. `damage` does that.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ T = TypeVar("T")
 
 
 def content(folder: AnyPath, name: str) -> bytes | None:
-    """What the copy of the file `name` in the run directory `folder` holds; None where there is none to be read."""
+    """The bytes of the copy of `name` in the run directory `folder`; None if there is no readable copy."""
     with contextlib.suppress(OSError):
         return (folder / FOLDER / name).read_bytes()
     return None
 
 
 def make(folder: AnyPath, name: str) -> None:
-    """Copy the file `name` as it is now, unless that has been done. Raises: InputError where it cannot be written."""
+    """Write the copy of the file `name`, unless it is up to date. Raises: InputError if that fails."""
     with contextlib.suppress(FileNotFoundError):
         put(folder / FOLDER, name, (folder / name).read_bytes())
 
 
 def put(folder: AnyPath, name: str, data: bytes) -> None:
-    """Publish the file `name` in `folder`, which is made, unless it holds `data` already. Raises: as `make`."""
+    """Publish `data` as the file `name`, unless it is there already. Creates `folder`. Raises: as `make`."""
     with contextlib.suppress(OSError):
         if (folder / name).read_bytes() == data:
             return
@@ -63,47 +63,47 @@ def remove(folder: AnyPath) -> None:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             (folder / FOLDER / name).unlink()
     if isinstance(folder, Path):
-        with contextlib.suppress(OSError):  # there is more in it
+        with contextlib.suppress(OSError):  # the folder holds other files
             (folder / FOLDER).rmdir()
 
 
 def read(folder: AnyPath, name: str) -> bytes | None:
-    """What the file `name` holds; None where neither it nor a copy of it is there.
+    """The bytes of the file `name`; None if neither the file nor its copy exists.
 
-    Raises: InputError with the remedy where it cannot be read, or is gone while its copy is there.
+    Raises: InputError with the remedy if the file cannot be read, or is missing while its copy exists.
     """
     try:
         return (folder / name).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         if content(folder, name) is None:
             return None
-        raise damaged(folder, name, "it is gone") from None
+        raise damaged(folder, name, "it is missing") from None
     except OSError as error:
         raise damaged(folder, name, error.strerror or str(error)) from error
 
 
 def parsed(folder: AnyPath, name: str, data: bytes, parse: Callable[[bytes], T]) -> T:
-    """What `parse` makes of `data`, which the JSON file `name` holds.
+    """Parse `data`, the bytes of the JSON file `name`, with `parse`.
 
-    Raises: InputError where it is damaged, with the remedy, also where it has lost the digest that its copy has; where
-    it is of another version.
+    Raises: InputError with the remedy if the file is damaged, lacks the digest that its copy has, or was written by
+    another version.
     """
     try:
-        found, sealed = parse(data), unseal(data)[1] is not None
+        value, has_digest = parse(data), unseal(data)[1] is not None
     except DamagedRecordError as error:
         raise damaged(folder, name, str(error)) from error
     except OtherVersionError as error:
         if unseal(data)[1] is None and content(folder, name) is not None:
             raise damaged(folder, name, "its bytes are not those that were written") from error
-        raise InputError(f"{folder / name} was made by {error}; finish the run with that version") from error
-    if not sealed and content(folder, name) is not None:
+        raise InputError(f"{folder / name} was written by {error}; finish the run with that version") from error
+    if not has_digest and content(folder, name) is not None:
         raise damaged(folder, name, "its bytes are not those that were written")
-    return found
+    return value
 
 
 def damaged(folder: AnyPath, name: str, why: str) -> InputError:
-    """The refusal for a file of which there is a copy, or should be."""
-    remedy = f"put it back from a backup, or label the images into a folder other than {folder}"
+    """The error for a damaged file. The remedy depends on whether its copy exists."""
+    remedy = f"restore it from a backup, or label the images into a folder other than {folder}"
     if content(folder, name) is not None:
-        remedy = f"clipbatch verify {shlex.quote(str(folder))} --restore puts back its copy"
+        remedy = f"clipbatch verify {shlex.quote(str(folder))} --restore restores it from its copy"
     return InputError(f"{folder / name} is damaged: {why}; {remedy}")

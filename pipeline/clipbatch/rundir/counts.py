@@ -1,8 +1,8 @@
-"""How many rows of which status finished parts have, as their footers say; each footer is read once.
+"""Count the rows of finished parts by status. Each part's footer has these counts, and we read each footer only once.
 
-What was read is kept in `.counts.json`, with the size, time and file number that the part had then: a part that was
-replaced differs in one of them and is read again. The file is a cache, and carries a digest of its own. Without it, or
-where it is damaged, everything is read, and of many writers the last one's stays.
+We keep the counts in `.counts.json`, with the size, time and inode of each part. If one of these differs, the part was
+replaced, and we read it again. The file is a cache with a digest. If it is missing or damaged, we read all footers. If
+several processes write it, the last one wins.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from clipbatch.storage.atomic import publish
 from clipbatch.storage.paths import AnyPath, StorePath, parquet_source
 
 CACHE = ".counts.json"
-# Footers read at the same time, for file systems that are slow to answer.
+# How many footers we read at the same time. File systems may be slow to answer.
 _THREADS = 16
 
 Counts = dict[str, int]
 
 
 def count_statuses(run: RunDir, plan: Plan, shards: Collection[int]) -> dict[int, Counts]:
-    """Rows by status of each of `shards`, which are finished. Raises: InputError naming a part that is damaged."""
+    """The rows by status of each of `shards`, which must be finished. Raises: InputError naming a damaged part."""
     cached, facts = _cached(run), _facts(run)
     names = {shard: part_name(shard, plan.shards) for shard in shards}
     unread = [shard for shard, name in names.items() if name not in cached or cached[name][0] != facts.get(name)]
@@ -51,22 +51,24 @@ def _read(run: RunDir, path: AnyPath) -> Counts:
     try:
         counts: Counts = json.loads(pq.read_metadata(parquet_source(path)).metadata[b"clipbatch.counts"])
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is damaged: clipbatch run --out {run.path} --repair does it again") from error
+        raise InputError(f"{path} is damaged: clipbatch run --out {run.path} --repair writes it again") from error
     return counts
 
 
 def _facts(run: RunDir) -> dict[str, list[int]]:
-    """Size in bytes, time in nanoseconds and file number of each part, taken before any footer is read: a part that
-    is replaced in between is then read again the next time."""
+    """Size in bytes, time in nanoseconds and inode of each part.
+
+    We take these before we read the footers. If a part is replaced in between, we read it again the next time.
+    """
     if isinstance(run.parts, StorePath):
         return {entry.base_name: [entry.size, entry.mtime_ns or 0] for entry in run.parts.entries()}
-    found = {}
+    stats = {}
     with contextlib.suppress(FileNotFoundError), os.scandir(run.parts) as entries:
         for entry in entries:
             with contextlib.suppress(OSError):
-                facts = entry.stat()
-                found[entry.name] = [facts.st_size, facts.st_mtime_ns, facts.st_ino]
-    return found
+                stat = entry.stat()
+                stats[entry.name] = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+    return stats
 
 
 def _cached(run: RunDir) -> JsonObject:

@@ -1,17 +1,18 @@
-"""Begin a run in a folder where others may begin one at the same moment, on this host or another.
+"""Create a run in a folder, even if other processes do the same at the same time, on this host or another.
 
-`run.json` is made in one step by whoever is first, and then stands; what it needs is there before it. The others drop
-their own plan and go by that one. No lock is held, so nobody waits for one that died: what was left without a
-`run.json` belongs to no run, and is cleared away by the next planner.
+The problem: several planners may start together, and any of them may be killed at any moment.
 
-    replacing a run   run.json goes first, but for its copy: from then on its workers write no further part
-                      (`RunDir.plan_of`)
-    clearing          parts and what its workers froze; the folder of parts is renamed away, so that a worker which had
-                      begun to write one cannot finish it
-    the manifest      renamed in, or found there with the same bytes
-    run.json          last, but for its copy; so a copy without run.json is damage, and no planner clears that away
+The mechanism: the first planner creates `run.json` in one atomic step, after everything that it refers to. The others
+then discard their own plans and use that one. There are no locks, so nobody waits for a dead process. Files without a
+`run.json` belong to no run, and the next planner removes them.
 
-Knows no listing and no settings.
+The order of the steps:
+    replace   To replace a run, remove copies/run.json and then run.json. From then on, its workers write no more parts
+              (`RunDir.plan_of`).
+    clear     Remove the parts and the files of the workers. The folder of parts is renamed first, so that a worker that
+              is writing a part cannot finish it.
+    manifest  Rename the new manifest into place, unless there is one with the same bytes.
+    run.json  Create it, then its copy. So a copy without run.json means damage, which no planner removes.
 """
 
 from __future__ import annotations
@@ -34,47 +35,48 @@ from clipbatch.storage.paths import AnyPath, StorePath, list_names
 
 _FILES = (".counts.json", "report.json", "report.html", "text.npy", "model.json")
 _OURS = re.compile(r"part-\d+\.parquet|\..+\.tmp")
-# A planner that has renamed its manifest in makes `run.json` within milliseconds; after this long it has died.
-_PATIENCE_S = 3.0
+# A planner creates `run.json` milliseconds after its manifest. If that takes longer than this, the planner has died.
+_MAX_WAIT_S = 3.0
 
 
 @contextlib.contextmanager
 def staged(run: RunDir) -> Iterator[Path]:
-    """A folder to write the manifest of a new run into, for `begin`.
+    """A temporary folder for the manifest of a new run, to pass to `create`.
 
-    It is gone at the end, and so is a run directory that was made for it and stayed empty.
-
-    Raises: InputError if the directory cannot be written, or holds what no run wrote.
+    It is removed at the end. So is the run directory, if it did not exist before and is still empty.
+    Raises: InputError if the run directory cannot be written, or holds files that do not belong to a run.
     """
-    made = ensure_usable(run)
+    is_new = ensure_usable(run)
     folder = Path(tempfile.mkdtemp()) if isinstance(run.manifest, StorePath) else temp_name(run.manifest)
     try:
-        shutil.rmtree(folder, ignore_errors=True)  # of a killed planner that had the same pid
+        shutil.rmtree(folder, ignore_errors=True)  # left by a killed planner with the same pid
         folder.mkdir()
         yield folder
     except OSError as error:
         raise writing_failed(run.path, error) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        if made and isinstance(run.path, Path):
-            with contextlib.suppress(OSError):  # nothing was written, as the listing was refused
+        if is_new and isinstance(run.path, Path):
+            with contextlib.suppress(OSError):  # fails unless the folder is empty
                 run.path.rmdir()
 
 
 def ensure_usable(run: RunDir) -> bool:
-    """Make the directory; whether it was not there. Raises: InputError where it cannot be made, or holds what no run
-    wrote."""
-    made = False
+    """Create the run directory. Returns whether it is new.
+
+    Raises: InputError if it cannot be created or written, or holds files that do not belong to a run.
+    """
+    is_new = False
     try:
         if isinstance(run.path, Path):
-            made = not run.path.exists()
+            is_new = not run.path.exists()
             run.path.mkdir(parents=True, exist_ok=True)
-        strange = None if run.exists() else foreign_entry(run)
+        foreign = None if run.exists() else foreign_entry(run)
     except OSError as error:
         raise writing_failed(run.path, error) from error
-    if strange:
+    if foreign:
         raise InputError(
-            f"the output folder {run.path} holds other files ({strange!r} ...): choose a new or empty folder"
+            f"the output folder {run.path} holds other files ({foreign!r} ...): choose a new or empty folder"
         )
     probe = run.path / temp_name(Path(".writable")).name
     try:
@@ -83,20 +85,20 @@ def ensure_usable(run: RunDir) -> bool:
         probe.unlink()
     except OSError as error:
         raise writing_failed(run.path, error) from error
-    return made
+    return is_new
 
 
 def create(run: RunDir, plan: Plan, staged: Path, *, replace: bool) -> Plan:
-    """Make `plan`, whose manifest is the folder `staged`, the plan of `run`, unless another stands or comes first.
+    """Create a run with `plan` and the manifest in the folder `staged`, unless there is a run already.
 
-    replace: throw away the run that is there. Returns the plan that stands; `staged` may be left over.
-    Raises: OSError where the folder cannot be written; OtherRunError where somebody else is replacing it too.
+    replace: remove the run that is there. Returns the plan of the run, which may be another planner's.
+    Raises: OSError if the folder cannot be written; OtherRunError if another process creates a run at the same time.
     """
     if replace:
         clear(run)
     else:
         _check_lost(run)
-        with contextlib.suppress(OtherRunError):  # one that stands, or just came: it is gone by then
+        with contextlib.suppress(OtherRunError):  # there is a run, which we then use
             _clear_results(run)
     if not run.exists():
         _place_manifest(run, plan, staged)
@@ -107,7 +109,7 @@ def create(run: RunDir, plan: Plan, staged: Path, *, replace: bool) -> Plan:
 
 
 def clear(run: RunDir) -> None:
-    """Remove what a run wrote here, and nothing else."""
+    """Remove the files of a run, and nothing else."""
     copies.remove(run.path)
     with contextlib.suppress(FileNotFoundError):
         if isinstance(run.plan_file, StorePath):
@@ -130,13 +132,15 @@ def _clear_results(run: RunDir) -> None:
 
 
 def _remove_folder(run: RunDir, folder: AnyPath) -> None:
-    """Remove our files in `folder`, and the folder itself where nothing else is in it. An empty one stays, since
-    another planner may have just made it."""
+    """Remove our files in `folder`, and then `folder` if it holds nothing else.
+
+    Leaves an empty folder alone, since another planner may have just created it.
+    """
     with contextlib.suppress(FileNotFoundError):
-        found = list_names(folder)
-        ours = [name for name in found if _OURS.fullmatch(name)]
+        names = list_names(folder)
+        ours = [name for name in names if _OURS.fullmatch(name)]
         _check_nobody_began(run)
-        if isinstance(folder, Path) and ours and len(ours) == len(found):
+        if isinstance(folder, Path) and ours and len(ours) == len(names):
             aside = temp_name(folder.with_name(f"{folder.name}.old"))
             os.rename(folder, aside)
             shutil.rmtree(aside, ignore_errors=True)
@@ -146,18 +150,19 @@ def _remove_folder(run: RunDir, folder: AnyPath) -> None:
 
 
 def _check_lost(run: RunDir) -> None:
-    """Raises: InputError where `run.json` is gone, and its copy shows that nobody has thrown the run away."""
+    """Raises: InputError if `run.json` is missing and its copy shows that nobody removed the run on purpose."""
     name = run.plan_file.name
-    copied, there = copies.content(run.path, name), run.exists()  # in this order: run.json comes first, and goes last
-    if copied is not None and not there and copies.content(run.path, name) is not None:
-        raise InputError(f"{copies.damaged(run.path, name, 'it is gone')}, and --overwrite throws the run away")
+    # Look at the copy first: run.json is created before its copy, and removed after it.
+    copy, exists = copies.content(run.path, name), run.exists()
+    if copy is not None and not exists and copies.content(run.path, name) is not None:
+        raise InputError(f"{copies.damaged(run.path, name, 'it is missing')}, and --overwrite discards the run")
 
 
 def _check_nobody_began(run: RunDir) -> None:
     if run.exists():
         raise OtherRunError(
-            f"somebody else has just begun a run in {run.path}: the same command goes on with it if it is the same "
-            "run; else choose another --out"
+            f"another process has just begun a run in {run.path}: if it is the same run, the same command resumes it; "
+            "else choose another --out"
         )
 
 
@@ -172,18 +177,18 @@ def _place_manifest(run: RunDir, plan: Plan, staged: Path) -> None:
             os.rename(staged, run.manifest)
             return
         except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # a folder that is there and not empty
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # the folder exists and is not empty
                 raise
         if _digests(run.manifest) == plan.manifest_sha256:
             return
-        if time.monotonic() - begun > _PATIENCE_S:
+        if time.monotonic() - begun > _MAX_WAIT_S:
             with contextlib.suppress(OtherRunError):
                 _remove_folder(run, run.manifest)
         time.sleep(0.05)
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    """Digest of each file of a manifest; nothing where another planner is just taking it away."""
+    """Digest of each file of a manifest; {} if another planner is removing it."""
     try:
         return {name: file_sha256(folder / name) for name in os.listdir(folder)}
     except OSError:
@@ -191,14 +196,14 @@ def _digests(folder: Path) -> dict[str, str]:
 
 
 def foreign_entry(run: RunDir) -> str | None:
-    """The name of something in the directory that no run wrote."""
+    """The name of a file or folder in the run directory that does not belong to a run; None if there is none."""
     for name in sorted(list_names(run.path)):
         if name in (run.manifest.name, run.parts.name, copies.FOLDER):
             ours = copies.NAMES if name == copies.FOLDER else ()
             entries = list_names(run.path / name)
-            inside = [entry for entry in entries if not _OURS.fullmatch(entry) and entry not in ours]
-            if inside:
-                return f"{name}/{min(inside)}"
+            foreign = [entry for entry in entries if not _OURS.fullmatch(entry) and entry not in ours]
+            if foreign:
+                return f"{name}/{min(foreign)}"
         elif name not in (*_FILES, "slurm") and not name.startswith("."):
             return name
     return None

@@ -1,7 +1,8 @@
-"""Which files of a run directory, other than parts and manifest, are not what was written, and how each is put back.
+"""Find and repair damaged files of a run directory, other than parts and manifest.
 
-A file and its copy restore one another; `.counts.json` is a cache, and goes. Nothing here touches a part. Who asks for
-`problems` has read the plan, the facts and the label features before, and was refused where one of these is damaged.
+A file is restored from its copy, and a copy from its file. `.counts.json` is a cache, so we just remove it. Nothing
+here changes a part. Before `problems` is called, the caller has read the plan, the model's facts and the label
+features, which raises an error if one of these files is damaged. So `problems` only looks at the copies and the cache.
 """
 
 from __future__ import annotations
@@ -22,84 +23,86 @@ from clipbatch.storage.paths import AnyPath
 
 
 def protect(run: RunDir, plan: Plan) -> None:
-    """Make the second copies anew that are missing, or not the same any more, from their files.
+    """Write every copy that is missing or differs from its file.
 
-    For each command that goes on with a run: whoever began it may have been killed before, and a copy may be damaged.
-    Raises: InputError where a file itself is damaged, with the remedy.
+    Commands that resume a run call this: the process that created the run may have been killed before it wrote a copy,
+    and a copy may be damaged. Raises: InputError with the remedy if a file itself is damaged.
     """
-    facts, found = run.model_facts(), features.standing(run, plan)
+    facts, text_features = run.model_facts(), features.load(run, plan)
     if plan.sha256 is None:
         return
     copies.make(run.path, run.plan_file.name)
     if facts is not None:
         copies.make(run.path, run.model_file.name)
-    if found is not None and (facts or {}).get("text_sha256"):
+    if text_features is not None and (facts or {}).get("text_sha256"):
         copies.make(run.path, features.NAME)
 
 
 def problems(run: RunDir, plan: Plan) -> list[str]:
-    """What is wrong with the copies and the cached counts: a line for each file. Writes nothing.
+    """What is wrong with the copies and the cached counts, one line per file. Writes nothing.
 
-    Raises: InputError where `text.npy` is damaged, with the remedy.
+    Raises: InputError with the remedy if `text.npy` is damaged.
     """
-    features.standing(run, plan)
+    features.load(run, plan)
     if plan.sha256 is None:
         return []
     lines = []
     facts = run.model_facts()
     for name in copies.NAMES if facts else copies.NAMES[:1]:
         original, copy = run.frozen(name), copies.content(run.path, name)
-        if original is not None and copy != original:  # label features that are gone with their copy are computed anew
-            wrong = "not there" if copy is None else f"damaged (it does not hold what {name} does)"
-            lines.append(f"{run.path / copies.FOLDER / name}: {wrong}")
+        # If the label features and their copy are both missing, the next worker computes them again.
+        if original is not None and copy != original:
+            problem = "missing" if copy is None else f"damaged (it differs from {name})"
+            lines.append(f"{run.path / copies.FOLDER / name}: {problem}")
     if _damaged_counts(run):
         lines.append(f"{run.path / CACHE}: damaged (its bytes are not those that were written)")
     return lines
 
 
 def remedy(run: RunDir) -> str:
-    """The command that mends what `problems` names."""
+    """The command that repairs what `problems` lists."""
     return f"clipbatch verify {shlex.quote(str(run.path))} --restore"
 
 
 def restore(run: RunDir) -> list[str]:
-    """Put back each file from its copy, or the copy from its file; what was done, a line for each.
+    """Restore each damaged file from its copy, or each damaged copy from its file. Returns what was done, line by line.
 
-    Raises: InputError where both are damaged, or it cannot be written.
+    Raises: InputError if both are damaged, or a file cannot be written.
     """
-    said = _mend(run, run.plan_file.name, _carries_digest)
+    actions = _restore_file(run, run.plan_file.name, _check_digest)
     plan = run.plan()
-    if plan.sha256 is None:  # nothing is known to be damaged, and there are no copies
-        return said
-    said += _mend(run, run.model_file.name, _carries_digest)
+    if plan.sha256 is None:  # a run of an old version has no digests and no copies
+        return actions
+    actions += _restore_file(run, run.model_file.name, _check_digest)
     if digest := (run.model_facts() or {}).get("text_sha256"):
-        said += _mend(run, features.NAME, lambda content: features.parse(content, len(plan.labels.names), digest))
+        labels = len(plan.labels.names)
+        actions += _restore_file(run, features.NAME, lambda content: features.parse(content, labels, digest))
     if _damaged_counts(run):
-        _clear(run.path / CACHE)
-        said.append(f"removed {run.path / CACHE}, which the next run makes anew from the parts")
-    return said
+        _remove(run.path / CACHE)
+        actions.append(f"removed {run.path / CACHE}: the next run rebuilds it from the parts")
+    return actions
 
 
-def _carries_digest(content: bytes) -> None:
+def _check_digest(content: bytes) -> None:
     if unseal(content)[1] is None:
-        raise DamagedRecordError("it carries no digest")
+        raise DamagedRecordError("it has no digest")
 
 
-def _mend(run: RunDir, name: str, check: Callable[[bytes], object]) -> list[str]:
-    """check: raises where a content is not what was written."""
+def _restore_file(run: RunDir, name: str, check: Callable[[bytes], object]) -> list[str]:
+    """check: raises DamagedRecordError if the bytes of the file are not those that were written."""
     original, copy = _content(run.path / name), copies.content(run.path, name)
-    whole, kept = _is_whole(original, check), _is_whole(copy, check)
-    if original is not None and whole and copy != original:
-        _clear(run.path / copies.FOLDER / name, folders_only=True)
+    original_ok, copy_ok = _is_whole(original, check), _is_whole(copy, check)
+    if original is not None and original_ok and copy != original:
+        _remove(run.path / copies.FOLDER / name, folders_only=True)
         copies.put(run.path / copies.FOLDER, name, original)
-        return [f"made {run.path / copies.FOLDER / name} anew from {name}"]
-    if copy is not None and kept and not whole:
-        _clear(run.path / name, folders_only=True)
+        return [f"restored {run.path / copies.FOLDER / name} from {name}"]
+    if copy is not None and copy_ok and not original_ok:
+        _remove(run.path / name, folders_only=True)
         copies.put(run.path, name, copy)
-        return [f"put back {run.path / name} from {copies.FOLDER}/{name}"]
-    if not whole and copy is not None:
+        return [f"restored {run.path / name} from {copies.FOLDER}/{name}"]
+    if not original_ok and copy is not None:
         raise InputError(
-            f"{run.path / name} and its copy in {run.path / copies.FOLDER} are both damaged: put one of them back from "
+            f"{run.path / name} and its copy in {run.path / copies.FOLDER} are both damaged: restore one of them from "
             f"a backup, or label the images into a folder other than {run.path}"
         )
     return []
@@ -129,8 +132,8 @@ def _damaged_counts(run: RunDir) -> bool:
         return True
 
 
-def _clear(path: AnyPath, folders_only: bool = False) -> None:
-    """Remove a file, or an empty folder in the place of one."""
+def _remove(path: AnyPath, folders_only: bool = False) -> None:
+    """Remove a file, or an empty folder that has its name. folders_only: leave a file alone."""
     try:
         if isinstance(path, Path) and path.is_dir() and not path.is_symlink():
             path.rmdir()

@@ -1,25 +1,22 @@
-"""The run directory: what is where, which shards are done, and what makes a run the same run.
+"""The run directory: where its files are, which shards are done, and whether two runs are the same run.
 
     run.json                    the frozen `Plan`
-    manifest/part-*.parquet     row_id, uri, root, span, and the columns that the input carries
-    model.json, text.npy        facts of the loaded model and its label features, frozen by the first worker
-    copies/                     run.json, model.json and text.npy once more (`copies`)
-    parts/part-*.parquet        one file a shard; there or not there is the only record of what is done
+    manifest/part-*.parquet     row_id, uri, root, span, and the columns copied from the input
+    model.json, text.npy        facts of the loaded model, and its label features; written by the first worker
+    copies/                     second copies of run.json, model.json and text.npy (`copies`)
+    parts/part-*.parquet        one file per shard. A shard is done if its file exists; there is no other record.
 
-Old runs go on. The rule for a field that is added to the identity, to `Plan` or to the facts of the model after format
-3 was begun: its default is None, which means "as before"; absent and None are the same, and None is not written, so
-that a run without it keeps its fingerprint. `records` has the names that are always written; whatever is not among
-them is optional, without more ado. `FORMAT` stays, a fingerprint is computed with the run's own format, and a key that
-is not known is refused as a newer version's. Columns follow the run's plan, never the version of the code.
-
-Knows nothing of images or models.
+Newer versions finish the runs of older ones. So a field that is added to the identity, to `Plan` or to the model's
+facts has the default None, which means "as before". None is the same as a missing field and is not written, so old runs
+keep their fingerprints. `records` lists the names that are always written; all others are optional. `FORMAT` does not
+change, and a fingerprint is computed with the run's own format. An unknown key is refused, since a newer version wrote
+it. The plan decides which columns a run has, never the version of the code.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -35,33 +32,33 @@ from clipbatch.rundir.records import ModelFacts
 from clipbatch.storage.atomic import as_json, publish, sync_folder, temp_name, writing_failed
 from clipbatch.storage.paths import AnyPath, StorePath, as_path, list_names, parquet_source
 
-# Version of the run directory's layout and output schema; part of every fingerprint.
+# Version of the run directory's layout and of the output schema. Part of every fingerprint.
 FORMAT = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What `run.json` holds. Frozen before the first image is read, and the same for every worker."""
+    """The content of `run.json`. It is frozen before the first image is read, and the same for every worker."""
 
     rows: int
-    # Every field that decides what the output is; two runs are the same run if these agree.
+    # All fields that decide the output. Two runs are the same run if these are equal.
     identity: JsonObject
-    # All settings by name, as resolved on the planning machine.
+    # All settings by name, as resolved on the machine that planned the run.
     settings: SettingValues
-    # Rows in a manifest file, a multiple of the shard size.
+    # Rows per manifest file, a multiple of the shard size.
     manifest_rows: int
     # Digest of each manifest file, by name.
     manifest_sha256: dict[str, str]
-    # Files of the input folders that were not taken, by suffix.
+    # Number of input files that were left out, by suffix, and notes for the user in parentheses.
     passed_over: dict[str, int]
     versions: dict[str, str]
-    # Rows whose uri an earlier row has; None: not counted.
+    # Number of rows whose uri an earlier row has; None: not counted.
     duplicates: int | None = None
-    # The run directory whose embeddings are scored in place of images: a url or an absolute path.
+    # The run directory whose saved embeddings are scored instead of images: a url or an absolute path.
     rescored: str | None = None
-    # In which the run was begun.
+    # The format in which the run was created.
     format: int = FORMAT
-    # Which `run.json` carries; None where it has not been written, or by an old version, which wrote no digests.
+    # Digest in `run.json`. None if that has not been written yet, or was written by an old version without digests.
     sha256: str | None = dataclasses.field(default=None, compare=False)
 
     @property
@@ -74,7 +71,7 @@ class Plan:
 
     @property
     def pixels(self) -> int | None:
-        """The rules by which files become pixels; None: those from before they had a number."""
+        """Version of the rules that turn files into pixels; None: the rules from before they had a number."""
         return self.identity.get("pixels")
 
     @property
@@ -84,7 +81,7 @@ class Plan:
     @property
     def fingerprint(self) -> str:
         identity = records.sparse(self.identity, records.IDENTITY_3)
-        return digest_of({**identity, "manifest": self.manifest_sha256, "format": self.format})
+        return records.digest_of({**identity, "manifest": self.manifest_sha256, "format": self.format})
 
     @property
     def labels(self) -> LabelSet:
@@ -98,11 +95,11 @@ class Plan:
         return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.rows))
 
     def file_rows(self, number: int) -> int:
-        """Rows in file `number` of the manifest."""
+        """Number of rows in file `number` of the manifest."""
         return min(self.manifest_rows, self.rows - number * self.manifest_rows)
 
     def content(self) -> bytes:
-        """What `run.json` is to hold, with its digest."""
+        """The bytes of `run.json`, with its digest."""
         value = dataclasses.asdict(self) | {"sha256": None}
         value["identity"] = records.sparse(self.identity, records.IDENTITY_3)
         value["settings"] = records.sparse(self.settings, records.SETTINGS_3)
@@ -110,7 +107,7 @@ class Plan:
 
     @staticmethod
     def of(content: bytes) -> Plan:
-        """The plan in `content`. Raises: DamagedRecordError, OtherVersionError."""
+        """Parse the bytes of `run.json`. Raises: DamagedRecordError, OtherVersionError."""
         value, sha256 = records.unseal(content)
         records.check_format(value, FORMAT)
         records.check_plan(value)
@@ -118,7 +115,7 @@ class Plan:
 
 
 class RunDir:
-    """A run directory at `path`, a local one or a url in a store; making the object touches nothing."""
+    """The run directory at `path`, which is local or a url in a store. Creating the object does not touch the disk."""
 
     def __init__(self, path: str | os.PathLike[str] | StorePath) -> None:
         self.path = as_path(path)
@@ -132,11 +129,11 @@ class RunDir:
         return self.plan_file.is_file()
 
     def plan(self) -> Plan:
-        """Raises: InputError where there is no plan, one of another version, or a damaged one, with the remedy."""
+        """Read the plan. Raises: InputError with the remedy if it is missing, damaged, or of another version."""
         content = copies.read(self.path, self.plan_file.name)
         if content is None:
-            inside = sorted(self.path.glob("increment-*")) if not isinstance(self.path, StorePath) else []
-            remedy = f"it is a dataset, so name a run in it: {inside[-1]}" if inside else "start one with clipbatch run"
+            runs = sorted(self.path.glob("increment-*")) if not isinstance(self.path, StorePath) else []
+            remedy = f"it is a dataset, so name a run in it: {runs[-1]}" if runs else "start one with clipbatch run"
             raise InputError(f"{self.path} is not a run directory: it has no run.json; {remedy}")
         if self._read is None or self._read[0] != content:
             plan = copies.parsed(self.path, self.plan_file.name, content, Plan.of)
@@ -146,55 +143,55 @@ class RunDir:
         return self._read[1]
 
     def plan_of(self, fingerprint: str) -> Plan:
-        """The plan, if it is still the one with `fingerprint`. Raises: OtherRunError where it is not."""
+        """Read the plan, and check that it still has this fingerprint. Raises: OtherRunError if it does not."""
         if self.exists() and (plan := self.plan()).fingerprint == fingerprint:
             return plan
         if not self.exists():
             raise OtherRunError(
-                f"{self.plan_file} is gone, so nothing more is written: {self.path} has been taken by another run "
-                "(--overwrite), or the folder has gone: put it back, or choose another --out"
+                f"{self.plan_file} is missing, so this run stops writing: another run has replaced this one in "
+                f"{self.path} (--overwrite), or the folder has gone: put it back, or choose another --out"
             )
         raise OtherRunError(
-            f"{self.path} has been taken by another run since this one began (--overwrite, or other settings before "
-            "the first image): nothing more is written; choose another --out"
+            f"another run has replaced this one in {self.path} (--overwrite, or other settings before the first "
+            "image), so this run stops writing: choose another --out"
         )
 
     def freeze_plan(self, plan: Plan) -> Plan:
-        """Publish `run.json`, from when on the run exists, unless it is there already; returns the plan that stands."""
+        """Create `run.json` unless it exists. From then on the run exists. Returns the plan that `run.json` holds."""
         self.freeze(self.plan_file.name, plan.content())
-        if (standing := self.plan()).sha256 is not None:
+        if (frozen := self.plan()).sha256 is not None:
             copies.make(self.path, self.plan_file.name)
-        return standing
+        return frozen
 
     def freeze_model(self, facts: Mapping[str, Any]) -> str:
-        """Record the loaded model's facts, or compare them with what the first worker recorded.
+        """Write the facts of the loaded model, or compare them with those that the first worker wrote.
 
-        Returns the fingerprint that every part of this run carries: the plan's and the model's together.
+        Returns the fingerprint of plan and model, which is in every part of the run.
         Raises: OtherRunError naming the fact that differs.
         """
         facts = json.loads(json.dumps(records.sparse(facts, records.FACTS_3)))
         if (frozen := self.model_facts()) is None:
-            old = self.plan().sha256 is None
-            self.freeze(self.model_file.name, as_json(facts) if old else records.seal(as_json(facts)))
+            has_digests = self.plan().sha256 is not None
+            self.freeze(self.model_file.name, records.seal(as_json(facts)) if has_digests else as_json(facts))
             frozen = self.model_facts() or {}
-            if not old:
+            if has_digests:
                 copies.make(self.path, self.model_file.name)
-        _same(
+        _check_equal(
             frozen, facts, f"{self.path} was begun with another model", "use the same weights, or choose another --out"
         )
         return self.fingerprint() or ""
 
     def frozen(self, name: str) -> bytes | None:
-        """What the file `name` holds; None where it is not there yet."""
+        """The bytes of the file `name`; None if it does not exist yet."""
         with contextlib.suppress(FileNotFoundError):
             return (self.path / name).read_bytes()
         return None
 
     def freeze(self, name: str, content: bytes) -> bytes:
-        """Write the file `name` unless it is there already; returns what it holds. The first of many writers wins.
+        """Create the file `name` unless it exists. Returns its bytes. Of several writers, the first one wins.
 
-        In a store, two that write at the same instant may both be told that they were first; `plan_of` then stops the
-        one whose plan does not stand, and what workers freeze is the same for all workers of a plan.
+        In a store, two writers at the same instant may both believe that they were first. If they are planners,
+        `plan_of` later stops the one whose plan was overwritten. If they are workers, both write the same bytes.
         """
         target = self.path / name
         if isinstance(target, StorePath):
@@ -217,22 +214,23 @@ class RunDir:
         return target.read_bytes()
 
     def model_facts(self) -> ModelFacts | None:
-        """What `model.json` holds; None where no worker has loaded the model.
+        """The content of `model.json`; None if no worker has loaded the model yet.
 
-        Raises: InputError where it is damaged, with the remedy."""
+        Raises: InputError with the remedy if the file is damaged.
+        """
         content = copies.read(self.path, self.model_file.name)
-        return None if content is None else copies.parsed(self.path, self.model_file.name, content, facts_of)
+        return None if content is None else copies.parsed(self.path, self.model_file.name, content, records.parse_facts)
 
     def fingerprint(self) -> str | None:
-        """Of the plan and the model together; None before a worker has loaded the model."""
+        """The fingerprint of plan and model; None if no worker has loaded the model yet."""
         facts = self.model_facts()
-        return None if facts is None else digest_of({"plan": self.plan().fingerprint, "model": facts})
+        return None if facts is None else records.digest_of({"plan": self.plan().fingerprint, "model": facts})
 
     def part(self, shard: int, shards: int) -> AnyPath:
         return self.parts / part_name(shard, shards)
 
     def make_parts(self) -> None:
-        """Make the folder of the parts, also where somebody removed it."""
+        """Create the folder of the parts if it does not exist."""
         if isinstance(self.parts, StorePath):
             return
         try:
@@ -241,7 +239,7 @@ class RunDir:
             raise writing_failed(self.parts, error) from error
 
     def remove_folder_of_part(self, shard: int, plan: Plan) -> None:
-        """Remove an empty folder that has the name of a part, which no file could get."""
+        """Remove an empty folder with the name of a part: the part could not be published there."""
         path = self.part(shard, plan.shards)
         try:
             if not isinstance(path, StorePath) and path.is_dir() and not path.is_symlink():
@@ -250,13 +248,13 @@ class RunDir:
             raise writing_failed(path, error) from error
 
     def done(self, plan: Plan) -> set[int]:
-        """Shards that have a part file: one directory listing."""
-        found, shards = list_names(self.parts), plan.shards
-        return {shard for shard in range(shards) if part_name(shard, shards) in found}
+        """The shards with a part file. Lists the folder once."""
+        names, shards = list_names(self.parts), plan.shards
+        return {shard for shard in range(shards) if part_name(shard, shards) in names}
 
     def check_same(self, plan: Plan, identity: Mapping[str, Any]) -> None:
-        """Raises: OtherRunError naming the first field in which `identity` is not the plan's."""
-        _same(
+        """Raises: OtherRunError naming the first field in which `identity` differs from the plan's."""
+        _check_equal(
             plan.identity,
             identity,
             f"{self.path} belongs to a run with other settings",
@@ -264,26 +262,15 @@ class RunDir:
         )
 
 
-def facts_of(content: bytes) -> ModelFacts:
-    """The facts of the model in `content`. Raises: DamagedRecordError, OtherVersionError."""
-    facts, _ = records.unseal(content)
-    return records.check_facts(facts)
-
-
 def part_name(shard: int, shards: int) -> str:
-    """The part's file name in a run of `shards` shards; sorted, names are in the order of shards."""
+    """File name of a part in a run of `shards` shards. Sorted by name, parts are in the order of shards."""
     return f"part-{shard:0{max(5, len(str(shards - 1)))}d}.parquet"
 
 
-def digest_of(value: Any) -> str:
-    """sha256 of `value` as canonical JSON, in which the order of keys does not count."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
-
-
 def _check_rows(run: RunDir, plan: Plan) -> None:
-    """Of a run that carries no digests: whether the files of its manifest have the rows that `run.json` says.
+    """For a run without digests: check that the manifest files have the number of rows that `run.json` implies.
 
-    Raises: InputError where they do not, or cannot be read.
+    Raises: InputError if they do not, or cannot be read.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -293,13 +280,13 @@ def _check_rows(run: RunDir, plan: Plan) -> None:
         try:
             rows = pq.read_metadata(parquet_source(path)).num_rows
         except (OSError, pa.ArrowException) as error:
-            what = "it is gone" if isinstance(error, FileNotFoundError) else str(error).splitlines()[0]
+            what = "it is missing" if isinstance(error, FileNotFoundError) else str(error).splitlines()[0]
             raise InputError(f"cannot read the manifest {path}: {what}; restore it from a backup") from error
         if rows != plan.file_rows(number):
-            what = f"by it the manifest file {name} has {plan.file_rows(number)} rows, and it has {rows}"
+            what = f"it expects {plan.file_rows(number)} rows in the manifest file {name}, which has {rows}"
             raise copies.damaged(run.path, run.plan_file.name, what)
 
 
-def _same(frozen: Mapping[str, Any], given: Mapping[str, Any], what: str, remedy: str) -> None:
-    if differs := records.difference(frozen, given):
+def _check_equal(frozen: Mapping[str, Any], current: Mapping[str, Any], what: str, remedy: str) -> None:
+    if differs := records.difference(frozen, current):
         raise OtherRunError(f"{what}: {differs}; {remedy}")

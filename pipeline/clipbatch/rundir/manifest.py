@@ -1,6 +1,4 @@
-"""The run directory's manifest: written once, row group by row group, and read back by shard, refusing one that was
-edited since it was frozen.
-"""
+"""Write the manifest of a run, and read its rows shard by shard. A manifest that was changed later is refused."""
 
 from __future__ import annotations
 
@@ -21,27 +19,27 @@ from clipbatch.storage.paths import parquet_source
 from clipbatch.storage.uris import is_outside, path_of
 from clipbatch.types import Item, Reject, Span
 
-# Of different values in a row group, above which they are written as they are: names and ids do not repeat, and to look
-# for repetition among all of them takes longer than the rest of writing.
+# Size of a column's dictionary per row group, above which the column is written without one. Names and ids do not
+# repeat, and building a dictionary of all of them would take longer than the rest of writing.
 _DICTIONARY_BYTES = 2**15
 
 
 class ManifestWriter:
-    """Numbers the rows of a listing and writes them into `part-*.parquet`; holds one row group in memory.
+    """Numbers the rows of a listing and writes them to `part-*.parquet`. Keeps one row group in memory.
 
-    A context: the last file is whole when it ends well. Raises: OSError where the disk does not take it; InputError for
-    a value that Parquet cannot hold.
+    Use it as a context manager, which finishes the last file. Raises: OSError if writing fails; InputError for a value
+    that Parquet cannot hold.
     """
 
     def __init__(self, folder: Path, file_rows: int, group_rows: int) -> None:
-        """file_rows, group_rows: in a file, and in a row group of it."""
+        """file_rows, group_rows: rows per file, and per row group."""
         self._folder, self._file_rows, self._group_rows = folder, file_rows, group_rows
         self._waiting: list[pa.RecordBatch] = []
         self._count = 0
         self._file: contextlib.ExitStack | None = None
-        # Written so far.
+        # Number of rows written so far.
         self.rows = 0
-        # sha256 of each file, by name; complete when the context has ended.
+        # sha256 of each file, by name. Complete when the context has ended.
         self.digests: dict[str, str] = {}
 
     def __enter__(self) -> ManifestWriter:
@@ -54,7 +52,7 @@ class ManifestWriter:
             self._file.__exit__(*failed)
 
     def write(self, batch: pa.RecordBatch) -> None:
-        """batch: the next rows, with the same columns every time."""
+        """Append rows. All batches must have the same columns."""
         while batch.num_rows:
             full = min(self._group_rows, self._file_rows - self.rows % self._file_rows)
             head = batch.slice(0, full - self._count)
@@ -72,7 +70,7 @@ class ManifestWriter:
             self._begin(table.schema)
         try:
             self._writer.write_table(table, self._group_rows)
-        except pa.ArrowInvalid as error:  # Parquet has no seconds: they become milliseconds
+        except pa.ArrowInvalid as error:  # Parquet has no timestamps in seconds, and converting to milliseconds failed
             last = self.rows + table.num_rows - 1
             raise InputError(
                 f"rows {self.rows} to {last} hold a value that Parquet cannot hold: {error}; leave its column out with "
@@ -90,13 +88,13 @@ class ManifestWriter:
         with contextlib.ExitStack() as stack:
             file = _Digesting(stack.enter_context(publish(path)))
             stack.callback(lambda: self.digests.update({path.name: file.digest.hexdigest()}))
-            how = {"compression": "zstd", "dictionary_pagesize_limit": _DICTIONARY_BYTES}
-            self._writer = stack.enter_context(pq.ParquetWriter(file, schema, **how))
+            options = {"compression": "zstd", "dictionary_pagesize_limit": _DICTIONARY_BYTES}
+            self._writer = stack.enter_context(pq.ParquetWriter(file, schema, **options))
             self._file = stack.pop_all()
 
 
 class _Digesting(io.RawIOBase):
-    """Passes on what is written, and takes the digest of it."""
+    """A file object that computes the digest of what is written through it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._to, self.digest = file, hashlib.sha256()
@@ -110,7 +108,7 @@ class _Digesting(io.RawIOBase):
 
 
 class Manifest:
-    """The rows of a run, read a few row groups at a time. Used by one thread."""
+    """Reads the manifest of a run, a few row groups at a time. Not thread-safe."""
 
     def __init__(self, run: RunDir, plan: Plan) -> None:
         self._run, self._plan = run, plan
@@ -120,10 +118,7 @@ class Manifest:
         self._fence = plan.run_settings().source.root
 
     def rows(self, shard: int) -> pa.Table:
-        """The manifest rows of `shard`, with all their columns.
-
-        Raises: InputError where the manifest is not the one that was frozen.
-        """
+        """The manifest rows of `shard`, with all columns. Raises: InputError if the manifest file was changed."""
         wanted = self._plan.shard_rows(shard)
         number, first = divmod(wanted.start, self._plan.manifest_rows)
         file = self._open(number)
@@ -136,18 +131,18 @@ class Manifest:
         return table.slice(first - self._starts[groups[0]], len(wanted))
 
     def check(self, shard: int) -> None:
-        """Raises: InputError where the file with the rows of `shard` is not the one that was frozen."""
+        """Raises: InputError if the file with the rows of `shard` was changed since the run was planned."""
         self._open(self._plan.shard_rows(shard).start // self._plan.manifest_rows)
 
     def items(self, rows: pa.Table) -> list[Item]:
-        """The rows of a shard, or some of them, as items to read."""
+        """Convert manifest rows to items for the read stage."""
         columns = (rows[name].to_pylist() for name in ("row_id", "uri", "root", "span"))
         return [self._item(row_id, uri, root, span) for row_id, uri, root, span in zip(*columns, strict=True)]
 
     def _item(self, row_id: int, uri: str, root: str, span: dict[str, Any] | None) -> Item:
         if not uri:
-            nothing = Reject(status="missing", error="the row names no image")
-            return Item(row_id=row_id, uri=uri, path="", reject=nothing)
+            no_image = Reject(status="missing", error="the row names no image")
+            return Item(row_id=row_id, uri=uri, path="", reject=no_image)
         if span is None:
             path = path_of(uri, root)
             fence = self._fence if root == self._fence else None
@@ -155,8 +150,8 @@ class Manifest:
             if fence is not None and is_outside(path, fence):
                 reject = Reject(status="unreadable", error=f"outside of --root {fence}")
             return Item(row_id=row_id, uri=uri, path=path, fence=fence, reject=reject)
-        where = Span(start=span["start"], length=span["length"], method=span["method"])
-        return Item(row_id=row_id, uri=uri, path=path_of(span["container"], root), span=where)
+        place = Span(start=span["start"], length=span["length"], method=span["method"])
+        return Item(row_id=row_id, uri=uri, path=path_of(span["container"], root), span=place)
 
     def _open(self, number: int) -> pq.ParquetFile:
         if self._file is None or self._number != number:
@@ -164,17 +159,19 @@ class Manifest:
             try:
                 digest = file_sha256(path)
             except OSError as error:
-                raise InputError(f"cannot read the manifest {path}: {error.strerror}; restore it") from error
+                raise InputError(
+                    f"cannot read the manifest {path}: {error.strerror}; restore it from a backup"
+                ) from error
             if digest != self._plan.manifest_sha256.get(path.name):
                 raise InputError(
                     f"the manifest {path} was changed after the run began: restore it from a backup, or plan the same "
-                    "input into another folder and copy it from there"
+                    "input in another folder and copy it from there"
                 )
             self._file, self._number = pq.ParquetFile(parquet_source(path)), number
             if (rows := self._file.metadata.num_rows) != self._plan.file_rows(number):
                 raise InputError(
-                    f"{self._run.plan_file} is damaged: by it the manifest {path} has {self._plan.file_rows(number)} "
-                    f"rows, and it has {rows}; put it back from a backup"
+                    f"{self._run.plan_file} is damaged: it expects {self._plan.file_rows(number)} rows in the manifest "
+                    f"{path}, which has {rows}; restore run.json from a backup"
                 )
             sizes = [self._file.metadata.row_group(g).num_rows for g in range(self._file.num_row_groups)]
             self._starts = [sum(sizes[:group]) for group in range(len(sizes) + 1)]

@@ -1,9 +1,10 @@
-"""A sealed Parquet file, written row group by row group and published whole. Knows nothing of what is in it.
+"""Write a Parquet file row group by row group, with a checksum, and publish it when it is complete.
 
-Let Spark read files that hold float16, a type which it refuses to infer a schema from (4.x, PARQUET_TYPE_ILLEGAL).
+Spark 4 cannot infer a schema from a file with float16 columns (PARQUET_TYPE_ILLEGAL). If a footer has a schema under
+Spark's own key, Spark uses that one. So files with float16 get such a schema, without the float16 columns. Other files
+get none, and Spark infers the schema.
 
-Spark goes by the schema in a footer under its own key where there is one. Files with float16 get one that leaves these
-columns out; all others get none, and Spark infers what it likes. Knows nothing of what columns mean.
+This module does not know what the columns mean.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ _NAMES = {
 
 
 def footer(schema: pa.Schema) -> dict[str, str]:
-    """What to add to the footer of a file of `schema`. Columns that Spark has no type for are not in it."""
+    """Metadata to add to the footer of a file of `schema`, for Spark. Omits columns for which Spark has no type."""
     if not any(_holds_half(field.type) for field in schema):
         return {}
     fields = [_field(field.name, kind) for field in schema if (kind := _type(field.type)) is not None]
@@ -59,7 +60,7 @@ def _field(name: str, kind: Any) -> dict[str, Any]:
 
 
 def _type(kind: pa.DataType) -> Any:
-    """Spark's type as JSON, or None where it has none for `kind`, which may be that of a user's own column."""
+    """Spark's type for `kind`, as JSON; None if it has none. `kind` may be the type of a column of the user's table."""
     if pa.types.is_dictionary(kind):
         return _type(kind.value_type)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
@@ -67,7 +68,7 @@ def _type(kind: pa.DataType) -> Any:
         return inner and {"type": "array", "elementType": inner, "containsNull": True}
     if pa.types.is_struct(kind):
         inner = [(field.name, _type(field.type)) for field in kind]
-        known = [_field(name, found) for name, found in inner if found is not None]
+        known = [_field(name, spark_type) for name, spark_type in inner if spark_type is not None]
         return {"type": "struct", "fields": known} if known else None
     if pa.types.is_decimal128(kind):
         return f"decimal({kind.precision},{kind.scale})"
@@ -76,17 +77,17 @@ def _type(kind: pa.DataType) -> Any:
     return _NAMES.get(kind)
 
 
-# Of scores and embeddings in memory: a reader's unit of work, and what a writer holds back.
+# Size of a row group's scores and embeddings in memory. A reader processes one at a time, and a writer buffers one.
 ROW_GROUP_BYTES = 2**26
 
 
 class PartFile:
-    """Use as a context: `close` publishes the file; without it, or after an error, nothing stays."""
+    """A Parquet file to write. Use it as a context manager. Unless `close` is called, no file remains at the end."""
 
     def __init__(self, path: AnyPath, schema: pa.Schema, compression: str) -> None:
-        """schema: its metadata become the file's.
+        """schema: its metadata are written to the footer.
 
-        Raises: InputError, here and later, where the file cannot be written.
+        Raises: InputError if the file cannot be written. So do the other methods.
         """
         self._closed = False
         schema = schema.with_metadata({**(schema.metadata or {}), **footer(schema)})
@@ -100,9 +101,10 @@ class PartFile:
         self._writer.write_table(table, row_group_size=max(1, table.num_rows))
 
     def close(self, footer: Mapping[str, str], check: Callable[[Any], None] | None = None) -> None:
-        """Add to the file's metadata what is known only now, seal it and give it its name.
+        """Add `footer` to the metadata, write the checksum and publish the file.
 
-        check: is given the finished file, as pyarrow reads it, before it gets its name; what it raises prevents that.
+        check: called with the finished file, as an argument for pyarrow, before it is published. If it raises, the file
+        is not published.
         """
         self._writer.add_key_value_metadata(dict(footer))
         self._sink.hold()
@@ -122,7 +124,7 @@ class PartFile:
     ) -> None:
         if self._closed:
             return
-        self._sink.hold()  # what the writer still says goes nowhere
+        self._sink.hold()  # the writer's footer goes to memory and is dropped
         with contextlib.suppress(Exception):
             self._writer.close()
         if error is None:
@@ -138,10 +140,10 @@ class _AbandonedError(Exception):
 
 
 def options(schema: pa.Schema, compression: str) -> dict[str, Any]:
-    """How pyarrow is to write a file of `schema`.
+    """Options of pyarrow's writer for a file of `schema`.
 
-    Numbers stay plain: dictionaries of scores are only in the way, and BYTE_STREAM_SPLIT, which would save 9% of them,
-    is an encoding that many a reader in use does not know. The benchmark `write.py` has the figures.
+    Floats are stored without encoding. Dictionaries do not help with scores. BYTE_STREAM_SPLIT would save 9%, but many
+    readers in use do not support it. `benchmarks/results/2026-11-23-write.md` has the figures.
     """
     leaves = list(_leaves(schema))
     return {
@@ -149,13 +151,13 @@ def options(schema: pa.Schema, compression: str) -> dict[str, Any]:
         "use_dictionary": [
             path for path, kind in leaves if not pa.types.is_floating(kind) and path not in ("row_id", "uri")
         ],
-        "write_statistics": [path for path, _ in leaves if "." not in path],  # of list elements they tell nothing
+        "write_statistics": [path for path, _ in leaves if "." not in path],  # useless for elements of lists
         "write_page_checksum": True,
     }
 
 
 def _leaves(schema: pa.Schema) -> Iterator[tuple[str, pa.DataType]]:
-    """The Parquet columns of `schema`: path and type of each."""
+    """Path and type of each Parquet column of `schema`."""
     for field in schema:
         yield from _below(field.name, field.type)
 

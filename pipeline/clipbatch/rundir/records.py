@@ -1,10 +1,11 @@
-"""The JSON files of a run directory: each carries a digest of its own bytes, and is checked in full when it is read.
+"""The JSON files of a run directory: what they may hold. Every value is checked when a file is read.
+
+Each file contains a digest of its own bytes:
 
     {"sha256": "<of the file without this key>",
       "rows": ...
 
-A file without the key is of an old version, which wrote none. Knows what `run.json` and `model.json` may hold, and by
-which rule they may hold more (`rundir`); knows of no place where a file is.
+Old versions wrote files without this key. `layout` explains the rule for fields that newer versions add.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from clipbatch.errors import InputError
 from clipbatch.rundir.shapes import (
     COUNT,
     DIGEST,
-    MOST,
+    MAX,
     NOTHING,
     NUMBER,
     SIZE,
@@ -38,32 +39,32 @@ from clipbatch.rundir.shapes import (
 )
 
 
-def _words(text: str) -> frozenset[str]:
+def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# Keys that `run.json` has had from the beginning of format 3, null or not. Every other one is optional.
-PLAN_3 = _words("format rows identity settings manifest_rows manifest_sha256 passed_over versions duplicates rescored")
-# The same for its settings.
-SETTINGS_3 = _words(
+# The keys that `run.json` has had since format 3 began. They are always written, even as null; all others are optional.
+PLAN_3 = _names("format rows identity settings manifest_rows manifest_sha256 passed_over versions duplicates rescored")
+# The same for the settings in `run.json`.
+SETTINGS_3 = _names(
     """all_files batch_size columns compile compression cpu_share cpus_per_worker decode_threads decode_timeout decoder
     device embeddings engine gpus hw_decoder_load image_column inputs jpeg_scale labels layout limit max_bad max_bytes
     max_pixels model orientation precision pretrained profile rank read_retries read_threads read_timeout root score
     scores_dtype shard_size shards template top_k uri_column worker_timeout workers world_size"""
 )
-# Names of settings and of fields of the identity that hold something else in each.
-_TOLD_APART = frozenset(("inputs", "labels"))
-# The same for its identity.
+# Names that hold different values in the settings and in the identity.
+_NOT_SHARED = frozenset(("inputs", "labels"))
+# The same for the identity in `run.json`.
 IDENTITY_3 = SETTINGS_3 - {*names_of("invocation", "worker", "placement"), "template", "root"} | {
     "templates",
     "threshold",
 }
 # The same for `model.json`.
-FACTS_3 = _words(
+FACTS_3 = _names(
     """name weights_sha256 height width mean std interpolation resize_mode fill logit_scale logit_bias score"""
 )
-_GROUP = _words("group names phrases")
-# Fields of the identity that are optional and no settings.
+_GROUP = _names("group names phrases")
+# Optional fields of the identity that are not settings.
 LATER_IDENTITY = frozenset(("rescored",))
 
 _PLAN: dict[str, Shape] = {
@@ -92,7 +93,7 @@ _FACTS: dict[str, Shape] = {
     "height": integers(1, 2**16),
     "width": integers(1, 2**16),
     "mean": Every(list, NUMBER, 1),
-    "std": Every(list, Kind("a number above 0", (int, float), lambda value: 0 < value <= MOST), 1),
+    "std": Every(list, Kind("a number above 0", (int, float), lambda value: 0 < value <= MAX), 1),
     "interpolation": TEXT,
     "resize_mode": Kind("shortest, longest or squash", str, ("shortest", "longest", "squash").__contains__),
     "fill": integers(0, 255),
@@ -100,7 +101,7 @@ _FACTS: dict[str, Shape] = {
     "logit_bias": (NUMBER, NOTHING),
     "score": Kind("softmax, sigmoid or cosine", str, ("softmax", "sigmoid", "cosine").__contains__),
 }
-# Facts of the model that are optional, with what each may be.
+# Optional facts of the model.
 LATER_FACTS: dict[str, Shape] = {
     "text_sha256": DIGEST,
     "decoder": TEXT,
@@ -112,13 +113,15 @@ _SEAL = re.compile(rb'\{"sha256": "([0-9a-f]{64})"(,|\})')
 
 
 class ModelFacts(TypedDict, total=False):
-    """`model.json`: what decides the scores of a run, besides its labels and its pixels."""
+    """The content of `model.json`: what decides the scores of a run, apart from labels and pixels."""
 
     name: str
     weights_sha256: str
-    height: int  # of the model's input, pixels
+    # Size of the model's input in pixels.
+    height: int
     width: int
-    mean: Sequence[float]  # of each channel, for pixels from 0 to 1
+    # Mean and standard deviation of each channel, for pixels from 0 to 1.
+    mean: Sequence[float]
     std: Sequence[float]
     interpolation: str
     resize_mode: str
@@ -126,73 +129,79 @@ class ModelFacts(TypedDict, total=False):
     logit_scale: float
     logit_bias: float | None
     score: str
-    text_sha256: str  # of text.npy; runs of older versions have none
-    # What the first worker found out on its machine, where that differs from the plan or the plan leaves it open.
+    # Digest of `text.npy`. Runs of older versions have none.
+    text_sha256: str
+    # What the first worker found out on its machine, where it differs from the plan or the plan leaves it open.
     decoder: str
     compile: str
     hw_decoder_load: float
 
 
 class OtherVersionError(ValueError):
-    """A file that another version wrote; the message names that version, and what shows it."""
+    """Another version wrote the file. The message says which one, and how we know."""
 
 
 def sparse(values: Mapping[str, Any], always: frozenset[str]) -> JsonObject:
-    """`values` without what is None and optional: it is not written, and no part of a fingerprint."""
+    """`values` without optional fields that are None. Those are not written, and not part of a fingerprint."""
     return {name: value for name, value in values.items() if value is not None or name in always}
 
 
-def difference(frozen: Mapping[str, Any], given: Mapping[str, Any]) -> str | None:
-    """The first field in which both differ, with its two values; absent and None are the same. None: they do not."""
-    for name in sorted(frozen.keys() | given.keys()):
-        ours, theirs = (json.dumps(side.get(name)) for side in (frozen, given))
-        if ours != theirs:
-            return f"{name} is {_shortened(theirs, ours)} now and {_shortened(ours, theirs)} there"
+def difference(frozen: Mapping[str, Any], current: Mapping[str, Any]) -> str | None:
+    """The first field that differs, with both values, as text; None if all are equal. Missing and None are equal."""
+    for name in sorted(frozen.keys() | current.keys()):
+        before, now = (json.dumps(side.get(name)) for side in (frozen, current))
+        if before != now:
+            return f"{name} is {_shortened(now, before)} now and {_shortened(before, now)} there"
     return None
 
 
 def _shortened(text: str, other: str) -> str:
-    """`text` cut to a line's worth from where it begins to differ from `other`."""
+    """`text`, shortened to about a line around the first character that differs from `other`."""
     if len(text) <= 80:
         return text
-    differ = next((at for at, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), 0)
-    at = max(0, differ - 20)
+    first = next((at for at, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), 0)
+    at = max(0, first - 20)
     return f"{'...' if at else ''}{text[at : at + 60]}... ({len(text)} characters)"
 
 
 def seal(body: bytes) -> bytes:
-    """The JSON object `body` with the digest of its bytes as its first key."""
+    """Add the digest of the JSON object `body` to it, as its first key."""
     rest = body[1:] if body.strip() == b"{}" else b"," + body[1:]
     return b'{"sha256": "' + _sha256(body).encode() + b'"' + rest
 
 
 def unseal(content: bytes) -> tuple[JsonObject, str | None]:
-    """The object in a JSON file, and the digest that it carries, which is right; None where it carries none.
+    """Parse a JSON file and check its digest. Returns the object and the digest, which is None if the file has none.
 
     Raises: DamagedRecordError.
     """
-    found = _SEAL.match(content)
-    if found:
-        rest = content[found.end() - 1 :]
+    digest = _SEAL.match(content)
+    if digest:
+        rest = content[digest.end() - 1 :]
         body = b"{" + (rest[1:] if rest.startswith(b",") else rest)
-        if _sha256(body).encode() != found[1]:
+        if _sha256(body).encode() != digest[1]:
             raise DamagedRecordError("its bytes are not those that were written")
     try:
         value = json.loads(content.decode("utf-8"), parse_constant=_refuse)
     except RecursionError as error:
-        raise DamagedRecordError("it is nested too deep") from error
+        raise DamagedRecordError("it is nested too deeply") from error
     except ValueError as error:
-        raise DamagedRecordError(f"it is no JSON: {str(error).splitlines()[0]}") from error
+        raise DamagedRecordError(f"it is not JSON: {str(error).splitlines()[0]}") from error
     if not isinstance(value, dict):
         raise DamagedRecordError(f"it holds {name_of(value)}, not an object")
-    if found is None and "sha256" in value:
+    if digest is None and "sha256" in value:
         raise DamagedRecordError("its bytes are not those that were written")
     value.pop("sha256", None)
-    return value, found[1].decode() if found else None
+    return value, digest[1].decode() if digest else None
+
+
+def digest_of(value: Any) -> str:
+    """sha256 of `value` as canonical JSON, in which the order of keys does not matter."""
+    return _sha256(json.dumps(value, sort_keys=True, ensure_ascii=True).encode())
 
 
 def check_format(value: Mapping[str, Any], known: int) -> None:
-    """Whether `run.json` is of the format `known`. Raises: DamagedRecordError, OtherVersionError."""
+    """Check that `run.json` has the format `known`. Raises: DamagedRecordError, OtherVersionError."""
     _keys(value, frozenset(["format"]), value.keys())
     check(value["format"], COUNT, "format")
     if value["format"] != known:
@@ -201,30 +210,37 @@ def check_format(value: Mapping[str, Any], known: int) -> None:
 
 
 def check_plan(value: Mapping[str, Any]) -> None:
-    """Whether `run.json` holds what a plan has to. Raises: DamagedRecordError, OtherVersionError."""
+    """Check the content of `run.json`. Raises: DamagedRecordError, OtherVersionError."""
     _keys(value, PLAN_3, frozenset())
     check({name: value[name] for name in _PLAN}, _PLAN, "")
     settings, identity = value["settings"], value["identity"]
     _settings(settings)
-    _keys(identity, IDENTITY_3, (settings.keys() | LATER_IDENTITY) - _TOLD_APART, "identity.")
+    _keys(identity, IDENTITY_3, (settings.keys() | LATER_IDENTITY) - _NOT_SHARED, "identity.")
     check(identity, _present(_IDENTITY, identity), "identity.")
-    for name in (identity.keys() & settings.keys()) - _TOLD_APART:
+    for name in (identity.keys() & settings.keys()) - _NOT_SHARED:
         if json.dumps(identity[name]) != json.dumps(settings[name]):
             raise DamagedRecordError(f"identity.{name} and settings.{name} differ")
     _labels(identity)
     if (value["rescored"] is None) != ("rescored" not in identity):
-        raise DamagedRecordError("rescored and identity.rescored do not go together")
+        raise DamagedRecordError("only one of rescored and identity.rescored is set")
     rows, per_file = value["rows"], value["manifest_rows"]
-    _whole(identity["batch_size"], identity["shard_size"], "identity.shard_size is no multiple of identity.batch_size")
-    _whole(identity["shard_size"], per_file, "manifest_rows is no multiple of identity.shard_size")
+    if identity["shard_size"] % identity["batch_size"]:
+        raise DamagedRecordError("identity.shard_size is not a multiple of identity.batch_size")
+    if per_file % identity["shard_size"]:
+        raise DamagedRecordError("manifest_rows is not a multiple of identity.shard_size")
     if set(value["manifest_sha256"]) != {f"part-{n:05d}.parquet" for n in range(len(value["manifest_sha256"]))}:
         raise DamagedRecordError("manifest_sha256 does not name the files of a manifest")
     if -(-rows // per_file) != len(value["manifest_sha256"]):
-        raise DamagedRecordError(f"rows, {rows}, are not those of {len(value['manifest_sha256'])} manifest file(s)")
+        raise DamagedRecordError(f"rows is {rows}, which does not fit {len(value['manifest_sha256'])} manifest file(s)")
+
+
+def parse_facts(content: bytes) -> ModelFacts:
+    """Parse the bytes of `model.json`. Raises: DamagedRecordError, OtherVersionError."""
+    return check_facts(unseal(content)[0])
 
 
 def check_facts(value: JsonObject) -> ModelFacts:
-    """`value` as what `model.json` has to hold. Raises: as `check_plan`."""
+    """Check the content of `model.json`. Raises: DamagedRecordError, OtherVersionError."""
     _keys(value, FACTS_3, frozenset(LATER_FACTS))
     check(value, _present({**_FACTS, **LATER_FACTS}, value), "")
     if len(value["mean"]) != len(value["std"]):
@@ -245,13 +261,13 @@ def _labels(identity: Mapping[str, Any]) -> None:
     try:
         groups = LabelSet.from_identity(identity).groups
     except ValueError as error:
-        raise DamagedRecordError("its labels, templates and thresholds do not go together") from error
+        raise DamagedRecordError("its labels, templates and thresholds do not match") from error
     for labels, group in zip(identity["labels"], groups, strict=True):
         _keys(labels, _GROUP, frozenset(), "identity.labels.")
         if len(group.phrases) != len(labels["names"]) or not all(prompts for prompts in group.prompts):
-            raise DamagedRecordError("a label stands twice in a group, or has no prompt")
+            raise DamagedRecordError("a label appears twice in a group, or has no prompt")
     if not groups or len({group.name for group in groups}) != len(groups):
-        raise DamagedRecordError("its groups of labels have no names of their own")
+        raise DamagedRecordError("it has no groups of labels, or two with the same name")
 
 
 def _keys(value: Mapping[str, Any], needed: frozenset[str], known: Any, where: str = "") -> None:
@@ -262,13 +278,8 @@ def _keys(value: Mapping[str, Any], needed: frozenset[str], known: Any, where: s
 
 
 def _present(shape: Mapping[str, Shape], value: Mapping[str, Any]) -> dict[str, Shape]:
-    """`shape` without the keys that `value` does not have, each of which is optional."""
+    """`shape` without the optional keys that `value` lacks."""
     return {name: each for name, each in shape.items() if name in value}
-
-
-def _whole(of: int, value: int, what: str) -> None:
-    if value % of:
-        raise DamagedRecordError(what)
 
 
 def _sha256(data: bytes) -> str:
@@ -276,4 +287,4 @@ def _sha256(data: bytes) -> str:
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not JSON")

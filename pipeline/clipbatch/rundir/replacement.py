@@ -1,14 +1,12 @@
-"""May a new part replace the one that is there? Only where no row that was ok is lost, unless somebody insists.
+"""Decide whether a new part may replace an existing one. It may if no ok row is lost, unless the user forces it.
 
-A part's footer counts its rows by status. The seal covers the footer, so the counts of a whole part are right. Those of
-a damaged part are what we know of it as long as they add up; nothing is known of it where they do not.
+A part's footer has the number of rows with each status. The checksum covers the footer, so the counts of an undamaged
+part are right. For a damaged part, we believe the counts if they add up to the number of rows.
 
-    the part that is there     a new one replaces it
-    none                       always
-    its counts can be read     with as many ok rows, or more
-    they cannot                with one ok row, or more: a shard without any looks like images that have moved away
-
-Knows nothing of shards that are open, or of what a part holds beside its rows' status.
+    the existing part     the new one replaces it
+    does not exist        always
+    its counts are known  if it has at least as many ok rows
+    they are not known    if it has at least one ok row (with none, the images were probably moved away)
 """
 
 from __future__ import annotations
@@ -30,9 +28,9 @@ REPAIR = "clipbatch run --out {} --repair"
 
 
 def refusal(path: AnyPath, shard: int, counts: Mapping[str, int]) -> str | None:
-    """Why a new part of `shard`, with `counts` rows by status, must not replace the file at `path`; None: it may.
+    """Why a new part of `shard` must not replace the file at `path`; None if it may. counts: its rows by status.
 
-    Raises: InputError where a store does not answer.
+    Raises: InputError if a store does not answer.
     """
     if not path.exists():
         return None
@@ -40,14 +38,14 @@ def refusal(path: AnyPath, shard: int, counts: Mapping[str, int]) -> str | None:
     before = _counts(path, shard, rows)
     if ok >= (1 if before is None else before.get("ok", 0)):
         return None
-    held = "its rows cannot be counted" if before is None else f"its footer counts {counts_text(before)}"
-    return f"{held}, and the new rows are {counts_text(counts)}"
+    existing = "its rows cannot be counted" if before is None else f"its footer counts {counts_text(before)}"
+    return f"{existing}, and the new rows are {counts_text(counts)}"
 
 
 def read_whole(run: RunDir, plan: Plan, shard: int, fingerprint: str) -> bytes:
-    """The bytes of a finished part of this run, to take rows over from it.
+    """The bytes of a finished part, to copy rows from it into a new part.
 
-    Raises: DamagedError where it is not there, damaged, or of another run: its rows would get a new, valid seal.
+    Raises: DamagedError if it is missing, damaged, or of another run: its rows would get a new, valid checksum.
     """
     path = run.part(shard, plan.shards)
     try:
@@ -58,12 +56,12 @@ def read_whole(run: RunDir, plan: Plan, shard: int, fingerprint: str) -> bytes:
         raise damaged(run, path, "its bytes are not those that were written")
     footer = pq.read_metadata(pa.BufferReader(data)).metadata or {}
     if (footer.get(b"clipbatch.fingerprint"), footer.get(b"clipbatch.shard")) != (fingerprint.encode(), b"%d" % shard):
-        raise damaged(run, path, "it is of another run or shard")
+        raise damaged(run, path, "it belongs to another run or shard")
     return data
 
 
 def bad_rows(run: RunDir, plan: Plan, shard: int) -> tuple[int, ...]:
-    """row_ids of the rows without scores of a finished shard. Raises: DamagedError where they cannot be read."""
+    """row_ids of the rows of a finished shard that are not ok. Raises: DamagedError if they cannot be read."""
     path = run.part(shard, plan.shards)
     try:
         table = pq.read_table(parquet_source(path), columns=["row_id", "status"], page_checksum_verification=True)
@@ -74,12 +72,12 @@ def bad_rows(run: RunDir, plan: Plan, shard: int) -> tuple[int, ...]:
 
 
 def damaged(run: RunDir, path: AnyPath, what: str) -> DamagedError:
-    """The refusal to take rows over from the part at `path`."""
-    return DamagedError(f"{path} is damaged: {what}; {REPAIR.format(run.path)} does it again")
+    """The error for a damaged part from which we need rows."""
+    return DamagedError(f"{path} is damaged: {what}; {REPAIR.format(run.path)} writes it again")
 
 
 def _counts(path: AnyPath, shard: int, rows: int) -> dict[str, int] | None:
-    """Rows by status as the footer says; None where it says nothing that can be so."""
+    """Rows by status, from the footer of the part at `path`; None if they cannot be read or cannot be right."""
     try:
         footer = pq.read_metadata(parquet_source(path)).metadata or {}
         counts = json.loads(footer[b"clipbatch.counts"])

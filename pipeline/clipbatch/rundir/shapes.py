@@ -1,8 +1,10 @@
-"""What a value that was read from JSON has to be, and the first place in it that is not so, in words.
+"""Check values from JSON files against a shape, and name the first place that does not fit.
+
+A shape looks like this:
 
     {"rows": SIZE, "names": Every(list, TEXT), "duplicates": (COUNT, NOTHING)}
 
-A mapping stands for an object that has these keys at least, a tuple for one kind of several. Knows no file.
+A mapping is an object with at least these keys. A tuple is a choice of kinds.
 """
 
 from __future__ import annotations
@@ -13,57 +15,58 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Union
 
-# The largest number that is taken; what JSON, floats and Parquet all hold.
-MOST = 2**53
+# The largest number that we accept. JSON, floats and Parquet all hold it exactly.
+MAX = 2**53
 
 
 class DamagedRecordError(ValueError):
-    """A file that does not hold what was written; the message says why, in a few words."""
+    """A file does not hold what was written. The message says why, in a few words."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """Values of a type for which `holds` is true; never true or false themselves."""
+    """Values of a type for which `test` is true. Never matches a bool."""
 
-    # What they are, for messages.
+    # What the values are, for messages.
     words: str
     type: type | tuple[type, ...]
-    holds: Callable[[Any], bool] = lambda _: True
+    test: Callable[[Any], bool] = lambda _: True
 
-    def takes(self, value: Any) -> bool:
-        return isinstance(value, self.type) and not isinstance(value, bool) and self.holds(value)
+    def matches(self, value: Any) -> bool:
+        return isinstance(value, self.type) and not isinstance(value, bool) and self.test(value)
 
 
 @dataclass(frozen=True, slots=True)
 class Every:
-    """Lists, or objects of any keys, with `least` values at least, each of them as `entry` says."""
+    """A list, or an object with any keys, of at least `minimum` values of the shape `entry`."""
 
     type: type
-    # None: anything.
     entry: Shape
-    least: int = 0
+    minimum: int = 0
 
 
-# What a value has to be: of a kind, a list or an object of such, one of several, an object with these keys; None:
-# anything.
+# A kind, a choice of kinds, a list or an object of values of one shape, or an object with certain keys. None: anything.
 Shape = Union[Kind, tuple[Kind, ...], Every, Mapping[str, "Shape"], None]
 
 
-def integers(least: int, most: int) -> Kind:
-    """Whole numbers from `least` to `most`."""
-    return Kind(f"a whole number from {least} to {most}", int, lambda value: least <= value <= most)
+def integers(minimum: int, maximum: int) -> Kind:
+    """Whole numbers from `minimum` to `maximum`."""
+    return Kind(f"a whole number from {minimum} to {maximum}", int, lambda value: minimum <= value <= maximum)
 
 
 TEXT = Kind("a text", str)
-NUMBER = Kind("a number", (int, float), lambda value: -MOST <= value <= MOST)
+NUMBER = Kind("a number", (int, float), lambda value: -MAX <= value <= MAX)
 DIGEST = Kind("a digest", str, lambda value: re.fullmatch("[0-9a-f]{64}", value) is not None)
 NOTHING = Kind("null", type(None))
-COUNT, SIZE = integers(0, MOST), integers(1, MOST)
+COUNT, SIZE = integers(0, MAX), integers(1, MAX)
 TEXTS = Every(list, TEXT, 1)
 
 
 def check(value: Any, shape: Shape, where: str = "") -> None:
-    """where: how messages name `value`. Raises: DamagedRecordError naming what in `value` is not as `shape` says."""
+    """Raises: DamagedRecordError naming the first part of `value` that does not have the shape.
+
+    where: how messages name `value`.
+    """
     if shape is None:
         return
     if isinstance(shape, Mapping):
@@ -74,20 +77,20 @@ def check(value: Any, shape: Shape, where: str = "") -> None:
                 raise DamagedRecordError(f"{where}{name} is missing")
             check(value[name], each, f"{where}{name}")
     elif isinstance(shape, Every):
-        if not isinstance(value, (dict, list)) or type(value) is not shape.type or len(value) < shape.least:
+        if not isinstance(value, (dict, list)) or type(value) is not shape.type or len(value) < shape.minimum:
             kind = "an object" if shape.type is dict else "a list"
-            raise DamagedRecordError(f"{where} is {_short(value)}, not {kind} of {shape.least} or more")
+            raise DamagedRecordError(f"{where} is {_short(value)}, not {kind} of {shape.minimum} or more")
         for key, entry in value.items() if isinstance(value, dict) else enumerate(value):
             check(entry, shape.entry, f"{where}[{key!r}]{'.' if isinstance(shape.entry, Mapping) else ''}")
     else:
         kinds = shape if isinstance(shape, tuple) else (shape,)
-        if not any(kind.takes(value) for kind in kinds):
+        if not any(kind.matches(value) for kind in kinds):
             words = " or ".join(kind.words for kind in kinds)
             raise DamagedRecordError(f"{where} is {_short(value)}, not {words}")
 
 
 def fits(value: Any, shape: Shape) -> bool:
-    """Whether `value` is as `shape` says."""
+    """Whether `value` has the shape."""
     try:
         check(value, shape)
     except DamagedRecordError:
@@ -96,7 +99,7 @@ def fits(value: Any, shape: Shape) -> bool:
 
 
 def name_of(value: Any) -> str:
-    """The kind of a JSON value, in words."""
+    """The type of a JSON value, in words."""
     kinds = {list: "a list", str: "a text", bool: "true or false", type(None): "null", dict: "an object"}
     return kinds.get(type(value), "a number")
 

@@ -1,4 +1,7 @@
-"""Is every row there once, in order, whole, and of this run? Reads every byte of the parts."""
+"""Verify finished parts: every manifest row appears once and in order, undamaged, and belongs to this run.
+
+Reads every byte of the parts.
+"""
 
 from __future__ import annotations
 
@@ -19,32 +22,34 @@ from clipbatch.storage.paths import AnyPath, parquet_source
 
 
 def problems(run: RunDir, plan: Plan, shards: Iterable[int]) -> Iterator[tuple[int, str]]:
-    """Each of `shards` that is not as it should be, with what is wrong, in their order."""
+    """Each of `shards` with a problem, in their order, with the path of the part and what is wrong."""
     manifest = Manifest(run, plan)
     fingerprint = run.fingerprint()
     groups = group_columns(plan.labels, plan.run_settings().output)
     for shard in shards:
-        wrong = _problem(run, plan, manifest, shard, fingerprint, groups)
-        if wrong:
-            yield shard, f"{run.part(shard, plan.shards)}: {wrong}"
+        problem = _problem(run, plan, manifest, shard, fingerprint, groups)
+        if problem:
+            yield shard, f"{run.part(shard, plan.shards)}: {problem}"
 
 
 def check_plan(run: RunDir, plan: Plan) -> None:
-    """Raises: InputError where the run carries no digests, and all of its parts agree that they are of another one:
-    then its `run.json` or `model.json` is damaged, and no part."""
+    """For a run without digests. Raises: InputError if all parts have the same fingerprint, and it is not this run's.
+
+    Then `run.json` or `model.json` is damaged, and not the parts.
+    """
     done = sorted(run.done(plan))
     if plan.sha256 is not None or not done:
         return
-    found = {_fingerprint(run.part(shard, plan.shards)) for shard in done}
-    if len(found) == 1 and found.isdisjoint((run.fingerprint(), None)):
+    fingerprints = {_fingerprint(run.part(shard, plan.shards)) for shard in done}
+    if len(fingerprints) == 1 and fingerprints.isdisjoint((run.fingerprint(), None)):
         raise InputError(
-            f"{run.plan_file} or {run.model_file} is damaged: all {len(done)} parts were made with others; put back "
-            "the ones that go with them from a backup"
+            f"{run.plan_file} or {run.model_file} is damaged: all {len(done)} parts have another fingerprint; restore "
+            "the files that belong to them from a backup"
         )
 
 
 def _fingerprint(part: AnyPath) -> str | None:
-    """Of the run that the part says it is of; None where it cannot be read."""
+    """The fingerprint in a part's footer; None if it cannot be read."""
     try:
         return str((pq.read_metadata(parquet_source(part)).metadata or {})[b"clipbatch.fingerprint"].decode())
     except (OSError, pa.ArrowException, KeyError, ValueError):
@@ -57,7 +62,7 @@ def _problem(
     manifest.check(shard)
     path = run.part(shard, plan.shards)
     if not path.exists():
-        return "not there"
+        return "missing"
     try:
         data = path.read_bytes()
         if not verify_file(data):
@@ -70,28 +75,28 @@ def _problem(
             raise refusal from error
         return f"damaged ({str(error).splitlines()[0]})"
     if footer.get("clipbatch.fingerprint") != fingerprint:
-        return "of another run (its fingerprint differs)"
+        return "belongs to another run (its fingerprint differs)"
     if footer.get("clipbatch.shard") != str(shard):
         return f"holds shard {footer.get('clipbatch.shard')}"
     rows = manifest.rows(shard)
     if not table["row_id"].equals(rows["row_id"]):
-        return "its row_ids are not the manifest's"
+        return "its row_ids differ from the manifest"
     if not table["uri"].equals(rows["uri"].cast(pa.string())):
-        return "its uris are not the manifest's"
+        return "its uris differ from the manifest"
     ok = pc.equal(table["status"].cast(pa.string()), "ok")
     for group, columns in zip(plan.labels.groups, groups, strict=True):
         for name in (columns.score, *columns.scores):
             if name not in table.column_names:
                 return f"it has no column {name}"
             if not pc.is_valid(table[name]).equals(ok):
-                return f"its {name} does not agree with its status"
+                return f"its {name} does not match its status"
         labelled = ok
         if group.threshold is not None:
-            sure = pc.greater_equal(table[columns.score], pa.scalar(group.threshold, pa.float32()))
-            labelled = pc.fill_null(sure, False)
+            above = pc.greater_equal(table[columns.score], pa.scalar(group.threshold, pa.float32()))
+            labelled = pc.fill_null(above, False)
         if not pc.is_valid(table[columns.label]).equals(labelled):
-            return f"its {columns.label} does not agree with its status and {columns.score}"
+            return f"its {columns.label} does not match its status and {columns.score}"
     counted = {entry["values"]: entry["counts"] for entry in table["status"].value_counts().to_pylist()}
     if json.loads(footer.get("clipbatch.counts", "null")) != counted:
-        return "its footer's counts are not its rows'"
+        return "the counts in its footer differ from its rows"
     return None

@@ -1,1 +1,1 @@
-"""Operations on whole runs, as functions: plan, run, rescore, compact, increments, submit."""
+"""Operations on whole runs, as functions: plan, run, rescore, compact, make increments, submit."""

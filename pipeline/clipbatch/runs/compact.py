@@ -1,8 +1,9 @@
-"""A finished run's parts -> few big files for readers and object stores: the same rows in the same order.
+"""Copies the parts of a finished run into a few large files for readers and object stores. Rows and order stay equal.
 
-A file holds whole parts and is called `part-00000-of-00012.parquet`, so that `ls` shows whether all are there. Each is
-written aside, read back and compared with the parts row by row, and only then published; so whatever has its name is
-right, and the same command goes on where it was stopped. Files are sealed as parts are.
+A file holds whole parts. It is called `part-00000-of-00012.parquet`, so `ls` shows whether all files exist. Each file
+is written under another name, read back and compared with the parts row by row, and only then gets its name. So a file
+with its name is correct, and the same command continues where it was interrupted. Files end with a checksum, like
+parts.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ from clipbatch.storage.atomic import remove_leftovers, writing_failed
 from clipbatch.storage.paths import AnyPath, StorePath, list_names, parquet_source
 from clipbatch.workers import signals
 
-# Of the parts that make one file, where nobody says how many rows it is to have.
+# A file gets parts of about this size together, unless the user says how many rows it is to have.
 FILE_BYTES = 2**29
-# Of a row group, however wide its rows are.
+# A row group has at least this many rows, however wide they are.
 _MIN_ROWS = 1024
 _ROWS_COMPARED = 8_192
 _REMEDY = "check this machine's memory and disk, then run the same command again"
@@ -37,7 +38,7 @@ _OURS = re.compile(r"part-\d{5,}-of-\d{5,}\.parquet|\..+\.tmp")
 
 
 class Compacted(TypedDict):
-    """What `compact` made: rows, parts that they come from, files, and the folder that holds them."""
+    """The result of `compact`: how many rows, parts and files, and the folder of the files."""
 
     rows: int
     parts: int
@@ -45,8 +46,8 @@ class Compacted(TypedDict):
     out: str
 
 
-def compact(run: RunDir, out: AnyPath, rows_per_file: int | None) -> Compacted:
-    """See `api.compact`."""
+def compact(run: RunDir, out: AnyPath, rows_per_file: int | None, *, row_group_rows: int | None = None) -> Compacted:
+    """See `runs.run.compact`. row_group_rows: rows of a row group; None: as many as have about `ROW_GROUP_BYTES`."""
     plan = run.plan()
     if rows_per_file is not None and rows_per_file < 1:
         raise InputError(f"--rows-per-file {rows_per_file} is out of range: use 1 or more")
@@ -63,13 +64,13 @@ def compact(run: RunDir, out: AnyPath, rows_per_file: int | None) -> Compacted:
         footer = {"clipbatch.shards": f"{shards[0]}-{shards[-1]}", "clipbatch.file": f"{number} of {len(files)}"}
         counts = sum((Counter(counted[shard]) for shard in shards), Counter())
         if not _is_done(target, fingerprint, {**footer, "clipbatch.counts": json.dumps(counts, sort_keys=True)}):
-            _write(run, plan, target, shards, footer)
+            _write(run, plan, target, shards, footer, row_group_rows)
     sizes = [len(plan.shard_rows(shard)) for shards in files for shard in shards]
     return {"rows": sum(sizes), "parts": plan.shards, "files": len(files), "out": str(out)}
 
 
 def _cut(run: RunDir, plan: Plan, rows_per_file: int | None) -> list[Sequence[int]]:
-    """The shards of each file, as many whole ones as go into it."""
+    """The shards of each file: as many whole shards as fit."""
     each = (rows_per_file or 0) // plan.shard_size
     if rows_per_file is None:
         each = FILE_BYTES // max(1, _size(run.part(0, plan.shards)))
@@ -85,7 +86,7 @@ def _size(file: AnyPath) -> int:
 
 
 def _check_folder(out: AnyPath, expected: set[str]) -> None:
-    """Make the folder. Raises: InputError where there is something else in it."""
+    """Create the folder. Raises: InputError if it holds other files."""
     try:
         if isinstance(out, Path):
             out.mkdir(parents=True, exist_ok=True)
@@ -101,46 +102,54 @@ def _check_folder(out: AnyPath, expected: set[str]) -> None:
 
 
 def _is_done(target: AnyPath, fingerprint: str, footer: dict[str, str]) -> bool:
-    """Whether the file is there, whole, and of the parts as they are now: rows that are done again change the counts.
+    """Whether the file exists, is intact and holds the current parts (rows that are done again change the counts).
 
-    Raises: InputError where there is a file of another run, which is not to be overwritten."""
+    Raises: InputError if it belongs to another run; it must not be overwritten then.
+    """
     if not target.exists():
         return False
     try:
-        found = pq.read_metadata(parquet_source(target)).metadata or {}
+        metadata = pq.read_metadata(parquet_source(target)).metadata or {}
     except (OSError, pa.ArrowException):
         return False
-    if found.get(b"clipbatch.fingerprint") != fingerprint.encode():
-        raise InputError(f"{target} is of another run: choose a new or empty folder")
+    if metadata.get(b"clipbatch.fingerprint") != fingerprint.encode():
+        raise InputError(f"{target} belongs to another run: choose a new or empty folder")
     expected = {key.encode(): value.encode() for key, value in footer.items()}
-    return expected.items() <= found.items() and verify_file(target.read_bytes())
+    return expected.items() <= metadata.items() and verify_file(target.read_bytes())
 
 
-def _write(run: RunDir, plan: Plan, target: AnyPath, shards: Sequence[int], footer: dict[str, str]) -> None:
-    """Raises: DamagedError where a part is not as it should be, or the file does not read back as it was written."""
+def _write(
+    run: RunDir,
+    plan: Plan,
+    target: AnyPath,
+    shards: Sequence[int],
+    footer: dict[str, str],
+    row_group_rows: int | None,
+) -> None:
+    """Raises: DamagedError if a part is damaged, or the file does not read back as it was written."""
     wrong = [text for _, text in problems(run, plan, shards)]
     if wrong:
         raise DamagedError(f"{wrong[0]}\nremedy: clipbatch run --out {run.path} --repair")
     counts: Counter[str] = Counter()
-    kept: dict[str, str] = {}
+    inherited: dict[str, str] = {}
     with pq.ParquetFile(parquet_source(run.part(shards[0], plan.shards))) as first:
         schema = first.schema_arrow
         row_bytes = sum(_width(field.type) for field in schema)
-        kept = {k.decode(): v.decode() for k, v in (schema.metadata or {}).items() if k != b"clipbatch.shard"}
-    with PartFile(target, schema.with_metadata(kept | footer), plan.run_settings().output.compression) as file:
-        for table in _row_groups(run, plan, shards, max(_MIN_ROWS, ROW_GROUP_BYTES // row_bytes)):
+        inherited = {k.decode(): v.decode() for k, v in (schema.metadata or {}).items() if k != b"clipbatch.shard"}
+    with PartFile(target, schema.with_metadata(inherited | footer), plan.run_settings().output.compression) as file:
+        for table in _row_groups(run, plan, shards, row_group_rows or max(_MIN_ROWS, ROW_GROUP_BYTES // row_bytes)):
             signals.check()
             file.write(table)
             counted = table["status"].value_counts().to_pylist()
             counts.update({entry["values"]: entry["counts"] for entry in counted})
         file.close(
             {"clipbatch.counts": json.dumps(counts, sort_keys=True)},
-            check=lambda written: _compare(written, run, plan, shards, target),
+            check=lambda written: check_copy(written, run, plan, shards, target),
         )
 
 
 def _row_groups(run: RunDir, plan: Plan, shards: Sequence[int], rows: int) -> Iterator[pa.Table]:
-    """The rows of the parts in tables of `rows`, the last one shorter."""
+    """The rows of the parts in tables of `rows` rows; the last table may be shorter."""
     waiting: list[pa.Table] = []
     count = 0
     for shard in shards:
@@ -163,22 +172,21 @@ def _joined(tables: list[pa.Table]) -> pa.Table:
     return pa.concat_tables(plain).unify_dictionaries().combine_chunks()
 
 
-def _compare(written: Any, run: RunDir, plan: Plan, shards: Sequence[int], target: AnyPath) -> None:
-    """Raises: DamagedError where the file's rows are not the parts' rows in their order."""
+def check_copy(written: Any, run: RunDir, plan: Plan, shards: Sequence[int], target: AnyPath) -> None:
+    """Raises: DamagedError unless a file has the same rows as the parts of `shards`, in the same order.
+
+    written: the file, as pyarrow reads it. target: its name, for the error.
+    """
     file = pq.ParquetFile(written, page_checksum_verification=True)
     parts = (
         table for shard in shards for table in _pieces(pq.ParquetFile(parquet_source(run.part(shard, plan.shards))))
     )
-    theirs = _Rows(_pieces(file))
+    copied = _Rows(_pieces(file))
     for table in parts:
-        if not _plain(theirs.take(table.num_rows)).equals(_plain(table)):
-            raise DamagedError(
-                f"{target} would not hold the parts' rows: check the disk and the memory of this machine"
-            )
-    if theirs.take(1).num_rows:
-        raise DamagedError(
-            f"{target} would hold more rows than the parts: check the disk and the memory of this machine"
-        )
+        if not _plain(copied.take(table.num_rows)).equals(_plain(table)):
+            raise DamagedError(f"{target}: the rows read back are not those of the parts: {_REMEDY}")
+    if copied.take(1).num_rows:
+        raise DamagedError(f"{target}: more rows are read back than the parts have: {_REMEDY}")
 
 
 def _pieces(file: pq.ParquetFile) -> Iterator[pa.Table]:
@@ -186,21 +194,21 @@ def _pieces(file: pq.ParquetFile) -> Iterator[pa.Table]:
 
 
 class _Rows:
-    """Tables one after the other, taken in other lengths."""
+    """A sequence of tables from which any number of rows can be taken."""
 
     def __init__(self, tables: Iterator[pa.Table]) -> None:
         self._tables, self._left = tables, next(tables)
 
     def take(self, count: int) -> pa.Table:
-        """The next `count` rows, or as many as there are."""
+        """The next `count` rows, or all that are left if there are fewer."""
         while self._left.num_rows < count and (more := next(self._tables, None)) is not None:
             self._left = pa.concat_tables([self._left, more])
-        taken, self._left = self._left.slice(0, count), self._left.slice(count)
-        return taken
+        rows, self._left = self._left.slice(0, count), self._left.slice(count)
+        return rows
 
 
 def _plain(table: pa.Table) -> pa.Table:
-    """Words in place of dictionaries, whose order is nobody's business, and every column in one piece."""
+    """`table` with strings in place of dictionaries, whose order does not matter, and each column in one piece."""
     schema = pa.schema(
         [
             field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
@@ -211,7 +219,7 @@ def _plain(table: pa.Table) -> pa.Table:
 
 
 def _width(kind: pa.DataType) -> int:
-    """Bytes of a value in memory; 8 where that depends on the value."""
+    """Bytes of a value in memory; 8 if that depends on the value."""
     if pa.types.is_fixed_size_list(kind):
         return int(kind.list_size) * _width(kind.value_type)
     try:

@@ -1,15 +1,15 @@
-"""Nightly increments: a dataset is a folder of runs, each over the images that were new or changed since the last one.
+"""Nightly increments: a dataset is a folder of runs, each over the images that were new or changed when it was made.
 
-    dataset/increment-00001/    a run directory like any other, never touched again once it is complete
-    dataset/increment-00002/    what was new or changed the next night
+    dataset/increment-00001/    a run directory like any other; it does not change once it is complete
+    dataset/increment-00002/    the images that were new or changed the next night
     dataset/.highest            the highest number that an increment has had
 
-What a file looked like is kept in its row (`stamps`); null for what is in a store or on the web, which goes by its name
-alone. Old rows stay, so an image that has changed has a row in several increments. The last one counts: a file is
-compared with what it looked like then. One increment is made at a time.
+The row of an image keeps what its file looked like (`stamps`). For images in a store or on the web these columns are
+null, and only the name counts. Old rows stay, so an image that has changed has rows in several increments; a file is
+compared with the last of them. Only one process at a time makes an increment.
 
-Increments may be removed, any of them, also the last one or all. What only these had is labelled again, since nothing
-else knows of it. A number is never used twice.
+Users may delete any increment, including the last one, or all. Images that only a deleted increment had are labelled
+again, since nothing else knows of them. A number is never used twice.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ from clipbatch.workers.progress import Progress
 
 _NAME = re.compile(r"increment-(0[0-9]{4}|[1-9][0-9]{4,})")
 _HIGHEST = ".highest"
-# Columns of the manifest that tell whether an image is known.
+# The columns of the manifest that tell whether an image is known.
 _COMPARED = ["row_id", "uri", "root", "span", *(field.name for field in STAMPS)]
 
 
 class _NothingNewError(ClipbatchError):
-    """The listing holds no row that is not known."""
+    """All rows of the listing are known."""
 
 
 @dataclass(slots=True, kw_only=True)
-class Found:
-    """How the listing compares with what is known, in rows."""
+class Comparison:
+    """How many rows of the listing are new, changed or known."""
 
     new: int = 0
     changed: int = 0
@@ -64,24 +64,25 @@ class Found:
 def run(
     settings: Settings, out: str, *, hash_contents: bool = False, quiet: bool = False, log_json: bool = False
 ) -> Report:
-    """Label what is new or changed in the input of `settings` since the increments in `out`, as one more of them.
+    """Label the images in the input of `settings` that are new or changed since the increments in `out`, as another
+    increment. Increments that are not complete are finished first.
 
-    hash_contents: compare what files hold, which reads them all, in place of their size and time. Increments that are
-    not complete are finished first. Returns the report of the new increment, with `increment`: its folder, None where
-    there was nothing new, and how many rows were new, changed and known; `finished`: the reports of those that were
-    finished, each with its `folder`; `notes`: what else there is to say, in sentences.
-    Raises: BusyError where another process is at it; InputError where an increment is damaged; as `api.run` does.
+    hash_contents: compare the contents of files, all of which are read then, instead of their size and time.
+    Returns the report of the new increment. In addition it has `increment`: the folder (None if nothing was new) and
+    how many rows were new, changed and known; `finished`: the reports of increments that were finished, each with its
+    `folder`; `notes`: further remarks for the user.
+    Raises: BusyError if another process makes an increment; InputError if an increment is damaged; as `runs.run` does.
     """
     folder = as_path(out)
     if isinstance(folder, StorePath):
-        raise InputError(f"--incremental keeps its dataset on a disk: {out} is in a store; give a local --out")
+        raise InputError(f"--incremental needs a dataset on a disk, but {out} is in a store: give a local --out")
     if not settings.source.inputs:
-        raise InputError("--incremental compares an INPUT with what is known: name one")
-    busy = f"another process is making an increment in {folder}: let it finish, and run the same command later"
+        raise InputError("--incremental compares an INPUT with the images that are known: name an INPUT")
+    busy = f"another process is making an increment in {folder}: wait until it has finished, then run this again"
     with locked(folder, busy):
         remove_leftovers(folder)
         done = increments(folder)
-        _note_highest(folder, done)  # before they may have rows that somebody sees
+        _note_highest(folder, done)  # before this invocation adds rows that somebody may see
         again = from_flat(settings.within("invocation", "worker", "placement"))
         finished: list[Report] = [
             {**runner.run(again, path, quiet=quiet, log_json=log_json), "folder": str(path)}
@@ -90,7 +91,7 @@ def run(
         ]
         known, like = _Known(done), RunDir(done[-1]) if done else None
         target = folder / _name(_next_number(folder))
-        made = Report(status={}, rows_done=0)
+        report = Report(status={}, rows_done=0)
         with Stamper(hash_contents=hash_contents) as stamper:
             try:
                 planner.plan(settings, target, like=like, select=lambda listing: known.select(listing, stamper))
@@ -101,43 +102,45 @@ def run(
             _note_highest(folder, [target])
             if like and like.plan().pixels != PIXELS:
                 progress = Progress(total=0, done=0, bad=0, quiet=quiet, as_json=log_json)
-                progress.say(f"the rules for pixels have changed since {done[-1]}: scores of these move: {MOVED}")
+                progress.say(f"the rules for pixels have changed since {done[-1]}; other scores result for: {MOVED}")
                 progress.close()
-            made = runner.run(again, target, quiet=quiet, log_json=log_json)
-        rows = known.found
-        counts = Increment(folder=str(target) if is_new else None, new=rows.new, changed=rows.changed, known=rows.known)
-        return {**made, "increment": counts, "finished": finished, "notes": stamper.notes()}
+            report = runner.run(again, target, quiet=quiet, log_json=log_json)
+        rows = known.comparison
+        name = str(target) if is_new else None
+        increment = Increment(folder=name, new=rows.new, changed=rows.changed, known=rows.known)
+        return {**report, "increment": increment, "finished": finished, "notes": stamper.notes()}
 
 
 def increments(folder: Path) -> list[Path]:
-    """The run directories of a dataset, the oldest first.
+    """The run directories of a dataset, oldest first.
 
-    Raises: InputError where `folder` holds something else, or an increment without its `run.json`.
+    Raises: InputError if `folder` holds something else, or an increment without its `run.json`.
     """
     strangers = sorted(name for name in os.listdir(folder) if not _NAME.fullmatch(name) and not name.startswith("."))
     if strangers:
         raise InputError(
-            f"{folder} holds {strangers[0]!r}, so it is no dataset of increments: choose a new or empty folder as --out"
+            f"{folder} holds {strangers[0]!r}, so it is not a dataset of increments: give a new or empty folder as "
+            "--out"
         )
-    found = []
+    paths = []
     for number in sorted(_numbers(folder)):
         path = folder / _name(number)
         try:
             if RunDir(path).exists():
-                found.append(path)
+                paths.append(path)
             elif path.is_dir() and _has_results(path):
                 raise InputError(
-                    f"{path} holds results but no run.json: restore that file, or remove the folder; what only it had "
-                    "is labelled again then"
+                    f"{path} holds results but no run.json: restore that file, or delete the folder; images that only "
+                    "this increment had are labelled again then"
                 )
         except OSError as error:
             raise reading_failed(str(path), error) from error
-    return found
+    return paths
 
 
 def each(source: str, out: str) -> list[tuple[str, str]]:
-    """The runs to make something of, and where: of the run `source` in `out`, of each increment of the dataset `source`
-    in a folder of its name. Raises: InputError as `increments` does."""
+    """For each run in `source`, the run and the output for it: `out` for a single run, and for a dataset a folder in
+    `out` with the name of the increment. Raises: InputError as `increments` does."""
     if not os.path.isdir(source) or RunDir(source).exists() or not any(map(_NAME.fullmatch, os.listdir(source))):
         return [(source, out)]
     return [(str(path), os.path.join(out, path.name)) for path in increments(Path(source))]
@@ -148,34 +151,34 @@ def _name(number: int) -> str:
 
 
 def _numbers(folder: Path) -> list[int]:
-    """The numbers of what has an increment's name, whatever it is."""
+    """The numbers of all entries with the name of an increment, whatever they are."""
     return [int(match[1]) for match in map(_NAME.fullmatch, os.listdir(folder)) if match]
 
 
 def _next_number(folder: Path) -> int:
-    """One more than the highest number ever, or that of what a night left which was killed before it had a plan."""
+    """The next number. A folder that was left by a killed planner and has no plan is used again."""
     highest = _highest(folder)
     last = max([highest, *_numbers(folder)])
     return last if last > highest and _is_unplanned(folder / _name(last)) else last + 1
 
 
 def _highest(folder: Path) -> int:
-    """The highest number that an increment has had, as far as it was noted."""
-    with contextlib.suppress(OSError, ValueError):  # a dataset of an older version has no such file
+    """The highest number that any increment has had, if that was noted; 0 otherwise."""
+    with contextlib.suppress(OSError, ValueError):  # datasets of older versions have no such file
         return int((folder / _HIGHEST).read_bytes())
     return 0
 
 
-def _note_highest(folder: Path, made: list[Path]) -> None:
-    """Note the highest number of the increments `made`, unless a higher one is noted."""
-    number = max((int(path.name.removeprefix("increment-")) for path in made), default=0)
+def _note_highest(folder: Path, paths: list[Path]) -> None:
+    """Note the highest number of the increments in `paths`, unless a higher one is noted."""
+    number = max((int(path.name.removeprefix("increment-")) for path in paths), default=0)
     if number > _highest(folder):
         with publish(folder / _HIGHEST) as file:
             file.write(b"%d\n" % number)
 
 
 def _is_unplanned(path: Path) -> bool:
-    """Whether nothing but pieces of a plan is in the folder, which the next planner clears away."""
+    """Whether the folder holds nothing but pieces of a plan, which the next planner removes."""
     run = RunDir(path)
     ours = path.is_dir() and not path.is_symlink() and not run.exists()
     return ours and not _has_results(path) and creation.foreign_entry(run) is None
@@ -193,12 +196,12 @@ def _is_complete(path: Path) -> bool:
 
 
 class _Known:
-    """The last row of each image in the increments, as 64-bit hashes of its name and of what its file looked like:
-    16 bytes a row."""
+    """The last row of each image in the increments, as two 64-bit hashes: of its name, and of what its file looked
+    like. That takes 16 bytes for each row."""
 
     def __init__(self, done: list[Path]) -> None:
-        """done: the increments, all complete, the oldest first."""
-        self.found = Found()
+        """done: the increments, all complete, oldest first."""
+        self.comparison = Comparison()
         rows = [(np.empty(0, np.int64), np.empty(0, np.int64))]
         for path in done:
             run = RunDir(path)
@@ -212,20 +215,20 @@ class _Known:
         self._looks = looks[first]
 
     def select(self, listing: listings.Listing, stamper: Stamper) -> Iterator[pa.RecordBatch]:
-        """The listing's rows that are not known, with what their files look like now."""
+        """The rows of the listing that are new or changed, with what their files look like now."""
         for batch in listing.batches():
             stamped = stamper.stamped(batch)
             name, look = hashes(stamped, np.zeros(batch.num_rows, bool))
             seen, same = self._compare(name, look)
-            self.found.new += int((~seen).sum())
-            self.found.changed += int((seen & ~same).sum())
-            self.found.known += int(same.sum())
+            self.comparison.new += int((~seen).sum())
+            self.comparison.changed += int((seen & ~same).sum())
+            self.comparison.known += int(same.sum())
             yield stamped.filter(pa.array(~same))
-        if not self.found.new + self.found.changed:
+        if not self.comparison.new + self.comparison.changed:
             raise _NothingNewError("nothing is new or changed")
 
     def _compare(self, name: NDArray[np.int64], look: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Which rows have a name that is known, and which of these look as they did."""
+        """Which rows have a known name, and which of these look the same as before."""
         if not len(self._names):
             return np.zeros(len(name), bool), np.zeros(len(name), bool)
         at = np.minimum(np.searchsorted(self._names, name), len(self._names) - 1)
@@ -234,18 +237,18 @@ class _Known:
 
 
 def _manifest(run: RunDir, plan: Plan) -> Iterator[pa.RecordBatch]:
-    """The rows of an increment. Raises: InputError where they are not those that were frozen."""
-    remedy = "restore it, or remove the increment; what only it had is labelled again then"
+    """The rows of an increment's manifest. Raises: InputError if the manifest has changed or cannot be read."""
+    remedy = "restore it, or delete the increment; images that only it had are labelled again then"
     for name, digest in sorted(plan.manifest_sha256.items()):
         path = run.manifest / name
         try:
             if file_sha256(path) != digest:
-                raise InputError(f"the manifest {path} was changed after the run began: {remedy}")
+                raise InputError(f"the manifest {path} was changed after the run was planned: {remedy}")
             with pq.ParquetFile(parquet_source(path)) as file:
-                strange = [field.name for field in STAMPS if field.name not in file.schema_arrow.names]
-                if strange:
+                absent = [field.name for field in STAMPS if field.name not in file.schema_arrow.names]
+                if absent:
                     raise InputError(
-                        f"{run.path} was not made with --incremental, as {path} has no column {strange[0]}: move it to "
+                        f"{run.path} was not made with --incremental, as {path} has no column {absent[0]}: move it to "
                         "another folder"
                     )
                 yield from file.iter_batches(columns=_COMPARED)
@@ -254,11 +257,11 @@ def _manifest(run: RunDir, plan: Plan) -> Iterator[pa.RecordBatch]:
 
 
 def _missing(run: RunDir, plan: Plan) -> NDArray[np.int64]:
-    """The row_ids of a complete increment whose file was not there when it was to be read.
+    """The row_ids of a complete increment whose files did not exist when they were to be read.
 
-    Raises: InputError naming a part that is damaged.
+    Raises: InputError naming a damaged part.
     """
-    found = [np.empty(0, np.int64)]
+    row_ids = [np.empty(0, np.int64)]
     for shard, counts in count_statuses(run, plan, range(plan.shards)).items():
         if not counts.get("missing"):
             continue
@@ -266,6 +269,6 @@ def _missing(run: RunDir, plan: Plan) -> NDArray[np.int64]:
         try:
             table = pq.read_table(parquet_source(path), columns=["row_id", "status"])
         except (OSError, pa.ArrowException) as error:
-            raise InputError(f"{path} is damaged: clipbatch run --out {run.path} --repair does it again") from error
-        found.append(table["row_id"].to_numpy()[np.asarray(table["status"].to_pylist()) == "missing"])
-    return np.concatenate(found)
+            raise InputError(f"{path} is damaged: clipbatch run --out {run.path} --repair makes it again") from error
+        row_ids.append(table["row_id"].to_numpy()[np.asarray(table["status"].to_pylist()) == "missing"])
+    return np.concatenate(row_ids)

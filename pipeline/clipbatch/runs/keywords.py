@@ -1,4 +1,4 @@
-"""`clipbatch.run`: the command of that name as a function with keywords."""
+"""The function `clipbatch.run`: the command `run` with keyword arguments."""
 
 from __future__ import annotations
 
@@ -26,29 +26,31 @@ def run(
     quiet: bool = True,
     **settings: Any,
 ) -> Report:
-    """Label `inputs` into the run directory `out`, as `clipbatch run` does, in worker processes; the same call resumes.
+    """Label `inputs` into the run directory `out` with worker processes, as the command `clipbatch run` does.
+
+    The same call again resumes a run.
 
     >>> report = clipbatch.run("photos/", labels=["cat", "dog"], out="scores/", model="ViT-B-32", top_k=3)
     >>> report["status"]
     {'ok': 12034, 'truncated': 3}
 
-    inputs: what the command takes; none to go on with the run in `out` as it was begun. settings: its options, by name
-    with underscores (`batch_size`, `max_bad`, ...). Returns the report, as in `report.json`.
-    Raises: InputError, TooManyBadError, ... of `clipbatch.errors`, as the command's exit codes say.
+    inputs: as for the command; none: continue the run in `out` as it was planned. settings: the command's options, by
+    name with underscores (`batch_size`, `max_bad`, ...). Returns the report, as in `report.json`.
+    Raises: InputError, TooManyBadError, ... of `clipbatch.errors`, one for each exit code of the command.
     """
-    given = dict(settings)
-    if isinstance(given.get("template"), str):
-        given["template"] = (given["template"],)
-    for name in given.keys() & {"template", "columns"}:
-        given[name] = given[name] if isinstance(given[name], str) else tuple(given[name])
-    for name in given.keys() & {"pretrained", "root"}:
-        given[name] = os.fspath(given[name])
+    values = dict(settings)
+    if isinstance(values.get("template"), str):
+        values["template"] = (values["template"],)
+    for name in values.keys() & {"template", "columns"}:
+        values[name] = values[name] if isinstance(values[name], str) else tuple(values[name])
+    for name in values.keys() & {"pretrained", "root"}:
+        values[name] = os.fspath(values[name])
     several = [inputs] if isinstance(inputs, (str, os.PathLike)) else inputs
-    given["inputs"] = tuple(os.fspath(name) for name in several)
+    values["inputs"] = tuple(os.fspath(name) for name in several)
     if labels:
-        given["labels"] = _spec(labels)
+        values["labels"] = _spec(labels)
     return api.run(
-        from_flat(given),
+        from_flat(values),
         os.fspath(out),
         retry_bad=retry_bad,
         repair=repair,
@@ -59,10 +61,10 @@ def run(
 
 
 def _spec(labels: Name | Sequence[str]) -> str:
-    """`labels` as the option has them."""
+    """`labels` as a value of the option --labels."""
     if isinstance(labels, (str, os.PathLike)):
         return os.fspath(labels)
     for name in labels:
         if "," in name:
-            raise InputError(f"labels: {name!r} has a comma: write the labels into a file, one a line")
+            raise InputError(f"labels: {name!r} contains a comma: write the labels into a file, one on each line")
     return ",".join(labels) + ("," if len(labels) == 1 else "")

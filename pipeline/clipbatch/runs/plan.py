@@ -1,7 +1,8 @@
-"""Freeze the input into a run directory: resolve `auto` settings, number the rows, cut shards, fingerprint.
+"""Plans a run: resolves `auto` settings, numbers the rows of the input, cuts them into shards, computes fingerprints.
 
-Knows nothing of what images hold. A run directory appears whole (`begin`): the manifest is written aside and renamed
-in, and `run.json` comes last, so a killed planner leaves nothing that counts as a run.
+The planner does not open images. A run directory appears as a whole (`rundir.creation`): the manifest is written in
+another folder and renamed into place, and `run.json` comes last. So a planner that is killed leaves nothing that counts
+as a run.
 """
 
 from __future__ import annotations
@@ -36,15 +37,17 @@ from clipbatch.rundir.schema import STAMPS, group_columns, result_fields
 from clipbatch.storage.uris import is_url
 from clipbatch.workers import signals
 
+# Files that were passed over are counted for this many suffixes, and the rest together.
 _SUFFIXES = 20
 MANIFEST_ROWS = 2**20
 ROW_GROUP_ROWS = 2**14
 
+# The packages that decide pixels and scores.
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "nvidia-dali-cuda120", "pillow", "pyarrow", "numpy")
 
 
 def identity(settings: Settings, labels: LabelSet, inputs: list[str]) -> JsonObject:
-    """The fields that make two runs the same run. `inputs`: the listers' identities."""
+    """The fields of a run's identity: two runs with the same fields are the same run. inputs: identities of listers."""
     return settings.within("identity", "output") | {"inputs": inputs} | labels.identity()
 
 
@@ -58,12 +61,12 @@ def freeze(
     *,
     replace: bool = False,
 ) -> Plan:
-    """Write the manifest and `run.json` of a new run, and return the plan that stands: another's, if it was first.
+    """Write the manifest and `run.json` of a new run. Returns the plan, or that of a process that was faster.
 
-    rows: the listing, with the same columns in every batch. passed_over: asked when the listing has ended. replace:
-    throw away the run that is there.
-    Raises: InputError where the folder cannot be written or the listing refuses its input; nothing is left behind.
-    OtherRunError where somebody else was first, with other settings.
+    rows: the listing, with the same columns in every batch. passed_over: called after the listing has ended. replace:
+    delete the existing run.
+    Raises: InputError if the folder cannot be written or the listing refuses its input; nothing stays behind then.
+    OtherRunError if another process was faster and has other settings.
     """
     assert settings.shard_size
     assert settings.batch_size
@@ -73,10 +76,10 @@ def freeze(
     row_group = settings.shard_size * max(1, ROW_GROUP_ROWS // settings.shard_size)
     with creation.staged(run) as folder:
         duplicates, writer = Duplicates(), ManifestWriter(folder, per_file, row_group)
-        with writer, ThreadPoolExecutor(1, thread_name_prefix="duplicates") as aside:
+        with writer, ThreadPoolExecutor(1, thread_name_prefix="duplicates") as pool:
             for batch in rows:
                 signals.check()
-                added = aside.submit(duplicates.add, batch["uri"])  # neither needs the interpreter for long
+                added = pool.submit(duplicates.add, batch["uri"])  # both work mostly without the interpreter's lock
                 writer.write(batch)
                 added.result()
         if settings.model.compile == "auto":
@@ -92,25 +95,25 @@ def freeze(
             passed_over=_most_frequent(passed_over()),
             versions=versions(),
         )
-        standing = creation.create(run, plan, folder, replace=replace)
-    run.check_same(standing, plan.identity)
-    return standing
+        valid = creation.create(run, plan, folder, replace=replace)
+    run.check_same(valid, plan.identity)
+    return valid
 
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Versions of clipbatch, Python and what decides pixels and scores."""
-    found = {"clipbatch": __version__, "python": platform.python_version()}
+    """The versions of clipbatch, Python and `PACKAGES`."""
+    installed = {"clipbatch": __version__, "python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def _most_frequent(total: Counter[str]) -> dict[str, int]:
-    """By suffix; and what the listing has to say beside it, in parentheses, which a suffix never has."""
+    """Counts by suffix. Notes of the listing are kept too; they are in parentheses, which suffixes never are."""
     notes = Counter({key: count for key, count in total.items() if key.startswith("(")})
     suffixes = total - notes
     named = {suffix or "(no suffix)": count for suffix, count in suffixes.most_common(_SUFFIXES)}
@@ -129,26 +132,26 @@ def plan(
     like: RunDir | None = None,
     select: Select | None = None,
 ) -> Plan:
-    """Freeze the input of `settings` into the run directory `out`, or find that it is there already.
+    """Freeze the input of `settings` into the run directory `out`, or return the plan that it has already.
 
-    Settings without inputs take up the run in `out` as it is. A plan of the same run is gone by, whoever made it; one
-    with other settings is replaced as long as no worker has loaded a model for it. like: a run whose settings, but for
-    the input and the rules for pixels, these have to be. select: makes of the listing what is to be frozen; for a new
-    run.
-    Raises: InputError where something is refused; OtherRunError where `out` belongs to a run with other settings, or,
-    with `select`, to any run.
+    Settings without inputs: return the plan in `out`. If `out` already holds a plan with the same settings, that plan
+    is used. A plan with other settings is replaced if no worker has loaded a model for it yet. like: every setting
+    except the input and the rules for pixels must equal that run's. select: chooses rows of the listing, and may add
+    columns; only for a new run.
+    Raises: InputError if something is refused; OtherRunError if `out` belongs to a run with other settings or, with
+    `select`, to any run.
     """
     run_dir = RunDir(out)
     if not settings.source.inputs:
         if overwrite:
-            raise InputError("--overwrite begins a run anew, so it needs an INPUT")
+            raise InputError("--overwrite plans the run anew, which needs an INPUT: name one, or leave --overwrite out")
         return run_dir.plan()
     names = label_files.load(settings.labels)
     settings = dataclasses.replace(_checked(settings), launch=LaunchSettings())
     inputs = listings.listers(settings.source)
     replace = overwrite
     if run_dir.exists() and select:
-        raise OtherRunError(f"{run_dir.path} has become a run meanwhile: the same command goes on from there")
+        raise OtherRunError(f"another process has made {run_dir.path} a run meanwhile: run the same command again")
     if run_dir.exists() and not overwrite:
         frozen = run_dir.plan()
         identities = listings.identities(inputs, frozen.identity.get("inputs", ()))
@@ -168,12 +171,12 @@ def plan(
 
 
 def resolve(settings: Settings) -> Settings:
-    """`settings` with every `auto` replaced as a new run on this machine would. Raises: InputError."""
+    """`settings` with every `auto` resolved as for a new run on this machine. Raises: InputError."""
     return _resolve(_checked(settings), {})
 
 
 def _checked(settings: Settings) -> Settings:
-    """`settings` with the model's name as the catalog has it."""
+    """`settings` with the model's name as in the list of models, after a check of its weights."""
     settings = settings.replace(model=models.canonical(settings.model.model))
     models.check_weights(settings.model.pretrained)
     return settings

@@ -1,7 +1,7 @@
-"""Plan a run that scores the saved embeddings of another run with new labels, in a run directory of its own.
+"""Plans a run that scores the saved embeddings of another run with new labels, in a run directory of its own.
 
-Its manifest is the other run's, its parts correspond to the other's one to one, and its identity says which run that
-was, by fingerprint. From then on it is a run like any other: `pipeline.Worker` reads embeddings in place of images.
+The new run has the manifest of the other run, and a part for each part of the other run. Its identity contains the
+fingerprint of the other run. Otherwise it is a run like any other: `ShardPipeline` reads embeddings instead of images.
 """
 
 from __future__ import annotations
@@ -29,37 +29,41 @@ _SCORES_AT_ONCE = 2**22
 _MAX_ROWS_AT_ONCE = 4096
 
 
-def plan(source: RunDir, run: RunDir, given: Mapping[str, Any], *, overwrite: bool) -> Plan:
-    """Freeze the rescoring of `source` into `run`, or find that it is there already.
+def plan(source: RunDir, run: RunDir, overrides: Mapping[str, Any], *, overwrite: bool) -> Plan:
+    """Freeze the rescoring of `source` into `run`, or return the plan that it has already.
 
-    given: labels, template, and the settings of the scope `output` that are to differ; embeddings are written again
-    only if it says so.
-    Raises: InputError where `source` is not finished or has no embeddings; OtherRunError where `run` is another run.
+    overrides: labels, template, and settings of the scope `output` that are to differ. Embeddings are saved again only
+    if `overrides` says so.
+    Raises: InputError if `source` is not finished or has no embeddings; OtherRunError if `run` is another run.
     """
     frozen = source.plan()
     _check_source(source, frozen, run)
-    settings = _settings(frozen, given)
-    if "template" in given and "labels" not in given:
+    settings = _settings(frozen, overrides)
+    if "template" in overrides and "labels" not in overrides:
         raise InputError("--template is for labels: give --labels with it")
-    labels = load(settings.labels) if "labels" in given else frozen.labels
+    labels = load(settings.labels) if "labels" in overrides else frozen.labels
     settings = settings.replace(batch_size=_rows_at_once(frozen.shard_size, len(labels.names)))
     fields = result_fields(group_columns(labels, settings.output), settings.output, 0)
     identity = frozen.identity | settings.within("output") | {"batch_size": settings.batch_size} | labels.identity()
     identity["rescored"] = source.fingerprint()
     if run.exists() and not overwrite:
-        standing = run.plan()
-        run.check_same(standing, identity)
-        return standing
+        existing = run.plan()
+        run.check_same(existing, identity)
+        return existing
     new = dataclasses.replace(
-        frozen, identity=identity, settings=settings.flat(), versions=planner.versions(), rescored=_named(source)
+        frozen,
+        identity=identity,
+        settings=settings.flat(),
+        versions=planner.versions(),
+        rescored=_absolute_path(source),
     )
     return _freeze(source, run, new, {field.name.lower() for field in fields}, overwrite)
 
 
 def _check_source(source: RunDir, frozen: Plan, run: RunDir) -> None:
-    as_path(_named(source))  # by which workers will open it; refused where that is not UTF-8
-    if _named(source) == _named(run):
-        raise InputError(f"--out {run.path} is the run that is to be rescored: choose another folder")
+    as_path(_absolute_path(source))  # workers open it by this name; refused here if it is not UTF-8
+    if _absolute_path(source) == _absolute_path(run):
+        raise InputError(f"--out {run.path} is the run whose embeddings are scored: choose another folder")
     if not frozen.settings["embeddings"]:
         raise InputError(
             f"{source.path} has no embeddings to score: label the images again with --embeddings, and rescore that run"
@@ -71,22 +75,22 @@ def _check_source(source: RunDir, frozen: Plan, run: RunDir) -> None:
         )
 
 
-def _settings(frozen: Plan, given: Mapping[str, Any]) -> Settings:
-    """The settings of the run that is rescored, with what is `given` in their place."""
-    changes = {"template": (), "embeddings": False} | dict(given)
-    if "layout" in given or "top_k" in given:  # each chooses a layout, so the other is not taken over
+def _settings(frozen: Plan, overrides: Mapping[str, Any]) -> Settings:
+    """The settings of the run that is rescored, changed by `overrides`."""
+    changes = {"template": (), "embeddings": False} | dict(overrides)
+    if "layout" in overrides or "top_k" in overrides:  # each of them sets the layout, so the other is reset
         changes = {"layout": "list", "top_k": None} | changes
     return frozen.run_settings().replace(**changes)
 
 
 def _rows_at_once(shard_size: int, labels: int) -> int:
-    """Rows of a batch: a matter of memory, and a divisor of the shard's size."""
-    most = max(1, min(_MAX_ROWS_AT_ONCE, shard_size, _SCORES_AT_ONCE // labels))
-    return next(size for size in range(most, 0, -1) if shard_size % size == 0)
+    """The batch size: limited by memory, and a divisor of the shard size."""
+    limit = max(1, min(_MAX_ROWS_AT_ONCE, shard_size, _SCORES_AT_ONCE // labels))
+    return next(size for size in range(limit, 0, -1) if shard_size % size == 0)
 
 
 def _check_columns(source: RunDir, manifest: Path, taken: set[str]) -> None:
-    """Raises: InputError where the manifest carries a column with the name of one that the scores need."""
+    """Raises: InputError if a column that the manifest carries has the name of a column of scores."""
     for name in pq.read_schema(manifest).names:
         if name.lower() in taken:
             raise InputError(
@@ -96,34 +100,37 @@ def _check_columns(source: RunDir, manifest: Path, taken: set[str]) -> None:
 
 
 def _freeze(source: RunDir, run: RunDir, plan: Plan, taken: set[str], overwrite: bool) -> Plan:
-    """taken: names of the columns that the scores need, in lower case."""
+    """taken: the names of the columns of scores, in lower case."""
     with creation.staged(run) as folder:
         for name, digest in plan.manifest_sha256.items():
-            _bring(source, name, folder / name)
+            _copy_manifest_file(source, name, folder / name)
             if file_sha256(folder / name) != digest:
-                raise InputError(f"the manifest {source.manifest / name} was changed after its run began: restore it")
+                raise InputError(
+                    f"the manifest {source.manifest / name} has changed since its run was planned: restore it"
+                )
             _check_columns(source, folder / name, taken)
-        standing = creation.create(run, plan, folder, replace=overwrite)
-    run.check_same(standing, plan.identity)
-    return standing
+        valid = creation.create(run, plan, folder, replace=overwrite)
+    run.check_same(valid, plan.identity)
+    return valid
 
 
-def _bring(source: RunDir, name: str, target: Path) -> None:
-    """A file of the manifest as `target`: linked, since neither run ever changes it, or copied."""
-    place = source.manifest / name
+def _copy_manifest_file(source: RunDir, name: str, target: Path) -> None:
+    """Link the file as `target`, since neither run ever changes it; copy it if that is not possible."""
+    path = source.manifest / name
     try:
-        if isinstance(place, Path):
+        if isinstance(path, Path):
             target.unlink(missing_ok=True)
             try:
-                os.link(place, target)
+                os.link(path, target)
             except OSError:  # another file system, or one without links
-                shutil.copyfile(place, target)
+                shutil.copyfile(path, target)
         else:
-            target.write_bytes(place.read_bytes())
+            target.write_bytes(path.read_bytes())
     except FileNotFoundError as error:
-        raise InputError(f"cannot read the manifest {place}: {error.strerror or 'it is gone'}; restore it") from error
+        reason = error.strerror or "it does not exist any more"
+        raise InputError(f"cannot read the manifest {path}: {reason}; restore it") from error
 
 
-def _named(run: RunDir) -> str:
-    """The run directory's url or absolute path."""
+def _absolute_path(run: RunDir) -> str:
+    """The URL or absolute path of the run directory."""
     return str(run.path.resolve()) if isinstance(run.path, Path) else str(run.path)

@@ -1,7 +1,4 @@
-"""What the commands do, as functions of Python: plan, run, rescore, compact, fetch, status, verify.
-
-Where workers run: on this machine (`local`), or on a Ray cluster (`ray_engine`).
-"""
+"""The commands run, rescore, compact, status and verify as functions. `plan` has a module of its own."""
 
 from __future__ import annotations
 
@@ -35,9 +32,9 @@ from clipbatch.workers.scheduler import Assignment
 
 
 def engine(settings: Settings, rank: Rank) -> Engine:
-    """The engine that `settings` name; to be closed. rank: of this process among those that share the run.
+    """The engine that `settings` name. The caller closes it. rank: of this process among those that share the run.
 
-    Raises: InputError where it cannot be had, or devices contradict one another.
+    Raises: InputError if the engine cannot be used here, or settings of devices contradict each other.
     """
     if settings.launch.engine == "ray":
         from clipbatch.workers.ray.engine import RayEngine
@@ -59,19 +56,19 @@ def run(
     quiet: bool = False,
     log_json: bool = False,
 ) -> Report:
-    """Label the images of `settings` into the run directory `out`, doing only what is not done yet.
+    """Label the images of `settings` into the run directory `out`. Parts that exist are not made again.
 
-    settings: without inputs, to go on with the run in `out` as it is; their `launch` says where to work, and which part
-    of the run is done here and answered for. retry_bad: also the rows without scores of finished parts. repair: first
-    verify the parts, and do damaged ones again; each stays until its new part is there, and after that, too, where the
-    new one has fewer ok rows (`replacement`), unless `force`. log_json: progress as JSON lines. Returns the report, as
-    in `report.json`.
-    Raises: InputError, TooManyBadError, InterruptedRunError; DamagedError where a damaged part has been kept, or files
-    of the run have vanished; whatever happens, no part is ever half-written.
+    settings: without inputs: continue the run in `out` as it was planned. Their `launch` says where workers run, and
+    for which part of the run this process is responsible. retry_bad: also do the rows of finished parts that have no
+    scores. repair: first verify the parts, and make damaged ones again. A damaged part stays until its new part exists;
+    it also stays if the new part has fewer ok rows (`replacement`), unless `force`. log_json: show progress as JSON
+    lines. Returns the report, as in `report.json`.
+    Raises: InputError, TooManyBadError, InterruptedRunError; DamagedError if a damaged part was kept, or files of the
+    run have been deleted. Whatever happens, there is never an incomplete part.
     """
     if force and not repair:
-        raise InputError("--force says what --repair may replace: add that, or leave it out")
-    begun = time.perf_counter()
+        raise InputError("--force is for --repair, which may then replace any part: add --repair, or leave --force out")
+    start = time.perf_counter()
     rank = ranks.find(settings.launch, os.environ)
     check_trace(settings.launch.profile)
     settings = settings.replace(profile=numbered(settings.launch.profile, "rank", rank.number, rank.world))
@@ -89,7 +86,7 @@ def run(
         run_dir.make_parts()
         again = {shard: Assignment(shard=shard, again=True, force=force) for shard in damaged}
         progress = functools.partial(Progress, quiet=quiet, as_json=log_json)
-        return _label(settings, run_dir, frozen, workers, rank, mine, begun, progress, again=again, retry_bad=retry_bad)
+        return _label(settings, run_dir, frozen, workers, rank, mine, start, progress, again=again, retry_bad=retry_bad)
 
 
 def _label(
@@ -99,14 +96,14 @@ def _label(
     workers: Engine,
     rank: ranks.Rank,
     mine: list[int],
-    begun: float,
+    start: float,
     progress_of: Callable[..., Progress],
     *,
     again: Mapping[int, Assignment],
     retry_bad: bool,
 ) -> Report:
-    """Do what is not done of the shards `mine`; returns the report. begun: when the invocation began. again: what is to
-    be done of shards whose part is damaged."""
+    """Do those shards of `mine` that are not done, and make the report. start: of this invocation, in seconds of
+    time.perf_counter(). again: the assignments for shards whose part is damaged."""
     finished = run_dir.done(frozen) - again.keys()
     assignments = [again.get(shard, Assignment(shard=shard)) for shard in mine if shard not in finished]
     counted = finished.intersection(mine) if retry_bad or settings.max_bad is not None else ()
@@ -114,64 +111,63 @@ def _label(
     bad = {shard: sum(counts.values()) - counts.get("ok", 0) for shard, counts in sorted(known.items())}
     if retry_bad:
         retries = {shard: replacement.bad_rows(run_dir, frozen, shard) for shard in bad if bad[shard]}
-        assignments += [Assignment(shard=shard, rows=some) for shard, some in retries.items() if some]
+        assignments += [Assignment(shard=shard, rows=rows) for shard, rows in retries.items() if rows]
         bad = {}
-    rows, open_rows = (sum(len(frozen.shard_rows(s)) for s in some) for some in (mine, set(mine) - finished))
+    total, still_open = (sum(len(frozen.shard_rows(s)) for s in shards) for shards in (mine, set(mine) - finished))
     retried = sum(len(a.rows) for a in assignments if a.rows is not None)
-    progress = progress_of(total=rows, done=rows - open_rows - retried, bad=sum(bad.values()))
-    allowed = settings.bad_allowed(rows)
+    progress = progress_of(total=total, done=total - still_open - retried, bad=sum(bad.values()))
+    allowed = settings.bad_allowed(total)
     supervisor = launch.Supervisor(run_dir, frozen, settings.runtime(), workers, progress, allowed)
 
-    def reported() -> Report:
-        return report.make(run_dir, frozen, supervisor.done, time.perf_counter() - begun, rank, mine, again)
+    def make_report() -> Report:
+        return report.make(run_dir, frozen, supervisor.done, time.perf_counter() - start, rank, mine, again)
 
     if assignments and frozen.pixels != PIXELS and frozen.rescored is None:
         progress.say(
-            f"{run_dir.path} was begun by an older version and is finished by its rules for pixels; a new run has "
-            f"others of: {MOVED}"
+            f"{run_dir.path} was planned by an older version and is finished with its rules for pixels; a new run "
+            f"treats these images differently: {MOVED}"
         )
     try:
         supervisor.work(assignments)
         report.check_nothing_vanished(run_dir, frozen, mine)
     except ClipbatchError:
-        with contextlib.suppress(ClipbatchError):  # the reason why the run ended is what counts
-            reported()
+        with contextlib.suppress(ClipbatchError):  # the first error is the one to show
+            make_report()
         raise
     finally:
         progress.close()
-        remove_leftovers(run_dir.parts)  # what a worker that was ended had not published
-    made = reported()
-    report.check_mended(run_dir, supervisor.done, again)
-    found = made["rows_done"] - made["status"].get("ok", 0)
-    check_bad(found, allowed, run_dir)
-    return made
+        remove_leftovers(run_dir.parts)  # the unfinished parts of workers that were killed
+    result = make_report()
+    report.check_repaired(run_dir, supervisor.done, again)
+    check_bad(result["rows_done"] - result["status"].get("ok", 0), allowed, run_dir)
+    return result
 
 
 def rescore(
     source: str | os.PathLike[str],
     out: str | os.PathLike[str],
-    given: Mapping[str, Any],
+    overrides: Mapping[str, Any],
     *,
     device: str = "auto",
     overwrite: bool = False,
     quiet: bool = False,
 ) -> Report:
-    """Score the embeddings that the run in `source` has saved with other labels, into the run directory `out`.
+    """Score the saved embeddings of the run in `source` with other labels, into the run directory `out`.
 
-    given: settings by name: `labels`, `template`, and of the output. Returns the report, as `run` does.
-    Raises: InputError where `source` has no embeddings, is not finished, or is damaged; OtherRunError as `plan` does.
+    overrides: settings by name: `labels`, `template`, and settings of the output. Returns the report, as `run` does.
+    Raises: InputError if `source` has no embeddings, is not finished, or is damaged; OtherRunError as `plan` does.
     """
-    rescorer.plan(RunDir(source), RunDir(out), given, overwrite=overwrite)
+    rescorer.plan(RunDir(source), RunDir(out), overrides, overwrite=overwrite)
     return run(from_flat({"device": device}), out, quiet=quiet)
 
 
 def compact(
     source: str | os.PathLike[str], out: str | os.PathLike[str], *, rows_per_file: int | None = None
 ) -> Compacted:
-    """Copy the parts of the finished run in `source` into few big files in the folder `out`, and verify them.
+    """Copy the parts of the finished run in `source` into a few large files in the folder `out`, and verify them.
 
-    rows_per_file: at most so many, though a file holds whole parts, one at least. Returns what there is then.
-    Raises: InputError where the run is not finished or `out` holds other files; DamagedError for damaged parts.
+    rows_per_file: the maximum; but a file holds whole parts, and at least one. Returns how many files there are.
+    Raises: InputError if the run is not finished or `out` holds other files; DamagedError for damaged parts.
     """
     return compactor.compact(RunDir(source), as_path(out), rows_per_file)
 
@@ -189,7 +185,7 @@ class Status(TypedDict):
 
 
 def status(out: str | os.PathLike[str]) -> Status:
-    """How far the run in `out` is. Raises: InputError where there is none."""
+    """How far the run in `out` is. Raises: InputError if `out` is not a run directory."""
     run_dir = RunDir(out)
     frozen = run_dir.plan()
     finished = run_dir.done(frozen)
@@ -206,7 +202,7 @@ def status(out: str | os.PathLike[str]) -> Status:
 
 
 def verify(out: str | os.PathLike[str]) -> tuple[Plan, list[tuple[int, str]]]:
-    """The plan of the run in `out`, and each shard that is missing or damaged with what is wrong with it."""
+    """The plan of the run in `out`, and the number of each missing or damaged shard with the problem in words."""
     run_dir = RunDir(out)
     frozen = run_dir.plan()
     return frozen, _problems(run_dir, frozen, range(frozen.shards))
@@ -214,6 +210,6 @@ def verify(out: str | os.PathLike[str]) -> tuple[Plan, list[tuple[int, str]]]:
 
 def _problems(run_dir: RunDir, frozen: Plan, shards: Iterable[int]) -> list[tuple[int, str]]:
     if run_dir.done(frozen) and run_dir.model_facts() is None:
-        raise InputError(f"{run_dir.model_file} is gone, without which no part can be checked: restore it")
+        raise InputError(f"{run_dir.model_file} does not exist, and without it no part can be checked: restore it")
     verifier.check_plan(run_dir, frozen)
     return list(verifier.problems(run_dir, frozen, shards))

@@ -1,15 +1,15 @@
-"""The batch scripts of a run on Slurm, as text. Starts nothing and reads nothing.
+"""The batch scripts of a run on Slurm, as text. This module starts nothing and reads nothing.
 
-A task of the array decides by how its part ended whether it is to be queued again:
+A task of the array requeues itself depending on how its part of the run has ended:
 
-    exit code                              means                                 queued again
+    exit code                              means                                 requeued
     0                                      done                                  no
-    3, 4                                   refused, or too many bad images       no: it would be again
+    3, 4                                   refused, or too many bad images       no: it would end the same way
     75 after SIGUSR1                       out of time, or about to be preempted up to `requeues` times
-    others                                 a failure, of the machine perhaps     up to `requeues` times
-    any, while Slurm ends the task itself  scancel, preemption, a dead node      as Slurm decides
+    others                                 a failure, perhaps of the machine     up to `requeues` times
+    any, while Slurm ends the task itself  scancel, preemption, a dead node      Slurm decides
 
-Slurm is asked which of these it is: it calls the task RUNNING as long as it has not begun to end it.
+The script asks Slurm whether the last line applies: a task is RUNNING until Slurm begins to end it.
 """
 
 from __future__ import annotations
@@ -25,38 +25,38 @@ from pathlib import Path
 from clipbatch.config.validation import Checked, SettingError, at_least
 from clipbatch.errors import InputError
 
-# How long before the time limit Slurm says that it is near; a run ends within seconds.
+# How long before the time limit Slurm sends SIGUSR1. A run ends within seconds.
 WARNING_S = 60
 _ARRAY = re.compile(r"[1-9][0-9]*(%[1-9][0-9]*)?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlurmJob(Checked):
-    """What is asked of Slurm. Texts are in the words of sbatch."""
+    """The options for Slurm. Texts are in sbatch's own format."""
 
-    # How many tasks, and after a % how many of them may run at a time.
+    # The number of tasks and, after a %, how many of them may run at the same time.
     array: str
     gres: str | None = None
-    # Time limit of a task; one that runs out of it is queued again.
+    # The time limit of a task. A task that runs out of time is requeued.
     time: str | None = None
     partition: str | None = None
     cpus_per_task: int | None = None
     mem: str | None = None
-    # Further options of sbatch, for the array and for the check, as they stand on its command line.
+    # Further options of sbatch for the array and the check, as on its command line.
     sbatch_option: tuple[str, ...] = ()
-    # How often a task is queued again at most.
+    # How often a task may be requeued.
     requeues: int = 3
 
     def __post_init__(self) -> None:
         Checked.__post_init__(self)
         if not _ARRAY.fullmatch(self.array):
-            raise SettingError(f"array {self.array!r} is no number of tasks: use 64, or 64%8 to run 8 at a time")
+            raise SettingError(f"array {self.array!r} is not a number of tasks: use 64, or 64%8 to run 8 at a time")
         at_least("cpus_per_task", self.cpus_per_task, 1)
         at_least("requeues", self.requeues, 0)
         for name in ("gres", "time", "partition", "mem"):
             value = getattr(self, name)
             if value is not None and not re.fullmatch(r"[\w:.,/=+*@~-]+", value):
-                raise SettingError(f"{name} {value!r} is not a value that sbatch takes")
+                raise SettingError(f"{name} {value!r} is not a value that sbatch accepts")
         for option in self.sbatch_option:
             if not option.startswith("-") or not option.isprintable():
                 raise SettingError(
@@ -68,26 +68,26 @@ class SlurmJob(Checked):
         return int(self.array.partition("%")[0])
 
     def directives(self) -> list[str]:
-        """What is asked for a task of the array."""
+        """The options for a task of the array."""
         own = {"gres": self.gres, "time": self.time, "cpus-per-task": self.cpus_per_task, "mem": self.mem}
         return [*(f"--{name}={value}" for name, value in own.items() if value is not None), *self.common()]
 
     def common(self) -> list[str]:
-        """What is asked for the check too."""
+        """The options for both the array and the check."""
         return [*([f"--partition={self.partition}"] if self.partition else []), *self.sbatch_option]
 
 
-def array_script(run: str, here: Path, job: SlurmJob, shards: Path, tasks: int, flags: Sequence[str]) -> bytes:
-    """The script of an array of `tasks` tasks over the shards listed in the file `shards`.
+def array_script(run: str, folder: Path, job: SlurmJob, shards: Path, tasks: int, flags: Sequence[str]) -> bytes:
+    """The script of an array of `tasks` tasks for the shards listed in the file `shards`.
 
-    run: the run directory, absolute, or its url. here: folder of the scripts and of `logs`, absolute. flags: of
-    `clipbatch run`, beyond those that say which run and which part.
-    Raises: InputError where Slurm cannot write logs into such a folder.
+    run: the run directory, an absolute path or a URL. here: the folder of the scripts and of `logs`, absolute. flags:
+    options of `clipbatch run`, except those for the run and its part.
+    Raises: InputError if Slurm cannot write logs into a folder of this name.
     """
     _, percent, at_a_time = job.array.partition("%")
     directives = [
         f"--array=0-{tasks - 1}{percent}{at_a_time}",
-        *_placed(here, "%A_%a.out"),
+        *_placed(folder, "%A_%a.out"),
         "--open-mode=append",
         "--requeue",
         f"--signal=B:USR1@{WARNING_S}",
@@ -103,13 +103,13 @@ def array_script(run: str, here: Path, job: SlurmJob, shards: Path, tasks: int, 
     return _script(
         f"""\
 # Each task of this array labels its part of the shards that were open at submission.
-# Written by clipbatch submit slurm; sbatch takes it again as it is, and work done twice does no harm.
+# Written by clipbatch submit slurm. You can submit it again with sbatch; doing shards twice does no harm.
 {_header(directives)}
 task=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID restarts=${{SLURM_RESTART_COUNT:-0}}
 say() {{ echo "$(date '+%F %T') task $task on $SLURMD_NODENAME: $*"; }}
-say "begun, queued again $restarts times before"
+say "started, requeued $restarts times before"
 
-# SIGUSR1 says that the time limit or preemption is near, and reaches this script alone; SIGTERM reaches all.
+# SIGUSR1 comes before the time limit or preemption, and only to this script; SIGTERM goes to all its processes.
 trap 'again=yes; kill -USR1 "$run"' USR1
 trap 'again=yes' TERM
 {command} \\
@@ -119,14 +119,14 @@ while again=; wait "$run"; code=$?; [ "$again" ]; do :; done
 
 case $code in
 0) say "done" ;;
-3 | 4) say "exit code $code: refused, and would be again" ;;
+3 | 4) say "exit code $code: refused, and would be refused again" ;;
 *)
     if [ "$(squeue --noheader --jobs="$task" --format=%T)" != RUNNING ]; then
-        say "exit code $code: Slurm is ending this task, and queues it again or not"
+        say "exit code $code: Slurm is ending this task, and decides whether to requeue it"
     elif [ "$restarts" -ge {job.requeues} ]; then
-        say "exit code $code: not queued again, it has been {job.requeues} times"
+        say "exit code $code: not requeued, as it has been requeued {job.requeues} times"
     else
-        say "exit code $code: queued again"
+        say "exit code $code: requeueing"
         scontrol requeue "$task"
     fi
     ;;
@@ -136,12 +136,12 @@ exit "$code"
     )
 
 
-def check_script(run: str, here: Path, job: SlurmJob) -> bytes:
-    """The script of the job that checks a run; its exit code is that of `clipbatch verify`, or else of the report."""
-    directives = [*_placed(here, "check-%j.out"), *job.common()]
+def check_script(run: str, folder: Path, job: SlurmJob) -> bytes:
+    """The script of the job that checks a run. Exits with the code of `clipbatch verify`, or 1 if the report fails."""
+    directives = [*_placed(folder, "check-%j.out"), *job.common()]
     return _script(
         f"""\
-# Checks the whole run when the array has ended, and makes its report. Fails (exit code 5) where a part is missing or
+# Checks the whole run after the array has ended, and makes its report. Fails (exit code 5) if a part is missing or
 # damaged.
 {_header(directives)}
 {_lines([*_PYTHON, "verify", run])}
@@ -155,10 +155,10 @@ exit "$code"
 _PYTHON = (sys.executable, "-m", "clipbatch")
 
 
-def _placed(here: Path, log: str) -> list[str]:
-    path = os.fspath(here)
+def _placed(folder: Path, log: str) -> list[str]:
+    path = os.fspath(folder)
     if "\\" in path or not path.isprintable():
-        raise InputError(f"Slurm cannot write logs into a folder of this name: {path!r}; choose another --out")
+        raise InputError(f"Slurm cannot write logs into a folder of this name: {path!r}: choose another --out")
     logs = shlex.quote(path.replace("%", "%%") + "/logs/" + log)
     return ["--job-name=clipbatch", f"--chdir={shlex.quote(path)}", f"--output={logs}"]
 

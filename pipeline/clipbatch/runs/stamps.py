@@ -1,7 +1,7 @@
-"""What a file looks like, as an increment keeps it in its row: size and time, or a digest of what it holds.
+"""Stamps: what a file looked like, as an increment keeps it in a row. That is its size and time, or a digest.
 
-A file whose time `file_modified` cannot hold (before 1677-09-21 or after 2262-04-11) has a null there and, in place of
-its time, a digest. So it counts as changed when it holds something else, and only then.
+The column `file_modified` cannot hold times before 1677-09-21 or after 2262-04-11. For such a file it is null, and a
+digest of the contents takes its place. The file then counts as changed only when its contents change.
 """
 
 from __future__ import annotations
@@ -23,36 +23,36 @@ from clipbatch.workers import signals
 
 _THREADS = 16
 _CHUNK_BYTES = 2**20
-# The latest time in a column of nanoseconds. The earliest is the negative of it: one lower is numpy's NaT.
+# The latest time, in nanoseconds, that the column holds. The earliest is its negative: one less is numpy's NaT.
 _MAX_TIME_NS = 2**63 - 1
 
-# The values of `STAMPS`: bytes, nanoseconds since 1970, sha256. All None: not there, or in a store or on the web.
+# The values of `STAMPS`: bytes, nanoseconds since 1970, sha256. All None: no such file, or in a store or on the web.
 Stamp = tuple["int | None", "int | None", "str | None"]
 
 
 class Stamper:
-    """Adds to the rows of a listing what their files look like now. Used by one thread, as a context."""
+    """Adds stamps to the rows of a listing. For one thread; used as a context manager."""
 
     def __init__(self, *, hash_contents: bool) -> None:
-        """hash_contents: take a digest of every file, in place of its size and time."""
-        self._look: Callable[[str], Stamp] = _hashed if hash_contents else _seen
+        """hash_contents: stamp every file with a digest instead of its size and time."""
+        self._stamp: Callable[[str], Stamp] = _digest_of_file if hash_contents else _size_and_time
         self._pool = ThreadPoolExecutor(_THREADS)
         self._last: dict[str, Stamp] = {}
-        # The first file whose time does not fit.
+        # The first file whose time does not fit into the column, and how many there are.
         self._odd: list[str] = []
         self._odd_count = 0
 
     def __enter__(self) -> Stamper:
         return self
 
-    def __exit__(self, *failed: object) -> None:
+    def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
     def stamped(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """`batch` with the columns `STAMPS` after its own."""
+        """`batch` with the additional columns `STAMPS`."""
         rows = files_of(batch)
-        new = [path for path in dict.fromkeys(rows) if path not in self._last]  # an archive has many rows
-        stamps = self._last | dict(zip(new, self._pool.map(self._look, new), strict=True))
+        new = [path for path in dict.fromkeys(rows) if path not in self._last]  # many rows may share an archive
+        stamps = self._last | dict(zip(new, self._pool.map(self._stamp, new), strict=True))
         self._note_odd(new, stamps)
         self._last = {path: stamps[path] for path in rows[-1:]}
         values = zip(*(stamps[path] for path in rows), strict=True) if rows else ([] for _ in STAMPS)
@@ -60,11 +60,11 @@ class Stamper:
         return pa.record_batch([*batch.columns, *columns], schema=pa.schema([*batch.schema, *STAMPS]))
 
     def notes(self) -> list[str]:
-        """What there is to say about the files seen so far."""
+        """Remarks on the files stamped so far."""
         if not self._odd:
             return []
         return [
-            f"files whose time is before 1677 or after 2262, so that they are compared by what they hold: "
+            f"files whose time is before 1677 or after 2262, so that their contents are compared: "
             f"{self._odd_count}, the first is {self._odd[0]!r}"
         ]
 
@@ -75,7 +75,7 @@ class Stamper:
 
 
 def files_of(batch: pa.RecordBatch) -> list[str]:
-    """The file that each row of a listing or manifest is in: for a member of an archive or table, that one."""
+    """The file of each row of a listing or manifest. For a member of an archive or table: that archive or table."""
     spans = batch["span"]
     containers = spans.field("container").to_pylist() if spans.null_count < len(spans) else [None] * len(spans)
     uris, roots = batch["uri"].to_pylist(), batch["root"].to_pylist()
@@ -83,36 +83,37 @@ def files_of(batch: pa.RecordBatch) -> list[str]:
 
 
 def hashes(batch: pa.RecordBatch, missing: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Of the name of each row, and of what its file looked like. Only comparable within this process.
+    """For each row, a hash of its name and one of its stamp. They are comparable only within this process.
 
-    missing: the rows whose file was gone when it was to be read, whatever it looked like before: if it comes back as it
-    was, it still has to be labelled.
+    missing: the rows whose file did not exist when it was to be read. Their stamp is ignored: if the file comes back
+    unchanged, it still has to be labelled.
     """
     names = zip(files_of(batch), batch["uri"].to_pylist(), strict=True)
     digests = batch["file_sha256"].to_pylist()
     sizes, times = batch["file_bytes"].to_pylist(), batch["file_modified"].cast(pa.int64()).to_pylist()
-    looks = (
+    stamps = (
         (None, None) if gone else digest or (size, time)
         for gone, digest, size, time in zip(missing.tolist(), digests, sizes, times, strict=True)
     )
     count = batch.num_rows
-    return np.fromiter(map(hash, names), np.int64, count), np.fromiter(map(hash, looks), np.int64, count)
+    return np.fromiter(map(hash, names), np.int64, count), np.fromiter(map(hash, stamps), np.int64, count)
 
 
-def _seen(path: str) -> Stamp:
+def _size_and_time(path: str) -> Stamp:
     if not is_url(path):
-        with contextlib.suppress(OSError, ValueError):  # not there: its row will say so, and be tried again if it comes
+        # A file that does not exist gets a row with status missing, and is labelled when it appears.
+        with contextlib.suppress(OSError, ValueError):
             status = os.stat(path)
             if abs(status.st_mtime_ns) <= _MAX_TIME_NS:
                 return status.st_size, status.st_mtime_ns, None
-            return status.st_size, None, _hashed(path)[2]
+            return status.st_size, None, _digest_of_file(path)[2]
     return None, None, None
 
 
-def _hashed(path: str) -> Stamp:
+def _digest_of_file(path: str) -> Stamp:
     if not is_url(path):
         with contextlib.suppress(OSError, ValueError):
-            if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe waits for its writer
+            if not stat.S_ISREG(os.stat(path).st_mode):  # opening a named pipe would wait for its writer
                 return None, None, None
             with open(path, "rb") as file:
                 return None, None, sha256_of(file, between=signals.check)

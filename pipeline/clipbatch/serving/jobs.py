@@ -100,7 +100,7 @@ class _JobWorker:
             self._metrics.images.labels(name).inc(count)
 
     def _here(self, settings: Settings, out: Path, begun: float) -> report.Report:
-        """What `api.run` does, by the loaded model; returns the report."""
+        """What `runs.run` does, by the loaded model; returns the report."""
         plan, run_dir = planner.plan(settings, out), RunDir(out)
         run_dir.make_parts()
         journal = Journal()

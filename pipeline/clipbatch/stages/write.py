@@ -41,13 +41,24 @@ class Written:
 class Write:
     """A stage for one thread: takes each `ScoredBatch`, in order."""
 
-    def __init__(self, run: RunDir, plan: Plan, *, fingerprint: str, score: str, embedding: int) -> None:
-        """score: how scores are computed, for the footer. embedding: the length of an embedding."""
+    def __init__(
+        self,
+        run: RunDir,
+        plan: Plan,
+        *,
+        fingerprint: str,
+        score: str,
+        embedding: int,
+        row_group_rows: int | None = None,
+    ) -> None:
+        """score: how scores are computed, for the footer. embedding: the length of an embedding. row_group_rows: the
+        maximum of rows in a row group; None: as many as have about `ROW_GROUP_BYTES`."""
         self._run, self._plan = run, plan
         labels, settings = plan.labels, plan.run_settings()
         output = settings.output
         row_bytes = len(labels.names) * 4 + (embedding * 2 if output.embeddings else 0)
-        batches = min(plan.shard_size, max(_MIN_ROWS, ROW_GROUP_BYTES // row_bytes)) // plan.batch_size
+        row_group_rows = row_group_rows or max(_MIN_ROWS, ROW_GROUP_BYTES // row_bytes)
+        batches = min(plan.shard_size, row_group_rows) // plan.batch_size
         self._rows = RowGroup(labels, output, capacity=max(1, batches) * plan.batch_size, embedding=embedding)
         self._compression, self._fingerprint = output.compression, fingerprint
         self._footer = {

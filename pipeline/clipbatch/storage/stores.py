@@ -51,6 +51,11 @@ _opened: dict[tuple[str, str], pafs.FileSystem] = {}
 _opening: defaultdict[tuple[str, str], threading.Lock] = defaultdict(threading.Lock)
 
 
+def forget() -> None:
+    """Open stores again from now on, for a process whose environment has changed."""
+    _opened.clear()
+
+
 def scheme_of(url: str) -> str:
     """`s3` for s3://bucket/key; '' where `url` is none."""
     scheme, mark, _ = url.partition("://")

@@ -1,1 +1,1 @@
-"""Around a run: report page, doctor, tune, parity, init, demo, fetch."""
+"""Tools around runs: report page, doctor, tune, parity, init, demo, fetch."""

@@ -1,4 +1,4 @@
-"""Images a second of whole runs, as `make bench` last measured them on this machine: one small file in the cache."""
+"""Downloads models, and keeps the speeds of models that `make bench` has measured on this machine in a small cache."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from clipbatch.workers import child
 
 
 def speeds_file() -> Path:
-    """`$XDG_CACHE_HOME/clipbatch/speeds.json`, by default below ~/.cache."""
+    """`$XDG_CACHE_HOME/clipbatch/speeds.json`; without that variable, below `~/.cache`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "clipbatch", "speeds.json")
 
 
 def measured() -> dict[str, float]:
-    """Images/s by model, measured on this machine; nothing where nothing was, or what is there is damaged."""
+    """Images/s of each model that was measured on this machine. Empty if none was, or the file is damaged."""
     return {model: entry["images_per_s"] for model, entry in _entries().items() if entry["host"] == platform.node()}
 
 
 def note(model: str, images_per_s: float, date: str) -> None:
-    """Remember a figure; the last one of a model counts. Raises: InputError where the cache cannot be written."""
+    """Save a measured speed, in place of an older one. Raises: InputError if the cache cannot be written."""
     entries = _entries() | {model: Speed(images_per_s=images_per_s, host=platform.node(), date=date)}
     target = speeds_file()
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -34,7 +34,7 @@ def note(model: str, images_per_s: float, date: str) -> None:
 
 
 class Speed(TypedDict):
-    """An entry of the file."""
+    """The measured speed of a model."""
 
     images_per_s: float
     host: str
@@ -42,7 +42,7 @@ class Speed(TypedDict):
 
 
 class Fetched(TypedDict):
-    """A model that is on this machine."""
+    """A downloaded model. weights: the path of the file. cache: the hub's cache if the file is in it, else None."""
 
     model: str
     pretrained: str | None
@@ -54,20 +54,19 @@ class Fetched(TypedDict):
 
 def _entries() -> dict[str, Speed]:
     try:
-        found = parse_json(speeds_file().read_bytes())
-        return {model: entry for model, entry in found.items() if float(entry["images_per_s"]) > 0 and entry["host"]}
+        speeds = parse_json(speeds_file().read_bytes())
+        return {model: entry for model, entry in speeds.items() if float(entry["images_per_s"]) > 0 and entry["host"]}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return {}
 
 
 def fetch(model: str, pretrained: str | None = None) -> Fetched:
-    """Fetch a model's weights, configuration and tokenizer for machines without a network, unless they are here.
+    """Download a model's weights, configuration and tokenizer, unless they are on this machine.
 
-    Returns where the weights lie (`weights`, with `bytes` and `sha256`), and the hub's `cache` that holds them, None
-    where they lie elsewhere. Raises: InputError where the model is not known or cannot be had.
+    Raises: InputError if the model is unknown or cannot be downloaded.
     """
     model = models.canonical(model)
     pretrained = pretrained or models.default_weights(model)
     models.check_weights(pretrained)
-    (found,) = child.messages_of("clipbatch.tools.models_main", model, pretrained or "", aloud=True)
-    return cast(Fetched, {"model": model, "pretrained": pretrained, **found})
+    (files,) = child.messages_of("clipbatch.tools.models_main", model, pretrained or "", aloud=True)
+    return cast(Fetched, {"model": model, "pretrained": pretrained, **files})

@@ -1,9 +1,7 @@
-"""The process that fetches a model: `python -m clipbatch.tools.models_main MODEL PRETRAINED`.
+"""The process that downloads a model: `python -m clipbatch.tools.models_main MODEL PRETRAINED`.
 
-PRETRAINED is empty for none.
-
-Loads it as a run would, which fetches what is not here yet: weights, configuration, tokenizer. So what it reports as
-fetched has been seen to load.
+PRETRAINED may be empty. The process loads the model as a run would, which downloads what is missing: weights,
+configuration, tokenizer. So a model that it reports can be loaded.
 """
 
 from __future__ import annotations
@@ -21,13 +19,13 @@ def main() -> None:
     model, pretrained = sys.argv[1:]
 
     def fetch(parent: Parent) -> None:
-        made = load(ModelSettings(model=model, pretrained=pretrained or None))
-        in_cache = made.weights.is_relative_to(constants.HF_HUB_CACHE)
+        loaded = load(ModelSettings(model=model, pretrained=pretrained or None))
+        in_cache = loaded.weights.is_relative_to(constants.HF_HUB_CACHE)
         parent.send(
             {
-                "weights": str(made.weights),
-                "bytes": made.weights.stat().st_size,
-                "sha256": made.weights_sha256,
+                "weights": str(loaded.weights),
+                "bytes": loaded.weights.stat().st_size,
+                "sha256": loaded.weights_sha256,
                 "cache": constants.HF_HUB_CACHE if in_cache else None,
             }
         )

@@ -1,6 +1,6 @@
-"""A settings file and a label file to start from, written once and then the user's own. Overwrites nothing.
+"""The commands `init` and `demo`: writes a settings file and a label file to start from, and labels sample images.
 
-What `clipbatch demo` does: a run over the sample images, and a table of what came of it.
+The files belong to the user afterwards; nothing is ever overwritten.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from clipbatch.config import LabelSettings, SourceSettings, from_flat, labels, m
 from clipbatch.errors import InputError
 from clipbatch.inputs import listing
 from clipbatch.rundir.layout import RunDir
-from clipbatch.runs import report, run
+from clipbatch.runs import report_text, run
 from clipbatch.storage.atomic import publish, writing_failed
 from clipbatch.storage.uris import is_url
 
@@ -22,64 +22,61 @@ CONFIG, LABELS = "clipbatch.toml", "labels.txt"
 EXAMPLE_LABELS = "person,animal,vehicle,building,food,document,landscape"
 _CONFIG = """\
 # Settings of clipbatch: clipbatch run --config {config} --out scores/
-# Settings are named as the options of `clipbatch run`, with _ or - between words; options on the command line win.
+# Settings have the names of the options of `clipbatch run`, with _ or - between words; options override them.
 
 inputs = [{images}]       # folders, images, manifests, archives, urls, patterns
 labels = {labels}         # a text or TOML file, or a shipped set
 # template = ["a photo of a {{}}."]
 
-model = {model}           # `clipbatch models` lists what there is, and what it costs
+model = {model}           # `clipbatch models` lists all models and their cost
 {pretrained}
 
 # embeddings = true       # also write image embeddings, for clipbatch rescore
 # top_k = 5               # the best labels instead of all scores
 # reference = true        # slow and exact: open_clip's own transform and fp32
-max_bad = "5%"            # stop as broken when more images are bad
+max_bad = "5%"            # stop when more images are bad
 """
-_LABELS = "# One label a line; blank lines and lines that start with # are skipped.\n"
+_LABELS = "# One label on each line. Blank lines and lines that start with # are skipped.\n"
 
 
 def check_images(text: str) -> str:
-    """`text` as it stands in a settings file that is used from any folder.
-
-    Raises: InputError where it is nothing that a run would take.
-    """
+    """`text` in the form for a settings file that is used from any folder. Raises: InputError if a run refuses it."""
     listing.listers(SourceSettings(inputs=(text,)))
     return text if is_url(text) else os.path.abspath(text)
 
 
 def check_labels(text: str) -> str:
-    """Raises: InputError where `text` is neither a list, nor a shipped set, nor a file with labels."""
+    """`text`. Raises: InputError if it is neither a list of labels, nor a shipped set, nor a file with labels."""
     labels.load(LabelSettings(labels=text))
     return text
 
 
 def check_free(folder: Path) -> None:
-    """Raises: InputError where `folder` is something else, or one of the files is there."""
+    """Raises: InputError if `folder` is not a folder, or holds one of the files already."""
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is not a folder: name one, or a place where one can be made")
+        raise InputError(f"{folder} is not a folder: name a folder, which may be new")
     for name in (CONFIG, LABELS):
         if (folder / name).exists():
-            raise InputError(f"{folder / name} is there already: change it, remove it, or choose another folder")
+            raise InputError(f"{folder / name} exists already: change it, delete it, or choose another folder")
 
 
 def write(folder: Path, *, images: str, label_spec: str, model: str, pretrained: str | None) -> list[Path]:
-    """Write the settings and, where labels are given as a list, the label file into `folder`; returns what was written.
+    """Write the settings file into `folder` and, if labels are given as a list, the label file. Returns their paths.
 
-    Raises: InputError as the checks do, and where `folder` cannot be written.
+    Raises: InputError as the checks do, and if `folder` cannot be written.
     """
     check_free(folder)
     images, model = check_images(images), models.canonical(model)
     models.check_weights(pretrained)
-    found = labels.load(LabelSettings(labels=check_labels(label_spec)))
-    written, config = [], (folder / CONFIG).absolute()
+    label_set = labels.load(LabelSettings(labels=check_labels(label_spec)))
+    label_files, config = list[Path](), (folder / CONFIG).absolute()
     spec = label_spec
     if os.path.isfile(label_spec):
         spec = os.path.abspath(label_spec)
     elif label_spec not in labels.shipped():
         spec = str((folder / LABELS).absolute())
-        _write(Path(spec), _LABELS + "".join(f"{name}\n" for name in found.names))
-        written.append(Path(spec))
+        _write(Path(spec), _LABELS + "".join(f"{name}\n" for name in label_set.names))
+        label_files.append(Path(spec))
     weights = pretrained or models.default_weights(model)
     text = _CONFIG.format(
         config=config.name,
@@ -89,7 +86,7 @@ def write(folder: Path, *, images: str, label_spec: str, model: str, pretrained:
         pretrained=f"pretrained = {_toml(weights)}" if weights else '# pretrained = ""',
     )
     _write(config, text)
-    return [config, *written]
+    return [config, *label_files]
 
 
 def _write(path: Path, text: str) -> None:
@@ -106,29 +103,29 @@ def _write(path: Path, text: str) -> None:
 
 
 def _toml(text: str) -> str:
-    """A basic string of TOML 1.0."""
+    """`text` as a basic string of TOML 1.0."""
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def label(out: str | os.PathLike[str], *, quiet: bool = False) -> str:
-    """Label the sample images with the embedded model; returns what there is to see, as text."""
+    """Label the sample images with the embedded model. Returns the results and the report as text."""
     images = importlib.resources.files("clipbatch") / "data" / "demo" / "images"
     settings = from_flat({"inputs": [str(images)], "labels": "cifar10", "model": models.DEMO})
     try:
-        made = run.run(settings, out, quiet=quiet)
+        report = run.run(settings, out, quiet=quiet)
     except InputError as error:
         raise InputError(f"{error} (the demo writes to {out}: choose another folder with --out)") from error
-    return _table(RunDir(out)) + "\n\n" + report.text(os.fspath(out), made)
+    return _table(RunDir(out)) + "\n\n" + report_text.text(os.fspath(out), report)
 
 
 def _table(run_dir: RunDir) -> str:
-    """All rows of a small run: file, label, score, status."""
+    """All rows of a small run with image, label, score and status."""
     import pyarrow.parquet as pq
 
     rows = pq.read_table(run_dir.parts, columns=["uri", "label", "score", "status", "error"]).to_pylist()
     lines = [f"{'image':28} {'label':12} {'score':>5}  status"]
     for row in rows:
         label, score = (row["label"], f"{row['score']:.2f}") if row["status"] == "ok" else ("-", "-")
-        what = row["status"] if row["status"] == "ok" else f"{row['status']}: {row['error']}"
-        lines.append(f"{Path(row['uri']).name:28} {label:12} {score:>5}  {what}"[:118])
+        outcome = row["status"] if row["status"] == "ok" else f"{row['status']}: {row['error']}"
+        lines.append(f"{Path(row['uri']).name:28} {label:12} {score:>5}  {outcome}"[:118])
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Does this machine do what a run needs, and what is to be done where it does not?"""
+"""Checks whether this machine has what a run needs, and says what to do if it has not."""
 
 from clipbatch.tools.doctor.checks import examine
 from clipbatch.tools.doctor.machine import Finding, lines

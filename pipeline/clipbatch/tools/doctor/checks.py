@@ -1,5 +1,6 @@
-"""The looks of `clipbatch doctor`, one after the other, and what each one's answer means for a run. Imports no library
-that decodes or encodes: what these say is asked in processes that may die (`doctor.probes`).
+"""The checks of `clipbatch doctor` in their order, and what the answer of each library means for a run.
+
+This module imports no library that decodes or encodes. It asks them in processes that may die (`doctor.probe_main`).
 """
 
 from __future__ import annotations
@@ -13,16 +14,16 @@ from clipbatch.tools.doctor import machine
 from clipbatch.tools.doctor.machine import Finding
 from clipbatch.workers.child import Child
 
-# Within which a look at a library has answered; importing torch from a cold network disk takes long.
+# How long a probe may take. Importing torch from a slow network disk takes long.
 PROBE_S = 120.0
-# Compute capabilities of GPUs that have JPEG engines, by their data sheets: A100 and A30, H100 and H200, B200, B300; of
-# 8.9 the L4 and L40 have them.
+# Compute capabilities of GPUs with JPEG engines, according to their data sheets: A100 and A30, H100 and H200, B200,
+# B300. Of those with 8.9, L4 and L40 have them.
 _WITH_ENGINES = [[8, 0], [9, 0], [10, 0], [10, 3]]
 _CONTAINER = "in a container, start it with NVIDIA_DRIVER_CAPABILITIES=compute,utility,video (or all)"
 
 
 class Gpu(TypedDict):
-    """A GPU as torch sees it."""
+    """A GPU, as torch describes it."""
 
     name: str
     capability: list[int]  # major and minor
@@ -31,7 +32,7 @@ class Gpu(TypedDict):
 
 
 class Answer(TypedDict, total=False):
-    """What a probe answers: `error`, or the keys that its own docstring names."""
+    """The answer of a probe: `error`, or the keys in the docstring of the probe."""
 
     error: str
     version: str
@@ -40,15 +41,15 @@ class Answer(TypedDict, total=False):
     gpus: list[Gpu]
     reason: str
     nvimgcodec: str
-    nvimgcodec_cuda: int  # 1000 times the major version, as all of CUDA's are
+    nvimgcodec_cuda: int  # 1000 times the major version, like all versions of CUDA
     answer: bool
     where: str
 
 
 def examine(place: str, model: str, pretrained: str | None) -> Iterator[Finding]:
-    """Look at everything that a run over `place` with `model` would need; findings come as they are made.
+    """Check everything that a run over `place` with `model` needs. Yields each finding at once.
 
-    place: what the disk's rate is measured on. Raises: InputError for a model that there is not.
+    place: where the speed of the disk is measured. Raises: InputError for an unknown model.
     """
     model = models.canonical(model)
     pretrained = pretrained or models.default_weights(model)
@@ -60,7 +61,7 @@ def examine(place: str, model: str, pretrained: str | None) -> Iterator[Finding]
     yield (
         judge_engines(ask("engines_decode"), gpus[0])
         if gpus
-        else Finding(name="JPEG engines", level="ok", text="none to be asked without a GPU; the CPU decodes")
+        else Finding(name="JPEG engines", level="ok", text="not checked without a GPU; the CPU decodes")
     )
     yield judge_precision(gpus)
     yield machine.cores()
@@ -71,7 +72,7 @@ def examine(place: str, model: str, pretrained: str | None) -> Iterator[Finding]
 
 
 def ask(probe: str, *arguments: str) -> Answer:
-    """The answer of a probe; {"error": ...} also where its process died or did not end."""
+    """The answer of a probe; {"error": ...} also if its process dies or does not end."""
     with Child("clipbatch.tools.doctor.probe_main", probe, *arguments) as child:
         try:
             answer: Answer = child.receive(PROBE_S)
@@ -82,81 +83,82 @@ def ask(probe: str, *arguments: str) -> Answer:
     return answer
 
 
-def judge_torch(found: Answer) -> Iterator[Finding]:
-    """torch itself, and whether it and the driver speak the same CUDA."""
-    if "error" in found:
+def judge_torch(answer: Answer) -> Iterator[Finding]:
+    """The findings on torch, on whether its CUDA works with the driver, and on each GPU."""
+    if "error" in answer:
         yield Finding(
             name="torch",
             level="failure",
-            text=found["error"],
-            remedy="install clipbatch's pinned versions anew: pip install -c constraints.txt .",
+            text=answer["error"],
+            remedy="install clipbatch's pinned versions again: pip install -c constraints.txt .",
         )
         return
-    text = f"clipbatch {__version__}, torch {found['version']}, built for CUDA {found['cuda'] or '(none)'}"
-    driver = found["driver_cuda"]
+    text = f"clipbatch {__version__}, torch {answer['version']}, built for CUDA {answer['cuda'] or '(none)'}"
+    driver = answer["driver_cuda"]
     if driver:
-        text += f", driver speaks {driver // 1000}.{driver % 1000 // 10}"
-    wrong = None
-    if hardware.has_gpu() and found["cuda"] is None:
-        wrong = "install the torch that is built for CUDA (pip install torch, not the +cpu wheel)"
-    elif hardware.has_gpu() and driver and driver // 1000 < int((found["cuda"] or "0").partition(".")[0]):
-        wrong = f"install a driver that speaks CUDA {found['cuda']}, or a torch built for CUDA {driver // 1000}"
-    elif hardware.has_gpu() and not found["gpus"]:
-        wrong = f"torch finds no GPU ({found.get('reason', 'no reason given')}): check nvidia-smi and reload the driver"
-    yield Finding(name="torch", level="failure" if wrong else "ok", text=text, remedy=wrong or "")
-    for number, gpu in enumerate(found["gpus"]):
+        text += f", driver supports {driver // 1000}.{driver % 1000 // 10}"
+    remedy = ""
+    if hardware.has_gpu() and answer["cuda"] is None:
+        remedy = "install the torch that is built for CUDA (pip install torch, not the +cpu wheel)"
+    elif hardware.has_gpu() and driver and driver // 1000 < int((answer["cuda"] or "0").partition(".")[0]):
+        remedy = f"install a driver that supports CUDA {answer['cuda']}, or a torch built for CUDA {driver // 1000}"
+    elif hardware.has_gpu() and not answer["gpus"]:
+        reason = answer.get("reason", "no reason given")
+        remedy = f"torch finds no GPU ({reason}): check nvidia-smi and reload the driver"
+    yield Finding(name="torch", level="failure" if remedy else "ok", text=text, remedy=remedy)
+    for number, gpu in enumerate(answer["gpus"]):
         capability = ".".join(map(str, gpu["capability"]))
         text = f"{gpu['name']}, {gpu['memory_gib']} GiB, compute capability {capability}"
         yield Finding(name=f"GPU {number}", level="ok", text=text)
 
 
-def judge_dali(found: Answer, driver_cuda: int | None) -> Finding:
-    if "error" in found:
+def judge_dali(answer: Answer, driver_cuda: int | None) -> Finding:
+    if "error" in answer:
         fits = "" if driver_cuda is None else f" (nvidia-dali-cuda{driver_cuda // 1000}0 is built for this driver)"
         return Finding(
             name="DALI",
             level="failure" if driver_cuda else "warning",  # without a GPU, torchvision decodes
-            text=f"does not decode a sound JPEG: {found['error']}",
-            remedy=f"install it anew{fits}, or run with --decoder torchvision",
+            text=f"does not decode an intact JPEG: {answer['error']}",
+            remedy=f"install it again{fits}, or run with --decoder torchvision",
         )
-    cuda = f"{found['nvimgcodec_cuda'] // 1000}.{found['nvimgcodec_cuda'] % 1000 // 10}"
-    text = f"{found['version']} with nvImageCodec {found['nvimgcodec']}, built for CUDA {cuda}, decodes"
+    cuda = f"{answer['nvimgcodec_cuda'] // 1000}.{answer['nvimgcodec_cuda'] % 1000 // 10}"
+    text = f"{answer['version']} with nvImageCodec {answer['nvimgcodec']}, built for CUDA {cuda}, decodes"
     return Finding(name="DALI", level="ok", text=text)
 
 
-def judge_engines(found: Answer, gpu: Gpu) -> Finding:
-    if found.get("answer"):
+def judge_engines(answer: Answer, gpu: Gpu) -> Finding:
+    if answer.get("answer"):
         return Finding(name="JPEG engines", level="ok", text="decode")
     if gpu["capability"] not in _WITH_ENGINES and not gpu["name"].startswith("NVIDIA L4"):
-        return Finding(name="JPEG engines", level="ok", text=f"none known of {gpu['name']}; its CUDA cores decode")
+        return Finding(name="JPEG engines", level="ok", text=f"{gpu['name']} has none; its CUDA cores decode")
     return Finding(
         name="JPEG engines",
         level="warning",
-        text=f"do not answer ({found.get('error', 'nothing was decoded')}); CUDA cores decode, slower",
-        remedy=f"{_CONTAINER}; on a GPU that is split (MIG), take an instance with a JPEG engine",
+        text=f"do not answer ({answer.get('error', 'nothing was decoded')}); CUDA cores decode, slower",
+        remedy=f"{_CONTAINER}; on a GPU that is split (MIG), use an instance with a JPEG engine",
     )
 
 
 def judge_precision(gpus: list[Gpu]) -> Finding:
     if gpus:
         kinds = ["fp16", "bf16", *(["fp8"] if all(gpu["fp8"] for gpu in gpus) else [])]
-        return Finding(name="precision", level="ok", text=f"GPU: {', '.join(kinds)}; auto takes fp16")
+        return Finding(name="precision", level="ok", text=f"GPU: {', '.join(kinds)}; auto is fp16")
     if hardware.has_fast_bf16():
-        return Finding(name="precision", level="ok", text="CPU: bf16 in hardware; auto takes bf16")
-    return Finding(name="precision", level="ok", text="CPU: no bf16 in hardware; auto takes fp32")
+        return Finding(name="precision", level="ok", text="CPU: bf16 in hardware; auto is bf16")
+    return Finding(name="precision", level="ok", text="CPU: no bf16 in hardware; auto is fp32")
 
 
-def judge_weights(found: Answer, model: str, pretrained: str | None) -> Finding:
-    what = f"{model} {pretrained or ''}".strip()
-    if "error" in found:
-        return Finding(name="weights", level="failure", text=found["error"], remedy="check --model and --pretrained")
-    said = {"file": "in a file here", "cached": "cached here", "reachable": "not here; fetched by the first run"}
-    if found["where"] in said:
-        return Finding(name="weights", level="ok", text=f"{what}: {said[found['where']]}")
+def judge_weights(answer: Answer, model: str, pretrained: str | None) -> Finding:
+    name = f"{model} {pretrained or ''}".strip()
+    if "error" in answer:
+        return Finding(name="weights", level="failure", text=answer["error"], remedy="check --model and --pretrained")
+    places = {"file": "in a file here", "cached": "cached here", "reachable": "not here; the first run downloads them"}
+    if answer["where"] in places:
+        return Finding(name="weights", level="ok", text=f"{name}: {places[answer['where']]}")
     return Finding(
         name="weights",
         level="failure",
-        text=f"{what}: neither cached here nor reachable",
+        text=f"{name}: not cached here, and the hub does not answer",
         remedy="copy the Hugging Face cache from a machine that has them, or give --pretrained FILE; "
         f"--model {models.DEMO} needs no download",
     )

@@ -1,7 +1,4 @@
-"""What can be seen of a machine without loading a library: driver, cores, shared memory, the rate of its disk.
-
-One line of `clipbatch doctor`.
-"""
+"""The checks of `clipbatch doctor` that load no library: driver, cores, compiler, shared memory, speed of the disk."""
 
 from __future__ import annotations
 
@@ -26,34 +23,34 @@ Level = Literal["ok", "warning", "failure"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """What was looked at, and how it is."""
+    """The result of a check."""
 
     name: str
     # warning: a run works, but slower or without something. failure: a run with these settings does not work.
     level: Level
     text: str
-    # What to do; never empty where `level` is not ok.
+    # What to do; empty only if `level` is ok.
     remedy: str = ""
 
     def __post_init__(self) -> None:
         assert (self.level == "ok") == (not self.remedy), self
 
 
-def lines(found: list[Finding]) -> str:
-    """`found` for a terminal, remedies below what they mend."""
-    shown = []
-    for one in found:
-        shown.append(f"{one.level:8} {one.name:14} {one.text}")
-        if one.remedy:
-            shown.append(f"{'':8} {'':14} -> {one.remedy}")
-    return "\n".join(shown)
+def lines(findings: list[Finding]) -> str:
+    """`findings` for a terminal, each remedy below its finding."""
+    texts = []
+    for finding in findings:
+        texts.append(f"{finding.level:8} {finding.name:14} {finding.text}")
+        if finding.remedy:
+            texts.append(f"{'':8} {'':14} -> {finding.remedy}")
+    return "\n".join(texts)
 
 
-# A guess, not measured: with fewer, feeding and parsing may take longer than a GPU takes to decode and encode.
+# Not measured, but estimated: with fewer cores, reading and parsing may be slower than a GPU that decodes and encodes.
 CORES_PER_GPU = 8
-# A guess: 4,000 photographs of 100 kB a second, which a ViT-B-32 on a GPU should take.
+# Estimated: 4,000 photographs of 100 kB a second, about what a ViT-B-32 on a GPU needs.
 GPU_DISK_MB_S = 400
-# What a ViT-B-32 on one core, 60 photographs of 173 kB a second, needs.
+# What a ViT-B-32 needs on one core: 60 photographs of 173 kB a second.
 CPU_DISK_MB_S = 10
 _READ_S = 3.0
 _READ_FILES = 2000
@@ -62,10 +59,10 @@ _NVIDIA = "0x10de"
 
 
 def driver(root: Path = Path("/")) -> Finding:
-    """Whether NVIDIA's kernel driver is there, and lets this process have its GPUs."""
+    """Whether NVIDIA's kernel driver is loaded and lets this process use its GPUs."""
     if hardware.has_gpu():
-        said = re.search(r"Kernel Module\D*([0-9.]+)", hardware.text_of(root / "proc/driver/nvidia/version"))
-        version = f"version {said[1]}" if said else "version not stated"
+        match = re.search(r"Kernel Module\D*([0-9.]+)", hardware.text_of(root / "proc/driver/nvidia/version"))
+        version = f"version {match[1]}" if match else "version not stated"
         return Finding(name="driver", level="ok", text=f"{version}, GPUs that CUDA may use: {devices.gpu_count()}")
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return Finding(
@@ -78,33 +75,33 @@ def driver(root: Path = Path("/")) -> Finding:
         return Finding(
             name="driver",
             level="failure",
-            text="there is an NVIDIA GPU on the bus, but no driver answers (/dev/nvidiactl)",
+            text="this machine has an NVIDIA GPU, but no driver answers (/dev/nvidiactl)",
             remedy="install NVIDIA's driver; in a container, start it with the GPUs (docker run --gpus all)",
         )
     return Finding(
         name="driver",
         level="warning",
-        text="no NVIDIA GPU can be seen; runs use the CPU",
+        text="this machine has no NVIDIA GPU that can be used; runs use the CPU",
         remedy="for a GPU: its driver, and in a container docker run --gpus all; for CPU work nothing is missing",
     )
 
 
 def cores() -> Finding:
-    """CPU cores, and how many there are for each GPU."""
-    found, gpus = hardware.cores(), devices.gpu_count()
-    text = f"{found} usable" + (f", {found / gpus:.3g} for each of {gpus} GPUs" if gpus else "")
-    if gpus and found < gpus * CORES_PER_GPU:
+    """The number of CPU cores, in all and for each GPU."""
+    count, gpus = hardware.cores(), devices.gpu_count()
+    text = f"{count} usable" + (f", {count / gpus:.3g} for each of {gpus} GPUs" if gpus else "")
+    if gpus and count < gpus * CORES_PER_GPU:
         return Finding(
             name="cores",
             level="warning",
             text=text,
-            remedy=f"ask for {CORES_PER_GPU} or more a GPU (--cpus-per-task, docker --cpus), or use fewer --gpus",
+            remedy=f"request {CORES_PER_GPU} or more cores a GPU (--cpus-per-task, docker --cpus), or use fewer --gpus",
         )
     return Finding(name="cores", level="ok", text=text)
 
 
 def compiler() -> Finding:
-    """Whether torch.compile would find what it builds its launchers with."""
+    """Whether torch.compile has the compiler that it needs."""
     if hardware.has_compiler():
         return Finding(name="compiler", level="ok", text="a C compiler and Python's headers, as --compile needs them")
     if not devices.gpu_count():
@@ -112,13 +109,13 @@ def compiler() -> Finding:
     return Finding(
         name="compiler",
         level="warning",
-        text="no C compiler, or no headers of Python: runs do without --compile",
+        text="no C compiler, or no headers of Python: runs work without --compile",
         remedy="install gcc and python3-dev, so that long runs compile the encoder",
     )
 
 
 def shared_memory(folder: Path = Path("/dev/shm")) -> Finding:
-    """Room in /dev/shm. clipbatch's processes share anonymous memory, which that limit does not hold."""
+    """The size of /dev/shm. Its limit does not matter: clipbatch's processes share anonymous memory."""
     try:
         room = os.statvfs(folder)
     except OSError:
@@ -128,31 +125,32 @@ def shared_memory(folder: Path = Path("/dev/shm")) -> Finding:
 
 
 def disk(place: str) -> Finding:
-    """Rate at which `place`, a file or a folder, is read by as many threads as a run has, for at most three seconds.
+    """How fast `place`, a file or a folder, is read by as many threads as a run has. Takes at most three seconds.
 
-    What is in the page cache is dropped before it is read, as far as the kernel does that for a file that others use.
+    The kernel is asked to drop each file from the page cache first. It does not do so for files that others use.
     """
     if is_url(place) or place == "-":
-        return Finding(name="disk", level="ok", text=f"{place}: not measured; clipbatch tune INPUT reads what it names")
-    begun, until = time.perf_counter(), time.perf_counter() + _READ_S
+        return Finding(name="disk", level="ok", text=f"{place}: not measured; clipbatch tune INPUT reads its images")
+    start, deadline = time.perf_counter(), time.perf_counter() + _READ_S
     with ThreadPoolExecutor(LOCAL_READS) as pool:
-        sizes = list(pool.map(lambda path: _read(path, until), islice(_files(Path(place)), _READ_FILES)))
-    seconds, read = time.perf_counter() - begun, [size for size in sizes if size]
+        sizes = list(pool.map(lambda path: _read(path, deadline), islice(_files(Path(place)), _READ_FILES)))
+    seconds, read = time.perf_counter() - start, [size for size in sizes if size]
     if not read:
         return Finding(
             name="disk",
             level="warning",
-            text=f"{place}: not measured, nothing there can be read",
+            text=f"{place}: not measured, as no file there can be read",
             remedy="name the images: clipbatch doctor INPUT",
         )
     gpu, rate = hardware.has_gpu(), sum(read) / seconds / 1e6
     text = f"{place}: {rate:.0f} MB/s in {len(read)} files, {LOCAL_READS} at a time"
-    if rate < (GPU_DISK_MB_S if gpu else CPU_DISK_MB_S) and seconds > _READ_S / 10:  # else too little to tell
+    too_short = seconds <= _READ_S / 10  # a few small files do not tell the speed
+    if rate < (GPU_DISK_MB_S if gpu else CPU_DISK_MB_S) and not too_short:
         return Finding(
             name="disk",
             level="warning",
             text=text,
-            remedy="a run may wait for it: more --read-threads (clipbatch tune tries), a local disk, or tar archives",
+            remedy="a run may wait for it: try more --read-threads (clipbatch tune), a local disk, or tar archives",
         )
     return Finding(name="disk", level="ok", text=text)
 
@@ -164,8 +162,8 @@ def _files(place: Path) -> Iterator[Path]:
         yield from (Path(folder, name) for name in names)
 
 
-def _read(path: Path, until: float) -> int:
-    """Bytes of `path` that were read before `until`; 0 where it cannot be read or is no file."""
+def _read(path: Path, deadline: float) -> int:
+    """How many bytes of `path` were read before `deadline`; 0 if it cannot be read or is not a file."""
     done = 0
     with contextlib.suppress(OSError):
         if not path.is_file():
@@ -173,12 +171,11 @@ def _read(path: Path, until: float) -> int:
         with open(path, "rb", buffering=0) as file:
             if hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            while time.perf_counter() < until and (block := file.read(_BLOCK)):
+            while time.perf_counter() < deadline and (block := file.read(_BLOCK)):
                 done += len(block)
     return done
 
 
 def _is_nvidia(card: Path) -> bool:
-    return hardware.text_of(card / "vendor") == _NVIDIA and hardware.text_of(card / "class").startswith(
-        "0x03"
-    )  # a display controller
+    is_display = hardware.text_of(card / "class").startswith("0x03")
+    return hardware.text_of(card / "vendor") == _NVIDIA and is_display

@@ -1,7 +1,7 @@
-"""One look at a library, in a process that may die: `python -m clipbatch.tools.doctor.probe_main NAME ARGUMENT...`.
+"""Tries out a library: `python -m clipbatch.tools.doctor.probe_main NAME ARGUMENT...`.
 
-Prints one line of JSON at the end, {"error": ...} where the library refuses. A process for each, since what is wrong
-with a driver or a decoder may end it by a signal, and then only this look is lost.
+A broken driver or decoder may end the process by a signal. So each probe runs in a process of its own, and a crash
+costs only that probe. The process sends one answer; if the library raises an exception, the answer is {"error": ...}.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from clipbatch.workers.child import Parent, serve
 
 
 def torch_sees() -> Answer:
-    """torch's `version` and `cuda`, the driver's `driver_cuda`, and the `gpus`, or the `reason` why there are none."""
+    """torch's `version` and `cuda`, the driver's `driver_cuda`, and the `gpus` or the `reason` why there are none."""
     import torch
 
     answer = Answer(version=torch.__version__, cuda=torch.version.cuda, driver_cuda=_driver_cuda())
@@ -47,7 +47,7 @@ def _gpu(number: int) -> Gpu:
 
 
 def _driver_cuda() -> int | None:
-    """The CUDA version that the driver speaks, 1000 times the major one (cuDriverGetVersion)."""
+    """The CUDA version that the driver supports: 1000 times the major version, and so on (cuDriverGetVersion)."""
     try:
         version = ctypes.c_int()
         ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
@@ -57,7 +57,7 @@ def _driver_cuda() -> int | None:
 
 
 def dali_decodes(device: str) -> Answer:
-    """Decode a sample with DALI's graph on `device`, cpu or cuda: `version`, `nvimgcodec`, `nvimgcodec_cuda`."""
+    """Decode a sample with DALI on `device`, cpu or cuda. Returns `version`, `nvimgcodec`, `nvimgcodec_cuda`."""
     import torch
     from nvidia import dali, nvimgcodec
 
@@ -77,7 +77,7 @@ def dali_decodes(device: str) -> Answer:
     geometry = geometry_of(header.height, header.width, header.orientation, target)
     failed = decoder.fill(pixels_BCHW, [DecodeJob(slot=0, data=data, geometry=geometry)])
     if failed or not bool(torch.any(pixels_BCHW != 0)):
-        return {"error": "a sound JPEG came out empty"}
+        return {"error": "an intact JPEG was not decoded, or came out black"}
     return Answer(
         version=dali.__version__,
         nvimgcodec=nvimgcodec.__version__,
@@ -86,7 +86,7 @@ def dali_decodes(device: str) -> Answer:
 
 
 def engines_decode() -> Answer:
-    """`answer`: whether the GPU's JPEG engines, and nothing else, decode a sample."""
+    """Decode a sample with the GPU's JPEG engines and nothing else. Returns `answer`: whether that worked."""
     from nvidia import nvimgcodec
 
     backend = nvimgcodec.Backend(nvimgcodec.BackendKind.HW_GPU_ONLY)
@@ -96,7 +96,7 @@ def engines_decode() -> Answer:
 
 
 def weights_are(model: str, pretrained: str) -> Answer:
-    """`where` a model's weights would come from; fetches nothing. pretrained: empty for none."""
+    """Returns `where` the weights of a model are. Downloads nothing. pretrained: may be empty."""
     from clipbatch.config import ModelSettings
     from clipbatch.stages.encode.model import find_weights
 
@@ -110,16 +110,16 @@ def _sample() -> bytes:
 def main() -> None:
     probes = {probe.__name__: probe for probe in (torch_sees, dali_decodes, engines_decode, weights_are)}
 
-    def look(parent: Parent) -> None:
+    def run_probe(parent: Parent) -> None:
         try:
             answer: Answer = probes[sys.argv[1]](*sys.argv[2:])
         except InputError as error:
             answer = {"error": str(error)}
-        except Exception as error:  # whatever a broken installation makes of it
+        except Exception as error:  # a broken installation raises all kinds of exceptions
             answer = {"error": brief(error)}
         parent.send(answer)
 
-    serve(look)
+    serve(run_probe)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`report.html`: a run to look at, in one file. Reads the run directory; writes nothing but the page."""
+"""The report page of a run, `report.html`: a single file to look at a run with. Writes nothing but the page."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from clipbatch.tools.htmlreport.page import sheets
 
 
 def write(path: str | os.PathLike[str], *, out: str | None = None, examples: int = 6) -> AnyPath:
-    """Report on the run in `path` as far as it is; returns where the page is.
+    """Write the page for the run in `path`, as far as the run is done. Returns the path of the page.
 
-    out: the file to write or a url in a store, default `report.html` in the run directory. examples: confident ones
-    for each label, and as many doubtful ones.
-    Raises: InputError where there is no run, no finished part, a damaged one, or `out` cannot be written.
+    out: the file to write, or a URL in a store; None: `report.html` in the run directory. examples: how many confident
+    images to show for each label, and how many doubtful ones.
+    Raises: InputError if there is no run or no finished part, if a part is damaged, or `out` cannot be written.
     """
     run = RunDir(path)
     plan = run.plan()
     target = as_path(out, any_name=True) if out else run.path / "report.html"
     if isinstance(target, Path) and target.is_dir():
         raise InputError(f"--out {target} is a folder: name a file in it, such as {target / 'report.html'}")
-    found = gather.gather(run, plan, examples=examples)
-    made = sheets(list(found.sets.values()))
-    rows = [example.row_id for sheet in made for label in sheet.labels for _, example in label.examples]
+    gathered = gather.gather(run, plan, examples=examples)
+    example_sheets = sheets(list(gathered.sets.values()))
+    rows = [example.row_id for sheet in example_sheets for label in sheet.labels for _, example in label.examples]
     facts = page.Facts(
         run=run,
         plan=plan,
         report=_report_json(run),
-        found=found,
-        sheets=made,
+        gathered=gathered,
+        sheets=example_sheets,
         thumbnails=thumbnails.make(run, rows),
         now=time.time(),
     )
@@ -49,7 +49,7 @@ def write(path: str | os.PathLike[str], *, out: str | None = None, examples: int
 
 
 def _report_json(run: RunDir) -> JsonObject:
-    """What the last invocation wrote; nothing where it never came to its end, or the file is damaged."""
+    """The report of the last invocation; empty if there is none, or the file is damaged."""
     with contextlib.suppress(OSError, DamagedRecordError):
         return unseal(run.frozen("report.json") or b"{}")[0]
     return {}

@@ -1,8 +1,8 @@
-"""Numbers -> SVG, drawn by matplotlib and made fit for a page of ours.
+"""Draws figures as SVG with matplotlib, and adapts them to the report page.
 
-matplotlib writes colours and fonts into every element. Here they become classes, which the page's style sheet gives
-colours for light and dark; text stays text, in the page's font. So a figure needs no inline style, which the page's
-Content-Security-Policy forbids. No text that a user wrote gets in here: only numbers and our own words.
+matplotlib writes colours and fonts into every element. This module replaces them by classes, for which the page's style
+sheet has colours in light and dark mode. Text stays text, in the page's font. So a figure needs no inline style, which
+the page's Content-Security-Policy forbids. Figures contain only numbers and our own words, never a user's text.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from markupsafe import Markup
 
 from clipbatch.tools.htmlreport.series import Bar, Step
 
-# Units of a figure; a phone shows them at about three quarters of a pixel, and its text larger.
+# The size of a figure in its own units. A phone shows a unit as about three quarters of a pixel, and text larger.
 _WIDTH, _HEIGHT = 420, 220
-# Stand-ins, drawn by no one; a class takes the place of each.
+# matplotlib draws with these colours; afterwards, classes replace them.
 _COLOURS = {"#010101": "ink", "#020202": "rule", "#030303": "series", "#040404": "mark"}
 _INK, _RULE, _SERIES, _MARK = _COLOURS
-_KEPT = ("stroke-width", "stroke-dasharray", "stroke-linejoin", "stroke-linecap", "text-anchor", "opacity")
+_COPIED = ("stroke-width", "stroke-dasharray", "stroke-linejoin", "stroke-linecap", "text-anchor", "opacity")
 _SVG = "{http://www.w3.org/2000/svg}"
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -51,7 +51,7 @@ _STYLE: dict[Any, Any] = {
 
 
 def histogram(bars: Sequence[Bar], *, xlabel: str, name: str, middle: float) -> Markup:
-    """How many images lie in each bar. name: of the figure, unique in its page. middle: the median, marked."""
+    """How many images each bar has. name: of the figure, unique in its page. middle: the median, which is marked."""
 
     def draw(axes: Any) -> None:
         low, high, width = bars[0].low, bars[-1].high, bars[0].high - bars[0].low
@@ -69,11 +69,11 @@ def histogram(bars: Sequence[Bar], *, xlabel: str, name: str, middle: float) -> 
         axes.set(xlim=(low, high), xlabel=xlabel)
         axes.locator_params(axis="y", nbins=4, integer=True)
 
-    return _drawn(draw, name)
+    return _svg(draw, name)
 
 
 def timeline(steps: Sequence[Step], *, name: str) -> Markup:
-    """Images a second over the time at work, pauses cut out and marked."""
+    """Images a second over the time at work. Pauses are cut out and marked."""
 
     def draw(axes: Any) -> None:
         end = steps[-1].worked_s + steps[-1].seconds
@@ -86,23 +86,23 @@ def timeline(steps: Sequence[Step], *, name: str) -> Markup:
         axes.set(xlim=(edges[0], edges[-1]), xlabel=f"{unit} at work", ylabel="images a second")
         axes.locator_params(axis="y", nbins=4)
 
-    return _drawn(draw, name)
+    return _svg(draw, name)
 
 
 _UNITS = ((180, "seconds", 1), (3 * 3600, "minutes", 60), (float("inf"), "hours", 3600))
 
 
 def short(value: float) -> str:
-    """A number for an axis: 950, 12k, 1.5M."""
+    """A number on an axis: 950, 12k, 1.5M."""
     for size, suffix in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= size:
             return f"{value / (1e3 if suffix == 'k' else size):.3g}{suffix}"
     return f"{value:.4g}"
 
 
-def _drawn(draw: Callable[[Any], None], name: str) -> Markup:
-    """What `draw` puts on its axes, as an element of a page."""
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # of a home folder that it cannot write its cache to
+def _svg(draw: Callable[[Any], None], name: str) -> Markup:
+    """The figure that `draw` draws on its axes, as an element for the page."""
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # no warning if it cannot write its cache
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -115,11 +115,11 @@ def _drawn(draw: Callable[[Any], None], name: str) -> Markup:
         axes.yaxis.set_major_formatter(lambda value, _: short(value))
         out = io.BytesIO()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return Markup(_for_page(out.getvalue(), name))
+    return Markup(_adapt(out.getvalue(), name))
 
 
-def _for_page(svg: bytes, name: str) -> str:
-    """matplotlib's file as an element of a page. name: put before every id that is kept, since ids are the page's."""
+def _adapt(svg: bytes, name: str) -> str:
+    """Adapt matplotlib's file to the page. name: a prefix for all ids, which must be unique in the page."""
     root = ET.fromstring(svg)
     for parent in root.iter():
         for child in [child for child in parent if child.tag in (f"{_SVG}metadata", f"{_SVG}style")]:
@@ -128,11 +128,11 @@ def _for_page(svg: bytes, name: str) -> str:
         element.tag = element.tag.removeprefix(_SVG)
         style = dict(re.findall(r"([\w-]+):\s*([^;]+)", element.attrib.pop("style", "")))
         classes = [f"{kind}-{_COLOURS[style[kind]]}" for kind in ("fill", "stroke") if style.get(kind) in _COLOURS]
-        kept = {key: value.replace("url(#", f"url(#{name}-") for key, value in element.attrib.items() if key != "id"}
-        kept |= {key: value for key, value in style.items() if key in _KEPT or (key, value) == ("fill", "none")}
+        attributes = {k: value.replace("url(#", f"url(#{name}-") for k, value in element.attrib.items() if k != "id"}
+        attributes |= {k: value for k, value in style.items() if k in _COPIED or (k, value) == ("fill", "none")}
         if element.tag == "clipPath":
-            kept["id"] = f"{name}-{element.attrib['id']}"
-        element.attrib = kept | ({"class": " ".join(classes)} if classes else {})
+            attributes["id"] = f"{name}-{element.attrib['id']}"
+        element.attrib = attributes | ({"class": " ".join(classes)} if classes else {})
         element.text, element.tail = (text and text.strip() for text in (element.text, element.tail))
     root.attrib = {"viewBox": root.attrib["viewBox"], "aria-hidden": "true", "focusable": "false"}
     return ET.tostring(root, encoding="unicode")

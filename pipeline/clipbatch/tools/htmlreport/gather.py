@@ -1,7 +1,7 @@
-"""The numbers of a report, from the parts of a run: read once, batch by batch, never whole. Opens no image.
+"""Gathers the numbers of a report from the parts of a run. Reads each part once, batch by batch. Opens no image.
 
-Memory depends on the number of labels and on what is kept for show, not on the number of rows. A run that is not
-finished, or still at work, is reported as far as it is.
+Memory depends on the number of labels and of examples, not on the number of rows. A run that is not finished, or still
+running, is reported as far as it is done.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from clipbatch.tools.htmlreport.rankings import Example, Ranking, RunnersUp, Sco
 from clipbatch.tools.htmlreport.series import Histogram
 from clipbatch.workers import signals
 
-# Bad images kept for each status.
+# How many bad images are kept for each status.
 MAX_BAD = 1000
-# Different errors counted for each status; later ones count as others.
+# How many different errors are counted for each status. Further errors count together.
 _MAX_MESSAGES = 1000
 _BATCH_SCORES = 2**22
 _BATCH_ROWS = 2**16
@@ -49,28 +49,28 @@ class BadImage:
 
 @dataclass(slots=True, kw_only=True)
 class Message:
-    """An error that images have in common."""
+    """An error that some images have."""
 
     count: int
-    # Of the first such image.
+    # The first such image.
     uri: str
 
 
 @dataclass(slots=True, kw_only=True)
 class LabelFacts:
-    """What became of one label."""
+    """The numbers and examples of a label."""
 
     name: str
     images: int = 0
     score_sum: float = 0.0
-    # The highest scores, highest first.
+    # The images with the highest scores, highest first.
     confident: list[Example] = field(default_factory=list)
-    # The smallest margins, or the lowest scores where there are no margins; smallest first.
+    # The images with the smallest margins, or with the lowest scores if there are no margins; smallest first.
     doubtful: list[Example] = field(default_factory=list)
 
 
 class SetFacts:
-    """What became of one set of labels."""
+    """The numbers and examples of a set of labels."""
 
     def __init__(self, name: str, labels: tuple[str, ...], examples: int) -> None:
         self.name = name
@@ -79,31 +79,31 @@ class SetFacts:
         self._images: NDArray[np.int64] = np.zeros(0, np.int64)
         self._sums: NDArray[np.float64] = np.zeros(0)
         self._confident, self._doubtful = Ranking(examples), Ranking(examples)
-        # Images with a best score below the group's threshold.
+        # How many images have a best score below the threshold of the group.
         self.unlabelled = 0
 
-    def add(self, found: ScoreColumns, batch: pa.RecordBatch) -> None:
-        """batch: rows that all have scores."""
-        self.scores.add(np.asarray(batch.column(found.score)))
-        second = rankings.runners_up(found, batch)
+    def add(self, columns: ScoreColumns, batch: pa.RecordBatch) -> None:
+        """Count the rows of `batch`, which all have scores."""
+        self.scores.add(np.asarray(batch.column(columns.score)))
+        second = rankings.runners_up(columns, batch)
         if second:
             self.margins.add(second.margin_B)
-        labelled_B = np.asarray(batch.column(found.label).is_valid())
+        labelled_B = np.asarray(batch.column(columns.label).is_valid())
         self.unlabelled += int((~labelled_B).sum())
-        self._add_labelled(found, batch, second, np.flatnonzero(labelled_B))
+        self._add_labelled(columns, batch, second, np.flatnonzero(labelled_B))
 
     def _add_labelled(
-        self, found: ScoreColumns, batch: pa.RecordBatch, second: RunnersUp | None, slots: NDArray[np.int64]
+        self, columns: ScoreColumns, batch: pa.RecordBatch, second: RunnersUp | None, slots: NDArray[np.int64]
     ) -> None:
         """slots: the rows of `batch` that have a label."""
-        label, score_B = batch.column(found.label), np.asarray(batch.column(found.score))[slots]
+        label, score_B = batch.column(columns.label), np.asarray(batch.column(columns.score))[slots]
         names = label.dictionary.to_pylist()
         numbers = np.array([self._number.setdefault(name, len(self._number)) for name in names], np.int64)
         label_B = numbers[np.asarray(label.indices.fill_null(0))[slots]]
         margin_B = second.margin_B[slots] if second else None
         known = len(self._number)
-        self._images = _added(self._images, np.bincount(label_B, minlength=known))
-        self._sums = _added(self._sums, np.bincount(label_B, np.nan_to_num(score_B), minlength=known))
+        self._images = _sum(self._images, np.bincount(label_B, minlength=known))
+        self._sums = _sum(self._sums, np.bincount(label_B, np.nan_to_num(score_B), minlength=known))
 
         def make(number: int) -> Example:
             slot = int(slots[number])
@@ -120,84 +120,84 @@ class SetFacts:
 
     @property
     def labels(self) -> list[LabelFacts]:
-        """All labels, the most frequent first. No row stands among both a label's confident and doubtful ones."""
-        made = []
+        """All labels, the most frequent first. No image is both a confident and a doubtful example of a label."""
+        result = []
         for name, number in self._number.items():
             images = int(self._images[number]) if number < len(self._images) else 0
             confident = self._confident.of(number)[: -(-images // 2)]
             shown = {example.row_id for example in confident}
             doubtful = [example for example in self._doubtful.of(number) if example.row_id not in shown]
             total = float(self._sums[number]) if images else 0.0
-            made.append(LabelFacts(name=name, images=images, score_sum=total, confident=confident, doubtful=doubtful))
-        return sorted(made, key=lambda facts: -facts.images)
+            result.append(LabelFacts(name=name, images=images, score_sum=total, confident=confident, doubtful=doubtful))
+        return sorted(result, key=lambda facts: -facts.images)
 
 
 @dataclass(slots=True, kw_only=True)
 class Gathered:
-    """Everything that the parts say."""
+    """All numbers from the parts of a run."""
 
     rows: int = 0
     statuses: Counter[str] = field(default_factory=Counter)
     # By status and error.
     messages: dict[str, dict[str, Message]] = field(default_factory=dict)
-    # Images with further errors, by status.
+    # By status: how many images have further errors.
     other_messages: Counter[str] = field(default_factory=Counter)
-    # By status, the first ones in the order of rows.
+    # By status: the first bad images, in the order of rows.
     bad: dict[str, list[BadImage]] = field(default_factory=dict)
     sets: dict[str, SetFacts] = field(default_factory=dict)
-    # For each part, when (unix time, seconds) and how many rows.
+    # For each part the time of its publication (unix time, seconds) and its number of rows.
     published: list[tuple[float, int]] = field(default_factory=list)
     # softmax, sigmoid or cosine.
     score_kind: str = ""
 
 
 def gather(run: RunDir, plan: Plan, *, examples: int) -> Gathered:
-    """Read all parts that are there. examples: rows to keep for each label, as often confident as doubtful.
+    """Read all existing parts. examples: how many confident and how many doubtful images to keep for each label.
 
-    Raises: InputError where there is no part yet, or one is damaged, naming it and the remedy.
+    Raises: InputError if there is no part yet, or a part is damaged; the message names it and the remedy.
     """
-    found, times, groups = Gathered(), _times(run.parts), rankings.find(plan)
-    found.sets = {entry.name: SetFacts(entry.name, entry.labels, examples) for entry in groups}
+    gathered, times, groups = Gathered(), _times(run.parts), rankings.find(plan)
+    gathered.sets = {entry.name: SetFacts(entry.name, entry.labels, examples) for entry in groups}
     for shard in sorted(run.done(plan)):
         path = run.part(shard, plan.shards)
         try:
-            rows = _add_part(found, path, groups)
-            found.published.append((times.get(path.name, 0.0), rows))
-        except FileNotFoundError:  # an operator is at work on it
+            rows = _add_part(gathered, path, groups)
+            gathered.published.append((times.get(path.name, 0.0), rows))
+        except FileNotFoundError:  # somebody has just deleted it
             continue
         except (OSError, pa.ArrowException, KeyError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise InputError(f"{path} is damaged: clipbatch run --out {run.path} --repair does it again") from error
-    if not found.published:
+            raise InputError(f"{path} is damaged: clipbatch run --out {run.path} --repair makes it again") from error
+    if not gathered.published:
         raise InputError(
-            f"{run.path} has no finished part yet, so there is nothing to report: clipbatch status says how far it is"
+            f"{run.path} has no finished part yet, so there is nothing to report: clipbatch status shows how far it is"
         )
-    return found
+    return gathered
 
 
 def _times(folder: AnyPath) -> dict[str, float]:
-    """When each file of `folder` was written last, unix time in seconds."""
+    """When each file of `folder` was last written; unix time in seconds."""
     if isinstance(folder, StorePath):
         return {entry.base_name: (entry.mtime_ns or 0) / 1e9 for entry in folder.entries()}
-    found = {}
+    times = {}
     with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
         for entry in entries:
             with contextlib.suppress(OSError):
-                found[entry.name] = entry.stat().st_mtime
-    return found
+                times[entry.name] = entry.stat().st_mtime
+    return times
 
 
-def _add_part(found: Gathered, path: AnyPath, groups: list[ScoreColumns]) -> int:
-    """How many rows it has."""
+def _add_part(gathered: Gathered, path: AnyPath, groups: list[ScoreColumns]) -> int:
+    """Add the numbers of a part. Returns how many rows it has."""
     with pq.ParquetFile(parquet_source(path)) as file:
-        found.score_kind = (file.metadata.metadata or {}).get(b"clipbatch.score", b"").decode()
+        gathered.score_kind = (file.metadata.metadata or {}).get(b"clipbatch.score", b"").decode()
         for batch in _batches(file, groups):
             signals.check()
             ok = pc.equal(batch.column("status").cast(pa.string()), "ok")
-            _add_statuses(found, batch, ok)
+            _add_statuses(gathered, batch, ok)
             good = batch.filter(ok)
             if good.num_rows:
                 for entry in groups:
-                    found.sets[entry.name].add(entry, good)
+                    gathered.sets[entry.name].add(entry, good)
         return int(file.metadata.num_rows)
 
 
@@ -207,9 +207,9 @@ def _batches(file: pq.ParquetFile, groups: list[ScoreColumns]) -> Iterator[pa.Re
     yield from file.iter_batches(batch_size=rows, columns=wanted)
 
 
-def _add_statuses(found: Gathered, batch: pa.RecordBatch, ok: pa.BooleanArray) -> None:
-    found.rows += batch.num_rows
-    found.statuses.update({"ok": ok.true_count} if ok.true_count else {})
+def _add_statuses(gathered: Gathered, batch: pa.RecordBatch, ok: pa.BooleanArray) -> None:
+    gathered.rows += batch.num_rows
+    gathered.statuses.update({"ok": ok.true_count} if ok.true_count else {})
     if ok.true_count == batch.num_rows:
         return
     table = pa.table(
@@ -218,29 +218,29 @@ def _add_statuses(found: Gathered, batch: pa.RecordBatch, ok: pa.BooleanArray) -
     table = table.set_column(3, "error", pc.fill_null(table["error"], ""))
     kinds = pa.TableGroupBy(table, ["status", "error"], use_threads=False)
     for kind in kinds.aggregate([("one", "sum"), ("uri", "first")]).to_pylist():
-        _add_message(found, kind)
-    for status in found.statuses:
-        if status != "ok" and len(kept := found.bad.setdefault(status, [])) < MAX_BAD:
-            rows = table.filter(pc.equal(table["status"], status)).slice(0, MAX_BAD - len(kept))
-            kept += [BadImage(**row) for row in rows.drop_columns(["one"]).to_pylist()]
+        _add_message(gathered, kind)
+    for status in gathered.statuses:
+        if status != "ok" and len(bad := gathered.bad.setdefault(status, [])) < MAX_BAD:
+            rows = table.filter(pc.equal(table["status"], status)).slice(0, MAX_BAD - len(bad))
+            bad += [BadImage(**row) for row in rows.drop_columns(["one"]).to_pylist()]
 
 
 _BAD: dict[str, pa.DataType] = {"row_id": pa.int64(), "uri": pa.string(), "status": pa.string(), "error": pa.string()}
 
 
-def _add_message(found: Gathered, kind: JsonObject) -> None:
+def _add_message(gathered: Gathered, kind: JsonObject) -> None:
     status, count = kind["status"], kind["one_sum"]
-    found.statuses[status] += count
-    messages = found.messages.setdefault(status, {})
+    gathered.statuses[status] += count
+    messages = gathered.messages.setdefault(status, {})
     if kind["error"] in messages:
         messages[kind["error"]].count += count
     elif len(messages) < _MAX_MESSAGES:
         messages[kind["error"]] = Message(count=count, uri=kind["uri_first"])
     else:
-        found.other_messages[status] += count
+        gathered.other_messages[status] += count
 
 
-def _added(total: Any, more: NDArray[Any]) -> NDArray[Any]:
+def _sum(total: Any, more: NDArray[Any]) -> NDArray[Any]:
     grown = np.zeros(max(len(total), len(more)), total.dtype)
     grown[: len(total)] = total
     grown[: len(more)] += more

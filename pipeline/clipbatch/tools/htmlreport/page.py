@@ -1,8 +1,7 @@
-"""What was gathered -> one HTML file that needs nothing else, smaller than `MAX_BYTES` whatever the run.
+"""Renders the report page: a single HTML file, smaller than `MAX_BYTES` for every run.
 
-Every text goes through Jinja's autoescape (`template`), and what others wrote through `shown` first.
-
-Which examples a report shows: of the most frequent labels, as many as there is room for.
+Jinja escapes every text (`template`). Texts that others wrote also go through its filter `shown`. The page shows
+examples of the most frequent labels, as many as there is room for.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from clipbatch.tools.htmlreport.gather import MAX_BAD, BadImage, Gathered, Label
 from clipbatch.tools.htmlreport.rankings import Example
 from clipbatch.tools.htmlreport.thumbnails import Thumbnail
 
-# In a report: a thumbnail takes some 3 to 12 kB in it.
+# In a page, all labels together. A thumbnail takes about 3 to 12 kB in it.
 MAX_EXAMPLES = 300
 
 
@@ -33,12 +32,12 @@ class SheetLabel:
     """The examples of one label."""
 
     facts: LabelFacts
-    # Where in the page it is.
+    # The id of its place in the page.
     anchor: str
 
     @property
     def examples(self) -> list[tuple[str, Example]]:
-        """Each with why it is shown."""
+        """The examples, each with the reason why it is shown."""
         return [
             *(("confident", example) for example in self.facts.confident),
             *(("doubtful", example) for example in self.facts.doubtful),
@@ -51,27 +50,27 @@ class Sheet:
 
     name: str
     labels: list[SheetLabel]
-    # Labels that have images, but no room.
+    # How many labels have images, but no room in the page.
     left_out: int
 
 
 def sheets(sets: list[SetFacts]) -> list[Sheet]:
-    """A sheet for each set, with the same room for all."""
-    made = []
-    for number, found in enumerate(sets):
+    """A sheet for each set of labels. All sets get the same room."""
+    result = []
+    for number, label_set in enumerate(sets):
         room, labels = MAX_EXAMPLES // len(sets), list[SheetLabel]()
-        used = [facts for facts in found.labels if facts.images]
-        for place, facts in enumerate(used):
+        used = [facts for facts in label_set.labels if facts.images]
+        for position, facts in enumerate(used):
             room -= len(facts.confident) + len(facts.doubtful)
             if room < 0:
                 break
-            labels.append(SheetLabel(facts=facts, anchor=f"label-{number}-{place}"))
-        made.append(Sheet(name=found.name, labels=labels, left_out=len(used) - len(labels)))
-    return made
+            labels.append(SheetLabel(facts=facts, anchor=f"label-{number}-{position}"))
+        result.append(Sheet(name=label_set.name, labels=labels, left_out=len(used) - len(labels)))
+    return result
 
 
 MAX_BYTES = 5_000_000
-# Rows of the labels' table that show without opening it.
+# How many rows of the table of labels are visible at first.
 _LABELS_AT_ONCE = 20
 _SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _MESSAGES = 3
@@ -83,19 +82,19 @@ _THIS_RUN: dict[str, Shape] = {
     "workers": Every(list, {"device": TEXT}),
 }
 _HARDWARE: dict[str, Shape] = {"host": TEXT, "cpu": TEXT, "cores": NUMBER, "memory_gib": NUMBER}
-# For all thumbnails together, in base64.
+# The limit for all thumbnails together, in base64.
 _PICTURE_BYTES = 3_200_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """Everything that a page is made of."""
+    """Everything that the page shows."""
 
     run: RunDir
     plan: Plan
-    # `report.json`; empty where there is none.
+    # `report.json`; empty if there is none.
     report: Mapping[str, Any]
-    found: Gathered
+    gathered: Gathered
     sheets: list[Sheet]
     # By row_id.
     thumbnails: Mapping[int, Thumbnail]
@@ -104,18 +103,18 @@ class Facts:
 
 
 def render(facts: Facts) -> bytes:
-    """The page in UTF-8. Lists are cut to a third as often as it takes to keep within `MAX_BYTES`."""
+    """The page in UTF-8. If it is too large, long lists are cut to a third until it is not."""
     report, fixed = template.environment().get_template("report.html.j2"), _fixed(facts)
-    most = MAX_BAD
+    limit = MAX_BAD
     while True:
-        page = report.render(fixed | _cut(fixed, most)).encode()
-        if len(page) <= MAX_BYTES or most <= 1:
+        page = report.render(fixed | _cut(fixed, limit)).encode()
+        if len(page) <= MAX_BYTES or limit <= 1:
             return page
-        most //= 3
+        limit //= 3
 
 
 class Distribution(TypedDict):
-    """A histogram of a set of labels, and its figures."""
+    """A histogram of the scores or margins of a set of labels, and its numbers."""
 
     title: str
     what: str
@@ -126,7 +125,7 @@ class Distribution(TypedDict):
 
 
 class LabelTable(TypedDict):
-    """What the page says about one set of labels."""
+    """The numbers of a set of labels."""
 
     name: str
     threshold: float | None
@@ -140,7 +139,7 @@ class LabelTable(TypedDict):
 
 
 class StatusCount(TypedDict):
-    """A status, and its most frequent messages."""
+    """How many images have a status, and its most frequent messages."""
 
     name: str
     count: int
@@ -149,11 +148,11 @@ class StatusCount(TypedDict):
 
 
 def _fixed(facts: Facts) -> dict[str, Any]:
-    """What the template reads, but for the lists that `_cut` cuts."""
-    found, plan = facts.found, facts.plan
+    """The variables of the template, except the lists that `_cut` shortens."""
+    gathered, plan = facts.gathered, facts.plan
     style, script = (template.asset(name) for name in ("report.css", "report.js"))
     rows = [example.row_id for sheet in facts.sheets for label in sheet.labels for _, example in label.examples]
-    steps = series.steps(found.published)
+    steps = series.steps(gathered.published)
     return {
         "style": Markup(style),
         "script": Markup(script),
@@ -163,21 +162,21 @@ def _fixed(facts: Facts) -> dict[str, Any]:
         "now": facts.now,
         "plan": plan,
         "settings": plan.settings,
-        "found": found,
-        "ok": found.statuses["ok"],
-        "bad_rows": found.rows - found.statuses["ok"],
+        "found": gathered,
+        "ok": gathered.statuses["ok"],
+        "bad_rows": gathered.rows - gathered.statuses["ok"],
         "this_run": _complete(facts.report.get("this_run"), _THIS_RUN),
         "hardware": _complete(facts.report.get("hardware"), _HARDWARE),
         "model": facts.run.model_facts() or {},
         "fingerprint": facts.run.fingerprint() or "",
-        "statuses": _statuses(found),
-        "all_sets": [_set(number, facts) for number in range(len(found.sets))],
+        "statuses": _statuses(gathered),
+        "all_sets": [_set(number, facts) for number in range(len(gathered.sets))],
         "sheets": facts.sheets,
         "thumbnails": _within(facts.thumbnails, rows),
         "examples": len(rows),
         "steps": steps,
         "timeline": figures.timeline(steps, name="timeline") if steps else "",
-        "parts": len(found.published),
+        "parts": len(gathered.published),
         "value": lambda value: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False),
     }
 
@@ -187,22 +186,22 @@ def _title(path: AnyPath) -> str:
 
 
 def _complete(entry: Any, shape: Mapping[str, Shape]) -> JsonObject | None:
-    """`entry`, or None where another version of clipbatch left out what the page shows, or it is damaged."""
+    """`entry`, or None if it lacks something that the page shows, because it is damaged or of another version."""
     return entry if fits(entry, shape) else None
 
 
-def _cut(fixed: Mapping[str, Any], most: int) -> dict[str, object]:
-    """The lists of labels and of bad images, `most` entries each at most, and the folder of all that is named."""
-    bad = _bad(fixed["found"], most)
+def _cut(fixed: Mapping[str, Any], limit: int) -> dict[str, object]:
+    """The lists of labels and of bad images, with at most `limit` entries each, and the common folder of all names."""
+    bad = _bad(fixed["found"], limit)
     examples = [example for sheet in fixed["sheets"] for label in sheet.labels for _, example in label.examples]
-    rows = max(most, _LABELS_AT_ONCE)
+    rows = max(limit, _LABELS_AT_ONCE)
     sets = [
         entry
         | {
             "labels": entry["used"][:_LABELS_AT_ONCE],
             "more_labels": entry["used"][_LABELS_AT_ONCE:rows],
             "left_out": max(0, len(entry["used"]) - rows),
-            "some_unused": entry["unused"][:most],
+            "some_unused": entry["unused"][:limit],
         }
         for entry in fixed["all_sets"]
     ]
@@ -214,29 +213,29 @@ def _cut(fixed: Mapping[str, Any], most: int) -> dict[str, object]:
 
 
 def _within(thumbnails: Mapping[int, Thumbnail], rows: list[int]) -> dict[int, Thumbnail]:
-    """The thumbnails of `rows`, in their order, as far as `_PICTURE_BYTES` go."""
-    made, left = {}, _PICTURE_BYTES
+    """The thumbnails of `rows`, in their order. Those that exceed `_PICTURE_BYTES` are left out."""
+    result, left = {}, _PICTURE_BYTES
     for row in rows:
         left -= len(thumbnails[row].base64)
-        made[row] = thumbnails[row] if left >= 0 else Thumbnail(why="left out, to keep this file small")
-    return made
+        result[row] = thumbnails[row] if left >= 0 else Thumbnail(why="left out, to keep this file small")
+    return result
 
 
 def _set(number: int, facts: Facts) -> LabelTable:
-    """One set of labels: its numbers and figures."""
-    found: SetFacts = list(facts.found.sets.values())[number]
-    used = [label for label in found.labels if label.images]
-    kind = facts.found.score_kind
+    """The numbers and figures of a set of labels."""
+    label_set: SetFacts = list(facts.gathered.sets.values())[number]
+    used = [label for label in label_set.labels if label.images]
+    kind = facts.gathered.score_kind
     distributions = [
-        _distribution(f"scores-{number}", "Scores", f"{kind} score of the best label".strip(), found.scores),
-        _distribution(f"margins-{number}", "Margins", "best score minus second best", found.margins),
+        _distribution(f"scores-{number}", "Scores", f"{kind} score of the best label".strip(), label_set.scores),
+        _distribution(f"margins-{number}", "Margins", "best score minus second best", label_set.margins),
     ]
     return {
-        "name": found.name,
+        "name": label_set.name,
         "threshold": facts.plan.labels.groups[number].threshold,
-        "unlabelled": found.unlabelled,
+        "unlabelled": label_set.unlabelled,
         "used": used,
-        "unused": [label.name for label in found.labels if not label.images],
+        "unused": [label.name for label in label_set.labels if not label.images],
         "most_images": max((label.images for label in used), default=0),
         "images": sum(label.images for label in used),
         "distributions": [entry for entry in distributions if entry],
@@ -258,21 +257,21 @@ def _distribution(name: str, title: str, what: str, values: Any) -> Distribution
     }
 
 
-def _statuses(found: Gathered) -> list[StatusCount]:
-    """The statuses that there are, ok first, then the most frequent."""
-    made = list[StatusCount]()
-    for status, count in sorted(found.statuses.items(), key=lambda entry: (entry[0] != "ok", -entry[1])):
-        messages = sorted(found.messages.get(status, {}).items(), key=lambda entry: -entry[1].count)
-        made.append({"name": status, "count": count, "messages": messages[:_MESSAGES], "kinds": len(messages)})
-    return made
+def _statuses(gathered: Gathered) -> list[StatusCount]:
+    """All statuses that occur: ok first, then the most frequent."""
+    result = list[StatusCount]()
+    for status, count in sorted(gathered.statuses.items(), key=lambda entry: (entry[0] != "ok", -entry[1])):
+        messages = sorted(gathered.messages.get(status, {}).items(), key=lambda entry: -entry[1].count)
+        result.append({"name": status, "count": count, "messages": messages[:_MESSAGES], "kinds": len(messages)})
+    return result
 
 
-def _bad(found: Gathered, most: int) -> list[BadImage]:
-    """`most` bad images at most: of each status as many, and all of the rare ones."""
-    left, made = most, list[BadImage]()
-    lists = sorted(found.bad.values(), key=len)
+def _bad(gathered: Gathered, limit: int) -> list[BadImage]:
+    """At most `limit` bad images: the same number of each status, or all images of a rare status."""
+    left, result = limit, list[BadImage]()
+    lists = sorted(gathered.bad.values(), key=len)
     for number, images in enumerate(lists):
-        taken = images[: left // (len(lists) - number)]
-        left -= len(taken)
-        made += taken
-    return sorted(made, key=lambda image: image.row_id)
+        chosen = images[: left // (len(lists) - number)]
+        left -= len(chosen)
+        result += chosen
+    return sorted(result, key=lambda image: image.row_id)

@@ -1,6 +1,7 @@
-"""Which columns of a part belong to which label group, and the second best label that they tell of.
+"""Finds the second best label of each row, and the rows that rank first for each label.
 
-The few rows of each label that rank first by some key, kept while all rows pass by once.
+The layouts of scores differ: `find` says which columns belong to which label group, and `runners_up` reads the second
+best label from them. `Ranking` keeps a few rows for each label while all rows are read once.
 """
 
 from __future__ import annotations
@@ -20,18 +21,18 @@ from clipbatch.rundir.schema import group_columns
 class ScoreColumns:
     """The columns of one label group."""
 
-    # Of the group; empty where there is only one.
+    # The group's name; empty if there is only one group.
     name: str
     label: str
     score: str
-    # A list column, or a column for each of `labels`.
+    # The columns of all scores: one column of lists, or a column for each of `labels`.
     others: tuple[str, ...]
-    # In the order of the scores.
+    # The labels, in the order of the scores.
     labels: tuple[str, ...]
 
     @property
     def all(self) -> list[str]:
-        """Everything to read."""
+        """All columns to read."""
         return [self.label, self.score, *self.others]
 
 
@@ -42,7 +43,7 @@ class RunnersUp:
     score_B: NDArray[np.float32]
     # The best score minus the second best.
     margin_B: NDArray[np.float32]
-    # Into `names`.
+    # An index into `names` for each row.
     index_B: NDArray[np.int64]
     names: list[str]
 
@@ -52,14 +53,18 @@ def find(plan: Plan) -> list[ScoreColumns]:
     groups, names = plan.labels.groups, group_columns(plan.labels, plan.run_settings().output)
     return [
         ScoreColumns(
-            name=group.name, label=found.label, score=found.score, others=found.scores, labels=tuple(group.names)
+            name=group.name,
+            label=columns.label,
+            score=columns.score,
+            others=columns.scores,
+            labels=tuple(group.names),
         )
-        for group, found in zip(groups, names, strict=True)
+        for group, columns in zip(groups, names, strict=True)
     ]
 
 
 def runners_up(columns: ScoreColumns, batch: pa.RecordBatch) -> RunnersUp | None:
-    """The second best label of each row of `batch`, all of which have scores; None where only the best one is kept."""
+    """The second best label of each row of `batch`. All rows must have scores. None: only the best label was saved."""
     first = batch.column(columns.others[0])
     entries = first.flatten() if len(columns.others) == 1 else None
     if entries is not None and pa.types.is_struct(entries.type):
@@ -77,12 +82,12 @@ def runners_up(columns: ScoreColumns, batch: pa.RecordBatch) -> RunnersUp | None
 
 
 def _second_of_top(entries: pa.StructArray, rows: int) -> RunnersUp | None:
-    """entries: the K best of each row, best first."""
-    kept, rest = divmod(len(entries), rows)
-    if rest or kept < 2:
+    """entries: the K best labels of each row, best first."""
+    per_row, rest = divmod(len(entries), rows)
+    if rest or per_row < 2:
         return None
-    scores_BK = _floats(entries.field("score")).reshape(rows, kept)
-    second = entries.field("label").take(pa.array(np.arange(rows) * kept + 1)).dictionary_encode()
+    scores_BK = _floats(entries.field("score")).reshape(rows, per_row)
+    second = entries.field("label").take(pa.array(np.arange(rows) * per_row + 1)).dictionary_encode()
     return RunnersUp(
         score_B=scores_BK[:, 1],
         margin_B=scores_BK[:, 0] - scores_BK[:, 1],
@@ -102,39 +107,40 @@ class Example:
     row_id: int
     uri: str
     score: float
-    # Its score minus the second best; None where a part does not tell.
+    # The score minus the second best score; None if the part does not have that.
     margin: float | None
     # The label with the second best score.
     runner_up: str | None
 
 
 class Ranking:
-    """For each label the `most` rows with the highest keys; among equals the earliest."""
+    """Keeps for each label the `size` rows with the highest keys. Of rows with equal keys, the first ones win."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._kept: dict[int, list[tuple[float, Example]]] = {}
-        # The key that a row has to exceed, by label.
-        self._bars = np.zeros(0)
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._best: dict[int, list[tuple[float, Example]]] = {}
+        # For each label, the key that a row has to exceed.
+        self._thresholds = np.zeros(0)
 
     def offer(self, label_B: NDArray[np.int64], key_B: NDArray[np.float32], make: Callable[[int], Example]) -> None:
-        """Rows in order: their labels' numbers and keys. make: the example in slot b, asked for those kept only."""
-        if not len(label_B) or not self._most:
+        """Offer rows, in order, with the numbers of their labels and their keys. make: called for rows that are kept,
+        with their slot; returns the example."""
+        if not len(label_B) or not self._size:
             return
-        missing = int(label_B.max()) + 1 - len(self._bars)
-        self._bars = np.append(self._bars, np.full(max(missing, 0), -np.inf))
-        slots = np.flatnonzero(key_B > self._bars[label_B])
+        missing = int(label_B.max()) + 1 - len(self._thresholds)
+        self._thresholds = np.append(self._thresholds, np.full(max(missing, 0), -np.inf))
+        slots = np.flatnonzero(key_B > self._thresholds[label_B])
         slots = slots[np.lexsort((slots, -key_B[slots], label_B[slots]))]
         labels = label_B[slots]
         rank = np.arange(len(slots)) - np.searchsorted(labels, labels)
-        for slot in slots[rank < self._most].tolist():
-            self._kept.setdefault(int(label_B[slot]), []).append((float(key_B[slot]), make(slot)))
+        for slot in slots[rank < self._size].tolist():
+            self._best.setdefault(int(label_B[slot]), []).append((float(key_B[slot]), make(slot)))
         for label in np.unique(labels).tolist():
-            kept = sorted(self._kept[label], key=lambda entry: -entry[0])[: self._most]
-            self._kept[label] = kept
-            if len(kept) == self._most:
-                self._bars[label] = kept[-1][0]
+            best = sorted(self._best[label], key=lambda entry: -entry[0])[: self._size]
+            self._best[label] = best
+            if len(best) == self._size:
+                self._thresholds[label] = best[-1][0]
 
     def of(self, label: int) -> list[Example]:
-        """The first rows of a label, best first."""
-        return [example for _, example in self._kept.get(label, [])]
+        """The rows of a label, best first."""
+        return [example for _, example in self._best.get(label, [])]

@@ -1,9 +1,10 @@
-"""Throughput over time, from when each part was published: no state of its own, and true across invocations.
+"""Summaries of numbers for the page's figures: throughput over time (`steps`), and distributions (`Histogram`).
 
-A part stands for rows that were done between the publication before it and its own. The first part of each stretch
-of work has no such beginning, so it counts for no rate. A long silence between two parts is a pause, not slow work.
+Throughput is computed from the times at which parts were published, so it covers all invocations of a run. A part
+stands for the rows done since the part before it was published. The first part of a stretch of work has no such
+beginning and gives no rate. A long time between two parts is a pause, not slow work.
 
-Scores or margins counted in fine steps, from which coarse bars and quantiles are drawn. Memory does not grow.
+A histogram counts values in fine bins, from which coarse bars and quantiles are computed. Its memory does not grow.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _PAUSE_S = 60.0
-# A pause is longer than this many times the usual time between two parts.
+# A pause is longer than this many times the usual time between two parts, and than `_PAUSE_S`.
 _PAUSE_FACTOR = 10.0
 _STEPS = 48
 _WIDTHS_S = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800, 86400)
@@ -25,22 +26,22 @@ _WIDTHS_S = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """A stretch of work at one mean rate."""
+    """A stretch of work with one mean rate."""
 
     # Unix time, seconds.
     start: float
-    # Where it starts on a clock that stands still in pauses.
+    # The start on a clock that stops in pauses.
     worked_s: float
     seconds: float
     images_per_s: float
-    # The pause right before it; 0 for none.
+    # The pause just before it; 0: none.
     pause_s: float
 
 
 def steps(published: Sequence[tuple[float, int]]) -> list[Step]:
-    """About 48 steps of equal length; none where fewer than three parts tell.
+    """About 48 steps of equal length; none if there are fewer than three parts.
 
-    published: for each part, when (unix time) and how many rows, in any order.
+    published: for each part the time (unix time, seconds) and its number of rows, in any order.
     """
     parts = sorted(published)
     between = [later - earlier for (earlier, _), (later, _) in itertools.pairwise(parts)]
@@ -52,26 +53,26 @@ def steps(published: Sequence[tuple[float, int]]) -> list[Step]:
     if not worked:
         return []
     width = next((w for w in _WIDTHS_S if w >= max(worked / _STEPS, usual)), worked)
-    found: list[Step] = []
+    result: list[Step] = []
     clock = 0.0
     for stretch, pause_s in _stretches(parts, between, pause):
-        made = _of_stretch(stretch, width, clock, pause_s if found else 0.0)
-        found += made
-        clock += stretch[-1][0] - stretch[0][0] if made else 0.0
-    return found
+        new = _of_stretch(stretch, width, clock, pause_s if result else 0.0)
+        result += new
+        clock += stretch[-1][0] - stretch[0][0] if new else 0.0
+    return result
 
 
 def _stretches(
     parts: list[tuple[float, int]], between: list[float], pause: float
 ) -> list[tuple[list[tuple[float, int]], float]]:
-    """Parts between two pauses, with the length of the pause before them, seconds."""
-    found = [([parts[0]], 0.0)]
+    """The parts of each stretch between two pauses, and the length of the pause before it in seconds."""
+    stretches = [([parts[0]], 0.0)]
     for part, gap in zip(parts[1:], between, strict=True):
         if gap > pause:
-            found.append(([part], gap))
+            stretches.append(([part], gap))
         else:
-            found[-1][0].append(part)
-    return found
+            stretches[-1][0].append(part)
+    return stretches
 
 
 def _of_stretch(stretch: list[tuple[float, int]], width: float, clock: float, pause_s: float) -> list[Step]:
@@ -95,9 +96,9 @@ def _of_stretch(stretch: list[tuple[float, int]], width: float, clock: float, pa
     ]
 
 
-# Width of a fine bin: what quantiles are exact to.
+# The width of a fine bin. Quantiles are exact to this.
 STEP = 1e-4
-# Scores lie in -1..1 (cosine) or 0..1, margins in 0..2; both ends are kept, whatever lies beyond is put there.
+# Scores are in -1..1 (cosine) or 0..1, margins in 0..2. The bins cover both; values beyond count in the outer bins.
 _LOW, _HIGH = -1.0, 2.0
 _BARS = 40
 _NICE = (1, 2, 2.5, 5)
@@ -105,7 +106,7 @@ _NICE = (1, 2, 2.5, 5)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bar:
-    """Values from `low` up to, but not including, `high`."""
+    """The number of values from `low` up to, but not including, `high`."""
 
     low: float
     high: float
@@ -113,7 +114,7 @@ class Bar:
 
 
 class Histogram:
-    """Counts of values; add to it batch by batch."""
+    """Counts values, batch by batch."""
 
     def __init__(self) -> None:
         self._counts = np.zeros(round((_HIGH - _LOW) / STEP) + 1, np.int64)
@@ -122,7 +123,7 @@ class Histogram:
     def add(self, values: NDArray[np.float32]) -> None:
         valid = values[~np.isnan(values)].astype(np.float64)
         self.not_a_number += len(values) - len(valid)
-        # a float32 such as 0.3 lies a little off: without the nudge it falls into the step below
+        # A float32 such as 0.3 is slightly off, and would fall into the bin below without the added thousandth.
         steps = np.floor((valid - _LOW) / STEP + 1e-3).clip(0, len(self._counts) - 1).astype(np.int64)
         self._counts += np.bincount(steps, minlength=len(self._counts))
 
@@ -131,16 +132,16 @@ class Histogram:
         return int(self._counts.sum())
 
     def quantile(self, share: float) -> float:
-        """The value that `share` (0 to 1) of all values do not exceed, to within a step."""
+        """The value that `share` (0 to 1) of all values do not exceed, rounded up to the next bin."""
         at = np.searchsorted(self._counts.cumsum(), max(1, np.ceil(share * self.total)))
         return round(_LOW + int(at) * STEP, 4)
 
     def bars(self) -> list[Bar]:
-        """About 40 bars over the values that there are; over all of 0 to 1 where they spread over most of it."""
+        """About 40 bars over the range of values. If they cover much of 0 to 1, the bars cover all of it."""
         if not self.total:
             return []
-        found = np.flatnonzero(self._counts)
-        low, high = _LOW + found[0] * STEP, _LOW + (found[-1] + 1) * STEP
+        used = np.flatnonzero(self._counts)
+        low, high = _LOW + used[0] * STEP, _LOW + (used[-1] + 1) * STEP
         if low >= -STEP / 2 and high <= 1 + 1.5 * STEP and high - low > 0.25:
             low, high = 0.0, 1.0
         width = _nice((high - low) / _BARS)
@@ -157,6 +158,6 @@ class Histogram:
 
 
 def _nice(width: float) -> float:
-    """The next 1, 2, 2.5 or 5 times a power of ten from `width` up, at least a step."""
+    """The smallest of 1, 2, 2.5 or 5 times a power of ten that is not below `width`, and at least a step."""
     power = 10.0 ** np.floor(np.log10(max(width, STEP)))
     return float(next((n * power for n in _NICE if n * power >= width * 0.999), 10 * power))

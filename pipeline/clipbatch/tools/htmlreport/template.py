@@ -1,8 +1,8 @@
-"""Text that others wrote -> text that can be shown: nothing invisible, nothing that reorders its neighbours, not too
-long. Escaping for HTML is the template's, which does it to every text.
+"""The Jinja environment of our pages: escaping, filters and the Content-Security-Policy.
 
-How pages are made: Jinja with every text escaped, and a Content-Security-Policy that lets the page's own style and
-script through, by their digests, and fetches nothing.
+Jinja escapes every text. The policy allows only the page's own style and script, by their digests, and fetches nothing.
+Texts that others wrote go through `shown`: it makes invisible characters visible, also those that reorder text, and
+shortens long texts.
 """
 
 from __future__ import annotations
@@ -23,34 +23,34 @@ _HIDDEN = re.compile(
 )
 
 
-def shown(text: object, most: int = 200) -> str:
-    """`text` with what cannot be seen written as an escape, and its middle left out where it is too long."""
+def shown(text: object, limit: int = 200) -> str:
+    """`text` with escapes for characters that cannot be seen, and without its middle if it is too long."""
     whole = str(text)
-    if len(whole) > most:
-        whole = f"{whole[: most // 2]} … {whole[-(most // 2) :]}"
-    return _HIDDEN.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), whole)
+    if len(whole) > limit:
+        whole = f"{whole[: limit // 2]} … {whole[-(limit // 2) :]}"
+    return _HIDDEN.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), whole)
 
 
 def common_folder(uris: Iterable[str]) -> str:
-    """The folders that all `uris` start with, up to and with the last slash; empty where there are none."""
-    found: list[str] | None = None
+    """The folders with which all `uris` begin, including the last slash; empty if there are none."""
+    common: list[str] | None = None
     for uri in uris:
         folders = uri.split("/")[:-1]
-        if found is None:
-            found = folders
+        if common is None:
+            common = folders
         else:
-            same = (ours == theirs for ours, theirs in zip(found, folders, strict=False))
-            found = found[: next((number for number, is_same in enumerate(same) if not is_same), len(folders))]
-    return "/".join([*found, ""]) if found and any(found) else ""
+            same = (ours == theirs for ours, theirs in zip(common, folders, strict=False))
+            common = common[: next((number for number, is_same in enumerate(same) if not is_same), len(folders))]
+    return "/".join([*common, ""]) if common and any(common) else ""
 
 
 def number(value: float) -> str:
-    """A count with thousands apart, or a measure of three digits."""
+    """A count with separators for thousands, or a measure with three digits."""
     return f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def share(part: float, whole: float) -> str:
-    """A percentage that says neither 0% for some nor 100% for not all."""
+    """A percentage. It is never 0% for a part above 0, nor 100% for less than the whole."""
     percent = 100 * part / whole if whole else 0.0
     if 0 < percent < 0.1:
         return "under 0.1%"
@@ -60,12 +60,12 @@ def share(part: float, whole: float) -> str:
 
 
 def score(value: float) -> str:
-    """Three decimals; two digits where it is smaller than those, as sigmoid scores may be, but nearly 0 is 0."""
+    """A score with three decimals, or with two digits if it is smaller than that. Scores below 0.00001 are 0.000."""
     return f"{value:.2g}" if 1e-5 <= abs(value) < 1e-3 else f"{value:.3f}"
 
 
 def seconds(value: float) -> str:
-    """A length of time in the two units that matter."""
+    """A duration in the two largest units that matter."""
     if value < 90:
         return f"{value:.3g} s"
     whole = round(value)
@@ -74,7 +74,7 @@ def seconds(value: float) -> str:
     return f"{whole // size} {long}" + (f" {rest} {short}" if rest else "")
 
 
-# Seconds below which they are used; the larger unit and the smaller one, each with its seconds.
+# Durations below the first number of seconds use these two units, each with its length in seconds.
 _UNITS: tuple[tuple[float, str, int, str, int], ...] = (
     (5400, "min", 60, "s", 1),
     (48 * 3600, "h", 3600, "min", 60),
@@ -83,27 +83,27 @@ _UNITS: tuple[tuple[float, str, int, str, int], ...] = (
 
 
 def environment() -> jinja2.Environment:
-    """Finds the templates that lie in this folder."""
-    made = jinja2.Environment(
+    """A Jinja environment for the templates in this folder."""
+    env = jinja2.Environment(
         loader=jinja2.PackageLoader("clipbatch.tools.htmlreport", "."),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {
+    env.filters |= {
         "shown": shown,
         "number": number,
         "score": score,
         "seconds": seconds,
         "time": _time,
     }
-    made.globals |= {"share": share}
-    return made
+    env.globals |= {"share": share}
+    return env
 
 
 def asset(name: str) -> str:
-    """A style or a script of this folder."""
+    """The text of a style sheet or script in this folder."""
     return (resources.files("clipbatch.tools.htmlreport") / name).read_text(encoding="utf-8")
 
 
@@ -116,12 +116,12 @@ def policy(style: str, script: str | None = None) -> str:
 
 
 def _digest(text: str) -> str:
-    """As a source in a Content-Security-Policy (CSP level 3, 2.3.1)."""
+    """A digest as a source in a Content-Security-Policy (CSP level 3, 2.3.1)."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def _time(unix_s: float) -> str:
     try:
         return f"{datetime.datetime.fromtimestamp(unix_s, datetime.timezone.utc):%Y-%m-%d %H:%M:%S} UTC"
-    except (ValueError, OverflowError):  # of a part whose file has a time after the year 9999
+    except (ValueError, OverflowError):  # the time of the file is after the year 9999
         return f"{unix_s:.0f} s after 1970"

@@ -1,1 +1,1 @@
-"""Hold the pixels and scores of this machine against open_clip's own path."""
+"""Compares the pixels and scores of this machine with those of open_clip's own path."""

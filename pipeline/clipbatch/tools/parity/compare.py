@@ -1,9 +1,7 @@
-"""This machine's fast path against open_clip's own transform and model in fp32, on the user's images.
+"""Compares this machine's fast path with open_clip's own transform and model in fp32, using the user's images.
 
-The images are compared in a process of their own (`measure`); here they are chosen, and the answer is put into words.
-Knows nothing of how fast either path is.
-
-What was compared -> one HTML file that needs nothing else, with the report's escaping and policy.
+This module chooses the images and starts a process that compares them (`compare_main`). `verdict` judges the result.
+`render` puts it into a single HTML file, with the escaping and the Content-Security-Policy of the report page.
 """
 
 from __future__ import annotations
@@ -34,7 +32,7 @@ from clipbatch.workers import child
 
 
 class Picture(TypedDict):
-    """The pixels of an image and their difference, WebP in base64."""
+    """The pixels of an image on both paths and their difference, as WebP in base64."""
 
     picture: int  # its row_id
     ours: str
@@ -42,35 +40,35 @@ class Picture(TypedDict):
     difference: str
 
 
-def render(found: Summary, pictures: list[Picture]) -> bytes:
-    """found: as `verdict.summary` makes it. pictures: as `measure` says them."""
+def render(result: Summary, pictures: list[Picture]) -> bytes:
+    """The HTML page."""
     style = template.asset("report.css")
     by_row = {picture["picture"]: picture for picture in pictures}
-    parts = [("All images", found["all"])]
-    if found["alike"] and found["alike"]["images"] < found["compared"]:
-        parts.append(("Without those treated otherwise on purpose", found["alike"]))
+    parts = [("All images", result["all"])]
+    if result["alike"] and result["alike"]["images"] < result["compared"]:
+        parts.append(("Without those treated differently on purpose", result["alike"]))
     page = template.environment().get_template("parity.html.j2")
     return page.render(
         style=Markup(style),
         policy=template.policy(style),
         version=__version__,
         now=time.time(),
-        found=found,
-        compared=verdict.compared(found),
+        found=result,
+        compared=verdict.compared(result),
         parts=[(title, part["images"], verdict.shown(part)) for title, part in parts if part],
-        worst=[(row, by_row[row["row_id"]]) for row in found["worst"] if row["row_id"] in by_row],
+        worst=[(row, by_row[row["row_id"]]) for row in result["worst"] if row["row_id"] in by_row],
     ).encode()
 
 
-# Images that are shown side by side, those that agree the least.
+# How many of the images that differ most are shown side by side.
 PICTURES = 12
 
 
 def compare(settings: Settings, *, limit: int, out: str | None = None) -> tuple[Summary, AnyPath | None]:
-    """Compare `limit` of the images of `settings` at most; returns what was found, and where the page is.
+    """Compare at most `limit` of the images of `settings`. Returns the result, and the path of the page.
 
-    settings: as of a run; without labels, no labels are compared. out: an HTML file to write, or a url in a store.
-    Raises: InputError where the input, the settings or the model are refused, or `out` cannot be written.
+    settings: as for a run; without labels, no labels are compared. out: an HTML file to write, or a URL in a store.
+    Raises: InputError if the input, the settings or the model are refused, or `out` cannot be written.
     """
     if not settings.source.inputs:
         raise InputError("no INPUT: name a folder, image files, a manifest or an archive to take images from")
@@ -80,24 +78,24 @@ def compare(settings: Settings, *, limit: int, out: str | None = None) -> tuple[
     labelled = bool(settings.labels.labels)
     listed = [0]
     with tempfile.TemporaryDirectory(prefix="clipbatch-parity-") as scratch:
-        whole = settings.replace(columns=(), **({} if labelled else {"labels": "a,b"}))  # a plan has labels
-        plan.plan(whole, scratch, select=_evenly(limit, listed))
+        whole = settings.replace(columns=(), **({} if labelled else {"labels": "a,b"}))  # a plan needs labels
+        plan.plan(whole, scratch, select=evenly(limit, listed))
         arguments = [scratch, device_of(settings), str(int(labelled)), str(PICTURES if target else 0)]
         facts, rows, pictures = _sorted(child.messages_of("clipbatch.tools.parity.compare_main", *arguments))
-    found = summary(facts, rows, listed[0])
+    result = summary(facts, rows, listed[0])
     if target:
         with publish(target) as file:
-            file.write(render(found, pictures))
-    return found, target
+            file.write(render(result, pictures))
+    return result, target
 
 
 def _sorted(lines: Iterator[JsonObject]) -> tuple[Facts, list[Row], list[Picture]]:
-    """What `compare_main` says, by kind."""
+    """The messages of `compare_main`, by kind."""
     from tqdm import tqdm
 
     facts = cast(Facts, next(lines))
     rows, pictures = list[Row](), list[Picture]()
-    for line in tqdm(lines, unit=" images", disable=None, leave=False):  # None: where nobody watches
+    for line in tqdm(lines, unit=" images", disable=None, leave=False):  # None: no bar unless on a terminal
         if "picture" in line:
             pictures.append(cast(Picture, line))
         else:
@@ -105,22 +103,24 @@ def _sorted(lines: Iterator[JsonObject]) -> tuple[Facts, list[Row], list[Picture
     return facts, rows, pictures
 
 
-def _evenly(limit: int, listed: list[int]) -> Callable[[Listing], Iterator[pa.RecordBatch]]:
-    """Takes `limit` rows of a listing at most, evenly spaced, and counts into `listed` how many there were.
+def evenly(limit: int, listed: list[int]) -> Callable[[Listing], Iterator[pa.RecordBatch]]:
+    """A function that selects at most `limit` rows of a listing, evenly spaced, and adds the number of all rows to
+    `listed[0]`.
 
-    Until the listing has ended, every `stride`-th row is kept, and fewer than twice as many as are wanted.
+    It keeps every `stride`-th row while the listing goes on. When it has twice as many rows as it needs, it drops every
+    other one and doubles the stride.
     """
 
     def select(listing: Listing) -> Iterator[pa.RecordBatch]:
-        stride, kept = 1, listing.schema.empty_table()
+        stride, sample = 1, listing.schema.empty_table()
         for batch in listing.batches():
-            here = np.arange(-listed[0] % stride, batch.num_rows, stride)
+            slots = np.arange(-listed[0] % stride, batch.num_rows, stride)
             listed[0] += batch.num_rows
-            kept = pa.concat_tables([kept, pa.Table.from_batches([batch.take(here)], listing.schema)])
-            while kept.num_rows >= 2 * limit:
-                kept, stride = kept.take(np.arange(0, kept.num_rows, 2)), 2 * stride
-        count = min(limit, kept.num_rows)
-        chosen = kept.take(np.arange(count) * kept.num_rows // count)
+            sample = pa.concat_tables([sample, pa.Table.from_batches([batch.take(slots)], listing.schema)])
+            while sample.num_rows >= 2 * limit:
+                sample, stride = sample.take(np.arange(0, sample.num_rows, 2)), 2 * stride
+        count = min(limit, sample.num_rows)
+        chosen = sample.take(np.arange(count) * sample.num_rows // count)
         yield from chosen.unify_dictionaries().combine_chunks().to_batches()
 
     return select

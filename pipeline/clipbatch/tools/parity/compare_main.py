@@ -1,8 +1,8 @@
 """The process that compares: `python -m clipbatch.tools.parity.compare_main RUN_DIR DEVICE LABELLED PICTURES`.
 
-Takes every row of a planned run through this machine's fast path and through open_clip's own transform (Pillow) and
-model in fp32 on the CPU, both from the same bytes and the same weights. Says first what is compared, then a line for
-each row, and at the end PICTURES pairs of those that agree the least. Writes nothing.
+It takes every row of a planned run through this machine's fast path, and through open_clip's own transform (Pillow) and
+model in fp32 on the CPU. Both get the same bytes and the same weights. It first sends the facts of the comparison, then
+a message for each row, and at the end the pictures of the PICTURES images that differ most. It writes nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from clipbatch.types import Decoded, Encoded, ItemBatch, PixelBatch, Reject
 from clipbatch.workers.child import Parent, serve
 
 Pixels = NDArray[np.uint8]
-# How much brighter a difference is shown than it is.
+# Differences are shown this many times as bright as they are.
 _AMPLIFIED = 16
 _MODES = {"P": "palette", "PA": "palette", "1": "1-bit"}
 
@@ -51,10 +51,10 @@ def _compare(parent: Parent, run: RunDir, device: str, labelled: bool, pictures:
     worst: list[tuple[Row, Pixels, Pixels]] = []
     for shard in range(plan.shards):
         for batch in item_batches(plan, manifest, Task(shard=shard)):
-            found = comparison(batch)
-            for row, *_ in found:
+            compared = comparison(batch)
+            for row, *_ in compared:
                 parent.send(row)
-            pairs = [(row, ours, theirs) for row, ours, theirs in found if ours is not None and theirs is not None]
+            pairs = [(row, ours, theirs) for row, ours, theirs in compared if ours is not None and theirs is not None]
             worst = sorted([*worst, *pairs], key=lambda pair: pair[0]["cosine"])[:pictures]
     for row, ours, theirs in worst:
         difference = np.abs(ours.astype(int) - theirs) * _AMPLIFIED
@@ -63,7 +63,7 @@ def _compare(parent: Parent, run: RunDir, device: str, labelled: bool, pictures:
 
 
 class Comparison:
-    """A model twice: as a run on this machine would have it, and as open_clip does in fp32."""
+    """A model on both paths: as a run on this machine uses it, and as open_clip does in fp32."""
 
     def __init__(self, run: RunDir, device: str, labelled: bool) -> None:
         plan = run.plan()
@@ -92,11 +92,11 @@ class Comparison:
             Encode(model, precision=settings.model.precision, device=device, batch_size=size),
             Encode(reference, precision="fp32", device="cpu", batch_size=size),
         )
-        torch.set_num_threads(hardware.cores())  # as one batch is encoded at a time
+        torch.set_num_threads(hardware.cores())  # only one batch is encoded at a time
         self._device = device
 
     def facts(self) -> Facts:
-        """What is compared with the reference."""
+        """The fast path that is compared."""
         settings = self._settings
         return Facts(
             model=settings.model.model,
@@ -109,18 +109,19 @@ class Comparison:
         )
 
     def __call__(self, batch: ItemBatch) -> list[tuple[Row, Pixels | None, Pixels | None]]:
-        """For each image its facts, and where both paths have pixels, these (HWC)."""
+        """For each image the comparison, and its pixels (HWC) on both paths if both have decoded it."""
         read = self._read(batch)
-        made: list[PixelBatch] = [decode(read) for decode in self._decodes]
+        batches: list[PixelBatch] = [decode(read) for decode in self._decodes]
         ours_BD, theirs_BD = (
-            torch.as_tensor(encode(pixels).image_BD).cpu() for encode, pixels in zip(self._encodes, made, strict=True)
+            torch.as_tensor(encode(pixels).image_BD).cpu()
+            for encode, pixels in zip(self._encodes, batches, strict=True)
         )
         cosine_B = torch.nn.functional.cosine_similarity(ours_BD.double(), theirs_BD.double())
-        ours_BHWC, theirs_BHWC = (pixels.pixels_BCHW.permute(0, 2, 3, 1).cpu().numpy() for pixels in made)
+        ours_BHWC, theirs_BHWC = (pixels.pixels_BCHW.permute(0, 2, 3, 1).cpu().numpy() for pixels in batches)
         rows: list[tuple[Row, Pixels | None, Pixels | None]] = []
         for slot, item in enumerate(batch.items):
             assert item
-            outcomes = [pixels.outcomes[slot] for pixels in made]
+            outcomes = [pixels.outcomes[slot] for pixels in batches]
             row = Row(row_id=item.row_id, uri=item.uri)
             row["status"], row["reference_status"] = map(_status, outcomes)
             content = read.slots[slot]
@@ -137,7 +138,7 @@ class Comparison:
         return rows
 
     def _add_labels(self, row: Row, ours_D: torch.Tensor, theirs_D: torch.Tensor) -> None:
-        """Add both paths' best labels to `row`, and how far apart open_clip's two best scores are."""
+        """Add to `row` the best labels of both paths, and the distance of open_clip's two best scores."""
         if self._labels is None or self._text_LD is None:
             return
         scores_2L = score(
@@ -164,15 +165,15 @@ def _status(outcome: Decoded | Reject | None) -> str:
 
 
 def _notes(content: Encoded) -> list[str]:
-    """What this image has that clipbatch treats otherwise than open_clip, on purpose."""
+    """The properties of this image that clipbatch treats differently from open_clip on purpose."""
 
-    def noted(image: Image.Image, orientation: int) -> list[str]:
+    def notes_on(image: Image.Image, orientation: int) -> list[str]:
         mode = "16-bit" if image.mode in ("I", "F") or image.mode.startswith("I;16") else _MODES.get(image.mode)
         hidden = "transparency" in image.info or image.mode == "PA"
         notes = {mode: mode, "transparent": hidden, "turned": orientation != 1}
         return [note for note, applies in notes.items() if note and applies]
 
-    return with_image(content.data, noted)
+    return with_image(content.data, notes_on)
 
 
 def _webp(pixels: Pixels) -> str:

@@ -1,27 +1,28 @@
-"""What was measured image by image -> totals, and what they mean in plain words. Pure."""
+"""Sums up the differences between the fast path and open_clip over all images, and judges them in words."""
 
 from __future__ import annotations
 
 from collections import Counter
 from typing import TypedDict
 
-# Of the embeddings, in the mean.
+# The lowest mean cosine between the embeddings of both paths with which they still agree.
 MIN_COSINE = 0.999
-# Of the embeddings of any image.
+# The lowest cosine for any single image.
 MIN_OF_ONE = 0.99
-# Share of images with the same best label: where two labels are level, rounding in bf16 or fp16 decides.
+# The lowest share of images with the same best label. If two labels score nearly the same, rounding in bf16 or fp16
+# decides between them.
 MIN_SAME = 0.98
-# Where clipbatch differs from open_clip by design, by the note on an image.
+# How clipbatch differs from open_clip by design, by the note on an image.
 ON_PURPOSE = {
     "palette": "palettes become RGB before they are resized",
     "1-bit": "1-bit images become RGB before they are resized",
     "transparent": "transparency of palettes and of one colour is an alpha channel; open_clip shows what it hides",
-    "16-bit": "16-bit gray is scaled; open_clip cuts it off at 255, which is white",
+    "16-bit": "16-bit gray is scaled; open_clip clips it at 255, which is white",
 }
 
 
 class Facts(TypedDict):
-    """What is compared with the reference."""
+    """The fast path that is compared with the reference."""
 
     model: str
     pretrained: str | None
@@ -33,8 +34,8 @@ class Facts(TypedDict):
 
 
 class Row(TypedDict, total=False):
-    """An image. The keys after `reference_status` are there where both decoded it, those after `cosine` if there are
-    labels."""
+    """The comparison of an image. The keys after `reference_status` exist if both paths decoded it, those after
+    `cosine` if labels are compared."""
 
     row_id: int
     uri: str
@@ -51,7 +52,7 @@ class Row(TypedDict, total=False):
 
 
 class Totals(TypedDict, total=False):
-    """Means and worst cases over some images. The keys after `cosine_worst` are there if there are labels."""
+    """Means and worst cases over some images. The keys after `cosine_worst` exist if labels are compared."""
 
     images: int
     pixel_mean: float
@@ -65,7 +66,7 @@ class Totals(TypedDict, total=False):
 
 
 class Summary(Facts, total=False):
-    """What `clipbatch parity` prints as JSON."""
+    """The output of `clipbatch parity --json`."""
 
     images: int
     sampled: int
@@ -82,7 +83,7 @@ class Summary(Facts, total=False):
 
 
 def summary(facts: Facts, rows: list[Row], listed: int) -> Summary:
-    """All that `clipbatch parity` has found. facts, rows: as `measure` says them. listed: images in the input."""
+    """Sum up all images. facts, rows: the messages of `compare_main`. listed: how many images the input has."""
     compared = sorted((row for row in rows if "cosine" in row), key=lambda row: float(row["cosine"]))
     alike = [row for row in compared if not ON_PURPOSE.keys() & set(row["notes"])]
     only = Counter(
@@ -90,7 +91,7 @@ def summary(facts: Facts, rows: list[Row], listed: int) -> Summary:
         for row in rows
         if (row["status"] == "ok") != (row["reference_status"] == "ok")
     )
-    found = Summary(
+    result = Summary(
         **facts,
         images=listed,
         sampled=len(rows),
@@ -105,16 +106,15 @@ def summary(facts: Facts, rows: list[Row], listed: int) -> Summary:
         agrees=None,
         verdict="",
     )
-    found["agrees"], found["verdict"] = verdict(found)
-    return found
+    result["agrees"], result["verdict"] = verdict(result)
+    return result
 
 
 def totals(rows: list[Row]) -> Totals | None:
-    """Means and worsts over images; None where there are none."""
+    """Means and worst cases over `rows`; None if there are none."""
     if not rows:
         return None
-
-    found = Totals(
+    result = Totals(
         images=len(rows),
         pixel_mean=sum(row["pixel_mean"] for row in rows) / len(rows),
         pixel_max=max(row["pixel_max"] for row in rows),
@@ -123,104 +123,106 @@ def totals(rows: list[Row]) -> Totals | None:
     )
     if "label" in rows[0]:
         other = [row for row in rows if row["label"] != row["reference_label"]]
-        found["same_label"] = len(rows) - len(other)
-        found["score_off_mean"] = sum(row["score_off"] for row in rows) / len(rows)
-        found["score_off_max"] = max(row["score_off"] for row in rows)
-        found["other_label_margin"] = max((row["margin"] for row in other if row["margin"] is not None), default=None)
-    return found
+        result["same_label"] = len(rows) - len(other)
+        result["score_off_mean"] = sum(row["score_off"] for row in rows) / len(rows)
+        result["score_off_max"] = max(row["score_off"] for row in rows)
+        result["other_label_margin"] = max((row["margin"] for row in other if row["margin"] is not None), default=None)
+    return result
 
 
-def verdict(found: Summary) -> tuple[bool | None, str]:
-    """Whether the fast path is as good as open_clip's, None where nobody can say, and the reason in words."""
-    alike, purpose = found["alike"], found["compared"] - (found["alike"]["images"] if found["alike"] else 0)
+def verdict(result: Summary) -> tuple[bool | None, str]:
+    """Whether the fast path is as good as open_clip's, and why. None: there is nothing to judge."""
+    alike, on_purpose = result["alike"], result["compared"] - (result["alike"]["images"] if result["alike"] else 0)
     if alike is None:
-        return None, "Nothing to judge: no image was decoded by both, but those that are treated otherwise on purpose."
-    against = []
+        return None, "Nothing to judge: no image was decoded by both, except those treated differently on purpose."
+    reasons = []
     if alike["cosine_mean"] < MIN_COSINE:
-        against.append(f"the mean cosine is {alike['cosine_mean']:.4f}, below {MIN_COSINE}")
+        reasons.append(f"the mean cosine is {alike['cosine_mean']:.4f}, below {MIN_COSINE}")
     if alike["cosine_worst"] < MIN_OF_ONE:
-        against.append(f"one image's cosine is {alike['cosine_worst']:.4f}, below {MIN_OF_ONE}")
+        reasons.append(f"one image's cosine is {alike['cosine_worst']:.4f}, below {MIN_OF_ONE}")
     others = alike["images"] - alike.get("same_label", alike["images"])
     if others > (1 - MIN_SAME) * alike["images"]:
-        against.append(f"{others} of {alike['images']} images get another label")
-    if found["only_reference"]:
-        against.append(f"{_images_are(found['only_reference'])} decoded by open_clip alone")
-    if against:
-        text = f"This machine's fast path differs from open_clip: {'; '.join(against)}. "
+        reasons.append(f"{others} of {alike['images']} images get another label")
+    if result["only_reference"]:
+        reasons.append(f"{_images_are(result['only_reference'])} decoded by open_clip alone")
+    if reasons:
+        text = f"This machine's fast path differs from open_clip: {'; '.join(reasons)}. "
         text += "Look at the worst images; clipbatch run --reference gives open_clip's own answers."
     else:
-        text = f"This machine's fast path answers as open_clip does: cosine {alike['cosine_worst']:.4f} at worst"
+        text = f"This machine's fast path agrees with open_clip: cosine {alike['cosine_worst']:.4f} at worst"
         if "same_label" in alike:
             text += f", the same label for {alike['same_label']} of {alike['images']} images"
         text += "."
     if others and alike["other_label_margin"] is not None:
         margin = alike["other_label_margin"]
-        text += f" Where labels differ, open_clip's two best scores are {margin:.2g} apart at most."
-    if purpose:
-        kinds = "; ".join(ON_PURPOSE[note] for note in found["notes"] if note in ON_PURPOSE)
-        text += f" {_images_are(purpose, 'more ')} treated otherwise on purpose and not counted here: {kinds}."
-    if (turned := found["notes"].get("turned")) and found["orientation"] == "upright":
+        text += f" Where labels differ, open_clip's two best scores are at most {margin:.2g} apart."
+    if on_purpose:
+        kinds = "; ".join(ON_PURPOSE[note] for note in result["notes"] if note in ON_PURPOSE)
+        text += f" {_images_are(on_purpose, 'more ')} treated differently on purpose and not counted here: {kinds}."
+    if (turned := result["notes"].get("turned")) and result["orientation"] == "upright":
         text += f" {_images_are(turned)} turned by EXIF; open_clip alone would take them as stored."
-    return not against, text
+    return not reasons, text
 
 
 def _images_are(count: int, more: str = "") -> str:
     return f"{count} {more}image is" if count == 1 else f"{count} {more}images are"
 
 
-def text(found: Summary) -> str:
-    """For a terminal: what was compared, totals, the worst images, the verdict."""
-    lines = [compared(found), ""]
-    for title, part in (("all images", found["all"]), ("without those treated otherwise on purpose", found["alike"])):
-        if part is None or (part is found["alike"] and part["images"] == found["compared"]):
+def text(result: Summary) -> str:
+    """The result for a terminal: what was compared, totals, the images that differ most, the verdict."""
+    lines = [compared(result), ""]
+    for title, part in (
+        ("all images", result["all"]),
+        ("without those treated differently on purpose", result["alike"]),
+    ):
+        if part is None or (part is result["alike"] and part["images"] == result["compared"]):
             continue
         lines += [f"{part['images']} images, {title}", *(f"  {what:24} {value}" for what, value in shown(part)), ""]
-    if found["worst"]:
-        lines.append(f"{'cosine':>8} {'pixels: mean':>13} {'max':>4}  the least alike (label, open_clip's; notes)")
-    for row in found["worst"][:10]:
-        lines.append(
-            f"{row['cosine']:8.6f} {row['pixel_mean']:13.3f} {row['pixel_max']:4}  {ascii(row['uri'])[1:-1]}{_of(row)}"
-        )
-    return "\n".join([*lines, "", found["verdict"]])
+    if result["worst"]:
+        lines.append(f"{'cosine':>8} {'pixels: mean':>13} {'max':>4}  most different (label, open_clip's label; notes)")
+    for row in result["worst"][:10]:
+        figures = f"{row['cosine']:8.6f} {row['pixel_mean']:13.3f} {row['pixel_max']:4}"
+        lines.append(f"{figures}  {ascii(row['uri'])[1:-1]}{_notes(row)}")
+    return "\n".join([*lines, "", result["verdict"]])
 
 
-def compared(found: Summary) -> str:
+def compared(result: Summary) -> str:
     """What was compared, in a sentence."""
-    weights = f" ({found['pretrained']})" if found["pretrained"] else ""
-    left = [
+    weights = f" ({result['pretrained']})" if result["pretrained"] else ""
+    excluded = [
         f"{count} {what}"
         for what, count in (
-            ("bad for both", found["bad"]),
-            ("that only clipbatch decodes", found["only_clipbatch"]),
-            ("that only open_clip decodes", found["only_reference"]),
+            ("bad for both", result["bad"]),
+            ("that only clipbatch decodes", result["only_clipbatch"]),
+            ("that only open_clip decodes", result["only_reference"]),
         )
         if count
     ]
     return (
-        f"{found['compared']} of {found['images']} images{', besides ' + ', '.join(left) if left else ''}: "
-        f"{found['model']}{weights}, {found['decoder']}, {found['precision']} on {found['device']}, "
-        f"batches of {found['batch_size']}, against open_clip's transform (Pillow) and model in fp32"
+        f"{result['compared']} of {result['images']} images{', besides ' + ', '.join(excluded) if excluded else ''}: "
+        f"{result['model']}{weights}, {result['decoder']}, {result['precision']} on {result['device']}, "
+        f"batches of {result['batch_size']}, compared with open_clip's transform (Pillow) and model in fp32"
     )
 
 
 def shown(part: Totals) -> list[tuple[str, str]]:
     """Totals as lines of name and value."""
     lines = [
-        ("pixel difference", f"{part['pixel_mean']:.3f} in the mean, {part['pixel_max']} at most, of 255"),
-        ("cosine of embeddings", f"{part['cosine_mean']:.6f} in the mean, {part['cosine_worst']:.6f} at worst"),
+        ("pixel difference", f"{part['pixel_mean']:.3f} on average, {part['pixel_max']} at most, of 255"),
+        ("cosine of embeddings", f"{part['cosine_mean']:.6f} on average, {part['cosine_worst']:.6f} at worst"),
     ]
     if "same_label" in part:
         share = 100 * part["same_label"] / part["images"]
         lines += [
-            ("score difference", f"{part['score_off_mean']:.5f} in the mean, {part['score_off_max']:.5f} at most"),
+            ("score difference", f"{part['score_off_mean']:.5f} on average, {part['score_off_max']:.5f} at most"),
             ("same best label", f"{part['same_label']} of {part['images']} ({share:.1f}%)"),
         ]
     return lines
 
 
-def _of(row: Row) -> str:
-    said = []
+def _notes(row: Row) -> str:
+    notes = []
     if row.get("label") != row.get("reference_label"):
-        said.append(f"{row['label']}, {row['reference_label']}")
-    said += row["notes"]
-    return f" ({'; '.join(said)})" if said else ""
+        notes.append(f"{row['label']}, {row['reference_label']}")
+    notes += row["notes"]
+    return f" ({'; '.join(notes)})" if notes else ""

@@ -1,4 +1,4 @@
-"""Which decoder settings are the fastest for these images, this model and this machine?"""
+"""Finds the fastest decoder settings for the user's images and model on this machine."""
 
 from clipbatch.tools.tune.search import Trial, Tuned, tune, write
 

@@ -1,11 +1,9 @@
-"""Tries settings one after the other, keeps what is faster, and makes sure of it at the end.
+"""Searches for the fastest settings, and writes them to a file for `clipbatch run --config`.
 
-A search along the coordinates: each setting's candidates beside the best found so far, the settings that matter most
-first. What is kept has to be faster by more than `_NOISE`, and at the end faster than the defaults in each of two
-rounds; else the defaults stand. Imports neither torch nor DALI, and decides nothing about a run's results: a run with
-other settings is another run.
-
-What `clipbatch tune` found, as a file that `clipbatch run --config` takes, and as a table.
+The search changes one setting at a time, the most important first: it tries all candidates together with the best
+settings so far. A candidate is kept if it is faster by more than `_NOISE`. At the end, the best settings are compared
+with the defaults in two rounds; unless they are faster in both, the defaults stay. This module imports neither torch
+nor DALI. It does not change the results of any run: a run with other settings is another run.
 """
 
 from __future__ import annotations
@@ -24,69 +22,69 @@ from clipbatch.errors import InputError
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.runs import plan as planner
 from clipbatch.storage.atomic import publish
-from clipbatch.tools.tune.trials import Trier
+from clipbatch.tools.tune.trials import TrialRunner
 from clipbatch.workers import devices, ranks
 from clipbatch.workers.devices import Seat
 
-# Gains below this are taken for noise: on a machine with nothing else to do, rounds of seconds differ by as much.
+# Smaller gains are treated as noise. On an idle machine, rounds of seconds differ by this much.
 _NOISE = 1.03
 _SAMPLE_ROWS = 65_536
-# Of one trial.
+# How long a trial takes.
 _MIN_S, _MAX_S = 1.0, 10.0
 _ROUNDS = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """What some settings gave."""
+    """The result of trying some settings."""
 
-    # Settings that differ from the run's defaults.
+    # The settings that differ from the run's defaults.
     changes: SettingValues
     images_per_s: float | None
-    # The stage that the others waited for; or why there is no rate.
+    # The slowest stage; or why there is no rate.
     note: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tuned:
-    """What a search found."""
+    """The result of a search."""
 
-    # Settings to change; empty where the defaults stand.
+    # The settings to change; empty if the defaults stay.
     chosen: SettingValues
-    # Rate with `chosen` over that with the defaults, the lower of two rounds; None where it was not measured.
+    # The rate with `chosen` divided by that with the defaults, the lower of two rounds. None: not measured.
     gain: float | None
     trials: list[Trial]
-    # Images that were at hand.
+    # How many images were available.
     rows: int
     seat: Seat
-    # The settings that were tried, as a run has them without any of this.
+    # The defaults of the settings that were tried.
     defaults: SettingValues
 
 
-def tune(settings: Settings, budget_s: float, tell: Callable[[Trial], None]) -> Tuned:
-    """Find settings for the images and the model of `settings` within `budget_s` seconds, loading included.
+def tune(settings: Settings, budget_s: float, on_trial: Callable[[Trial], None]) -> Tuned:
+    """Search for settings for the images and the model of `settings`, in `budget_s` seconds including loading.
 
-    settings: those that are given here are kept as they are. tell: called with each trial when it is done.
-    Raises: InputError as planning and loading a model do, and for fp8, which changes the loaded model for good.
+    settings: those that the user has chosen are not changed. on_trial: called after each trial.
+    Raises: InputError as planning and loading a model do; also for fp8, as that would change the loaded model.
     """
     if settings.model.precision == "fp8":
-        raise InputError("--precision fp8: tune with fp16 and run with fp8; it is decoding that is tuned")
+        raise InputError("--precision fp8: tune with --precision fp16, then run with fp8; tune measures decoding")
     deadline = time.monotonic() + budget_s
     seat = devices.seats(settings, ranks.Rank())[0]
-    given = {name for name, value in settings.flat().items() if value not in (None, "auto", 0.0)}
+    chosen_by_user = {name for name, value in settings.flat().items() if value not in (None, "auto", 0.0)}
     limit = min(settings.source.limit or _SAMPLE_ROWS, _SAMPLE_ROWS)
     with tempfile.TemporaryDirectory(prefix="clipbatch-tune-") as folder:
-        place = Path(folder, "run")
+        run_path = Path(folder, "run")
         own = {"limit": limit, "labels": "yes,no", "shard_size": None, "device": seat.device}
-        plan = planner.plan(settings.replace(**own), place)
-        trier = Trier(RunDir(place), seat, deadline)
+        plan = planner.plan(settings.replace(**own), run_path)
+        runner = TrialRunner(RunDir(run_path), seat, deadline)
         try:
-            trier.load()
-            search = _Search(trier, plan, deadline, tell)
-            steps = {name: found for name, found in candidates(plan, seat).items() if name not in given}
+            runner.load()
+            search = _Search(runner, plan, deadline, on_trial)
+            steps = {name: found for name, found in candidates(plan, seat).items() if name not in chosen_by_user}
             chosen, gain = search.find(steps)
         finally:
-            trier.close()
+            runner.close()
     frozen = plan.run_settings().flat()
     return Tuned(
         chosen=chosen,
@@ -99,7 +97,7 @@ def tune(settings: Settings, budget_s: float, tell: Callable[[Trial], None]) -> 
 
 
 def candidates(plan: Plan, seat: Seat) -> dict[str, list[Any]]:
-    """What to try for each setting beside its default, in the order in which they are tried."""
+    """The values to try for each setting besides its default, in the order in which they are tried."""
     size, cores = plan.batch_size, len(seat.cores)
     threads = sorted({max(1, cores // 2), 2 * cores} - {cores})
     if seat.device == "cpu":
@@ -120,15 +118,16 @@ def candidates(plan: Plan, seat: Seat) -> dict[str, list[Any]]:
 
 
 class _Search:
-    def __init__(self, trier: Trier, plan: Plan, deadline: float, tell: Callable[[Trial], None]) -> None:
-        self._trier, self._plan, self._deadline, self._tell = trier, plan, deadline, tell
-        self._to_come = 0
+    def __init__(self, runner: TrialRunner, plan: Plan, deadline: float, on_trial: Callable[[Trial], None]) -> None:
+        self._runner, self._plan, self._deadline, self._on_trial = runner, plan, deadline, on_trial
+        # Trials that are still to come, and the longest time that one has taken so far.
+        self._remaining = 0
         self._longest_s = 0.0
         self.trials: list[Trial] = []
 
     def find(self, steps: dict[str, list[Any]]) -> tuple[SettingValues, float | None]:
-        """The changes to make, and what they are sure to gain."""
-        self._to_come = 1 + sum(map(len, steps.values())) + 2 * _ROUNDS
+        """The changes to make, and the gain that they have reached at least."""
+        self._remaining = 1 + sum(map(len, steps.values())) + 2 * _ROUNDS
         best: SettingValues = {}
         best_rate = self._try({})
         for name, values in steps.items():
@@ -140,30 +139,31 @@ class _Search:
             return {}, None
         gains = []
         for _ in range(_ROUNDS):
-            plain, tuned = self._try({}, kept_s=0), self._try(best, kept_s=0)
+            plain, tuned = self._try({}, reserve_s=0), self._try(best, reserve_s=0)
             if not plain or not tuned:
                 return {}, None
             gains.append(tuned / plain)
         return (best, min(gains)) if min(gains) > _NOISE else ({}, None)
 
-    def _try(self, changes: SettingValues, kept_s: float | None = None) -> float | None:
-        """The rate with `changes`, if there is time. kept_s: for what comes later; default: for the last rounds."""
-        kept_s = 2 * _ROUNDS * self._longest_s if kept_s is None else kept_s
-        begun = time.monotonic()
-        left_s = self._deadline - begun
-        seconds = min(_MAX_S, max(_MIN_S, 0.7 * left_s / max(1, self._to_come)))  # some for what starts each
-        self._to_come -= 1
-        found = self._trier.rate(changes, seconds) if left_s > kept_s + _MIN_S else None
-        if found:
-            self._longest_s = max(self._longest_s, time.monotonic() - begun)
-        found = found or {"error": "not measured: no time was left"}
+    def _try(self, changes: SettingValues, reserve_s: float | None = None) -> float | None:
+        """The rate with `changes`, if there is time. reserve_s: kept for later trials; None: for the last rounds."""
+        reserve_s = 2 * _ROUNDS * self._longest_s if reserve_s is None else reserve_s
+        start = time.monotonic()
+        left_s = self._deadline - start
+        # A part of the time is for starting each trial.
+        seconds = min(_MAX_S, max(_MIN_S, 0.7 * left_s / max(1, self._remaining)))
+        self._remaining -= 1
+        result = self._runner.rate(changes, seconds) if left_s > reserve_s + _MIN_S else None
+        if result:
+            self._longest_s = max(self._longest_s, time.monotonic() - start)
+        result = result or {"error": "not measured: no time was left"}
         trial = Trial(
             changes=changes,
-            images_per_s=found.get("images_per_s"),
-            note=found.get("error") or f"bound by {found['bottleneck']}",
+            images_per_s=result.get("images_per_s"),
+            note=result.get("error") or f"bound by {result['bottleneck']}",
         )
         self.trials.append(trial)
-        self._tell(trial)
+        self._on_trial(trial)
         return trial.images_per_s
 
 
@@ -171,33 +171,35 @@ _MARK = "# Made by clipbatch tune"
 
 
 def check_target(path: Path) -> None:
-    """Raises: InputError where `path` is a file that `write` has not made, or lies in no folder."""
+    """Raises: InputError if `path` exists and `write` has not made it, or if its folder does not exist."""
     if not path.parent.is_dir():
-        raise InputError(f"--out {path}: there is no folder {path.parent}; make it, or choose another file")
+        raise InputError(f"--out {path}: the folder {path.parent} does not exist: create it, or choose another file")
     if path.exists() and (not path.is_file() or not path.read_bytes().startswith(_MARK.encode())):
-        raise InputError(f"--out {path} is there and was not made by clipbatch tune: choose another file")
+        raise InputError(f"--out {path} exists and was not made by clipbatch tune: choose another file")
 
 
-def write(path: Path, found: Tuned, settings: Settings) -> None:
-    """Write the settings that `found` would change, as TOML, with what they were measured on. Whole or not at all."""
+def write(path: Path, tuned: Tuned, settings: Settings) -> None:
+    """Write the chosen settings as TOML, with what they were measured on. The file is replaced as a whole."""
     check_target(path)
     with publish(path) as file:
-        file.write(text(found, settings).encode())
+        file.write(text(tuned, settings).encode())
 
 
-def text(found: Tuned, settings: Settings) -> str:
+def text(tuned: Tuned, settings: Settings) -> str:
     """The content of the file."""
     machine, model = hardware.describe(), settings.model.model
     date = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
-    about = f"for {model}, {found.rows} images, on {machine['cpu']}, {len(found.seat.cores)} cores, {found.seat.device}"
-    gain = f"{found.gain:.2f} times the defaults, at least, in two rounds" if found.gain else "the defaults stand"
+    about = f"for {model}, {tuned.rows} images, on {machine['cpu']}, {len(tuned.seat.cores)} cores, {tuned.seat.device}"
+    gain = (
+        f"at least {tuned.gain:.2f} times as fast as the defaults, in two rounds" if tuned.gain else "keep the defaults"
+    )
     lines = [f"{_MARK} on {date}, {about}: {gain}."]
-    lines += [f"{name} = {json.dumps(value)}" for name, value in found.chosen.items()]
+    lines += [f"{name} = {json.dumps(value)}" for name, value in tuned.chosen.items()]
     return "\n".join(lines) + "\n"
 
 
 def row(trial: Trial, first: float | None) -> str:
-    """A trial in a line. first: the rate of the defaults."""
+    """A trial as a line. first: the rate of the defaults."""
     rate = trial.images_per_s
     figures = f"{rate:9.1f}" if rate else f"{'-':>9}"
     figures += f" {rate / first:12.2f}" if rate and first else f" {'-':>12}"

@@ -1,4 +1,4 @@
-"""The process that tries settings (`trials_main`) as its parent sees it: asked, timed, ended, started again."""
+"""The parent's side of the process that tries settings (`trials_main`): starts it, asks it, and restarts it."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from clipbatch.workers.devices import Seat
 
 
 class Rate(TypedDict, total=False):
-    """What a trial gave: a rate and the stage that the others waited for, or why there is none."""
+    """The result of a trial: a rate and the slowest stage, or an error."""
 
     images_per_s: float
     bottleneck: str
     error: str
 
 
-class Trier:
-    """Tries settings on one seat until `deadline`, on time.monotonic's clock."""
+class TrialRunner:
+    """Tries settings on one seat. deadline: in seconds of time.monotonic()."""
 
     def __init__(self, run: RunDir, seat: Seat, deadline: float) -> None:
         self._arguments = [str(run.path), seat.device, ",".join(map(str, seat.cores))]
@@ -29,9 +29,9 @@ class Trier:
         self._child: Child | None = None
 
     def load(self) -> None:
-        """Start the process and let it load the model.
+        """Start the process and wait until it has loaded the model.
 
-        Raises: InputError if the model cannot be loaded, or takes longer than there is time.
+        Raises: InputError if the model cannot be loaded, or not before the deadline.
         """
         self.close()
         self._child = Child("clipbatch.tools.tune.trials_main", *self._arguments)
@@ -43,7 +43,7 @@ class Trier:
             raise InputError(f"the model cannot be loaded here: {answer['error']}; see clipbatch doctor")
 
     def rate(self, changes: SettingValues, seconds: float) -> Rate | None:
-        """`images_per_s` and `bottleneck` with `changes`, or `error`; None if the time was over before that."""
+        """`images_per_s` and `bottleneck` with `changes`, or `error`. None: the deadline came first."""
         if self._child is None or self._child.ended:
             self.load()
         assert self._child
@@ -51,7 +51,7 @@ class Trier:
         return self._answer(self._child)
 
     def close(self) -> None:
-        """End the process."""
+        """Kill the process."""
         if self._child:
             self._child.close()
 

@@ -1,9 +1,10 @@
-"""The process that tries settings out: `python -m clipbatch.tools.tune.trials_main RUN_DIR DEVICE CORES`.
+"""The process that tries settings: `python -m clipbatch.tools.tune.trials_main RUN_DIR DEVICE CORES`.
 
-Loads the planned run's model once, then takes lines {"settings": {...}, "seconds": s} and answers each with images/s
-from file names to embeddings: the run's own stages, without scoring and writing, which cost next to nothing. Goes on in
-the list of images where the last trial stopped, so that a disk is read and not the page cache, as long as there are
-images left that were not read before. May die of an image or of a setting: its parent starts another one.
+It loads the model of a planned run once. Then it takes messages {"settings": {...}, "seconds": s}, and answers each
+with the rate from file names to embeddings in images/s. It uses the run's own stages, without scoring and writing,
+which take hardly any time. Each trial continues in the list of images where the last one stopped, so images come from
+the disk and not from the page cache, as long as there are unread ones. An image or a setting may kill the process; its
+parent then starts another one.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ from clipbatch.tools.tune.trials import Rate
 from clipbatch.types import ItemBatch
 from clipbatch.workers.child import Parent, serve
 
-# Measured in each trial, however long they take.
+# Each trial measures at least this many batches, however long they take.
 _MIN_BATCHES = 2
 
 
 class Trials:
-    """A loaded model, and the images to try settings on."""
+    """A loaded model, and the images for the trials."""
 
     def __init__(self, run: RunDir, device: str) -> None:
         check_device(device)
@@ -47,17 +48,17 @@ class Trials:
         self._next = 0
 
     def rate(self, changes: SettingValues, seconds: float) -> Rate:
-        """Images/s with `changes` to the plan's settings, from the first batch on that is through."""
+        """The rate with `changes` to the plan's settings, measured from the end of the first batch on."""
         settings = self._plan.run_settings().replace(**{"shard_size": None, "compile": "off", **changes})
         assert settings.batch_size
         model = LoadedModel.around(self._model, settings, settings.batch_size, self._device)
-        begun, gate = time.perf_counter(), Backpressure()
+        start, gate = time.perf_counter(), Backpressure()
         flow = Flow(gate.admit(self._batches(settings.batch_size)), model.stages(gate))
         results = iter(flow)
         next(results)
         first = time.perf_counter()
         images, batches = 0, 0
-        while batches < _MIN_BATCHES or time.perf_counter() - begun < seconds:
+        while batches < _MIN_BATCHES or time.perf_counter() - start < seconds:
             images += len(next(results).outcomes)
             batches += 1
         if self._device.startswith("cuda"):
@@ -68,7 +69,7 @@ class Trials:
         return {"images_per_s": rate, "bottleneck": bottleneck(times)}
 
     def _batches(self, size: int) -> Iterator[ItemBatch]:
-        """Full batches without an end; the list begins anew when it is through."""
+        """Full batches without end. After the last image, the list starts again."""
         while True:
             at = self._next = self._next if self._next + size <= len(self._items) else 0
             self._next += size

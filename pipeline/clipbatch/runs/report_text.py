@@ -1,0 +1,117 @@
+"""Puts the report of a run into words, for a terminal or a cron mail, and into metrics for Prometheus."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from pathlib import Path
+
+from clipbatch.runs.report import Report
+from clipbatch.storage.atomic import writing_failed
+from clipbatch.types import counts_text
+
+
+def text(out: str, report: Report) -> str:
+    """The report in a few lines, for the end of a run. out: the run directory."""
+    lines = _asides(report)
+    if "this_run" not in report:
+        return "\n".join([*lines, f"nothing is new or changed: {report['increment']['known']} images are known"])
+    done, this_run, out = report["rows_done"], report["this_run"], out.rstrip("/") or "/"
+    passed = sum(report["passed_over"].values())
+    part = report["part"]
+    if increment := report.get("increment"):
+        new, changed, known = increment["new"], increment["changed"], increment["known"]
+        lines.append(f"{new} new images, {changed} changed, {known} known: {out}")
+    if part["planned"] < report["parts"]["planned"]:
+        who = f"rank {part['rank']} of {part['world_size']}" if part["world_size"] > 1 else "this part"
+        lines.append(
+            f"{who}: {part['done']} of its {part['planned']} shards are done; of the whole run, "
+            f"{report['parts']['done']} of {report['parts']['planned']}"
+        )
+    lines.append(f"{done} images: {counts_text(report['status'])}")
+    if (repaired := this_run["repaired"])["parts"]:
+        lines.append(
+            f"repaired: {repaired['parts']} parts that were damaged or missing, now with "
+            f"{counts_text(repaired['status'])}"
+        )
+    lines += [f"kept: {text}" for text in this_run["kept"]]
+    if passed:
+        kinds = ", ".join(f"{count} {ascii(suffix)[1:-1]}" for suffix, count in report["passed_over"].items())
+        lines.append(f"passed over, or noted: {kinds}")
+    if report["duplicates"]:
+        lines.append(f"{report['duplicates']} rows name an image that an earlier row names")
+    if this_run["rows"]:
+        lines.append(
+            f"{this_run['rows']} images in {this_run['seconds']:.1f} s ({this_run['load_s']:.1f} s of it starting and "
+            f"loading the model), {this_run['images_per_s']:.0f} images/s, bound by {this_run['bottleneck']}"
+        )
+    else:
+        lines.append("nothing was left to do")
+    whole = report["parts"]["done"] == report["parts"]["planned"] or part["planned"] == report["parts"]["planned"]
+    lines.append(f"scores: {out}/parts/*.parquet" + (f"   report: {out}/report.json" if whole else ""))
+    if whole:
+        lines.append(f"to look at it: clipbatch report {shlex.quote(out)}")
+    return "\n".join(lines)
+
+
+def line(out: str, report: Report) -> str:
+    """The report in one line, for a mail."""
+    increment = report.get("increment")
+    remarks = "".join(f"; {aside}" for aside in _asides(report))
+    if "this_run" not in report:
+        return f"{out}: nothing new, {report['increment']['known']} images known{remarks}"
+    this_run = report["this_run"]
+    news = ""
+    if increment:
+        news = f" ({increment['new']} new, {increment['changed']} changed, {increment['known']} known)"
+    speed = "; nothing was left to do"
+    if this_run["rows"]:
+        speed = f"; {this_run['rows']} labelled in {this_run['seconds']:.0f} s"
+    return f"{out}: {report['rows_done']} images{news}: {counts_text(report['status'])}{speed}{remarks}"
+
+
+def write_metrics(target: Path, report: Report) -> None:
+    """Write `target` in Prometheus' text format, for the textfile collector of its node exporter. The file is replaced
+    as a whole.
+
+    Raises: InputError if it cannot be written.
+    """
+    from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
+
+    registry = CollectorRegistry()
+
+    def gauge(name: str, text: str, value: float) -> None:
+        Gauge(f"clipbatch_{name}", text, registry=registry).set(value)
+
+    reports = [*report.get("finished", ()), *([report] if "this_run" in report else ())]
+    total: Counter[str] = Counter()
+    for each in reports:
+        done = each["this_run"]
+        total.update({"rows": done["rows"], "seconds": done["seconds"], "restarts": done["restarts"]})
+    by_status = Gauge("clipbatch_rows", "Rows of the run by status.", ["status"], registry=registry)
+    for each in reports:
+        for status, count in each["status"].items():
+            by_status.labels(status).inc(count)
+    rate = reports[-1]["this_run"]["images_per_s"] if reports else 0.0
+    gauge("labelled_rows", "Rows that the last invocation labelled.", total["rows"])
+    gauge("duration_seconds", "How long the last invocation took.", total["seconds"])
+    gauge("images_per_second", "Rate of the last invocation, without loading the model.", rate)
+    gauge("worker_restarts", "Workers that ended in the last invocation.", total["restarts"])
+    if increment := report.get("increment"):
+        for name, rows in (("new", increment["new"]), ("changed", increment["changed"]), ("known", increment["known"])):
+            gauge(f"increment_{name}_rows", f"Rows that were {name} when the input was listed.", rows)
+    stamp = Gauge("clipbatch_last_success_timestamp_seconds", "When an invocation last succeeded.", registry=registry)
+    stamp.set_to_current_time()
+    try:
+        write_to_textfile(str(target), registry)
+    except OSError as error:
+        raise writing_failed(target, error) from error
+
+
+def _asides(report: Report) -> list[str]:
+    """The remarks in an increment's report: which increments were finished, and its notes."""
+    finished = (
+        f"finished first: {each['folder']}, {each['rows_done']} images: {counts_text(each['status'])}"
+        for each in report.get("finished", ())
+    )
+    return [*finished, *report.get("notes", ())]
