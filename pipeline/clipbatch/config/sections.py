@@ -248,6 +248,10 @@ class LaunchSettings(Checked):
     )
     # On a CPU, the workers share its cores; None: 1 worker. On a Ray cluster, None: as many as fit.
     workers: int | None = setting(None, "Machines", "invocation", "Worker processes on a CPU, or on a Ray cluster.")
+    # Several workers hand a GPU more images than one Python can. None: as many as the model is expected to need.
+    workers_per_gpu: int | None = setting(
+        None, "Machines", "invocation", "Worker processes on each GPU; default: more than 1 for small models."
+    )
     # None: all cores of a node, or its cores divided by its GPUs.
     cpus_per_worker: int | None = setting(
         None, "Machines", "placement", "Cores that a worker asks a Ray cluster for; default: a node's, or a GPU's."
@@ -268,6 +272,7 @@ class LaunchSettings(Checked):
         if self.gpus is not None and not re.fullmatch(r"all|[0-9]+(,[0-9]+)*", self.gpus):
             raise SettingError(f"gpus {self.gpus!r} is not known: use all, or numbers as in 0,1")
         at_least("workers", self.workers, 1)
+        at_least("workers_per_gpu", self.workers_per_gpu, 1)
         at_least("cpus_per_worker", self.cpus_per_worker, 1)
         at_least("rank", self.rank, 0)
         at_least("world_size", self.world_size, 1)
