@@ -8,7 +8,8 @@
     ├── DamagedError               5  files of a run are missing or damaged and could not be repaired
     ├── UnfitError                 5  doctor found a problem that prevents runs on this machine
     ├── BusyError                  6  another process works on the same dataset, or serves the same spool
-    └── InterruptedRunError       75  stopped by a signal; the same command resumes the run
+    ├── InterruptedRunError       75  stopped by a signal; the same command resumes the run
+    └── UnreachableError          75  a store or web server refuses every read; the same command resumes the run
 
 An image that cannot be read or decoded raises none of these. It becomes an output row with a status, inside the package
 a `types.Reject`.
@@ -26,6 +27,7 @@ __all__ = [
     "TooManyBadError",
     "UnfitError",
     "UnfitSeatError",
+    "UnreachableError",
     "from_message",
     "nearest",
 ]
@@ -81,9 +83,16 @@ class InterruptedRunError(ClipbatchError):
     exit_code = 75
 
 
+class UnreachableError(ClipbatchError):
+    """A store or web server refuses every read, or answers none. Parts without such rows stay, and once the cause is
+    repaired, the same command resumes."""
+
+    exit_code = 75
+
+
 def from_message(exit_code: int, message: str) -> ClipbatchError:
     """Rebuild the error that a worker process reported as an exit code and a message."""
-    for kind in (InputError, TooManyBadError, DamagedError, InterruptedRunError):
+    for kind in (InputError, TooManyBadError, DamagedError, UnreachableError):
         if kind.exit_code == exit_code:
             return kind(message)
     return ClipbatchError(message)

@@ -11,7 +11,7 @@ slot, so the other rows stay in theirs.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:
@@ -182,6 +182,8 @@ class WorkerReport:
     peak_mib: int
     # Name and peak memory of the device, and how memory and precision settings turned out.
     facts: dict[str, str | float]
+    # By store or host that the worker waited for: `tries_again`, the number of further tries, and `waited_s`, seconds.
+    waits: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def counts_text(counts: Mapping[str, int]) -> str:

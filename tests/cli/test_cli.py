@@ -15,10 +15,10 @@ from tests.support.corpus import make_folder
 PLANNING = (
     "--all-files --background --batch-size --columns --compile --compression --config --cpu-share --cpus-per-worker "
     "--decode-threads --decode-timeout --decoder --device --embeddings --engine --gpus --hw-decoder-load "
-    "--image-column --jpeg-scale --json --labels --layout --limit --max-bad --max-bytes --max-pixels --model "
-    "--no-header --orientation --out --overwrite --precision --pretrained --profile --rank --read-retries "
-    "--read-threads --read-timeout --reference --root --score --scores-dtype --shard-size --shards --template --top-k "
-    "--uri-column --worker-timeout --workers --world-size"
+    "--image-column --jpeg-scale --json --labels --layout --limit --max-bad --max-bytes --max-pixels "
+    "--max-refused --model --no-header --orientation --out --overwrite --precision --pretrained --profile --rank "
+    "--read-retries --read-threads --read-timeout --reference --root --score --scores-dtype --shard-size --shards "
+    "--template --top-k --uri-column --worker-timeout --workers --world-size"
 )
 SURFACE = {
     "run": PLANNING
@@ -27,8 +27,8 @@ SURFACE = {
     "submit slurm": PLANNING
     + " --array --cpus-per-task --dry-run --gres --mem --partition --requeues --sbatch-option --slurm-dir --time",
     "serve": "--background --batch-size --columns --compression --config --decoder --device --embeddings --http "
-    "--image-column --labels --layout --max-body-mib --max-bytes --max-images --max-pixels --max-requests --model "
-    "--no-header "
+    "--image-column --labels --layout --max-body-mib --max-bytes --max-images --max-pixels --max-refused "
+    "--max-requests --model --no-header "
     "--orientation --precision --pretrained --quiet --read-retries --read-threads --read-timeout --root --score "
     "--scores-dtype --shard-size --template --top-k --uri-column",
     "rescore": "--compression --device --embeddings --json --labels --layout --out --overwrite --quiet --score "

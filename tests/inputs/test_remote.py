@@ -18,6 +18,7 @@ from clipbatch.errors import InputError
 from clipbatch.inputs import remote_folders
 from clipbatch.inputs.folders import LEFTOVERS
 from clipbatch.inputs.listing import listers
+from clipbatch.inputs.remote_folders import ODD_KEYS
 from clipbatch.stages.read import Read
 from clipbatch.storage import stores
 from clipbatch.types import Encoded, Item, ItemBatch
@@ -84,11 +85,64 @@ def test_a_remote_folder_is_listed_like_the_same_tree_on_a_disk(here: Buckets, t
     (tmp_path / "photo.jpg").rename(tmp_path / "photo")  # on a disk, a folder with an image's name is a row of its own
     local, passed_over = _listed(str(tmp_path))
     expected = [uri.replace(str(tmp_path), "s3://tree/p").replace("/photo/", "/photo.jpg/") for uri in local]
-    assert _listed("s3://tree/p/") == (expected, passed_over | {"//": 1})
+    assert _listed("s3://tree/p/") == (expected, passed_over | {ODD_KEYS: 1})
     assert _listed("s3://tree/p") == _listed("s3://tree/p/")
     assert _read(*expected) == [uri.removeprefix("s3://tree/p/").encode() for uri in expected]
     assert len(_listed("s3://tree/p", all_files=True)[0]) == len(NAMES)
     assert _listed("s3://tree")[0] == ["s3://tree/empty.jpg", *expected]
+
+
+def test_keys_that_the_client_would_take_for_others_are_said_and_never_read_as_these(here: Buckets) -> None:
+    here.put("odd")
+    for key in ("a.jpg", "c/a.jpg", "%2E/a.jpg", "%2E%2E/a.jpg", "c/%2E%2E/b.jpg", "c//d.jpg", "..a.jpg", "...a.jpg"):
+        here.put(f"odd/{key}", key.encode())
+    listed, passed_over = _listed("s3://odd")
+    assert listed == [f"s3://odd/{name}" for name in ("...a.jpg", "..a.jpg", "a.jpg", "c/a.jpg")]
+    assert passed_over == {ODD_KEYS: 4}
+    assert "copy them to other keys" in ODD_KEYS
+    odd = [f"s3://odd/{key}" for key in ("./a.jpg", "../a.jpg", "c/../a.jpg", "c/../b.jpg", "c//d.jpg")]
+    for slot in _read(*odd):
+        assert (slot.status, "copy the object to another key" in slot.error) == ("unreadable", True), slot
+
+
+def test_an_object_is_read_without_its_content_encoding_as_on_the_web(here: Buckets) -> None:
+    here.put("packed")
+    data = bytes(range(256)) * 400
+    whole, compressed = gzip.compress(data), pa.compress(data, "zstd", asbytes=True)
+    packed = {
+        "a.jpg": (whole, "gzip", data),
+        "b.jpg": (whole, "aws-chunked,gzip", data),
+        "c.jpg": (compressed, "zstd", data),
+        "plain.jpg": (whole, "", whole),
+        "lie.jpg": (data, "gzip", data),
+        "cut.jpg": (whole[:-100], "gzip", None),
+        "none.jpg": (gzip.compress(b""), "gzip", "empty"),
+    }
+    for name, (stored, encoding, _) in packed.items():
+        here.put(f"packed/{name}", stored, **({"Content-Encoding": encoding} if encoding else {}))
+    names = list(packed)
+    for name, slot in zip(names, _read(*(f"s3://packed/{name}" for name in names), read_retries=0), strict=True):
+        wanted = packed[name][2]
+        if isinstance(wanted, bytes):
+            assert slot == wanted, (name, slot)
+        else:
+            assert slot.status == (wanted or "truncated"), (name, slot)
+    (large,) = _read("s3://packed/a.jpg", max_bytes=len(data) - 1)
+    assert large.status == "too_large"
+    here.put("packed/list.txt", gzip.compress(b"s3://packed/a.jpg\n"), **{"Content-Encoding": "gzip"})
+    here.put("packed/list.txt.gz", gzip.compress(b"s3://packed/a.jpg\n"), **{"Content-Encoding": "gzip"})
+    assert _listed("s3://packed/list.txt")[0] == _listed("s3://packed/list.txt.gz")[0] == ["s3://packed/a.jpg"]
+
+
+@pytest.mark.parametrize("storage_class", ["GLACIER", "DEEP_ARCHIVE"])
+def test_an_archived_object_is_said_to_be_one(here: Buckets, storage_class: str) -> None:
+    here.put("cold")
+    here.put(f"cold/{storage_class}.jpg", bytes(5000), **{"x-amz-storage-class": storage_class})
+    (slot,) = _read(f"s3://cold/{storage_class}.jpg")
+    assert (slot.status, "if it is archived (GLACIER, DEEP_ARCHIVE), restore it first" in slot.error) == (
+        "unreadable",
+        True,
+    ), slot
 
 
 def test_a_tree_of_many_folders_is_listed_in_order(here: Buckets) -> None:
@@ -191,7 +245,8 @@ def test_wrong_credentials_are_one_line_for_a_folder_and_a_status_for_an_image(h
         (slot,) = _read("s3://tree/p/a.jpg")
     finally:
         here.guard(False)
-    assert (slot.status, "ACCESS_DENIED" in slot.error) == ("unreadable", True), slot.error
+    assert slot.status == "unreadable"
+    assert "the store refuses the credentials: INVALID_ACCESS_KEY_ID: The AWS Access Key Id you provided" in slot.error
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-COUNTING = {"flips", "kills", "nights", "sizes"}
+COUNTING = {"flips", "kills", "nights", "sizes", "storms"}
 """Scripts that count bytes or faults: nothing in them is timed, and they parse their own options."""
 
 
@@ -169,3 +169,10 @@ def test_bits_that_flip_are_counted_by_file(tmp_path: Path) -> None:
     found = bench("flips.py", "--flips", 10, "--report", tmp_path / "flips.md")
     assert (found["flips"], found["noticed"], found["amiss"]) == (10, 10, 0)
     assert "| copies/model.json" in (tmp_path / "flips.md").read_text()
+
+
+def test_storms(tmp_path: Path) -> None:
+    small = ("--rows", 150, "--storm", 2, "--silence", 1)
+    found = bench("storms.py", *small, "--report", tmp_path / "storms.md")
+    assert (found["trials"], found["wrong"]) == (12, 0)
+    assert "| web | the token expires | 75 |" in (tmp_path / "storms.md").read_text()

@@ -1,4 +1,4 @@
-"""Counts of finished parts: as their footers say, also where a part was replaced since it was last looked at."""
+"""Counts of finished parts: equal to those in their footers, even if a part was replaced since they were cached."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def run(tmp_path: Path) -> tuple[RunDir, Plan]:
     return found, plan
 
 
-def test_counts_are_read_once_and_again_where_a_part_was_replaced(run: tuple[RunDir, Plan]) -> None:
+def test_counts_are_read_once_and_again_if_a_part_was_replaced(run: tuple[RunDir, Plan]) -> None:
     expected = {shard: {"ok": shard} for shard in range(SHARDS)}
     assert count_statuses(*run, range(SHARDS)) == expected
     parts = run[0].path / "parts"

@@ -1,4 +1,4 @@
-"""Many may begin a run in one folder at the same moment: one plan comes of it, whole, and nobody spoils it."""
+"""Several planners create a run in one folder at the same time: the result is one complete plan."""
 
 import itertools
 import os
@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def planners(folder: Path, out: Path, labels: list[str]) -> list[str]:
-    """What planners say that are let go at the same moment."""
+    """The output of several planners that start at the same time."""
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     command = [sys.executable, "-c", PLANNER, str(folder), str(out)]
     processes: list[Any] = [subprocess.Popen([*command, names], **pipes) for names in labels]
@@ -69,7 +69,7 @@ def test_planners_of_one_run_agree_on_one_plan(folder: Path, tmp_path: Path) -> 
         assert (out / "copies" / "run.json").read_bytes() == (out / "run.json").read_bytes()
 
 
-def test_of_planners_with_other_settings_one_wins_and_the_others_are_told_why(folder: Path, tmp_path: Path) -> None:
+def test_of_planners_with_different_settings_one_wins_and_the_others_get_an_error(folder: Path, tmp_path: Path) -> None:
     said = planners(folder, tmp_path / "out", ["cat,dog", "dog,cat", "cat,cow"])
     plan = RunDir(tmp_path / "out").plan()
     refused = [line for line in said if line.startswith("OtherRunError")]
@@ -93,7 +93,7 @@ def plan_in(run: RunDir, text: str) -> tuple[Plan, Path]:
     return Plan.of(plan.content()), staged  # as it is read back: what is None and came later is not written
 
 
-def test_a_later_listing_gives_way_and_the_manifest_stays_that_of_the_plan(tmp_path: Path) -> None:
+def test_a_later_plan_is_discarded_and_the_manifest_stays(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     first, second = plan_in(run, "first"), plan_in(run, "second")
     assert creation.create(run, *first, replace=False) == first[0]
@@ -101,7 +101,7 @@ def test_a_later_listing_gives_way_and_the_manifest_stays_that_of_the_plan(tmp_p
     assert (run.manifest / "part-00000.parquet").read_text() == "first"
 
 
-def test_a_manifest_whose_planner_has_died_is_taken_away_after_a_while(tmp_path: Path) -> None:
+def test_a_manifest_of_a_dead_planner_is_removed_after_a_while(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     dead, living = plan_in(run, "dead"), plan_in(run, "living")
     os.rename(dead[1], run.manifest)
@@ -120,7 +120,7 @@ def test_a_manifest_whose_planner_is_about_to_publish_is_left_alone(tmp_path: Pa
     publishing.join()  # it writes the second copy after run.json
 
 
-def test_a_planner_ends_whenever_the_disk_fails_and_the_next_one_finds_its_way(
+def test_a_planner_stops_whenever_the_disk_fails_and_the_next_one_succeeds(
     warm: Cli, folder: Path, tmp_path: Path
 ) -> None:
     command, died = ("plan", folder, *DEMO, "--out"), list[bool]()
@@ -134,7 +134,7 @@ def test_a_planner_ends_whenever_the_disk_fails_and_the_next_one_finds_its_way(
     assert len(died) > 8
 
 
-def test_clearing_stops_when_somebody_has_begun_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clearing_stops_if_another_process_has_created_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = RunDir(tmp_path)
     creation.create(run, *plan_in(run, "old"), replace=False)
     (run.parts / "part-00000.parquet").touch()
@@ -184,7 +184,7 @@ def test_of_two_runs_with_other_settings_begun_at_the_same_moment_one_is_refused
         assert RunDir(out).plan().identity["score"] == ("softmax", "cosine")[codes.index(0)]
 
 
-def test_a_run_that_is_overwritten_by_another_stops_and_puts_nothing_among_its_parts(
+def test_a_run_that_is_overwritten_by_another_stops_and_writes_no_more_parts(
     warm: Cli, folder: Path, tmp_path: Path
 ) -> None:
     listed, out = tmp_path / "list.txt", tmp_path / "out"

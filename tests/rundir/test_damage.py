@@ -1,4 +1,4 @@
-"""Damage to the files of a run directory: it is noticed, nothing is done with it, and the remedy mends it."""
+"""Damage to the files of a run directory: it is noticed, nothing uses the damaged file, and the remedy repairs it."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def old(tmp_path: Path) -> Path:
     return folder
 
 
-def test_bits_that_flip_are_noticed_and_the_remedy_makes_the_run_what_it_was(warm: Cli, tmp_path: Path) -> None:
+def test_flipped_bits_are_noticed_and_the_remedy_restores_the_run(warm: Cli, tmp_path: Path) -> None:
     flips, rng, found = Flips(warm, tmp_path / "flips"), random.Random(12), Counter[str]()
     for number in range(FLIPS):
         made = flips.try_one(list(KINDS)[number % len(KINDS)], rng)
@@ -54,9 +54,7 @@ def test_bits_that_flip_are_noticed_and_the_remedy_makes_the_run_what_it_was(war
 
 
 @pytest.mark.parametrize("name", copies.NAMES)
-def test_a_file_that_is_gone_comes_back_from_its_copy_and_a_copy_from_its_file(
-    warm: Cli, here: Path, name: str
-) -> None:
+def test_a_missing_file_is_restored_from_its_copy_and_a_copy_from_its_file(warm: Cli, here: Path, name: str) -> None:
     before = tree(here / "run")
     (here / "run" / name).unlink()
     for line in every_command("/proc/self/cwd/images"):
@@ -80,7 +78,9 @@ def test_a_file_that_is_gone_comes_back_from_its_copy_and_a_copy_from_its_file(
     assert tree(here / "run") == before
 
 
-def test_where_file_and_copy_are_damaged_nothing_is_put_back_and_a_backup_is_asked_for(warm: Cli, here: Path) -> None:
+def test_if_file_and_copy_are_damaged_nothing_is_restored_and_the_error_asks_for_a_backup(
+    warm: Cli, here: Path
+) -> None:
     for path in (here / "run" / "model.json", here / "run" / "copies" / "model.json"):
         path.write_bytes(path.read_bytes().replace(b"bicubic", b"bicubie"))
     before = tree(here / "run")
@@ -96,7 +96,7 @@ def test_verify_without_restore_writes_nothing(warm: Cli, here: Path, old: Path)
         assert {str(path): path.stat().st_mtime_ns for path in (folder / "run").rglob("*")} == before
 
 
-def test_damaged_files_and_damaged_parts_are_told_apart_with_a_remedy_for_each(warm: Cli, here: Path) -> None:
+def test_damaged_files_and_damaged_parts_have_different_remedies(warm: Cli, here: Path) -> None:
     (here / "run" / "copies" / "run.json").write_bytes(b"")
     (here / "run" / "parts" / "part-00001.parquet").write_bytes(b"PAR1")
     first, second = warm("verify", "run", cwd=here, code=5).stderr.split("\n\nremedy: clipbatch verify run --restore")
@@ -106,7 +106,7 @@ def test_damaged_files_and_damaged_parts_are_told_apart_with_a_remedy_for_each(w
     assert len(json.loads(warm("verify", "run", "--json", cwd=here, code=5).stdout)["problems"]) == 2
 
 
-def test_a_planner_does_not_clear_away_a_run_that_has_lost_its_plan_unless_it_is_told_to(warm: Cli, here: Path) -> None:
+def test_a_planner_does_not_remove_a_run_that_has_lost_its_plan_without_overwrite(warm: Cli, here: Path) -> None:
     before = tree(here / "run")
     (here / "run" / "run.json").unlink()
     error = refused(warm, here, *run_command(), "--out", "run")
@@ -119,7 +119,7 @@ def test_a_planner_does_not_clear_away_a_run_that_has_lost_its_plan_unless_it_is
     assert (here / "run" / "copies" / "run.json").read_bytes() == (here / "run" / "run.json").read_bytes()
 
 
-def test_whoever_is_killed_while_throwing_a_run_away_leaves_no_copy_without_its_plan(
+def test_a_process_killed_while_removing_a_run_leaves_no_copy_without_its_plan(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class KilledError(BaseException):
@@ -135,8 +135,8 @@ def test_whoever_is_killed_while_throwing_a_run_away_leaves_no_copy_without_its_
     assert not (here / "run" / "copies").exists()
 
 
-def test_a_copy_of_another_plan_gives_way_to_the_plan_that_stands(warm: Cli, here: Path) -> None:
-    """As of a planner that was so slow to copy its plan that another one had come in its place meanwhile."""
+def test_a_copy_of_another_plan_is_replaced_by_the_plan_of_the_run(warm: Cli, here: Path) -> None:
+    """As if a planner was so slow to write its copy that another plan had replaced its own."""
     before = tree(here / "run")
     warm(*run_command(), "--limit", 8, "--out", "other", cwd=here)
     shutil.copy(here / "other" / "run.json", here / "run" / "copies" / "run.json")
@@ -145,7 +145,7 @@ def test_a_copy_of_another_plan_gives_way_to_the_plan_that_stands(warm: Cli, her
     assert tree(here / "run") == before
 
 
-def test_a_run_in_a_store_is_mended_as_one_on_a_disk(warm: Cli, whole: Path, s3: Any, bucket: str) -> None:
+def test_a_run_in_a_store_is_repaired_like_one_on_a_disk(warm: Cli, whole: Path, s3: Any, bucket: str) -> None:
     out = f"{bucket}/damaged"
     warm(*run_command(), "--shard-size", 4, "--batch-size", 4, "--out", out, cwd=whole)
     for name in copies.NAMES:
@@ -165,7 +165,7 @@ def test_a_run_in_a_store_is_mended_as_one_on_a_disk(warm: Cli, whole: Path, s3:
     warm("verify", out, cwd=whole)
 
 
-def test_label_features_that_are_gone_with_their_copy_come_back_to_the_bit_or_not_at_all(warm: Cli, here: Path) -> None:
+def test_missing_label_features_are_recomputed_only_if_equal_to_the_last_bit(warm: Cli, here: Path) -> None:
     before = tree(here / "run")
     for path in (here / "run" / "text.npy", here / "run" / "copies" / "text.npy"):
         path.unlink()
@@ -186,7 +186,7 @@ def test_label_features_that_are_gone_with_their_copy_come_back_to_the_bit_or_no
     assert not (here / "run" / "text.npy").exists()
 
 
-def test_a_rescoring_has_label_features_of_its_own(warm: Cli, here: Path) -> None:
+def test_a_rescoring_has_its_own_label_features(warm: Cli, here: Path) -> None:
     warm("rescore", "run", "--labels", "cat,dog", "--out", "again", cwd=here)
     ours, theirs = (RunDir(here / name).model_facts() for name in ("again", "run"))
     assert ours
@@ -202,7 +202,7 @@ def test_a_rescoring_has_label_features_of_its_own(warm: Cli, here: Path) -> Non
     warm("verify", "again", cwd=here)
 
 
-def test_a_damaged_cache_of_label_features_is_said_once_and_made_anew(warm: Cli, here: Path, tmp_path: Path) -> None:
+def test_a_damaged_cache_of_label_features_is_reported_once_and_rebuilt(warm: Cli, here: Path, tmp_path: Path) -> None:
     env = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     warm(*run_command(), "--out", "first", cwd=here, env=env)
     (cached,) = (tmp_path / "cache" / "clipbatch" / "text").iterdir()
@@ -281,11 +281,11 @@ while killed(at):
     prepare()
 print(at // step)
 """
-"""Kills a process at each line in turn, and goes on as the next one would. A process that is forked has no threads."""
+"""Kills a process at each line in turn, and continues as the next process would. A forked process has no threads."""
 
 
 @pytest.mark.parametrize(("what", "step", "least"), [("restore", 1, 100), ("protect", 1, 50), ("overwrite", 5, 50)])
-def test_whoever_is_killed_at_any_line_leaves_what_the_next_one_mends(
+def test_the_next_process_repairs_what_one_killed_at_any_line_leaves(
     here: Path, what: str, step: int, least: int
 ) -> None:
     arguments = [what, "run", "killed", "/proc/self/cwd/images", str(step)]

@@ -1,4 +1,4 @@
-"""Files of a run directory that hold what no version has written: one line and exit code 3, whatever reads them.
+"""Files of a run directory with content that no version has written: one line and exit code 3 from every command.
 
 The run is one of an old version, whose files carry no digest: what shows there is what they hold, and nothing else.
 """
@@ -32,7 +32,7 @@ ODD = {
     **{"empty": b"", "a list": b"[]", "a number": b"3", "a text": b'"x"', "null": b"null", "nothing in it": b"{}"},
     **{"no UTF-8": b'{"rows": "\xff"}', "cut": b'{"rows": 4,', "deep": NESTED, "not a number": b'{"rows": NaN}'},
 }
-"""Contents of a JSON file that no version has written."""
+"""Contents of a JSON file that no version writes."""
 
 
 @pytest.mark.parametrize("name", ["run.json", "model.json", "text.npy"])
@@ -90,8 +90,8 @@ def _spoiled(value: dict[str, Any], where: tuple[str, ...], new: object) -> byte
 
 
 @pytest.mark.parametrize("name", ["run.json", "model.json"])
-def test_no_odd_value_of_any_key_ends_in_anything_but_one_line(warm: Cli, old: Path, name: str) -> None:
-    """What is refused is refused by `check`; what is let through is let through by every later reader as well."""
+def test_every_odd_value_of_every_key_gives_a_one_line_error(warm: Cli, old: Path, name: str) -> None:
+    """`check` refuses a value or accepts it; every later reader accepts what `check` accepts."""
     path = old / "run" / name
     value = json.loads(path.read_bytes())
     inner = [key for key in ("identity", "settings", "manifest_sha256", "passed_over", "versions") if key in value]
@@ -128,9 +128,7 @@ def test_no_odd_value_of_any_key_ends_in_anything_but_one_line(warm: Cli, old: P
 
 
 @pytest.mark.parametrize("rows_said", [16, 1, 47, 49, 10**15])
-def test_rows_that_the_manifest_does_not_have_are_refused_where_nothing_else_tells(
-    warm: Cli, old: Path, rows_said: int
-) -> None:
+def test_a_wrong_number_of_rows_is_refused_in_runs_without_digests(warm: Cli, old: Path, rows_said: int) -> None:
     plan = json.loads((old / "run" / "run.json").read_text())
     (old / "run" / "run.json").write_text(json.dumps({**plan, "rows": rows_said}))
     for command in ("verify", "compact", "run", "rescore", "status", "report"):
@@ -139,7 +137,7 @@ def test_rows_that_the_manifest_does_not_have_are_refused_where_nothing_else_tel
     assert not (old / "files").exists()
 
 
-def test_parts_are_not_blamed_for_an_old_run_whose_plan_is_not_theirs_any_more(warm: Cli, old: Path) -> None:
+def test_a_damaged_plan_of_an_old_run_is_not_reported_as_damaged_parts(warm: Cli, old: Path) -> None:
     text = (old / "run" / "run.json").read_text()
     (old / "run" / "run.json").write_text(text.replace('"a horse"', '"a house"'))
     kept = tree(old / "run" / "parts")

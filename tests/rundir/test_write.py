@@ -1,4 +1,4 @@
-"""Scored batches -> parts: every layout's cells, row groups, rows done again, and what stays after a failure."""
+"""Scored batches -> parts: the cells of every layout, row groups, repeated rows, and what a failure leaves."""
 
 import dataclasses
 import errno
@@ -30,7 +30,7 @@ BAD = {
 
 
 def label_set(*sizes: int, threshold: float | None = None) -> LabelSet:
-    """Groups g0, g1, ... of so many labels; one without a name where there is one size."""
+    """Groups g0, g1, ... with these numbers of labels. With one size: one group without a name."""
     names = [""] if len(sizes) == 1 else [f"g{number}" for number in range(len(sizes))]
     return LabelSet(
         groups=tuple(
@@ -57,7 +57,7 @@ def frozen(labels: LabelSet, rows: int = ROWS, shard: int = ROWS, batch: int = B
 def batches(
     scores_RL: np.ndarray[Any, Any], only: set[int] | None = None, bad: dict[int, Reject] = BAD, embedding: int = 0
 ) -> list[ScoredBatch]:
-    """Batches for the rows of a shard; `only`: to be done again."""
+    """Batches for the rows of a shard. only: the rows to repeat."""
     rows = pa.table(
         {
             "row_id": np.arange(len(scores_RL)),
@@ -165,7 +165,7 @@ def test_ties_among_the_best_go_in_label_order(tmp_path: Path, k: int) -> None:
         assert [entry["label"] for entry in found] == [f"L {n}" for n in best]
 
 
-def test_below_the_threshold_there_is_a_score_and_no_label(tmp_path: Path) -> None:
+def test_a_score_below_the_threshold_has_no_label(tmp_path: Path) -> None:
     scores = random_scores(2)
     scores[5] = (0.75, 0.1)
     scores[6] = (np.nextafter(np.float32(0.75), 0), 0)
@@ -200,7 +200,7 @@ def test_float16_scores_are_rounded_and_the_best_is_not(tmp_path: Path, layout: 
     ("given", "found"),
     [("zstd", "ZSTD"), ("lz4", "LZ4"), ("snappy", "SNAPPY"), ("gzip", "GZIP"), ("none", "UNCOMPRESSED")],
 )
-def test_all_columns_are_compressed_as_asked(tmp_path: Path, given: str, found: str) -> None:
+def test_all_columns_have_the_chosen_compression(tmp_path: Path, given: str, found: str) -> None:
     written(tmp_path, frozen(label_set(3), compression=given), batches(random_scores(3)))
     metadata = pq.read_metadata(tmp_path / "parts" / "part-00000.parquet")
     used = {metadata.row_group(0).column(n).compression for n in range(metadata.num_columns)}
@@ -210,7 +210,9 @@ def test_all_columns_are_compressed_as_asked(tmp_path: Path, given: str, found: 
 
 @pytest.mark.parametrize("layout", ["list", "wide", "top-k"])
 @pytest.mark.parametrize("capacity", [BATCH, 2 * BATCH, ROWS])
-def test_rows_done_again_leave_the_bytes_of_a_part_done_once(tmp_path: Path, layout: str, capacity: int) -> None:
+def test_a_part_with_repeated_rows_has_the_bytes_of_a_part_written_once(
+    tmp_path: Path, layout: str, capacity: int
+) -> None:
     scores, plan = random_scores(6), frozen(label_set(2, 4), layout=layout, embeddings=True)
     write = functools.partial(written, plan=plan, embedding=4, row_group_rows=capacity)
     write(tmp_path / "once", given=batches(scores, embedding=4))
@@ -225,7 +227,7 @@ def test_rows_done_again_leave_the_bytes_of_a_part_done_once(tmp_path: Path, lay
     assert done.counts == {"ok": ROWS - 2, "corrupt": 1, "too_large": 1}
 
 
-def test_a_row_that_another_process_has_mended_meanwhile_is_not_lost_again(tmp_path: Path) -> None:
+def test_a_row_that_another_process_has_repaired_in_between_stays(tmp_path: Path) -> None:
     scores, plan = random_scores(3), frozen(label_set(3))
     written(tmp_path, plan, batches(scores))
     before = read(tmp_path).to_pylist()
@@ -284,8 +286,8 @@ except Exception as error:
     assert os.listdir(tmp_path / "parts") == []
 
 
-def test_a_shard_is_never_whole_in_memory(tmp_path: Path) -> None:
-    """Of 400 MB of scores: a row group of 64 MiB, the copies that compression makes of it, and libraries."""
+def test_a_shard_is_never_completely_in_memory(tmp_path: Path) -> None:
+    """For 400 MB of scores: one row group of 64 MiB, the copies that compression makes, and libraries."""
     rows, labels, batch = 100_352, 1_000, 1024
     code = f"""import resource, sys
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})

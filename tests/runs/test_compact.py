@@ -110,7 +110,7 @@ def test_a_folder_with_other_files_is_refused_and_left_alone(run: Path, tmp_path
     said = {
         "stranger": "holds other files .*'notes.txt'",
         "other cut": "holds other files .*begun with another --rows-per-file",
-        "other run": "is of another run: choose a new or empty folder",
+        "other run": "belongs to another run: choose a new or empty folder",
         "file": "cannot write .*a file is in the way",
     }[what]
     with pytest.raises(InputError, match=said):

@@ -42,6 +42,7 @@ IDENTITY: dict[str, Any] = {
 # Settings that may differ between two commands of one run; labels and template as spelled, not as meant.
 RUNTIME: dict[str, Any] = {
     **{"device": "cuda:3", "read_threads": 3, "read_timeout": 3, "read_retries": 1, "max_bad": "3%", "root": "/data"},
+    "max_refused": 7,
     **{"template": ["a photo of a {}."], "labels": "zebra , ant", "decode_timeout": 9, "worker_timeout": 9},
     **{"decode_threads": 3, "profile": "trace.json"},
     **{"gpus": "0,1", "workers": 3, "rank": 1, "world_size": 2, "shards": "0-1"},

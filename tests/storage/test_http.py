@@ -133,9 +133,32 @@ def test_what_is_no_image_becomes_a_reject_with_the_reason(
     assert server.hits("/x") == tries
 
 
-@pytest.mark.parametrize("code", [408, 425, 429, 500, 502, 503, 504])
+@pytest.mark.parametrize("code", [408, 425, 429, 500, 501, 502, 503, 504, 507, 509, 520, 521, 524, 529, 599])
 def test_what_may_pass_is_tried_again(server: Web, code: int) -> None:
     assert _one(server, in_turn(status(code), body(DATA))) == DATA
+
+
+def test_by_default_tries_go_on_for_the_time_limit(server: Web) -> None:
+    """The three tries of old would have ended after two seconds."""
+    assert _one(server, in_turn(*[status(500)] * 10, body(DATA)), read_retries=None) == DATA
+
+
+def test_no_try_follows_when_the_time_limit_is_over(server: Web) -> None:
+    begun = time.monotonic()
+    assert _one(server, status(500), read_retries=None, read_timeout=2.0)[0] in ("unreadable", "timeout")
+    assert time.monotonic() - begun < 20
+    assert 2 < server.hits("/x") < 40
+
+
+@pytest.mark.parametrize("code", [102, 103, 199])
+def test_informational_answers_are_passed_over(server: Web, code: int) -> None:
+    def answer(handler: Handler) -> None:
+        hints = b"HTTP/1.1 %d Hints\r\nLink: </style.css>; rel=preload\r\n\r\n" % code
+        handler.send(hints + hints)
+        body(DATA)(handler)
+
+    server.answers["/x"] = answer
+    assert [told(slot) for slot in slots(*[f"{server.root}/x"] * 3, read_threads=1)] == [DATA] * 3
 
 
 @pytest.mark.parametrize("answer", [_cut, _cut_chunk, _hang_up, _gibberish])

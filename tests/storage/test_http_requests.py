@@ -42,6 +42,28 @@ def test_redirects_are_followed_and_stay_within_the_root(server: Web) -> None:
     assert all(fenced[name][0] == "unreadable" and "out of --root" in fenced[name][1] for name in ("far", "up", "else"))
 
 
+@pytest.mark.parametrize(
+    ("location", "asked"),
+    [
+        ("/é🐝 x.jpg".encode(), "/%C3%A9%F0%9F%90%9D%20x.jpg"),
+        (b"/caf\xe9.jpg", "/caf%E9.jpg"),
+        (b"/%C3%A9.jpg", "/%C3%A9.jpg"),
+        ("//HOST/ü?q=ä".encode(), "/%C3%BC?q=%C3%A4"),
+    ],
+    ids=["UTF-8", "latin-1", "percent", "host"],
+)
+def test_a_redirect_may_name_any_bytes(server: Web, location: bytes, asked: str) -> None:
+    def answer(handler: Handler) -> None:
+        host = f"127.0.0.1:{server.server_port}".encode()
+        handler.close_connection = True
+        handler.send(b"HTTP/1.1 302 Found\r\nLocation: " + location.replace(b"HOST", host))
+        handler.send(b"\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+
+    server.answers |= {"/x": answer, asked.partition("?")[0]: body(DATA)}
+    assert [told(slot) for slot in slots(f"{server.root}/x")] == [DATA]
+    assert server.seen[-1][0] == asked
+
+
 def test_a_name_in_a_url_is_never_sent_as_a_credential(server: Web) -> None:
     server.answers["/x"] = body(DATA)
     (slot,) = slots(f"http://user:secret@127.0.0.1:{server.server_port}/x")

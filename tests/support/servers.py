@@ -118,16 +118,16 @@ class Buckets:
             "AWS_EC2_METADATA_DISABLED": "true",
         }
 
-    def put(self, path: str, data: bytes = b"") -> None:
+    def put(self, path: str, data: bytes = b"", **headers: str) -> None:
         """Make the bucket or the object `path`."""
-        self._ask("PUT", path, data)
+        self._ask("PUT", path, data, headers)
 
     def guard(self, guarded: bool) -> None:
         """Whether keys are looked at."""
         self._ask("POST", "moto-api/reset-auth", b"0" if guarded else b"inf")
 
-    def _ask(self, method: str, path: str, data: bytes) -> None:
-        answer = self._pool.request(method, f"{self.endpoint}/{path}", body=data)
+    def _ask(self, method: str, path: str, data: bytes, headers: dict[str, str] | None = None) -> None:
+        answer = self._pool.request(method, f"{self.endpoint}/{path}", body=data, headers=headers)
         assert answer.status == 200, (path, answer.status, answer.data)
 
 

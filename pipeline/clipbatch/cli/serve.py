@@ -21,7 +21,7 @@ _INPUT = (
     *("root", "uri_column", "no_header", "image_column", "columns"),
     *("decoder", "orientation", "background", "max_pixels"),
 )
-_READ = ("max_bytes", "read_threads", "read_timeout", "read_retries")
+_READ = ("max_bytes", "read_threads", "read_timeout", "read_retries", "max_refused")
 _OUTPUT = ("score", "layout", "top_k", "scores_dtype", "compression", "embeddings", "shard_size")
 
 

@@ -92,11 +92,11 @@ def worth_compiling(settings: Settings, rows: int, gflop: float) -> bool:
 
 
 def _batch_size(shard_size: int | None, preferred: int) -> int:
-    """`preferred`, or the largest size below it that divides a shard size that was given."""
+    """`preferred`; if `shard_size` is set, the largest divisor of it that is not larger than `preferred`."""
     if shard_size is None:
         return preferred
     size = next(size for size in range(min(preferred, shard_size), 0, -1) if shard_size % size == 0)
     if size * 2 < min(preferred, shard_size):
         near = -(-shard_size // preferred) * preferred
-        raise SettingError(f"shard_size {shard_size} is no multiple of a good batch size: use {near}")
+        raise SettingError(f"shard_size {shard_size} is not a multiple of a suitable batch size: use {near}")
     return size

@@ -1,7 +1,7 @@
 """Refuse JSON and TOML that is nested too deeply, before a parser sees it.
 
 Parsers call themselves once per level and run out of stack. Arrow's JSON reader then kills the process without a
-message. So this module counts the levels first, with numpy, which is fast enough for files of many GiB.
+message. So this module counts the levels first, with numpy.
 """
 
 from __future__ import annotations

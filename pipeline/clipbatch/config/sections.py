@@ -95,7 +95,7 @@ class ModelSettings(Checked):
         "open_clip's name, clipbatch-demo, hf-hub:ORG/NAME, local-dir:FOLDER, or FILE.json.",
         short="-m",
     )
-    # None: laion2b_s34b_b79k for ViT-B-32, `embedded` for clipbatch-demo; other models need a value.
+    # None: the default weights of the model, if it has any (`config.models`).
     pretrained: str | None = setting(
         None, "Model", "identity", "Weights: one of open_clip's tags, a FILE, or hf-hub:ORG/NAME."
     )
@@ -120,7 +120,14 @@ class ReadSettings(Checked):
     read_threads: int | None = setting(None, "Images", "worker", "Files read at once (default 16; remote 64).")
     # A file that takes longer gets the status timeout.
     read_timeout: float = setting(60.0, "Images", "worker", "Seconds until a file that hangs is given up.")
-    read_retries: int = setting(3, "Images", "worker", "Further tries after an I/O error.")
+    # None: 3, and 30 in stores and on the web.
+    read_retries: int | None = setting(
+        None, "Images", "worker", "Further tries after an I/O error (default 3; remote 30)."
+    )
+    # None: 100. Only reads count that fail for a reason common to the whole store or host (`stages.read.refusals`).
+    max_refused: int | None = setting(
+        None, "Images", "worker", "Stop after so many reads in a row that a store refuses (default 100; 0: never)."
+    )
     max_bytes: int = setting(256 * 2**20, "Images", "identity", "Larger files get status too_large.")
 
     def __post_init__(self) -> None:
@@ -128,6 +135,7 @@ class ReadSettings(Checked):
         at_least("read_threads", self.read_threads, 1)
         at_least("read_timeout", self.read_timeout, 0.01)
         at_least("read_retries", self.read_retries, 0)
+        at_least("max_refused", self.max_refused, 0)
         at_least("max_bytes", self.max_bytes, 1)
 
 

@@ -224,13 +224,13 @@ class ArchiveFolder:
 
 def _sorted_entries(folder: str, settings: SourceSettings) -> tuple[list[tuple[str, bool]], Counter[str]]:
     """The entries of `folder` in byte order of their names, without leftovers, and the number of leftovers."""
-    kept, leftovers = [], Counter[str]()
+    entries, leftovers = [], Counter[str]()
     for name, inner in sorted(_entries(folder), key=lambda entry: os.fsencode(entry[0])):
         if not settings.all_files and _is_leftover(name, inner):
             leftovers[LEFTOVERS] += 1
         else:
-            kept.append((name, inner))
-    return kept, leftovers
+            entries.append((name, inner))
+    return entries, leftovers
 
 
 def _is_leftover(name: str, is_folder: bool) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import os
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
@@ -13,7 +12,8 @@ import pyarrow as pa
 
 from clipbatch.errors import InputError
 from clipbatch.storage import stores
-from clipbatch.storage.stores import open_input_file
+from clipbatch.storage.hosts import patiently
+from clipbatch.storage.ranges import open_ranged
 from clipbatch.storage.uris import is_url, name_of
 
 # How much we read at a time from a text file.
@@ -86,7 +86,7 @@ def size_and_end(path: str, length: int) -> tuple[int, bytes]:
     """Size of the file `path`, a path or url, and its last `length` bytes. Raises: InputError."""
     try:
         if is_url(path):
-            with open_input_file(path) as file:
+            with open_ranged(path) as file:
                 return (size := file.size()), file.read_at(length, max(0, size - length)) if length else b""
         with open(path, "rb") as local:
             size = os.fstat(local.fileno()).st_size
@@ -96,10 +96,6 @@ def size_and_end(path: str, length: int) -> tuple[int, bytes]:
         raise
     except Exception as error:  # fsspec's file systems raise all kinds of exceptions
         raise unreadable(path, error) from error
-
-
-# How long we wait at most before we ask a web server for a manifest again, even if it asks for more time.
-_MAX_WAIT_S = 30.0
 
 
 def download(url: str) -> BinaryIO:
@@ -122,21 +118,20 @@ def download_into(folder: str, url: str) -> str:
 
 
 def _download(url: str, create: Callable[[], BinaryIO]) -> BinaryIO:
-    for attempt in range(stores.ATTEMPTS):
+    def once() -> BinaryIO:
         copy = create()
         try:
             for chunk in stores.chunks(url):
                 _write(chunk, copy, url)
-            return copy
-        except InputError:
+        except BaseException:
             copy.close()
             raise
-        except Exception as error:
-            copy.close()
-            if attempt + 1 == stores.ATTEMPTS or not getattr(error, "passes", False):
-                raise store_error(f"read the manifest {url}", error) from error
-            time.sleep(min(max(4.0**attempt, getattr(error, "retry_after_s", 0.0)), _MAX_WAIT_S))
-    raise AssertionError("the last attempt returns or raises")
+        return copy
+
+    try:
+        return patiently(once, url)
+    except (OSError, ValueError) as error:
+        raise store_error(f"read the manifest {url}", error) from error
 
 
 def _write(chunk: bytes, copy: BinaryIO, url: str) -> None:

@@ -11,6 +11,7 @@ import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import pyarrow as pa
 
@@ -20,10 +21,14 @@ from clipbatch.inputs.folders import LEFTOVERS, is_image_name, is_leftover
 from clipbatch.inputs.lister import BATCH_ROWS, file_rows
 from clipbatch.inputs.opening import store_error
 from clipbatch.storage import stores
+from clipbatch.storage.hosts import patiently
 from clipbatch.storage.uris import folder_of, is_url, name_of
 
 # How many folders we list at the same time.
 AHEAD = 16
+
+# What the report counts keys under which a store can neither be listed nor read.
+ODD_KEYS = "(keys with an empty part, '.' or '..', as in a//b and ./a, which cannot be read: copy them to other keys)"
 
 # The entries of a folder, in byte order: the name, '' if it is empty, and whether it is a folder.
 Entries = deque[tuple[str, bool]]
@@ -88,10 +93,13 @@ class RemoteFolder:
     def batches(self) -> Iterator[pa.RecordBatch]:
         names, has_images = [], False
         for name in self._walk():
-            if not self._all_files and is_leftover(name):
+            url = f"{self._root}/{name}"
+            if stores.is_odd_key(url):
+                self.passed_over[ODD_KEYS] += 1
+            elif not self._all_files and is_leftover(name):
                 self.passed_over[LEFTOVERS] += 1
             elif self._all_files or is_image_name(name):
-                names.append(f"{self._root}/{name}")
+                names.append(url)
             else:
                 self.passed_over[os.path.splitext(name)[1].lower()] += 1
             if len(names) == BATCH_ROWS:
@@ -120,8 +128,8 @@ class RemoteFolder:
                     continue
                 name, is_folder = folder.entries.popleft()
                 path = folder.path + name
-                if not name:  # a key with an empty part, as in a//b: pyarrow can neither list nor open it
-                    self.passed_over["//"] += 1
+                if not name:  # keys with an empty part: pyarrow cannot list them, so they count once for a folder
+                    self.passed_over[ODD_KEYS] += 1
                     continue
                 if is_folder:
                     stack.append(_Folder(f"{path}/", folder.ahead.popleft().result()))
@@ -149,15 +157,22 @@ def entries(url: str) -> Entries:
 
     store, place = stores.open_store(url)
     try:
-        infos = store.get_file_info(FileSelector(place, recursive=False))
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # fsspec's file systems raise all kinds of exceptions
+        infos = patiently(lambda: _listed(store, FileSelector(place, recursive=False)), url)
+    except (OSError, ValueError) as error:
         raise store_error(f"list {url.rstrip('/')}/", error) from error
+    if infos is None:
+        raise FileNotFoundError(url)
     names = [
         (info.base_name if info.path.rstrip("/") != place else "", info.type == FileType.Directory) for info in infos
     ]
     return deque(sorted(names, key=lambda entry: os.fsencode(entry[0])))
+
+
+def _listed(store: Any, selector: Any) -> list[Any] | None:
+    try:
+        return list(store.get_file_info(selector))
+    except FileNotFoundError:
+        return None
 
 
 class _Folder:

@@ -18,7 +18,8 @@ from clipbatch.inputs.archive_members import is_archive_name
 from clipbatch.inputs.folders import is_image_name, is_leftover
 from clipbatch.inputs.opening import is_compressed, suffix_of
 from clipbatch.inputs.remote_folders import root_entries
-from clipbatch.storage.stores import is_web, open_input_file, open_store
+from clipbatch.storage.ranges import open_ranged
+from clipbatch.storage.stores import is_web, open_store
 from clipbatch.storage.uris import is_url, name_of
 
 ARROW = (".arrow", ".feather")
@@ -96,7 +97,7 @@ def _json(folder: str, name: str) -> JsonObject:
     path = os.path.join(folder, name)
     try:
         if is_url(path):
-            with open_input_file(path) as file:
+            with open_ranged(path) as file:
                 value = json.loads(file.read())
         else:
             with open(path, "rb") as local:

@@ -138,7 +138,7 @@ def _kind_and_size(block: bytearray) -> tuple[bytes, int]:
         raise _DamagedError
     field = block[148:156]
     without_field = _number(field) - 8 * ord(" ")  # the checksum counts its own field as spaces
-    # Adler-32 sums bytes much faster than Python. It does so modulo 65521, and no header's sum is twice as large.
+    # Adler-32 sums bytes much faster than Python. It does so modulo 65521, and no header's sum reaches twice that.
     if (without_field + sum(field) + 1) % 65521 != zlib.adler32(block) & 0xFFFF:
         signed = sum(byte - 256 * (byte >= 128) for byte in block[:148] + block[156:])  # some old programs did this
         if without_field != signed:

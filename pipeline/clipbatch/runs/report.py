@@ -49,7 +49,14 @@ class Quarantined(TypedDict):
     error: str
 
 
-class Invocation(TypedDict):
+class Waits(TypedDict):
+    """How a store or host made readers wait. waited_s: of the worker that waited the longest."""
+
+    tries_again: float
+    waited_s: float
+
+
+class _Invocation(TypedDict):
     """The work of one invocation. The keys give units; `images_per_s` leaves out the time of loading."""
 
     rows: int
@@ -64,6 +71,12 @@ class Invocation(TypedDict):
     repaired: Repaired
     kept: list[str]
     quarantined: list[Quarantined]
+
+
+class Invocation(_Invocation, total=False):
+    """With what a run has only if it was made to wait: the waits, by store or host."""
+
+    waits: dict[str, Waits]
 
 
 class Increment(TypedDict):
@@ -156,6 +169,8 @@ def make(
         "versions": plan.versions,
         "hardware": hardware.describe(),
     }
+    if waits := _waits(done.stages):
+        report["this_run"]["waits"] = waits
     if len(shards) == plan.shards:
         write_json(run.path / "report.json", report)
     return report
@@ -196,6 +211,18 @@ def _sum(counts: Collection[dict[str, int]]) -> Counter[str]:
     for each in counts:
         total.update(each)
     return total
+
+
+def _waits(reports: list[WorkerReport]) -> dict[str, Waits]:
+    """What the workers waited for, those that they waited for longest first."""
+    waits: dict[str, Waits] = {}
+    for report in reports:
+        for host, its in report.waits.items():
+            of_host = waits.setdefault(host, {"tries_again": 0, "waited_s": 0.0})
+            of_host["tries_again"] += its["tries_again"]
+            of_host["waited_s"] = max(of_host["waited_s"], its["waited_s"])
+    longest = sorted(waits, key=lambda host: -waits[host]["waited_s"])[:_MAX_NAMED]
+    return {host: waits[host] for host in longest}
 
 
 def _sum_stages(reports: list[WorkerReport]) -> dict[str, dict[str, float]]:

@@ -47,6 +47,8 @@ def text(out: str, report: Report) -> str:
         )
     else:
         lines.append("nothing was left to do")
+    for host, waits in this_run.get("waits", {}).items():
+        lines.append(f"waited {waits['waited_s']:.1f} s for {host}, and tried {waits['tries_again']:.0f} reads again")
     whole = report["parts"]["done"] == report["parts"]["planned"] or part["planned"] == report["parts"]["planned"]
     lines.append(f"scores: {out}/parts/*.parquet" + (f"   report: {out}/report.json" if whole else ""))
     if whole:

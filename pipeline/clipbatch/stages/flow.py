@@ -139,6 +139,7 @@ class _Runner:
         except BaseException as error:
             if hasattr(error, "add_note"):
                 error.add_note(f"in stage {self.stage.name}")
+            self._ended = True  # what comes next may depend on what this item has left undone
             slot.set_exception(error)
             return
         with self._counting:

@@ -7,6 +7,7 @@ all others.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import re
@@ -28,7 +29,7 @@ from clipbatch.stages.decode.header import inspect
 from clipbatch.stages.encode import Encode, Model, load
 from clipbatch.stages.flow import Stage
 from clipbatch.stages.journal import Journal
-from clipbatch.stages.read import Backpressure, Read
+from clipbatch.stages.read import Backpressure, Read, Refusals
 from clipbatch.types import EmbeddedBatch, ItemBatch, PixelBatch, ReadBatch
 
 _log = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ class LoadedModel:
         gate: Backpressure,
         journal: Journal | None = None,
         encode: Callable[[PixelBatch], EmbeddedBatch] | None = None,
+        refusals: Refusals | None = None,
     ) -> list[Stage]:
         """The stages read, decode and encode, for batches that `gate` has admitted.
 
@@ -80,7 +82,8 @@ class LoadedModel:
         """
 
         def read(batch: ItemBatch) -> ReadBatch:
-            encoded = self.read(batch)
+            with refusals.reading() if refusals else contextlib.nullcontext():
+                encoded = self.read(batch, refusals)
             gate.measured(encoded)
             return encoded
 

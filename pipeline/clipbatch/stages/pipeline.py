@@ -32,17 +32,12 @@ from clipbatch.stages.flow import Flow, Stage, bottleneck
 from clipbatch.stages.journal import Journal
 from clipbatch.stages.loading import FITTED, LoadedModel, fit
 from clipbatch.stages.profiling import ranged
-from clipbatch.stages.read import Backpressure, Read
+from clipbatch.stages.read import Backpressure, Read, Refusals
 from clipbatch.stages.saved_embeddings import SavedEmbeddings
 from clipbatch.stages.score import Score
 from clipbatch.stages.write import Write, Written
-from clipbatch.types import (
-    Encoded,
-    ItemBatch,
-    PartDone,
-    ScoredBatch,
-    WorkerReport,
-)
+from clipbatch.storage import hosts
+from clipbatch.types import Encoded, ItemBatch, PartDone, ScoredBatch, WorkerReport
 
 _REPORT_EVERY_S = 0.2
 # Files whose size decides how the decoders of a GPU share the work.
@@ -125,18 +120,26 @@ class ShardPipeline:
         self._encoded: Callable[[], dict[str, float]] = dict
         self._admit: Callable[[Iterator[ItemBatch]], Iterator[ItemBatch]] = iter
         self.read: Read | SavedEmbeddings
+        refusals: Refusals | None = None
         if model:
             gate = Backpressure()
             model.read.forget()
             self.read, self._admit, self._encoded = model.read, gate.admit, model.encode.facts
-            first = model.stages(gate, journal)
+            refusals = Refusals(settings.read.max_refused, model.read.probe)
+            first = model.stages(gate, journal, refusals=refusals)
         else:
             assert saved
             self.read = SavedEmbeddings(saved, plan.identity["rescored"])
             first = [Stage(name="recall", work=self.read)]
-        last = _checked_write(journal if model else None, write, check)
+
+        def settle(shard: int) -> None:
+            if refusals:
+                refusals.settle(plan.shard_rows(shard))
+
+        last = _checked_write(journal if model else None, write, check, settle)
         self.stages = [*first, Stage(name="score", work=score), Stage(name="write", work=last)]
         self._flow: Flow | None = None
+        self._waits_before = hosts.waits()
 
     def _loaded(self, run: RunDir, model: LoadedModel | None) -> LoadedModel:
         """`model` if it does what the first worker froze, or else one that is loaded now."""
@@ -164,7 +167,8 @@ class ShardPipeline:
         peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
         times = self._flow.times() if self._flow else {}
         facts = device_facts(self._device) | self._encoded()
-        return WorkerReport(times=times, peak_mib=peak_mib, facts=facts)
+        waits = hosts.waits_since(self._waits_before)
+        return WorkerReport(times=times, peak_mib=peak_mib, facts=facts, waits=waits)
 
     def label(self, tasks: Iterable[Task]) -> Flow:
         """The flow that processes `tasks`. Iterating over it yields a `Written` for each batch, in order."""
@@ -212,17 +216,19 @@ def _load_the_same(settings: Settings, facts: Mapping[str, Any]) -> Model:
 
 
 def _checked_write(
-    journal: Journal | None, write: Write, check: Callable[[], object]
+    journal: Journal | None, write: Write, check: Callable[[], object], settle: Callable[[int], object]
 ) -> Callable[[ScoredBatch], Written]:
     """The write stage, which also notes in the journal that a batch is done.
 
     journal: None if no images are decoded. check: raises if somebody has deleted the run meanwhile. It is called before
-    a part is published, so that no part of the deleted run gets into a new one.
+    a part is published, so that no part of the deleted run gets into a new one. settle: called with a shard before it
+    is published; raises if its rows failed for a reason that is not theirs.
     """
 
     def checked(batch: ScoredBatch) -> Written:
         if batch.source.last:
             check()
+            settle(batch.source.shard)
         try:
             written = write(batch)
         except InputError:

@@ -1,1 +1,1 @@
-"""Files, stores and http, and writing that is whole or not at all."""
+"""Local files, object stores and the web: reading them, and writing files that appear whole or not at all."""

@@ -1,16 +1,16 @@
-"""Files that hold many images: read bytes [a, b) of one, and take a member out of an archive by its span.
+"""Read a member of a tar or zip archive by its span.
 
-A span was made when the archive was listed and is used later, maybe on another day and another machine. So it carries
-a check, and a member that is not what was listed becomes a Reject: never another image's pixels. Names of members are
-data here; nothing is ever opened, made or looked up by one.
+A span is made when the archive is listed. It is used later, maybe on another day and another machine, when the archive
+may have changed. So it contains a checksum, and a member that is not the listed one becomes a Reject and never another
+image. Names of members are data: no file is opened or looked up by one.
 
-`Span.method` of an archive's member is one of
+`Span.method` of a member is one of
 
     tar:CRC            [start, start + length) is the data; CRC-32 of the header block, the 512 bytes before it
-    zip-stored:CRC     start is the member's local header, length that of its data as it stands; CRC-32 of the data
-    zip-deflate:CRC    the same, of the data when inflated
-    refused:REASON     there is nothing to read, and why
-    cut:REASON         the archive ends, and nobody knows how much is missing
+    zip-stored:CRC     start is the member's local header, length that of its data in the file; CRC-32 of the data
+    zip-deflate:CRC    the same; CRC-32 of the inflated data
+    refused:REASON     the member cannot be read, and why
+    cut:REASON         the archive ends inside of the member, and nobody knows how much is missing
 """
 
 from __future__ import annotations
@@ -22,16 +22,15 @@ from clipbatch.storage.files import Container
 from clipbatch.types import Encoded, Reject, Span
 
 TAR_BLOCK = 512
+# A zip's local header: its signature, and the lengths of the name and the extra field, which stand before the data.
 _ZIP_LOCAL = struct.Struct("<4s22xHH")
-"""A zip's local header: its signature, and the lengths of the name and the extra field that come between it and the
-data."""
+# Bytes read beyond a zip member's size, for its name and extra field. If these are longer, a second read follows.
 _ZIP_SLACK = 512
-"""Bytes read beyond a zip member's size, for name and extra field; where they take more, a second read follows."""
 _CHANGED = "the archive was changed after it was listed, or is damaged: {} is not where it was; start a new run"
 
 
 def read_member(container: Container, span: Span, max_bytes: int) -> Encoded | Reject:
-    """The bytes of the member at `span`, `max_bytes` at most, or why they cannot be had. Raises: OSError."""
+    """The bytes of the member at `span`, or why they cannot be read. max_bytes: limit on its size. Raises: OSError."""
     kind, _, check = span.method.partition(":")
     if kind == "refused":
         return Reject(status="unsupported", error=check)
@@ -51,7 +50,7 @@ def read_member(container: Container, span: Span, max_bytes: int) -> Encoded | R
 
 
 def crc(data: bytes | bytearray) -> str:
-    """CRC-32 as spans hold it."""
+    """CRC-32 of `data` as it is written in spans."""
     return f"{zlib.crc32(data):08x}"
 
 

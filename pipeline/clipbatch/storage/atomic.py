@@ -1,8 +1,8 @@
-"""Files that appear whole or not at all: temp file beside the target, fsync, rename, fsync of the folder.
+"""Write files that appear whole or not at all: temp file beside the target, fsync, rename, fsync of the folder.
 
-Knows nothing of what is in them. A process killed in between leaves only a temp file, whose name says which host and
-process wrote it, and when that process began, so that a later run can tell a dead writer's file from a live one's: the
-number of a dead one may belong to another by then, and often does where there are 32,768 numbers.
+A process that is killed in between leaves a temp file. Its name contains the host, the process id and the time at which
+the process began, so that a later run can tell whether the writer still lives. The id alone does not tell: ids are used
+again, and often where there are only 32,768 of them.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ _HOST = re.sub(r"[^A-Za-z0-9_-]", "_", socket.gethostname())
 
 @contextlib.contextmanager
 def publish(target: AnyPath) -> Iterator[BinaryIO]:
-    """Open a temp file to write; when the block ends well it becomes `target` in one step, else it is removed.
+    """Open a temp file for writing. At the end of the block it becomes `target` in one step; after an exception it is
+    removed.
 
-    In a store, what was written is kept in memory, and put as one object at the end.
-    Raises: InputError where the disk is full or the folder cannot be written, naming the folder and the remedy.
+    In a store, the content is kept in memory and written as one object at the end.
+    Raises: InputError where the disk is full or the folder cannot be written, with the folder and the remedy.
     """
     if isinstance(target, StorePath):
         buffer = io.BytesIO()
@@ -57,13 +58,13 @@ def publish(target: AnyPath) -> Iterator[BinaryIO]:
 
 
 def temp_name(target: Path) -> Path:
-    """Where this process writes what is to become `target`."""
+    """The path of the temp file that this process writes and then renames to `target`."""
     return target.with_name(f".{target.name}.{_HOST}-{os.getpid()}.{_begun()}.tmp")
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames inside `folder` survive a power cut. Until it returns, a cut may bring the old name back: the
-    new file is then simply not there, its shard counts as open, and doing it again writes the same bytes."""
+    """Make renames inside `folder` survive a power cut. If the power fails before this returns, the new file may be
+    gone. Its shard then counts as open, and doing it again writes the same bytes."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
@@ -86,7 +87,7 @@ def write_json(target: AnyPath, value: Any) -> None:
 
 
 def remove_leftovers(folder: AnyPath) -> None:
-    """Remove temp files and folders in `folder` whose writer was a process of this host that is gone."""
+    """Remove temp files and folders in `folder` whose writer was a process of this host that no longer runs."""
     if isinstance(folder, StorePath):
         return
     with contextlib.suppress(FileNotFoundError):
@@ -101,10 +102,10 @@ def remove_leftovers(folder: AnyPath) -> None:
 
 
 def _alive(pid: int, begun: str | None) -> bool:
-    """Whether a process of this host has this number, is the one that is meant, and can still write.
+    """Whether the process `pid` of this host is the writer, and can still write.
 
-    begun: when the one that is meant began; None or 0: that is not known. A process that has ended and that nobody has
-    waited for cannot write; a container's first process may never wait for the children that it inherits.
+    begun: when the writer began; None or 0 where that is not known. A zombie cannot write. Zombies may stay for ever in
+    a container, whose first process may never wait for the children that it inherits.
     """
     try:
         os.kill(pid, 0)
@@ -119,22 +120,22 @@ def _alive(pid: int, begun: str | None) -> bool:
 
 
 def _stat(pid: int) -> list[str]:
-    """What the kernel says of a process (proc(5)), from its state on; nothing where that cannot be read."""
+    """The fields of /proc/PID/stat (proc(5)) from the state on; empty where it cannot be read."""
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     return []
 
 
 def _begun() -> str:
-    """When this process began, in clock ticks since the machine's start; 0 where that cannot be read."""
+    """When this process began, in clock ticks since the machine's start; 0 where that is not known."""
     return (_stat(os.getpid()) or ["0"] * 20)[19]
 
 
 @contextlib.contextmanager
 def locked(folder: Path, busy: str) -> Iterator[None]:
-    """Keep other processes out of `folder`, which is made; the lock goes with the process, however that ends.
+    """Hold the lock of `folder`, which is created if it does not exist. The lock ends with the process at the latest.
 
-    Raises: BusyError with the message `busy` where another process is in it; InputError where it cannot be written.
+    Raises: BusyError with the message `busy` where another process holds it; InputError where it cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -152,7 +153,7 @@ def locked(folder: Path, busy: str) -> Iterator[None]:
 
 
 def writing_failed(target: AnyPath, error: OSError) -> InputError:
-    """The refusal for an output that cannot be written."""
+    """The error for an output that cannot be written, with the remedy."""
     remedy = {
         errno.ENOSPC: "free some space there, then run the same command again",
         errno.EDQUOT: "the quota is used up: free some space, then run the same command again",
@@ -173,7 +174,7 @@ def file_sha256(path: AnyPath) -> str:
 
 
 def sha256_of(file: Any, between: Callable[[], object] = lambda: None) -> str:
-    """sha256 of what is left in `file`, in hexadecimal. between: called after each piece of a mebibyte."""
+    """sha256 of the rest of `file`, in hexadecimal. between: called after each mebibyte."""
     digest = hashlib.sha256()
     while chunk := file.read(2**20):
         digest.update(chunk)

@@ -1,7 +1,4 @@
-"""What files that are read by ranges share: where in them their reader is.
-
-Memory to read into.
-"""
+"""Files that are read at any position (seekable files, containers), and memory to read into."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from typing import Protocol
 
 
 class Seekable(io.RawIOBase):
-    """A file of known size, for one thread at a time. `read` is left to those who inherit."""
+    """A file of known size with a position, for one thread at a time. Subclasses add `read`."""
 
     size: int
     at: int = 0
@@ -39,30 +36,30 @@ _new.restype, _new.argtypes = ctypes.py_object, (ctypes.c_char_p, ctypes.c_ssize
 
 
 def unwritten(length: int) -> bytearray:
-    """`length` bytes that may be anything, for whoever fills them all or cuts off the rest.
+    """`length` bytes with any content. The caller has to fill them all, or cut off the rest.
 
-    `bytearray(length)` writes zeros, and so touches every page for the first time, while it holds Python's lock: half
-    of the time for which reading a photograph would hold it.
+    `bytearray(length)` would write zeros, and so touch every page for the first time, while it holds Python's lock.
+    That is half of the time for which reading a photograph holds the lock.
     """
-    made: bytearray = _new(None, length)
-    return made
+    memory: bytearray = _new(None, length)
+    return memory
 
 
 class Container(Protocol):
-    """A file of known size, on a disk or elsewhere, read by many threads at a time."""
+    """A local or remote file of known size, read by many threads at a time."""
 
+    # Bytes, when it was opened.
     size: int
-    """Bytes, when it was opened."""
 
     def read_at(self, start: int, length: int) -> bytearray:
-        """Bytes [start, start + length), fewer where the container ends before. Raises: OSError."""
+        """Read bytes [start, start + length), fewer where the container ends before. Raises: OSError."""
 
 
 class LocalFile:
-    """A container on a local or mounted file system. Closed when the last thread that uses it has let go of it."""
+    """A container on a local or mounted file system. It is closed with the last reference to it."""
 
     def __init__(self, path: str) -> None:
-        """Raises: OSError as it comes; ValueError for a NUL in the name."""
+        """Raises: OSError; ValueError for a NUL in the name."""
         if not stat.S_ISREG(os.stat(path).st_mode):  # before opening: opening a pipe waits for its writer
             raise OSError(errno.EINVAL, "not a file", path)
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

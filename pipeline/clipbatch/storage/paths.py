@@ -1,8 +1,8 @@
-"""Where a run directory is: a local folder, or a prefix in an object store that is used like one.
+"""The place of a run directory: a local folder, or a prefix in an object store that is used like one.
 
-`StorePath` has the few methods of `pathlib.Path` that a run directory needs. An object appears whole, by one request,
-so nothing is renamed; a folder is there as soon as something is in it. Errors of a store end the run as InputError,
-but for FileNotFoundError, which says what it says.
+`StorePath` has the few methods of `pathlib.Path` that a run directory needs. One request writes a whole object, so
+nothing is renamed; a folder exists as soon as something is in it. Requests that fail are tried again. Errors of a store
+end the run as InputError, except FileNotFoundError.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Union
 
 from clipbatch.errors import InputError
+from clipbatch.storage.hosts import patiently
 from clipbatch.storage.stores import open_store
 from clipbatch.storage.uris import is_text, is_url
 
@@ -52,11 +53,15 @@ class StorePath:
         return self.read_bytes().decode(encoding)
 
     def write_bytes(self, data: Any) -> None:
-        """Put the object, whole or not at all."""
-        with _named(self.url):
+        """Write the object, whole or not at all."""
+
+        def put() -> None:
             store, path = open_store(self.url)
             with store.open_output_stream(path) as stream:
                 stream.write(data)
+
+        with _named(self.url):
+            patiently(put, self.url)
 
     def unlink(self, missing_ok: bool = False) -> None:
         with _named(self.url), contextlib.suppress(FileNotFoundError) if missing_ok else contextlib.nullcontext():
@@ -64,18 +69,18 @@ class StorePath:
             store.delete_file(path)
 
     def open_input(self) -> Any:
-        """For reading at random (pyarrow.NativeFile). Raises: FileNotFoundError."""
+        """Open the object for reads at any position (pyarrow.NativeFile). Raises: FileNotFoundError."""
         with _named(self.url):
             store, path = open_store(self.url)
             return store.open_input_file(path)
 
     def entries(self) -> list[Any]:
-        """What is in the folder now (pyarrow.fs.FileInfo); nothing where it is not there."""
+        """The present entries of the folder (pyarrow.fs.FileInfo); none where it does not exist."""
         from pyarrow.fs import FileSelector, PyFileSystem
 
         with _named(self.url):
             store, path = open_store(self.url)
-            if isinstance(store, PyFileSystem):  # one of fsspec's, many of which keep what they have listed once
+            if isinstance(store, PyFileSystem):  # of fsspec, and most of these cache listings
                 store.handler.fs.invalidate_cache()
             return list(store.get_file_info(FileSelector(path, allow_not_found=True)))
 
@@ -89,9 +94,9 @@ AnyPath = Union[Path, StorePath]
 
 
 def as_path(text: str | os.PathLike[str] | StorePath, *, any_name: bool = False) -> AnyPath:
-    """The place that `text` names: a url, or a path.
+    """The place that `text` names, a url or a path.
 
-    Raises: InputError where it is not UTF-8, since readers of Parquet cannot open such a path. any_name: it may be.
+    any_name: accept names that are not UTF-8; else they raise InputError, since readers of Parquet cannot open them.
     """
     if isinstance(text, StorePath):
         return text
@@ -101,7 +106,7 @@ def as_path(text: str | os.PathLike[str] | StorePath, *, any_name: bool = False)
 
 
 def list_names(folder: AnyPath) -> set[str]:
-    """What is in `folder`; nothing where it is not there."""
+    """The names in `folder`; none where it does not exist."""
     if isinstance(folder, StorePath):
         return {entry.base_name for entry in folder.entries()}
     with contextlib.suppress(FileNotFoundError):
@@ -110,7 +115,7 @@ def list_names(folder: AnyPath) -> set[str]:
 
 
 def parquet_source(file: AnyPath) -> Any:
-    """What pyarrow.parquet takes to read `file`."""
+    """`file` in a form that pyarrow.parquet can read."""
     return file.open_input() if isinstance(file, StorePath) else file
 
 

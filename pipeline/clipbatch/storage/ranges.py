@@ -1,12 +1,15 @@
-"""A file that is far away, read from front to back by whoever takes it for a file near by.
+"""Files of stores and the web, read by ranges.
 
-Its next blocks are on their way while one is used, as many as hide the wait of a request; a jump fetches one block
-alone. Knows nothing of what is in the file.
+`ReadAhead` is for a reader that goes from front to back: while it uses one block, the next ones are being fetched,
+enough of them to hide the latency of a request. After a jump only one block is fetched. `RangedFile` fetches what is
+asked for and no more.
 """
 
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
+
+import pyarrow as pa
 
 from clipbatch.storage import stores
 from clipbatch.storage.files import Container, LocalFile, Seekable
@@ -14,10 +17,11 @@ from clipbatch.storage.stores import Ranges
 from clipbatch.storage.uris import is_url
 
 BLOCK_BYTES = 4 * 2**20
+# Blocks fetched ahead. With 50 ms for a request, that is enough for 640 MB/s.
 AHEAD = 8
-"""Blocks: of 50 ms a request they hide all but what 640 MB/s would show."""
+# Used blocks that are kept, since the columns of a struct are read in turn.
 _KEPT = 4
-"""Used blocks, since the columns of a struct are read by turns."""
+_PIECE_BYTES = 4 * 2**20
 
 
 class ReadAhead(Seekable):
@@ -27,11 +31,11 @@ class ReadAhead(Seekable):
         """Raises: as `stores.Ranges`."""
         self._ranges = Ranges(url)
         self.size = self._ranges.size
+        # The last exception of `read`. The readers of file formats replace it with one that says less.
         self.lost: OSError | None = None
-        """What `read` has raised: readers of formats hand on a text that says less."""
         self._pool = ThreadPoolExecutor(AHEAD, thread_name_prefix="ahead")
+        # By number, in the order of their use; those that were fetched ahead come last.
         self._blocks: dict[int, Future[bytearray]] = {}
-        """By number; those used last, and those that are used next, come last."""
         self._used: set[int] = set()
 
     def close(self) -> None:
@@ -40,7 +44,7 @@ class ReadAhead(Seekable):
         super().close()
 
     def read(self, size: int = -1) -> bytes:
-        """As many bytes as there are, up to `size`. Raises: OSError."""
+        """Read up to `size` bytes, fewer only at the end of the file. Raises: OSError."""
         end = self.size if size is None or size < 0 else min(self.at + size, self.size)
         pieces = []
         while self.at < end:
@@ -74,11 +78,32 @@ class ReadAhead(Seekable):
         return data
 
 
-_PIECE_BYTES = 4 * 2**20
+class RangedFile(Seekable):
+    """The object at a url as a seekable file, for one thread at a time; each read is one request."""
+
+    def __init__(self, url: str) -> None:
+        """Raises: as `stores.Ranges`."""
+        self._ranges = Ranges(url)
+        self.size = self._ranges.size
+
+    def read(self, size: int = -1) -> bytes:
+        """Read up to `size` bytes, fewer only at the end of the file. Raises: OSError."""
+        left = max(0, self.size - self.at)
+        data = self._ranges.read_at(self.at, left if size is None or size < 0 else min(size, left))
+        self.at += len(data)
+        return bytes(data)
+
+
+def open_ranged(url: str) -> pa.NativeFile:
+    """Open the object at `url`, of a store or the web, for reads at any position, which are tried again.
+
+    Raises: as `stores.Ranges`.
+    """
+    return pa.PythonFile(RangedFile(url), mode="r")
 
 
 class InPieces:
-    """A container that is read from front to back, and is far away: small reads are served from larger ones."""
+    """A remote container that is read from front to back: small reads are served from larger ones."""
 
     def __init__(self, container: Container) -> None:
         self._container, self.size = container, container.size
@@ -92,8 +117,9 @@ class InPieces:
 
 
 def open_container(path: str) -> Container:
-    """The container at `path`, a path or url.
+    """Open the container at `path`, a path or url.
 
-    Raises: OSError where it cannot be had; ValueError for a NUL in the name; InputError for a url of no known store.
+    Raises: OSError where it cannot be opened; ValueError for a NUL in the name; InputError for a url of an unknown
+    store.
     """
     return stores.Ranges(path) if is_url(path) else LocalFile(path)

@@ -1,4 +1,4 @@
-"""Open Parquet and Arrow files, on a disk or far away, so that nothing is read but what is asked for."""
+"""Open Parquet and Arrow files, local or remote, so that only what is asked for is read."""
 
 from __future__ import annotations
 
@@ -9,24 +9,23 @@ import pyarrow as pa
 import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 
-from clipbatch.storage.ranges import ReadAhead
-from clipbatch.storage.stores import open_input_file
+from clipbatch.storage.ranges import ReadAhead, open_ranged
 from clipbatch.storage.uris import is_url
 
+# Read at a time from a Parquet column. Without a buffer, or with pre_buffer, a whole row group is read at once.
 _BUFFER_BYTES = 2**20
-"""Read at a time from a Parquet column: without a buffer, and without pre_buffer=False, it is a whole row group."""
 _FILE_MAGIC = b"ARROW1"
 _FEATHER_1 = b"FEA1"
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 
 def open_file(path: str) -> pa.NativeFile:
-    """The table's file at `path`, a path or url. Raises: OSError; InputError for a url of no known store."""
-    return open_input_file(path) if is_url(path) else pa.OSFile(os.fsencode(path))
+    """Open the table's file at `path`, a path or url. Raises: OSError; InputError for a url of an unknown store."""
+    return open_ranged(path) if is_url(path) else pa.OSFile(os.fsencode(path))
 
 
 def open_parquet(path: str, far: ReadAhead | None = None) -> pq.ParquetFile:
-    """far: what to read in place of the file at `path`. Raises: as `open_file`; ArrowInvalid."""
+    """far: read this instead of the file at `path`. Raises: as `open_file`; ArrowInvalid."""
     file = open_file(path) if far is None else pa.PythonFile(far, mode="r")
     return pq.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False)
 
@@ -34,10 +33,10 @@ def open_parquet(path: str, far: ReadAhead | None = None) -> pq.ParquetFile:
 def open_arrow(
     path: str, fields: Sequence[str] | None = None, far: ReadAhead | None = None
 ) -> tuple[ipc.RecordBatchFileReader, bool]:
-    """A reader over the file, which is mapped where it can be, and whether it has random access (else it is a stream).
+    """Open an Arrow file, mapped into memory if it is local. Returns the reader, and whether it has random access (else
+    it is a stream).
 
-    fields: only these columns, where the others would have to be read or decompressed. far: as in `open_parquet`.
-    Raises: as `open_file`; ArrowInvalid.
+    fields: read only these columns. far: as in `open_parquet`. Raises: as `open_file`; ArrowInvalid.
     """
     if far is not None:
         file = pa.PythonFile(far, mode="r")
@@ -45,7 +44,7 @@ def open_arrow(
         file = open_file(path) if is_url(path) else pa.memory_map(os.fsencode(path))
     head = file.read(len(_FILE_MAGIC))
     if head.startswith(_FEATHER_1):
-        raise pa.ArrowInvalid("it is of Feather's first version; write it again with a newer one")
+        raise pa.ArrowInvalid("it is a Feather file of version 1; write it again with a newer version")
     if not head:
         raise pa.ArrowInvalid("it is empty")
     file.seek(0)
@@ -65,6 +64,6 @@ def open_arrow(
 
 
 def arrow_batches(path: str, fields: Sequence[str], far: ReadAhead | None = None) -> Iterator[pa.RecordBatch]:
-    """The record batches of a file or a stream with only the columns `fields`, or all where it is empty."""
+    """The record batches of a file or a stream. fields: only these columns; all of them if it is empty."""
     reader, seekable = open_arrow(path, fields, far)
     return map(reader.get_batch, range(reader.num_record_batches)) if seekable else iter(reader)

@@ -1,6 +1,4 @@
-"""How a name is written as a uri and read back: paths, file:// uris of names that are not text, urls, and data
-URIs, which hold an image themselves.
-"""
+"""Convert between names and uris: paths, urls, file:// uris for names that are not UTF-8, and data URIs."""
 
 from __future__ import annotations
 
@@ -10,20 +8,20 @@ import re
 from urllib.parse import quote_from_bytes, unquote, unquote_to_bytes, urlsplit
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+# With a media type or a parameter: a file may be called `data:,x`.
 _DATA = re.compile(r"data:(?:[\w!#$&^.+-]+/[\w!#$&^.+-]+(?:;[^;,]*)*|(?:;[^;,]*)+),", re.IGNORECASE | re.ASCII)
-"""With a media type or a parameter: a file may be called `data:,x`."""
 
 
 def uri_of(name: str, root: str) -> str:
-    """`name` itself where it and `root` are valid text, else the file:// uri of its bytes (RFC 8089), since Parquet
-    holds UTF-8."""
+    """`name` itself if it and `root` are valid text; else the file:// uri of its bytes (RFC 8089), since Parquet stores
+    UTF-8."""
     if is_text(name) and is_text(root):
         return name
     return "file://" + quote_from_bytes(os.fsencode(os.path.join(root, name)))
 
 
 def is_text(name: str) -> bool:
-    """Whether `name` holds no surrogates, which stand for bytes that are not UTF-8."""
+    """Whether `name` is free of surrogates, which stand for bytes that are not UTF-8."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -42,19 +40,19 @@ def is_data_uri(text: str) -> bool:
 
 
 def absolute(place: str) -> str:
-    """`place`, a path or a url, as it is named from any working folder."""
+    """`place`, a path or url, in a form that does not depend on the working folder."""
     return place if is_url(place) else os.path.abspath(place)
 
 
 def name_of(place: str) -> str:
-    """The last part of a path or a url: of a web server's without its query, which may be a signature."""
+    """The last part of a path or url. Of a web server's url, without the query, which may be a signature."""
     if place.lower().startswith(("http://", "https://")):
         place = urlsplit(place).path
     return posixpath.basename(place) if is_url(place) else os.path.basename(place)
 
 
 def folder_of(place: str) -> str:
-    """The folder or url that the names in the file at `place` start from."""
+    """The folder or url that names in the file at `place` are relative to."""
     if not is_url(place):
         return os.path.dirname(os.path.abspath(place))
     if place.lower().startswith(("http://", "https://")):
@@ -72,8 +70,8 @@ def path_of(uri: str, root: str) -> str:
 
 
 def is_outside(path: str, fence: str) -> bool:
-    """Whether `path`, as `path_of` gives it, leads out of the folder or url `fence`. Links inside of the fence count
-    as inside: whoever made them could also have put files there. A data URI leads nowhere."""
+    """Whether `path`, a result of `path_of`, leads out of the folder or url `fence`. Links inside of the fence count as
+    inside, since their author could also have put files there. A data URI is never outside."""
     if is_data_uri(path):
         return False
     if is_url(path) or is_url(fence):

@@ -1,4 +1,4 @@
-"""Names that are no names: an image itself as a data URI, its base64 text, and a name with blanks at its ends."""
+"""Names that need care: a data URI, which holds the image itself; base64 text of an image; blanks at a name's ends."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from urllib.parse import unquote_to_bytes
 from clipbatch.storage.uris import path_of
 from clipbatch.types import Encoded, Reject
 
+# Invisible characters that `str.isspace` does not know.
 _BLANK = "\ufeff\u200b"
-"""What no eye sees, beside what `str.isspace` knows."""
 _BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]{64,}[=\s]*")
+# How the base64 text of an image begins.
 _STARTS = {
     "/9j/": "image/jpeg",
     "iVBORw0KGgo": "image/png",
@@ -22,13 +23,12 @@ _STARTS = {
     "SUkq": "image/tiff",
     "TU0AKg": "image/tiff",
 }
-"""How the base64 text of an image begins."""
 
 
 def read_data_uri(uri: str, max_bytes: int) -> Encoded | Reject:
-    """The bytes of a data URI (RFC 2397), percent-encoded or base64; that in either alphabet, padded or not."""
+    """The bytes of a data URI (RFC 2397): percent-encoded, or base64 in either alphabet, padded or not."""
     head, _, body = uri.partition(",")
-    if len(body) > 12 * max_bytes:  # percent-encoded base64 takes most
+    if len(body) > 12 * max_bytes:  # percent-encoded base64 is the longest form
         return Reject(status="too_large", error=f"a data URI of {len(body)} characters, over the limit of {max_bytes}")
     data = unquote_to_bytes(body)
     if head.lower().endswith(";base64"):
@@ -47,15 +47,15 @@ def _from_base64(text: bytes) -> bytes:
 
 
 def base64_kind(text: str) -> str | None:
-    """The media type of the image whose base64 is `text`; None where it is something else."""
+    """The media type of the image whose base64 text is `text`; None if it is none."""
     kind = next((kind for start, kind in _STARTS.items() if text.startswith(start)), None)
     return kind if kind and _BASE64.fullmatch(text) else None
 
 
 def without_blanks(uri: str, path: str) -> tuple[str, str] | None:
-    """The name `uri` without the blanks at its ends, and what to open then; None where it has none.
+    """The name `uri` without the blanks at its ends, and the path to open for it; None if there are no blanks.
 
-    path: what is opened for `uri` (`path_of`).
+    path: the path to open for `uri` itself (`path_of`).
     """
     start, end = 0, len(uri)
     while start < end and _is_blank(uri[start]):

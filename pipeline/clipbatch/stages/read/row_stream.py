@@ -1,9 +1,9 @@
-"""The rows of one column of a table of images, read forwards a few at a time. Used under a lock.
+"""Read the rows of one column of a table of images forwards, a few at a time. The caller holds a lock.
 
-Neither a file nor a row group is ever whole in memory. Row groups that nobody asks for are passed over; inside of one
-the pages before a row are read, as Parquet's readers have no way around them. Arrow files are mapped, which reads
-nothing but the images asked for, unless they are compressed: then a record batch is decompressed whole. In a store or
-on the web files are read by ranges, some ahead.
+Memory never holds a whole file or row group. Row groups without a wanted row are skipped. Inside of a row group, the
+pages before a row have to be read, since Parquet readers cannot skip them. Local Arrow files are mapped into memory, so
+only the wanted images are read, unless the file is compressed: then whole record batches are decompressed. Remote files
+are read by ranges, some of them ahead.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ _PIECE_BYTES = 2**20
 _MAX_ROWS = 1024
 _ARROW_ROWS = 32
 _NO_END = 2**62
+# The fields of a struct that are used; it may have others.
 _FIELDS = ("bytes", "path")
-"""Of a struct, which may have more."""
+# A row that is less than this ahead is reached by reading on, since the rows before it will be asked for too; for one
+# that is further ahead the stream jumps. Of the rows that a jump has to read, this much is kept.
 _NEAR_BYTES = 128 * 2**20
-"""A row so far ahead is reached by reading on, since the rows in between will be asked for, and not by a jump; of what
-a jump reads on its way so much is kept."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Piece:
-    """Some rows that were read."""
+    """Consecutive rows that have been read."""
 
     start: int
+    # Bytes, or null.
     images: pa.Array
-    """Bytes, or null."""
     paths: pa.Array | None
+    # How many of its rows nobody has taken yet.
     left: int
-    """Rows of it that nobody has taken."""
     bytes: int
 
 
 class ChangedError(Exception):
-    """The table in a store or on the web does not have the size that it had."""
+    """The size of the remote table is not the one that it had when it was listed."""
 
     def __init__(self, size: int) -> None:
         super().__init__(size)
@@ -57,18 +57,18 @@ class RowStream:
     """`column` of the table at `path`."""
 
     def __init__(self, path: str, column: str, size: int) -> None:
-        """size: of the file when it was listed, bytes."""
+        """size: bytes of the file when it was listed."""
         self._path, self._column, self._size = path, column, size
         self._far: ReadAhead | None = None
         self._rows: _Rows | None = None
         self._ahead: Iterator[pa.Array] | None = None
+        # The next row to read.
         self._end = 0
-        """The row that is read next."""
+        # First and last of the rows that cannot be read, and why.
         self._broken = (0, -1, "")
-        """First and last of the rows that could not be read, and why."""
         self._starts: list[int] = []
+        # By first row, the pieces that have not been taken entirely, the oldest first.
         self.pieces: dict[int, Piece] = {}
-        """Read and not all taken yet, by first row; the one that has been waiting longest comes first."""
         self.waiting_bytes = 0
 
     @property
@@ -76,33 +76,33 @@ class RowStream:
         return self._rows is not None
 
     def close(self) -> None:
-        """Close the file; what was read stays, and `read_on` opens it again."""
+        """Close the file. The pieces are kept, and `read_on` opens the file again."""
         if self._far is not None:
             self._far.close()
         self._rows = self._ahead = self._far = None
 
     def piece(self, row: int) -> Piece | None:
-        """The piece that holds `row`, if it has been read."""
+        """The piece that contains `row`; None where it has not been read."""
         at = bisect.bisect_right(self._starts, row) - 1
-        found = self.pieces[self._starts[at]] if at >= 0 else None
-        return found if found is not None and row < found.start + len(found.images) else None
+        piece = self.pieces[self._starts[at]] if at >= 0 else None
+        return piece if piece is not None and row < piece.start + len(piece.images) else None
 
     def take(self, piece: Piece) -> None:
-        """Count one row of `piece` as taken; when all of them are, the piece is forgotten."""
+        """Count one row of `piece` as taken. The piece is dropped with its last row."""
         piece.left -= 1
         if not piece.left:
-            self._forget(piece)
+            self._drop(piece)
 
-    def forget_oldest(self) -> int:
-        """Forget the piece that has been waiting longest; returns its bytes."""
+    def drop_oldest(self) -> int:
+        """Drop the oldest piece; returns its bytes."""
         piece = next(iter(self.pieces.values()))
-        self._forget(piece)
+        self._drop(piece)
         return piece.bytes
 
     def read_on(self, row: int) -> None:
-        """Read the next piece on the way to `row`; or, where that is behind or far ahead, jump and read up to it.
+        """Read the next piece on the way to `row`. Where the row is behind or far ahead, jump and read up to it.
 
-        Raises: OSError, ArrowException, LookupError where it cannot be read or is not there; ChangedError.
+        Raises: OSError, ArrowException where it cannot be read; LookupError where there is no such row; ChangedError.
         """
         first, last, why = self._broken
         if first <= row <= last:
@@ -173,7 +173,7 @@ class RowStream:
             bisect.insort(self._starts, piece.start)
             self.waiting_bytes += piece.bytes
 
-    def _forget(self, piece: Piece) -> None:
+    def _drop(self, piece: Piece) -> None:
         del self.pieces[piece.start]
         del self._starts[bisect.bisect_left(self._starts, piece.start)]
         self.waiting_bytes -= piece.bytes
@@ -182,16 +182,16 @@ class RowStream:
 class _Rows(Protocol):
     """An open file."""
 
+    # Number of rows; None where it is known only at the end of the file.
     count: int | None
-    """Rows; None where only reading to the end tells."""
+    # Mean bytes of a row; 0 where skipping a row costs nothing.
     row_bytes: float
-    """What reading a row takes, in the mean; 0 where passing over one costs nothing."""
 
     def group(self, row: int) -> tuple[int, int]:
-        """The first row that has to be read for `row`, and the one after the last that is lost with it."""
+        """The range of rows that are read, or lost, together with `row`: the first one, and the one after the last."""
 
     def read_from(self, row: int) -> Iterator[pa.Array]:
-        """The rows from the beginning of the group of `row` on, a few at a time."""
+        """Yield the rows from the beginning of the group of `row` to the end, a few at a time."""
 
 
 class _Parquet:

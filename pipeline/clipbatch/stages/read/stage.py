@@ -1,8 +1,8 @@
-"""Items -> encoded bytes, by reads that may fail, hang or lie. Knows nothing of images.
+"""The read stage: items -> encoded bytes, by reads that may fail, hang or lie. Knows nothing about images.
 
-A few readers share each batch, one item at a time; the flow has many such batches read at once. An item that does not
-answer within the time limit is given up on: its reader, a thread that no signal can free, is left behind as a daemon,
-and another one takes its place.
+Each batch is read by a few threads (readers), one item at a time, and the flow has many batches read at once. No signal
+can free a thread that hangs in a read. So an item that takes longer than its time limit is given up: its reader is left
+behind as a daemon thread, and another reader takes its place.
 """
 
 from __future__ import annotations
@@ -11,37 +11,49 @@ import contextlib
 import math
 import queue
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from clipbatch.config import ReadSettings
 from clipbatch.stages.read.fetch import Fetch
+from clipbatch.stages.read.refusals import Refusals
+from clipbatch.storage import hosts
+from clipbatch.storage.failures import RemoteError
+from clipbatch.storage.hosts import Clock
 from clipbatch.storage.uris import is_url
 from clipbatch.types import Encoded, Item, ItemBatch, Picture, ReadBatch, Reject
 
+# Reads at the same time from file systems.
 LOCAL_READS = 16
-"""At the same time, from file systems."""
+# Reads at the same time from stores and the web, where most of a read is waiting. They hide a latency of 50 ms up to
+# 1000 images/s.
 REMOTE_READS = 64
-"""At the same time, from stores and the web, where a read is a wait: of 50 ms, they hide it up to 1000 images/s."""
 
 
 class Read:
-    """The read stage."""
+    """Called with an `ItemBatch`, by several threads at a time."""
 
     def __init__(self, settings: ReadSettings, batches: int = 1) -> None:
-        """batches: how many of them may be read at the same time, which sets what lies in memory."""
+        """batches: how many batches may be read at the same time."""
         self.batches = min(batches, settings.read_threads or batches)
         self._settings = settings
         self._fetch = Fetch(settings)
+        self.probe = self._fetch.probe
         self._idle: deque[_Reader] = deque()
-        self.files = 0
-        """Files done with so far, read or given up: a sign of life while no batch comes through."""
+        self._done = 0
 
-    def __call__(self, batch: ItemBatch) -> ReadBatch:
-        """Read every item of `batch`; each slot gets its bytes or the reason why there are none."""
-        job = _BatchRead(batch.items, self._count)
+    @property
+    def files(self) -> int:
+        """Files read or given up so far, and further tries: a sign of life while no batch is finished."""
+        return self._done + hosts.tries_again()
+
+    def __call__(self, batch: ItemBatch, refusals: Refusals | None = None) -> ReadBatch:
+        """Read every item of `batch`; each slot gets its bytes, or the reason why there are none.
+
+        refusals: told of reads that a store or host refuses. Raises: UnreachableError as `refusals` does.
+        """
+        job = _BatchRead(batch.items, self._count, refusals)
         readers = [self._start(job) for _ in range(min(self._share(batch), len(job.waiting)))]
         while not job.done.wait(self._patience_s(readers, job)):
             for reader in [reader for reader in readers if self._gave_up(reader, job)]:
@@ -51,17 +63,17 @@ class Read:
         return ReadBatch(source=batch, slots=job.result())
 
     def forget(self) -> None:
-        """Forget which archives and tables were open: to be called before each run, since they may have changed."""
+        """Forget the open archives and tables. Call it before each run, since they may have changed."""
         self._fetch.forget()
 
     def close(self) -> None:
-        """End the threads that wait for work; to be called when no batch is being read."""
+        """End the idle threads. Call it when no batch is being read."""
         with contextlib.suppress(IndexError):
             while True:
                 self._idle.pop().jobs.put(None)
 
     def _share(self, batch: ItemBatch) -> int:
-        """Readers of one batch, so that all batches together have as many as they should."""
+        """How many readers a batch gets, so that all batches together have the number that is wanted."""
         reads = self._settings.read_threads
         if reads is None:
             remote = any(item is not None and is_url(item.path) for item in batch.items)
@@ -69,7 +81,7 @@ class Read:
         return math.ceil(reads / self.batches)
 
     def _count(self) -> None:
-        self.files += 1  # two threads at once may count one: that it moves is enough
+        self._done += 1  # two threads at once may count one, which is enough for a sign of life
 
     def _start(self, job: _BatchRead) -> _Reader:
         try:
@@ -80,26 +92,33 @@ class Read:
         return reader
 
     def _patience_s(self, readers: list[_Reader], job: _BatchRead) -> float:
-        """Until the first of `readers` may have taken too long."""
-        now = time.monotonic()
-        begun = min((item.begun for reader in readers if (item := reader.item) and item.job is job), default=now)
-        return max(begun + self._settings.read_timeout - now, 0.001)
+        """Seconds until the first of `readers` may have taken too long."""
+        left_s = [item.clock.left_s() for reader in readers if (item := reader.item) and item.job is job]
+        return max(min(left_s, default=self._settings.read_timeout), 0.001)
 
     def _gave_up(self, reader: _Reader, job: _BatchRead) -> bool:
-        """Give up on the item in hand of `reader` if it takes too long."""
-        item, limit_s = reader.item, self._settings.read_timeout
-        if item is None or item.job is not job or time.monotonic() - item.begun < limit_s:
+        """Give up the item that `reader` is reading if it takes too long; returns whether it does."""
+        item = reader.item
+        if item is None or item.job is not job or item.clock.left_s() > 0:
             return False
-        error = f"no answer within {limit_s:g} s while reading {item.uri!r}"
-        return job.settle(item.position, Reject(status="timeout", error=error))
+        text = f"no answer within {self._settings.read_timeout:g} s while reading {item.item.uri!r}"
+        reject = Reject(status="timeout", error=text)
+        if not job.settle(item.position, reject):
+            return False
+        if job.refusals is not None and item.clock.host is not None:
+            error = RemoteError("timeout", text, cause="unreachable")
+            job.refusals.note(item.item, item.clock.host, item.clock.begun, reject, error)
+        return True
 
 
 class _BatchRead:
-    """The items of a batch, taken by readers one by one."""
+    """The items of a batch, which readers take one by one."""
 
-    def __init__(self, items: tuple[Item | None, ...], count: Callable[[], None]) -> None:
-        """count: called for each item that is done with."""
-        self.items = items
+    def __init__(
+        self, items: tuple[Item | None, ...], count: Callable[[], None], refusals: Refusals | None = None
+    ) -> None:
+        """count: called for each item that has been read or given up."""
+        self.items, self.refusals = items, refusals
         self.waiting = deque(position for position, item in enumerate(items) if item is not None)
         self.done = threading.Event()
         self._slots: list[Encoded | Picture | Reject | None] = [None] * len(items)
@@ -110,7 +129,7 @@ class _BatchRead:
             self.done.set()
 
     def settle(self, position: int, outcome: Encoded | Picture | Reject) -> bool:
-        """Fill the slot, unless it is filled already; whether it was not."""
+        """Fill the slot if it is empty; returns whether it was."""
         with self._lock:
             if position not in self._open:
                 return False
@@ -122,47 +141,46 @@ class _BatchRead:
         return True
 
     def fail(self, error: BaseException) -> None:
-        """End the job, by a bug of ours."""
+        """End the job with an exception: the run stops, or this is a bug."""
         self._failure = error
         self.done.set()
 
     def result(self) -> tuple[Encoded | Picture | Reject | None, ...]:
-        """The slots, once; a reader that was left behind then keeps none of them alive."""
+        """The slots. Only to be called once: a reader that was left behind then keeps none of them in memory."""
         if self._failure is not None:
             raise self._failure
         slots, self._slots = tuple(self._slots), []
         return slots
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class _InHand:
-    """The item that a reader is at."""
+    """The item that a reader is reading. Not frozen: one is made for each image, and that takes less time."""
 
     job: _BatchRead
     position: int
-    uri: str
-    begun: float
-    """time.monotonic()"""
+    item: Item
+    clock: Clock
 
 
 class _Reader:
     """A daemon thread that takes part in one job after another."""
 
     def __init__(self, fetch: Fetch, idle: deque[_Reader]) -> None:
+        # None ends the thread.
         self.jobs: queue.SimpleQueue[_BatchRead | None] = queue.SimpleQueue()
-        """None: there is no more."""
         self.item: _InHand | None = None
         self._fetch, self._idle = fetch, idle
         threading.Thread(target=self._loop, name="reader", daemon=True).start()
 
     def _loop(self) -> None:
-        while (job := self.jobs.get()) is not None and self._does(job):
+        while (job := self.jobs.get()) is not None and self._finish(job):
             self.item = None
-            del job  # else its batch lives until the next one
+            del job  # else it would keep its batch in memory until the next one
             self._idle.append(self)
 
-    def _does(self, job: _BatchRead) -> bool:
-        """Read items of `job` until none is left; False where another reader has taken this one's place."""
+    def _finish(self, job: _BatchRead) -> bool:
+        """Read items of `job` until none is left; returns False if another reader has taken this one's place."""
         while True:
             try:
                 position = job.waiting.popleft()
@@ -170,9 +188,10 @@ class _Reader:
                 return True
             item = job.items[position]
             assert item is not None
-            self.item = _InHand(job=job, position=position, uri=item.uri, begun=time.monotonic())
+            clock = self._fetch.clock(item)
+            self.item = _InHand(job=job, position=position, item=item, clock=clock)
             try:
-                outcome = item.reject or item.content or self._fetch(item)
+                outcome = item.reject or item.content or self._fetch(item, clock, job.refusals)
             except BaseException as error:
                 job.fail(error)
                 return False

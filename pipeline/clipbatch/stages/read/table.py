@@ -1,9 +1,9 @@
-"""The bytes of one row of a table of images, taken from a stream over its file.
+"""Read the bytes of one row of a table of images from a stream over its file.
 
-Rows are asked for in the order of the table, by threads that overtake one another a little. So a file is read once,
-forwards, and a row that was read waits until its thread comes for it. What waits is bounded by bytes: a thread that is
-far ahead waits for those behind, and where none of them comes, the oldest rows are given up; whoever wants one of these
-after all makes the stream begin again. Knows nothing of the formats, which are `rowstream`'s.
+Many threads ask for rows, nearly in the order of the table. So a file is read once, forwards, and a row that has been
+read is kept until its thread asks for it. The kept rows have a limit in bytes. A thread that is far ahead waits for the
+others; if none of them asks for a row, the oldest rows are dropped, and a thread that wants one of these later makes
+the stream start again. `row_stream` knows the file formats.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from clipbatch.errors import InputError
 from clipbatch.stages.read.named import base64_kind, read_data_uri
 from clipbatch.stages.read.openers import read_file, read_remote
 from clipbatch.stages.read.row_stream import ChangedError, Piece, RowStream
+from clipbatch.storage.hosts import Clock
 from clipbatch.storage.uris import folder_of, is_data_uri, is_outside, is_url, path_of
 from clipbatch.types import Encoded, Item, Reject, Span
 
@@ -24,11 +25,11 @@ COLUMN = "column:"
 _WAITING_BYTES = 256 * 2**20
 _WAIT_S = 0.05
 _OPEN_FILES = 8
+# Bytes at the beginning of an image that show whether it is base64 text.
 _BASE64_BYTES = 120
-"""Of an image, by which its base64 text is told from it."""
 
+# Path, column, and the file's size when it was listed.
 _Key = tuple[str, str, int]
-"""Path, column, and size when it was listed."""
 
 
 class ReadTable:
@@ -37,12 +38,14 @@ class ReadTable:
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._streams: dict[_Key, RowStream] = {}
+        # Held while a stream is used; notified when rows have been taken from it.
         self._changed = threading.Condition()
-        """Held while a stream is used; notified when rows were taken from it."""
 
-    def __call__(self, path: str, span: Span, timeout_s: float) -> Encoded | Reject:
-        """The image in a row of the table at `path`, a path or url. timeout_s: for a web server's answer, where the row
-        names a file in place of an image. Raises: OSError where the file cannot be had.
+    def __call__(self, path: str, span: Span, clock: Clock) -> Encoded | Reject:
+        """The image in a row of the table at `path`, a path or url.
+
+        clock: the time limit of a web server's answer, where the row names a file and holds no image.
+        Raises: OSError where the file cannot be read.
         """
         if not is_url(path) and (size := os.stat(path).st_size) != span.length:
             return _changed(size, span)
@@ -50,7 +53,7 @@ class ReadTable:
             piece = self._piece((path, span.method.removeprefix(COLUMN), span.length), span.start)
         except ChangedError as error:
             return _changed(error.size, span)
-        except InputError as error:  # a store that this machine lacks the package for
+        except InputError as error:  # the store needs a package that is not installed
             return Reject(status="unreadable", error=str(error))
         except (pa.ArrowException, LookupError) as error:
             return Reject(status="unreadable", error=f"the table is damaged: {str(error).splitlines()[0]}")
@@ -58,7 +61,7 @@ class ReadTable:
         image = piece.images[at].as_buffer()
         name = piece.paths[at].as_py() if image is None and piece.paths is not None else None
         if name and isinstance(name, str):
-            return self._beside(path, name, timeout_s)
+            return self._named_file(path, name, clock)
         if image is None:
             return Reject(status="missing", error="null in the table")
         if image.size == 0:
@@ -69,18 +72,18 @@ class ReadTable:
             return Reject(status="unsupported", error=f"base64 text of an image ({kind}), not its bytes: decode it")
         return Encoded(data=bytearray(image))
 
-    def _beside(self, table: str, name: str, timeout_s: float) -> Encoded | Reject:
+    def _named_file(self, table: str, name: str, clock: Clock) -> Encoded | Reject:
         """The file that a row without bytes names."""
         folder = folder_of(table)
         path = path_of(name, folder)
         if is_outside(path, folder):
             return Reject(status="unreadable", error="null in the table, and its path leads out of the table's folder")
         if is_url(path):
-            return read_remote(Item(row_id=0, uri=name, path=path, fence=folder), self._max_bytes, timeout_s)
+            return read_remote(Item(row_id=0, uri=name, path=path, fence=folder), self._max_bytes, clock)
         return (read_data_uri if is_data_uri(path) else read_file)(path, self._max_bytes)
 
     def _piece(self, key: _Key, row: int) -> Piece:
-        """The piece with `row`, which counts as taken."""
+        """The piece that contains `row`, which counts as taken from it."""
         with self._changed:
             while True:
                 stream = self._stream(key)
@@ -96,22 +99,22 @@ class ReadTable:
                 if waiting_bytes <= _WAITING_BYTES:
                     stream.read_on(row)
                 elif not self._changed.wait(_WAIT_S):
-                    self._give_up(waiting_bytes - _WAITING_BYTES // 2)
+                    self._drop(waiting_bytes - _WAITING_BYTES // 2)
 
     def _stream(self, key: _Key) -> RowStream:
         stream = self._streams.get(key)
         if stream is None:
-            begun = [other for other in self._streams.values() if other.is_open]
-            for other in begun[: len(begun) - _OPEN_FILES + 1]:
+            opened = [other for other in self._streams.values() if other.is_open]
+            for other in opened[: len(opened) - _OPEN_FILES + 1]:
                 other.close()
             stream = self._streams[key] = RowStream(*key)
         return stream
 
-    def _give_up(self, surplus: int) -> None:
-        """Forget the oldest rows that wait, at least `surplus` bytes of them."""
+    def _drop(self, surplus: int) -> None:
+        """Drop the oldest of the rows that are kept, at least `surplus` bytes of them."""
         for key, stream in list(self._streams.items()):
             while surplus > 0 and stream.pieces:
-                surplus -= stream.forget_oldest()
+                surplus -= stream.drop_oldest()
             if not (stream.is_open or stream.pieces):
                 del self._streams[key]
 

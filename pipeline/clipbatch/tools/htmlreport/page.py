@@ -81,6 +81,7 @@ _THIS_RUN: dict[str, Shape] = {
     "stages": Every(dict, _STAGE),
     "workers": Every(list, {"device": TEXT}),
 }
+_WAITS: dict[str, Shape] = {"waits": Every(dict, {"tries_again": NUMBER, "waited_s": NUMBER})}
 _HARDWARE: dict[str, Shape] = {"host": TEXT, "cpu": TEXT, "cores": NUMBER, "memory_gib": NUMBER}
 # The limit for all thumbnails together, in base64.
 _PICTURE_BYTES = 3_200_000
@@ -166,6 +167,7 @@ def _fixed(facts: Facts) -> dict[str, Any]:
         "ok": gathered.statuses["ok"],
         "bad_rows": gathered.rows - gathered.statuses["ok"],
         "this_run": _complete(facts.report.get("this_run"), _THIS_RUN),
+        "waits": (_complete(facts.report.get("this_run"), _WAITS) or {}).get("waits", {}),
         "hardware": _complete(facts.report.get("hardware"), _HARDWARE),
         "model": facts.run.model_facts() or {},
         "fingerprint": facts.run.fingerprint() or "",
