@@ -47,9 +47,9 @@ bench: setup  ## measure speed and memory on this machine (IMAGES=folder)
 	$(BIN)/python benchmarks/speed.py steps $(IMAGES)
 	$(BIN)/python benchmarks/speed.py preprocess $(IMAGES)
 
-gpu-check:  ## all there is to check and measure on a GPU, offline, in 10 minutes (IMAGES=folder)
+gpu-check:  ## all there is to check and measure on a GPU, offline, in 8 minutes (IMAGES=folder MINUTES=8)
 	PYTHONPATH=pipeline $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu_check.py $(IMAGES) \
-		--report benchmarks/results/$$(date +%F)-gpu-check.md
+		$(if $(MINUTES),--minutes $(MINUTES)) --report benchmarks/results/$$(date +%F)-gpu-check.md
 
 clean:  ## remove what was installed and made here
 	rm -rf $(VENV) demo-scores site

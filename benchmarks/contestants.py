@@ -34,14 +34,16 @@ _TINY = {
 
 def random_weights(model: str, folder: Path) -> str:
     """A file of weights for an open_clip model drawn at random: they cost what trained ones cost. The embedded model
-    has its own."""
+    has its own. A file that is in `folder` already is taken as it is."""
     if model == models.DEMO:
         return str(models.weights_file("embedded"))
     torch.manual_seed(0)
     logging.getLogger().setLevel(logging.ERROR)  # open_clip warns that no weights were loaded
     path = folder / f"{model}.safetensors"
-    weights = open_clip.create_model(model).state_dict()
-    save_file({name: value.contiguous() for name, value in weights.items()}, path)
+    if not path.exists():
+        weights = open_clip.create_model(model).state_dict()
+        save_file({name: value.contiguous() for name, value in weights.items()}, path.with_suffix(".part"))
+        path.with_suffix(".part").rename(path)
     return str(path)
 
 

@@ -7,6 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from tests.repo.test_wheel import closure
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 COUNTING = {"flips", "kills", "nights", "sizes", "storms"}
@@ -97,34 +106,76 @@ def test_writing_parts_beside_pyarrow(tmp_path: Path) -> None:
 
 def test_the_gpu_check_runs_every_section_on_the_cpu(photos: Path, tmp_path: Path) -> None:
     report = tmp_path / "check.md"
-    facts = bench("gpu_check.py", photos, "--device", "cpu", "--small", "--report", report)["facts"]
-    probes = [name for name in facts if name.startswith("crash probe")]
+    result = bench("gpu_check.py", photos, "--device", "cpu", "--small", "--minutes", 14, "--report", report)
+    facts = result["facts"]
     failed = {name: fact["error"] for name, fact in facts.items() if "error" in fact and "without" not in name}
     assert failed == {}
-    assert len(probes) == 2
+    assert result["left out"] == []
+    assert facts["one JPEG"]["CPU, off Pillow's of 255"].startswith("0.")
+    assert facts["first contact"]["status"] == "ok 16"
     assert facts["crash probe 64, with the pre-check"]["outcome"] == "63 decoded, 1 rejected of 64"
+    assert facts["JPEG engines"]["CPU images/s"] > 0
     assert facts["ceilings"]["matmul TFLOP/s"] > 0
+    assert facts["encoding alone"]["clipbatch-demo images/s"] > 0
     assert {f"{what} images/s" for what in ("read", "decode", "encode", "run")} <= set(facts["clipbatch-demo"])
     assert facts["parity"]["clipbatch-demo cosine, mean"] >= 0.998
     assert len([name for name in facts if name.startswith("peer ") and facts[name]["images/s"] > 0]) == 6
     assert (tmp_path / "check.png").stat().st_size > 10_000
+    assert json.loads((tmp_path / "check.json").read_text())["facts"] == facts
     text = report.read_text()
     assert "| tests/gpu" in text
     assert "not measured" in text
-    assert "error" not in facts["tests/gpu"]
 
 
-def test_the_gpu_check_has_sections_for_every_model_at_full_scale(photos: Path) -> None:
+def test_a_gpu_check_without_time_names_what_it_left_out(photos: Path, tmp_path: Path) -> None:
+    report = tmp_path / "check.md"
+    result = bench("gpu_check.py", photos, "--device", "cpu", "--small", "--minutes", 0.25, "--report", report)
+    assert result["left out"] == list(result["facts"])
+    assert "Left out, as `--minutes 0.25` were over: one JPEG; first contact; crash probe 64" in report.read_text()
+    assert set(json.loads((tmp_path / "check.json").read_text())["seconds"]) == set(result["facts"])
+
+
+def test_the_gpu_check_begins_with_what_tells_most_and_counts_the_tests_of_the_gpu(
+    photos: Path, tmp_path: Path
+) -> None:
     code = """
-import argparse, pathlib, sys
+import argparse, json, pathlib, sys
 import gpu_check
 given = argparse.Namespace(folder=pathlib.Path(sys.argv[1]), device="cuda:0", small=False)
-print(*(section.name for section in gpu_check.plan(gpu_check.scale_of(given))), sep="\\n")
+scale, facts = gpu_check.scale_of(given, pathlib.Path(sys.argv[2])), {}
+gpu_check.sections.tests(scale, facts.__setitem__, scale.scratch)
+print(json.dumps([[section.name for section in gpu_check.plan(scale)], facts]))
 """
+    (tmp_path / "test_some.py").write_text("""
+import pytest
+@pytest.mark.parametrize("word", ["a b", "c"])
+def test_good(word): pass
+def test_bad(): assert 0
+def test_left(): pytest.skip()
+""")
     done = subprocess.run(
-        [sys.executable, "-c", code, photos], cwd=BENCHMARKS, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, photos, tmp_path], cwd=BENCHMARKS, capture_output=True, text=True, check=True
     )
-    assert {"ceilings", "ViT-B-32", "ViT-B-16", "ViT-L-14", "hw_decoder_load"} < set(done.stdout.splitlines())
+    names, facts = json.loads(done.stdout)
+    crash = ["crash probe 256, with the pre-check", "crash probe 256, without"]
+    decoding = ["JPEG engines", "hw_decoder_load", "decoding alone"]
+    whole = ["ceilings", "encoding alone", "ViT-B-32", "ViT-B-16", "ViT-L-14", "tests/gpu"]
+    first = ["one JPEG", "first contact", *crash, *decoding, *whole, "peer open_clip, ViT-B-32", "parity"]
+    assert names[: len(first)] == first
+    assert facts["passed"] == 2
+    assert facts["not passed"] == "test_some.py::test_bad FAILED; test_some.py::test_left SKIPPED"
+    assert facts["outcome"].strip("= ").startswith("1 failed, 2 passed, 1 skipped")
+
+
+def test_what_a_gpu_machine_without_a_network_has_to_be_brought_is_listed() -> None:
+    text = (BENCHMARKS / "gpu_requirements.txt").read_text().splitlines()
+    there = [word for line in text if line.startswith("#     ") for word in line[1:].split()]
+    brought = {canonicalize_name(Requirement(line).name): line for line in text if not line.startswith("#")}
+    project = tomllib.loads((BENCHMARKS.parent / "pyproject.toml").read_text())["project"]
+    missing = closure(project["dependencies"]) - closure(there) - set(brought)
+    assert missing == {"wheel"}  # astunparse names it, and imports nothing of it
+    pins = (BENCHMARKS.parent / "constraints.txt").read_text().splitlines()
+    assert [line for line in brought.values() if line not in pins] == []
 
 
 def test_what_keeping_freed_memory_is_worth_is_measured_both_ways(photos: Path, tmp_path: Path) -> None:

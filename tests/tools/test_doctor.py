@@ -73,7 +73,10 @@ def test_an_unknown_model_is_refused_before_any_check(cli: Cli) -> None:
     [
         (13000, "13.2", [H200], "ok", ""),
         (13020, "13.0", [H200], "ok", ""),
-        (12040, "13.2", [], "failure", "a driver that supports CUDA 13.2, or a torch built for CUDA 12"),
+        (12080, "13.2", [], "failure", "a driver that supports CUDA 13 (R580 or later), or a torch built for CUDA 12"),
+        (12020, "13.2", [], "failure", "pip install 'torch<2.11' 'torchvision<0.26'"),
+        (12020, "12.8", [H200], "ok", ""),  # minor versions need no newer driver
+        (11080, "12.8", [], "failure", "CUDA 12 (R525 or later)"),
         (13000, None, [], "failure", "built for CUDA"),
         (13000, "13.2", [], "failure", "no reason given"),
     ],
@@ -87,6 +90,23 @@ def test_the_driver_has_to_support_torchs_cuda(
     assert first.level == level
     assert said in first.remedy
     assert [one.name for one in others] == ["GPU 0"] * len(gpus)
+
+
+def test_a_gpu_that_torch_has_no_code_for_gets_the_line_of_one_that_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "AcceleratorError: CUDA error: no kernel image is available for execution on the device"
+    (found,) = checks.judge_torch({"error": said})
+    assert (found.level, found.text) == ("failure", said)
+    assert "compute capability 7.5 or later" in found.remedy
+    assert "pip install 'torch<2.11'" in found.remedy
+
+
+def test_the_page_on_installing_has_the_line_that_the_doctor_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "has_gpu", lambda: True)
+    (found,) = checks.judge_torch({"version": "2.15.0", "cuda": "13.2", "driver_cuda": 12080, "gpus": []})
+    line = found.remedy.rpartition(": ")[2]
+    assert line.startswith("pip install ")
+    page = (Path(__file__).parents[2] / "docs" / "guides" / "installing.md").read_text()
+    assert line in page
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,7 @@ def plan(
     run_dir = RunDir(out)
     if not settings.source.inputs:
         if overwrite:
-            raise InputError("--overwrite plans the run anew, which needs an INPUT: name one, or leave --overwrite out")
+            raise InputError("--overwrite plans the run again and needs an INPUT: name one, or leave --overwrite out")
         return run_dir.plan()
     names = label_files.load(settings.labels)
     settings = dataclasses.replace(_checked(settings), launch=LaunchSettings())

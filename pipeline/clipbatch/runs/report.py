@@ -74,7 +74,7 @@ class _Invocation(TypedDict):
 
 
 class Invocation(_Invocation, total=False):
-    """With what a run has only if it was made to wait: the waits, by store or host."""
+    """With `waits`, by store or host, only if one made the run wait."""
 
     waits: dict[str, Waits]
 
@@ -214,7 +214,7 @@ def _sum(counts: Collection[dict[str, int]]) -> Counter[str]:
 
 
 def _waits(reports: list[WorkerReport]) -> dict[str, Waits]:
-    """What the workers waited for, those that they waited for longest first."""
+    """The waits of all workers by host, the longest first."""
     waits: dict[str, Waits] = {}
     for report in reports:
         for host, its in report.waits.items():

@@ -80,7 +80,7 @@ class SlurmJob(Checked):
 def array_script(run: str, folder: Path, job: SlurmJob, shards: Path, tasks: int, flags: Sequence[str]) -> bytes:
     """The script of an array of `tasks` tasks for the shards listed in the file `shards`.
 
-    run: the run directory, an absolute path or a URL. here: the folder of the scripts and of `logs`, absolute. flags:
+    run: the run directory, an absolute path or a URL. folder: the one of the scripts and of `logs`, absolute. flags:
     options of `clipbatch run`, except those for the run and its part.
     Raises: InputError if Slurm cannot write logs into a folder of this name.
     """

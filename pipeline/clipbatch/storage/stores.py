@@ -205,15 +205,17 @@ def explained(error: RemoteError, url: str) -> RemoteError:
     """
     if error.cause != "access" or scheme_of(url) not in _S3:
         return error
-    if "GetObject" in str(error):
-        return RemoteError("unreadable", f"{error}; {_ARCHIVED}")
     bucket = f"{scheme_of(url)}://{url.partition('://')[2].partition('/')[0]}"
     with _opening[bucket, "", True]:
         asked, refusal = _refusals.get(bucket, (-_REFUSAL_S, None))
         if time.monotonic() - asked >= _REFUSAL_S:
             refusal = _refusal(bucket)
             _refusals[bucket] = time.monotonic(), refusal
-    return error if refusal is None else refusal
+    if refusal is not None:
+        return refusal
+    if re.search(r"(ACCESS_DENIED|INVALID_OBJECT_STATE) during GetObject", str(error)):  # the HEAD request before it was allowed
+        return RemoteError("unreadable", f"{error}; {_ARCHIVED}")
+    return error
 
 
 def _refusal(bucket: str) -> RemoteError | None:

@@ -26,7 +26,7 @@ def check() -> None:
     """Raises: InterruptedRunError if a signal has asked this process to stop."""
     if _seen:
         raise InterruptedRunError(
-            f"interrupted by {_seen[0]}: finished parts stay, and the same command goes on from there"
+            f"interrupted by {_seen[0]}: finished parts stay, and the same command resumes the run"
         )
 
 

@@ -19,6 +19,10 @@ PROBE_S = 120.0
 # Compute capabilities of GPUs with JPEG engines, according to their data sheets: A100 and A30, H100 and H200, B200,
 # B300. Of those with 8.9, L4 and L40 have them.
 _WITH_ENGINES = [[8, 0], [9, 0], [10, 0], [10, 3]]
+# The first branch of NVIDIA's driver that runs programs built for a CUDA, by its major version, whatever the minor one.
+_DRIVERS = {12: "R525", 13: "R580"}
+# The last torch for CUDA 12 that comes without naming another index; docs/guides/installing.md has the same line.
+_FOR_CUDA_12 = "pip install 'torch<2.11' 'torchvision<0.26'"
 _CONTAINER = "in a container, start it with NVIDIA_DRIVER_CAPABILITIES=compute,utility,video (or all)"
 
 
@@ -86,12 +90,13 @@ def ask(probe: str, *arguments: str) -> Answer:
 def judge_torch(answer: Answer) -> Iterator[Finding]:
     """The findings on torch, on whether its CUDA works with the driver, and on each GPU."""
     if "error" in answer:
-        yield Finding(
-            name="torch",
-            level="failure",
-            text=answer["error"],
-            remedy="install clipbatch's pinned versions again: pip install -c constraints.txt .",
-        )
+        remedy = "install clipbatch's pinned versions again: pip install -c constraints.txt ."
+        if "no kernel image" in answer["error"]:
+            remedy = (
+                "this torch has no code for this GPU: torch for CUDA 13 needs compute capability 7.5 or later; for 7.0 "
+                f"(V100) {_FOR_CUDA_12}"
+            )
+        yield Finding(name="torch", level="failure", text=answer["error"], remedy=remedy)
         return
     text = f"clipbatch {__version__}, torch {answer['version']}, built for CUDA {answer['cuda'] or '(none)'}"
     driver = answer["driver_cuda"]
@@ -100,8 +105,11 @@ def judge_torch(answer: Answer) -> Iterator[Finding]:
     remedy = ""
     if hardware.has_gpu() and answer["cuda"] is None:
         remedy = "install the torch that is built for CUDA (pip install torch, not the +cpu wheel)"
-    elif hardware.has_gpu() and driver and driver // 1000 < int((answer["cuda"] or "0").partition(".")[0]):
-        remedy = f"install a driver that supports CUDA {answer['cuda']}, or a torch built for CUDA {driver // 1000}"
+    elif hardware.has_gpu() and driver and driver // 1000 < (major := int((answer["cuda"] or "0").partition(".")[0])):
+        branch = _DRIVERS.get(major, "see its release notes")
+        remedy = f"install a driver that supports CUDA {major} ({branch} or later)"
+        if driver // 1000 == 12:
+            remedy += f", or a torch built for CUDA 12: {_FOR_CUDA_12}"
     elif hardware.has_gpu() and not answer["gpus"]:
         reason = answer.get("reason", "no reason given")
         remedy = f"torch finds no GPU ({reason}): check nvidia-smi and reload the driver"

@@ -81,7 +81,7 @@ def tune(settings: Settings, budget_s: float, on_trial: Callable[[Trial], None])
         try:
             runner.load()
             search = _Search(runner, plan, deadline, on_trial)
-            steps = {name: found for name, found in candidates(plan, seat).items() if name not in chosen_by_user}
+            steps = {name: values for name, values in candidates(plan, seat).items() if name not in chosen_by_user}
             chosen, gain = search.find(steps)
         finally:
             runner.close()
