@@ -213,7 +213,8 @@ def explained(error: RemoteError, url: str) -> RemoteError:
             _refusals[bucket] = time.monotonic(), refusal
     if refusal is not None:
         return refusal
-    if re.search(r"(ACCESS_DENIED|INVALID_OBJECT_STATE) during GetObject", str(error)):  # the HEAD request before it was allowed
+    # GetObject is refused although the HEAD request before it was allowed.
+    if re.search(r"(ACCESS_DENIED|INVALID_OBJECT_STATE) during GetObject", str(error)):
         return RemoteError("unreadable", f"{error}; {_ARCHIVED}")
     return error
 
