@@ -59,7 +59,7 @@ class Failed:
     what: str = ""
     # device: the GPU failed, as an image can make it fail; such an end counts like a death by a signal.
     # unfit: what the run asks cannot be done on this seat; other seats may go on without it.
-    kind: Literal["error", "device", "unfit"] = "error"
+    fault: Literal["error", "device", "unfit"] = "error"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -226,11 +226,11 @@ class Supervisor:
     def _on_failed(self, worker: WorkerHandle, failed: messages.Failed) -> None:
         """Raises: the worker's error, unless it may be temporary, as one of a GPU; one that occurs twice is not."""
         worker.failure = failed
-        if failed.kind == "unfit" and (len(self._workers) > 1 or self._engine.expecting):
+        if failed.fault == "unfit" and (len(self._workers) > 1 or self._engine.expecting):
             return self._progress.say(f"{worker.seat} is given up, and the others go on: {failed.message}")
         if failed.exit_code != ClipbatchError.exit_code or not worker.loaded:
             raise from_message(failed.exit_code, failed.message)
-        if failed.message == self._last_error and failed.kind == "error":
+        if failed.message == self._last_error and failed.fault == "error":
             raise ClipbatchError(failed.message)
         self._last_error = failed.message
 
@@ -240,7 +240,7 @@ class Supervisor:
         shards = list(self._scheduler.assigned(worker))
         lost = self._scheduler.remove_worker(worker)
         failed = worker.failure
-        if failed and failed.kind == "unfit":
+        if failed and failed.fault == "unfit":
             return self._engine.give_up(worker)
         if worker.dismissed:
             return
@@ -253,7 +253,7 @@ class Supervisor:
         death = _Death(
             cause=cause,
             from_outside=ended.code == -signal.SIGKILL and not worker.hung,
-            by_itself=ended.code < 0 or (failed is not None and failed.kind == "device"),
+            by_itself=ended.code < 0 or (failed is not None and failed.fault == "device"),
             times=max((self._deaths[shard] for shard in shards), default=0),
             suspects=suspects,
             lost=lost,

@@ -140,12 +140,12 @@ def main() -> None:
         code = report["exit_code"]
         if code == ClipbatchError.exit_code:
             print(report["message"], file=sys.stderr)
-        channel.report(Failed(**report, kind=_kind_of(error)))
+        channel.report(Failed(**report, fault=_fault_of(error)))
     sys.stderr.flush()
     os._exit(code)  # a normal exit would wait for reading threads, which may hang on a dead file server
 
 
-def _kind_of(error: BaseException) -> Literal["error", "device", "unfit"]:
+def _fault_of(error: BaseException) -> Literal["error", "device", "unfit"]:
     if isinstance(error, UnfitSeatError):
         return "unfit"
     if "torch" not in sys.modules:
