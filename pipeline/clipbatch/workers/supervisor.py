@@ -226,7 +226,7 @@ class Supervisor:
     def _on_failed(self, worker: WorkerHandle, failed: messages.Failed) -> None:
         """Raises: the worker's error, unless it may be temporary, as one of a GPU; one that occurs twice is not."""
         worker.failure = failed
-        if failed.fault == "unfit" and (len(self._workers) > 1 or self._engine.expecting):
+        if failed.fault == "unfit" and (self._engine.expecting or not all(w.failed_by("unfit") for w in self._workers)):
             return self._progress.say(f"{worker.seat} is given up, and the others go on: {failed.message}")
         if failed.exit_code != ClipbatchError.exit_code or not worker.loaded:
             raise from_message(failed.exit_code, failed.message)
@@ -239,13 +239,12 @@ class Supervisor:
         suspects = [row for row in ended.in_flight if row not in self.done.quarantined]
         shards = list(self._scheduler.assigned(worker))
         lost = self._scheduler.remove_worker(worker)
-        failed = worker.failure
-        if failed and failed.fault == "unfit":
+        if worker.failed_by("unfit"):
             return self._engine.give_up(worker)
         if worker.dismissed:
             return
         cause = "as it did not answer" if worker.hung else ended.cause or describe_exit(ended.code)
-        cause += f": {failed.what}" if failed else ""
+        cause += f": {worker.failure.what}" if worker.failure else ""
         self._deaths.update(shards)
         self._deaths_in_a_row[worker.seat] += 1
         self.done.restarts += 1
@@ -253,7 +252,7 @@ class Supervisor:
         death = _Death(
             cause=cause,
             from_outside=ended.code == -signal.SIGKILL and not worker.hung,
-            by_itself=ended.code < 0 or (failed is not None and failed.fault == "device"),
+            by_itself=ended.code < 0 or worker.failed_by("device"),
             times=max((self._deaths[shard] for shard in shards), default=0),
             suspects=suspects,
             lost=lost,
@@ -267,11 +266,9 @@ class Supervisor:
     def _search(self, worker: WorkerHandle, death: _Death) -> None:
         """Find out which row killed the worker. Until then, no other worker gets its shards."""
         self._progress.say(f"decoding one by one the {len(death.suspects)} images that it was processing")
-
-        def on_result(killers: dict[int, Reject] | ClipbatchError | None) -> None:
-            self._events.put((worker, _Searched(killers=killers, death=death)))
-
-        self._searches[worker] = self._engine.search(worker, death.suspects, on_result)
+        self._searches[worker] = self._engine.search(
+            worker, death.suspects, lambda killers: self._events.put((worker, _Searched(killers=killers, death=death)))
+        )
 
     def _on_searched(self, worker: WorkerHandle, searched: _Searched) -> None:
         del self._searches[worker]

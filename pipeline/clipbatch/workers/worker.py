@@ -66,6 +66,10 @@ class WorkerHandle(abc.ABC):
         # The exception that the worker has reported, if any.
         self.failure: Failed | None = None
 
+    def failed_by(self, fault: str) -> bool:
+        """Whether the worker has reported an exception of this `Failed.fault`."""
+        return self.failure is not None and self.failure.fault == fault
+
     @abc.abstractmethod
     def send(self, order: Order) -> None:
         """Send `order` to the worker."""
