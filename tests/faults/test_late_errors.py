@@ -31,6 +31,16 @@ def decode_late(self, batch):
 
 Decode.__call__ = decode_late
 """
+# What waits for the pixels fails as well, so that the batch is never finished.
+WAITING = """
+encode_now = Encode.__call__
+
+def encode_or_fail(self, batch):
+    if batch.ready: batch.ready.synchronize()
+    return encode_now(self, batch)
+
+Encode.__call__ = encode_or_fail
+"""
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +59,13 @@ def test_an_image_at_which_a_gpu_fails_later_is_given_up_and_not_its_neighbour(
     cli: Cli, warm: Cli, folder: Path, tmp_path: Path, decoder: str
 ) -> None:
     run = ("run", folder, *DEMO, "--decoder", decoder, "--shard-size", 16, "--batch-size", 4, "--out")
-    env = injected(tmp_path / "fault", {"clipbatch.stages.decode.stage": LATE})
+    env = injected(
+        tmp_path / "fault", {"clipbatch.stages.decode.stage": LATE, "clipbatch.stages.encode.stage": WAITING}
+    )
     said = cli(*run, tmp_path / "out", env=env).stderr
     assert "CUDA error: an illegal memory access was encountered; restarting it" in said
     table = rows(tmp_path / "out")
-    bad = [(row["uri"], row["status"], row["error"]) for row in table.to_pylist() if row["status"] != "ok"]
+    bad = [(Path(row["uri"]).name, row["status"], row["error"]) for row in table.to_pylist() if row["status"] != "ok"]
     what = "decoding it ends a process: RuntimeError: CUDA error: an illegal memory access was encountered"
     assert bad == [("17.jpg", "crashed", what)]
     warm(*run, tmp_path / "plain")
