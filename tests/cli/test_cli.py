@@ -17,26 +17,30 @@ PLANNING = (
     "--decode-threads --decode-timeout --decoder --device --embeddings --engine --gpus --hw-decoder-load "
     "--image-column --jpeg-scale --json --labels --layout --limit --max-bad --max-bytes --max-pixels "
     "--max-refused --model --no-header --orientation --out --overwrite --precision --pretrained --profile --rank "
-    "--read-retries --read-threads --read-timeout --reference --root --score --scores-dtype --shard-size --shards "
-    "--template --top-k --uri-column --worker-timeout --workers --world-size"
+    "--read-retries --read-threads --read-timeout --reference --root --sample --score --scores-dtype --seed "
+    "--shard-size --shards --template --top-k --uri-column --worker-timeout --workers --world-size"
 )
 SURFACE = {
     "run": PLANNING
     + " --force --hash-contents --incremental --log-format --metrics --one-line --quiet --repair --retry-bad",
     "plan": PLANNING,
+    "estimate": PLANNING.replace(" --out --overwrite", "") + " --plan --seconds --usd-per-gpu-hour",
     "submit slurm": PLANNING
     + " --array --cpus-per-task --dry-run --gres --mem --partition --requeues --sbatch-option --slurm-dir --time",
-    "serve": "--background --batch-size --columns --compression --config --decoder --device --embeddings --http "
-    "--image-column --labels --layout --max-body-mib --max-bytes --max-images --max-pixels --max-refused "
-    "--max-requests --model --no-header "
-    "--orientation --precision --pretrained --quiet --read-retries --read-threads --read-timeout --root --score "
-    "--scores-dtype --shard-size --template --top-k --uri-column",
+    "serve": "--allow-host --background --batch-size --body-time --columns --compression --config --decoder --device "
+    "--embeddings --grace-time --http --idle-time --image-column --labels --layout --max-body-mib --max-bytes "
+    "--max-connections --max-header-kib --max-images --max-json-depth --max-megapixels --max-pixels --max-refused "
+    "--max-requests --model --no-header --no-token --only-own-files --orientation --precision --pretrained --quiet "
+    "--read-retries --read-threads --read-timeout --root --score --scores-dtype --shard-size --template --token-file "
+    "--top-k --uri-column",
     "rescore": "--compression --device --embeddings --json --labels --layout --out --overwrite --quiet --score "
     "--scores-dtype --template --top-k",
     "compact": "--json --out --rows-per-file",
     "status": "--json",
     "verify": "--json --restore",
-    "report": "--examples --out",
+    "report": "--examples --out --zoom",
+    "evaluate": "--group --json --labels --mapping --page --precision --thresholds --truth",
+    "review": "--doubtful --group --out --per-label --random --seed --url-prefix",
     "doctor": "--json --model --pretrained",
     "tune": "--batch-size --budget --decoder --device --image-column --json --limit --model --no-header --orientation "
     "--out --precision --pretrained --root --uri-column",
@@ -45,7 +49,10 @@ SURFACE = {
     "--limit --max-pixels --model --no-header --orientation --out --precision --pretrained --root --template "
     "--uri-column",
     "fetch": "--json --pretrained",
-    "labels": "--json --template",
+    "export onnx": "--batch-size --json --labels --model --out --precision --pretrained --score --template",
+    "export triton": "--background --batch-size --config --decoder --device --embeddings --instances --labels "
+    "--max-bytes --max-pixels --model --name --orientation --out --precision --pretrained --score --template",
+    "labels": "--json --model --pretrained --template",
     "models": "--json",
     "demo": "--out --quiet",
 }
@@ -64,7 +71,8 @@ def test_the_surface_is_frozen(warm: Cli) -> None:
     from clipbatch.cli import app
 
     commands = dict(get_command(app).commands)  # type: ignore[attr-defined]
-    commands |= {f"submit {name}": command for name, command in commands.pop("submit").commands.items()}
+    for group in ("submit", "export"):
+        commands |= {f"{group} {name}": command for name, command in commands.pop(group).commands.items()}
     shown = {
         name: sorted({option for param in command.params for option in param.opts if option.startswith("--")})
         for name, command in commands.items()
@@ -104,7 +112,7 @@ finally:
     [
         (["--labels", "nosuch.txt"], "nosuch.txt"),
         (["--labels", "cifar"], "Did you mean cifar10"),
-        (["--labels", "cat,dog,cat"], "'cat' stands twice"),
+        (["--labels", "cat,dog,cat"], "'cat' appears twice"),
         (["--labels", "{picture}"], "is not a text file"),
         (["--labels", "{empty}"], "has no labels"),
         (["--labels", "cat"], "comma-separated list"),

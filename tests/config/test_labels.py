@@ -172,11 +172,10 @@ def test_sets_of_templates_go_with_others() -> None:
 
 
 REFUSED: list[tuple[str, bytes | str, str]] = [
-    ("a.txt", "cat\n\n# x\ndog\ncat\n", "a.txt: label 'cat' stands twice, at 1 and 5: remove one"),
-    ("a.txt", "cat\ndog\n dog \ncat\n", "label 'dog' stands twice, at 2 and 3"),
+    ("a.txt", "cat\n\n# x\ndog\ncat\n", "a.txt: label 'cat' appears twice, at 1 and 5: remove one"),
+    ("a.txt", "cat\ndog\n dog \ncat\n", "label 'dog' appears twice, at 2 and 3"),
     ("a.txt", "", "a.txt has no labels: write one a line"),
     ("a.txt", "\n# only comments\n  \n", "a.txt has no labels"),
-    ("a.txt", "cat\n", r"a.txt has 1 label\(s\): give two or more"),
     ("a.txt", "café\nthé\n".encode("latin-1"), "a.txt is not a text file in UTF-8"),
     ("a.txt", "cat\ndog\n".encode("utf-16"), "a.txt is not a text file in UTF-8"),
     ("a.txt", b"cat\0dog\n", "a.txt is not a text file in UTF-8"),
@@ -184,10 +183,9 @@ REFUSED: list[tuple[str, bytes | str, str]] = [
     ("a.toml", "", r"a.toml has no labels: write a table \[labels\]"),
     ("a.toml", "[labels]\n", "a.toml has no labels"),
     ("a.toml", 'labels = "cat"', "a.toml has no labels"),
-    ("a.toml", 'labels = ["cat", "dog", "cat"]', "a.toml: label 'cat' stands twice, at 1 and 3"),
+    ("a.toml", 'labels = ["cat", "dog", "cat"]', "a.toml: label 'cat' appears twice, at 1 and 3"),
     ("a.toml", 'labels = ["cat", 7]', r"a.toml: labels wants a list of texts, not \['cat', 7\]"),
     ("a.toml", '[labels]\ncat = "a"\ncat = "b"\n', "a.toml is not valid TOML"),
-    ("a.toml", '[labels]\ncat = "a"\n', r"has 1 label\(s\)"),
     ("a.toml", '[labels]\ncat = "a"\ndog = []\n', r"label 'dog' wants a text or a list of texts, not \[\]"),
     ("a.toml", '[labels]\ncat = "a"\ndog = ["b", " "]\n', "label 'dog' wants a text or a list of texts"),
     ("a.toml", '[labels]\ncat = "a"\ndog = 7\n', "label 'dog' wants a text or a list of texts, not 7"),
@@ -206,7 +204,6 @@ REFUSED: list[tuple[str, bytes | str, str]] = [
     ("a.toml", "threshold = 0.5\n" + GROUPS, r"a.toml: 'threshold' stands beside \[groups\]: put it into each"),
     ("a.toml", "[groups.Kind]\nlabels = ['a', 'b']", "group 'Kind' cannot begin a column's name: use a to z first"),
     ("a.toml", "[groups.'a b']\nlabels = ['a', 'b']", "group 'a b' cannot begin a column's name"),
-    ("a.toml", "[groups.kind]\nlabels = ['a']", r"a.toml: group 'kind' has 1 label\(s\): give two or more"),
     ("a.toml", "[groups.kind]\nthreshold = 0.5", r"group 'kind' has no labels: write a table \[groups.kind.labels\]"),
     (
         "a.toml",
@@ -240,8 +237,7 @@ def test_an_image_given_as_label_file_is_refused_as_no_text(tmp_path: Path, kind
     ("labels", "template", "message"),
     [
         ("", (), "no labels: give --labels FILE.*cifar10"),
-        ("cat,dog,cat", (), "--labels: label 'cat' stands twice, at 1 and 3"),
-        ("cat,", (), r"has 1 label\(s\): give two or more"),
+        ("cat,dog,cat", (), "--labels: label 'cat' appears twice, at 1 and 3"),
         (" , ,", (), "has no labels"),
         ("cat", (), "no such file, no shipped set of that name .*not a comma-separated list"),
         ("nothere.txt", (), "'nothere.txt': there is no such file"),

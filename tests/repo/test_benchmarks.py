@@ -120,6 +120,7 @@ def test_the_gpu_check_runs_every_section_on_the_cpu(photos: Path, tmp_path: Pat
     assert {f"{what} images/s" for what in ("read", "decode", "encode", "run")} <= set(facts["clipbatch-demo"])
     assert facts["parity"]["clipbatch-demo cosine, mean"] >= 0.998
     assert len([name for name in facts if name.startswith("peer ") and facts[name]["images/s"] > 0]) == 6
+    assert facts["TensorRT, clipbatch-demo"] == {"outcome": "not measured: it needs a GPU"}
     assert (tmp_path / "check.png").stat().st_size > 10_000
     assert json.loads((tmp_path / "check.json").read_text())["facts"] == facts
     text = report.read_text()
@@ -207,6 +208,18 @@ def test_bytes_a_row_are_measured_in_every_layout(photos: Path, tmp_path: Path) 
     raw = 2 * 96  # an embedding, which hardly compresses
     assert sizes["list and embedding"]["10"] - sizes["list"]["10"] == pytest.approx(raw, rel=0.2)
     assert "| list" in (tmp_path / "sizes.md").read_text()
+
+
+def test_evaluation_is_timed_and_exact(tmp_path: Path) -> None:
+    result = bench("evaluation.py", "speed", "--rows", 2000, "--labels", 20)
+    assert result["runs"][0]["rows"] == 2000
+    assert 0.3 < result["runs"][0]["accuracy"] < 1
+    assert result["average_precision_off"] < 1e-3
+
+
+def test_an_estimate_is_compared_with_its_run(photos: Path) -> None:
+    result = bench("estimates.py", photos, "--rows", 40, "--rounds", 1, "--seconds", 2, "--model", "clipbatch-demo")
+    assert result["rounds"][0]["ratio"] > 0
 
 
 def test_nights_of_every_kind_leave_nothing_wrong(tmp_path: Path) -> None:

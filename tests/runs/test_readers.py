@@ -28,7 +28,8 @@ FILES, SHARD = 128, 16
 GROUPS = (
     '[groups.thing]\nlabels = ["cat", "Red Fox", "ship"]\n[groups.alive]\nlabels = ["yes", "no"]\nthreshold = 0.7\n'
 )
-LAYOUTS = ("list", "wide", "top", "half")
+TAGS = 'labels = ["cat", "dog", "ship", "frog"]\nmultiple = true\nthreshold = 0.1\n'
+LAYOUTS = ("list", "wide", "top", "half", "tags")
 Row = dict[str, Any]
 
 
@@ -44,6 +45,8 @@ def runs(warm: Cli, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]
     warm("rescore", folder / "list", "--labels", folder / "g.toml", "--layout", "wide", "--out", folder / "wide")
     warm("rescore", folder / "list", "--top-k", 3, "--out", folder / "top")
     warm("rescore", folder / "list", "--scores-dtype", "float16", "--out", folder / "half")
+    (folder / "t.toml").write_text(TAGS)
+    warm("rescore", folder / "list", "--labels", folder / "t.toml", "--out", folder / "tags")
     return {layout: folder / layout for layout in LAYOUTS}
 
 

@@ -10,11 +10,12 @@ import torch
 from clipbatch.config import DecodeSettings
 from clipbatch.stages import first_contact
 from clipbatch.stages.decode import Decode, engines
+from clipbatch.stages.decode.cpu_pool import goes_to_cpu
 from clipbatch.stages.decode.dali import DaliDecoder
+from clipbatch.stages.decode.engines import goes_to_engines
 from clipbatch.stages.decode.geometry import Target, geometry_of
 from clipbatch.stages.decode.header import inspect
 from clipbatch.stages.decode.pixels import DecodeJob, blank
-from clipbatch.stages.decode.stage import goes_to_cpu, goes_to_engines
 
 TARGET = Target(height=64, width=64, resize_mode="shortest", interpolation="bicubic", fill=0)
 

@@ -9,6 +9,8 @@ import pytest
 
 from clipbatch.config import from_flat
 from clipbatch.stages.encode import load, text_features
+from clipbatch.stages.encode.model import load_tokenizer
+from clipbatch.stages.encode.prompts import cut_prompts
 from clipbatch.stages.encode.text import cache_folder
 
 PROMPTS = [["a photo of a cat."], ["a photo of a dog.", "a drawing of a dog."]]
@@ -35,3 +37,16 @@ def test_features_are_cached_by_model_and_prompts_and_a_damaged_file_is_replaced
         assert np.array_equal(text_features(model, PROMPTS), made)
         assert [text.partition(" cached in ")[0] for text in caplog.messages] == ["the label features"]
         assert kept.read_bytes() == whole
+
+
+@pytest.mark.parametrize("model", ["clipbatch-demo", "ViT-B-32", "ViT-L-14", "RN50"])
+def test_a_prompt_that_is_too_long_is_noticed_and_keeps_its_end_token(model: str) -> None:
+    tokenizer = load_tokenizer(from_flat({"model": model}).model)
+    fits, just, long = (f"a photo of {'cat ' * count}".strip() for count in (10, 72, 73))  # and a start and an end: 77
+    (cut,) = cut_prompts(tokenizer, [fits, just, long])
+    assert (cut.text, cut.context_length) == (long, 77)
+    assert cut.kept.split() == just.split()
+    for text in (fits, just, long):
+        tokens = tokenizer([text])[0].tolist()
+        assert tokenizer.eot_token_id in tokens
+    assert tokens[-1] == tokenizer.eot_token_id

@@ -64,6 +64,15 @@ def test_a_histogram_counts_every_value_and_has_quantiles_to_a_step() -> None:
         assert bar.count == ((valid >= bar.low) & (valid < bar.high)).sum()
 
 
+def test_a_histogram_goes_from_0_to_1_unless_its_values_do_not_or_it_is_asked_to_zoom() -> None:
+    made = series.Histogram()
+    made.add(np.float32([0.1, 0.11, 0.12]))
+    assert (made.bars()[0].low, made.bars()[-1].high) == (0.0, 1.0)
+    assert made.bars(zoom=True)[-1].high < 0.2
+    made.add(np.float32([-0.5]))
+    assert made.bars()[0].low <= -0.5
+
+
 @pytest.mark.parametrize("values", [[0.25], [-0.125, 0.31], [1e-6, 2e-6], [1.0, 1.0], [0.0], [-1.0, 1.0], [2.0, 0.1]])
 def test_a_histogram_of_few_or_odd_values_loses_none(values: list[float]) -> None:
     made = series.Histogram()

@@ -11,7 +11,7 @@ import typer
 from clipbatch.cli.options import Json
 from clipbatch.cli.output import RunDirectory, print_facts
 from clipbatch.cli.standard_streams import result_is_on_disk
-from clipbatch.errors import DamagedError
+from clipbatch.errors import DamagedError, InputError
 
 app = typer.Typer()
 PANEL = "Look at a run"
@@ -86,6 +86,9 @@ def report_command(
         int,
         typer.Option("--examples", min=0, max=50, help="How many sure and how many doubtful images to show a label."),
     ] = 6,
+    zoom: Annotated[
+        bool, typer.Option("--zoom", help="Draw scores and margins over their own range, not from 0 to 1.")
+    ] = False,
 ) -> None:
     """Write an HTML page about a run: a single file with thumbnails, a few megabytes at most.
 
@@ -94,7 +97,89 @@ def report_command(
     from clipbatch.tools import htmlreport
 
     result_is_on_disk()
-    print(htmlreport.write(run, out=out, examples=examples))
+    print(htmlreport.write(run, out=out, examples=examples, zoom=zoom))
+
+
+@app.command("evaluate", rich_help_panel=PANEL)
+def evaluate_command(
+    run: RunDirectory,
+    more_labels: Annotated[
+        Optional[list[str]], typer.Argument(metavar="[FILE...]", help="After --labels: further label files.")
+    ] = None,
+    *,
+    truth: Annotated[
+        str,
+        typer.Option("--truth", help="A column of the input, or a .csv, .tsv or .parquet FILE with row_id or uri."),
+    ],
+    mapping: Annotated[
+        Optional[str], typer.Option("--mapping", help="A .csv or .json FILE: a label for each name in the truth.")
+    ] = None,
+    group: Annotated[Optional[str], typer.Option("--group", help="Which label group, if there are several.")] = None,
+    labels: Annotated[
+        Optional[list[str]], typer.Option("--labels", help="Label files to rank on the run's saved embeddings.")
+    ] = None,
+    thresholds: Annotated[
+        Optional[str], typer.Option("--thresholds", help="Choose a threshold for each label; write OUT.toml.")
+    ] = None,
+    precision: Annotated[
+        Optional[float], typer.Option("--precision", help="What --thresholds reach, as 0.95; default: the best F1.")
+    ] = None,
+    page: Annotated[bool, typer.Option("--page/--no-page", help="Also make the report page, with a section.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Compare a run's labels with the truth: accuracy, confusions, calibration, thresholds. Reads no image but for the
+    page.
+
+    Example: clipbatch evaluate scores/ --truth category
+    """
+    from clipbatch.tools import evaluate, htmlreport
+
+    result_is_on_disk()
+    if more_labels and not labels:
+        raise InputError(f"{more_labels[0]}: label files come after --labels")
+    request = evaluate.Request(
+        truth=truth,
+        mapping=mapping,
+        group=group,
+        labels=[*(labels or ()), *(more_labels or ())],
+        thresholds=thresholds,
+        precision=precision,
+    )
+    found = evaluate.evaluate(run, request)
+    print(json.dumps(found, indent=2) if as_json else evaluate.text(found))
+    if page:
+        place = htmlreport.write(run)
+        if not as_json:
+            print(f"to look at it: {place}")
+
+
+@app.command("review", rich_help_panel=PANEL)
+def review_command(
+    run: RunDirectory,
+    *,
+    out: Annotated[
+        str,
+        typer.Option("--out", "-o", help="A FILE: .csv, .parquet, .html with thumbnails, or .json for Label Studio."),
+    ],
+    per_label: Annotated[int, typer.Option("--per-label", min=0, help="Images of each label, drawn at random.")] = 0,
+    doubtful: Annotated[int, typer.Option("--doubtful", min=0, help="Images with the smallest margins.")] = 0,
+    random: Annotated[int, typer.Option("--random", min=0, help="Images drawn at random from all others.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Another seed draws other images.")] = 0,
+    group: Annotated[Optional[str], typer.Option("--group", help="Which label group, if there are several.")] = None,
+    url_prefix: Annotated[
+        Optional[str], typer.Option("--url-prefix", help="For Label Studio: what comes before each uri.")
+    ] = None,
+) -> None:
+    """Draw the images that a person should look at first, to be answered and given to evaluate --truth.
+
+    Example: clipbatch review scores/ --out queue.csv --per-label 20 --doubtful 50
+    """
+    from clipbatch.tools import review
+
+    result_is_on_disk()
+    draws = review.Draws(per_label=per_label, doubtful=doubtful, random=random, seed=seed)
+    for path in review.make(run, out, draws, group=group, url_prefix=url_prefix):
+        print(path)
 
 
 @app.command("compact", rich_help_panel=PANEL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -106,6 +107,41 @@ def plan_command(settings: Settings, *, out: Out, overwrite: Overwrite = False, 
         "fingerprint": plan.fingerprint,
     }
     print_facts(facts, as_json)
+
+
+@app.command("estimate", rich_help_panel=PANEL)
+@takes_settings
+def estimate_command(
+    settings: Settings,
+    *,
+    plan: Annotated[
+        Optional[str], typer.Option("--plan", help="In place of an INPUT: what is left of this run directory.")
+    ] = None,
+    seconds: Annotated[
+        float,
+        typer.Option("--seconds", help="Seconds to label a sample; more if batches are slow."),
+    ] = 30.0,
+    usd_per_gpu_hour: Annotated[
+        Optional[float], typer.Option("--usd-per-gpu-hour", help="Also say what the GPUs cost.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Label a random sample here, and say what all of it will take: time, GPU hours at --gpus N, bytes, bad images.
+
+    Leaves nothing behind.
+
+    Example: clipbatch estimate photos/ --labels labels.txt --gpus 8
+    """
+    from clipbatch.runs import estimate
+
+    gpus = settings.launch.gpus or "1"
+    if not gpus.isdecimal() or gpus == "0":
+        raise InputError(f"--gpus {gpus}: for an estimate give how many GPUs the run will have, such as 8")
+    if (plan is None) == (not settings.source.inputs):
+        raise InputError("name an INPUT to estimate, or a run directory with --plan, and not both")
+    offer = estimate.Offer(seconds=seconds, gpus=int(gpus), usd_per_gpu_hour=usd_per_gpu_hour)
+    found = estimate.estimate(settings.replace(gpus=None), offer, plan=plan)
+    print(json.dumps(found, indent=2) if as_json else estimate.text(found))
 
 
 @app.command("rescore", rich_help_panel=PANEL)

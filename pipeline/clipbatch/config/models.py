@@ -95,6 +95,18 @@ def wants_transformers(model: str) -> bool:
         return True
 
 
+def has_logit_bias(model: str, pretrained: str | None) -> bool | None:
+    """Whether the model was trained with a sigmoid loss, by its configuration; None where that is not on this disk."""
+    if pretrained and pretrained.startswith("hf-hub:"):
+        return None
+    ours = model == DEMO or model.endswith(".json")
+    try:
+        text = (config_file(model) if ours else _open_clip_configs() / f"{model}.json").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+    return "init_logit_bias" in text
+
+
 def canonical(model: str) -> str:
     """The name of `model` in open_clip's list (ViT-B/32 becomes ViT-B-32), or the absolute path of a file or folder.
 

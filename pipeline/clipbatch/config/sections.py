@@ -68,10 +68,19 @@ class SourceSettings(Checked):
         None, "Input", "identity", "Carry only this column of the input to the output (repeatable, or a,b,c; none: '')."
     )
     limit: int | None = setting(None, "Input", "identity", "Take only the first N rows.")
+    sample: int | None = setting(None, "Input", "identity", "Take N rows drawn at random from all of the input.")
+    """Take so many rows, drawn uniformly from the whole listing, in the listing's order."""
+    seed: int | None = setting(None, "Input", "identity", "Another seed draws another --sample; default: 0.")
 
     def __post_init__(self) -> None:
         Checked.__post_init__(self)
         at_least("limit", self.limit, 1)
+        at_least("sample", self.sample, 1)
+        at_least("seed", self.seed, 0)
+        if self.sample and self.limit:
+            raise SettingError(f"sample {self.sample} and limit {self.limit} both say how many rows: leave one out")
+        if self.seed is not None and not self.sample:
+            raise SettingError(f"seed {self.seed} is for sample: add that, or leave it out")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,7 +167,7 @@ class DecodeSettings(Checked):
     )
     # Only for decoder dali.
     hw_decoder_load: float | None = setting(
-        None, "Images", "identity", "Share of JPEGs for the GPU's JPEG engines, 0 to 1; default: DALI's."
+        None, "Images", "identity", "Share of JPEGs for the GPU's JPEG engines, 0 to 1; default: measured."
     )
     # 0 to 1. The row number decides which images torchvision decodes on the CPU. Only for decoder dali.
     cpu_share: float = setting(

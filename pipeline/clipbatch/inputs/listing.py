@@ -23,6 +23,7 @@ from clipbatch.inputs.lister import LISTED, Lister, check_names, row_place
 from clipbatch.inputs.parquet import remote_schema
 from clipbatch.inputs.patterns import Pattern, is_pattern
 from clipbatch.inputs.remote_folders import RemoteFolder, RemoteImage, root_entries
+from clipbatch.inputs.sample import Sample
 from clipbatch.inputs.table_manifest import TableManifest
 from clipbatch.inputs.text_manifest import TextManifest
 from clipbatch.storage.uris import is_url
@@ -87,13 +88,15 @@ def kind_of(text: str, settings: SourceSettings) -> type[Lister] | None:
 class Listing:
     """All inputs of a run as one listing with one schema: the columns `LISTED`, then those copied from the input."""
 
-    def __init__(self, inputs: list[Lister], limit: int | None, reserved: Collection[str]) -> None:
+    def __init__(
+        self, inputs: list[Lister], limit: int | None, reserved: Collection[str], sample: Sample | None = None
+    ) -> None:
         """reserved: names that a copied column must not have, in upper or lower case. Such a column gets the prefix
-        `input_`.
+        `input_`. sample: empty; draws from all rows.
 
         Raises: InputError if two inputs have columns of the same name with incompatible types.
         """
-        self._inputs, self._limit = inputs, limit
+        self._inputs, self._limit, self._sample = inputs, limit, sample
         self._reserved = {name.lower() for name in (*reserved, *LISTED.names)}
         schemas = [(lister.text, pa.schema(self._renamed(lister.fields()))) for lister in inputs]
         self.schema = LISTED
@@ -107,7 +110,15 @@ class Listing:
                 ) from error
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """The rows of all inputs in turn, at most `limit`. Raises: InputError if there are none."""
+        """The rows of all inputs in turn, at most `limit`, or the sample. Raises: InputError if there are none."""
+        if self._sample is None:
+            yield from self._all_batches()
+            return
+        for batch in self._all_batches():
+            self._sample.add(batch)
+        yield from self._sample.batches()
+
+    def _all_batches(self) -> Iterator[pa.RecordBatch]:
         left, has_rows = self._limit, False
         for lister in self._inputs:
             rows = 0

@@ -33,7 +33,10 @@ from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.storage.atomic import file_sha256, publish, sync_folder, temp_name, writing_failed
 from clipbatch.storage.paths import AnyPath, StorePath, list_names
 
-_FILES = (".counts.json", "report.json", "report.html", "text.npy", "model.json")
+_FILES = (
+    *(".counts.json", "report.json", "report.html", "text.npy", "model.json"),
+    *("evaluation.json", "confusion.parquet"),
+)
 _OURS = re.compile(r"part-\d+\.parquet|\..+\.tmp")
 # A planner creates `run.json` milliseconds after its manifest. If that takes longer than this, the planner has died.
 _MAX_WAIT_S = 3.0

@@ -75,7 +75,7 @@ def restore(run: RunDir) -> list[str]:
         return actions
     actions += _restore_file(run, run.model_file.name, _check_digest)
     if digest := (run.model_facts() or {}).get("text_sha256"):
-        labels = len(plan.labels.names)
+        labels = len(plan.labels.prompts)
         actions += _restore_file(run, features.NAME, lambda content: features.parse(content, labels, digest))
     if _damaged_counts(run):
         _remove(run.path / CACHE)

@@ -59,7 +59,7 @@ def load(run: RunDir, plan: Plan) -> tuple[NDArray[np.float32], bytes] | None:
     if content is None:
         return None
     try:
-        return parse(content, len(plan.labels.names), _recorded(run.model_facts())), content
+        return parse(content, len(plan.labels.prompts), _recorded(run.model_facts())), content
     except DamagedRecordError as error:
         raise copies.damaged(run.path, NAME, str(error)) from error
 

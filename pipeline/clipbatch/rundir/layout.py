@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clipbatch.config import Settings, SettingValues, from_flat
-from clipbatch.config.labels import LabelSet
+from clipbatch.config.label_set import LabelSet
 from clipbatch.config.nesting import JsonObject
 from clipbatch.errors import InputError, OtherRunError
 from clipbatch.rundir import copies, records

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict, cast
 
 from clipbatch.config import SettingValues, from_flat, names_of
-from clipbatch.config.labels import LabelSet
+from clipbatch.config.label_set import SCORING, LabelSet
 from clipbatch.config.nesting import JsonObject
 from clipbatch.errors import InputError
 from clipbatch.rundir.shapes import (
@@ -65,7 +65,7 @@ FACTS_3 = _names(
 )
 _GROUP = _names("group names phrases")
 # Optional fields of the identity that are not settings.
-LATER_IDENTITY = frozenset(("rescored",))
+LATER_IDENTITY = frozenset(("rescored", "thresholds", "multiple", "opposites", "scoring"))
 
 _PLAN: dict[str, Shape] = {
     "rows": SIZE,
@@ -78,13 +78,18 @@ _PLAN: dict[str, Shape] = {
     "duplicates": (COUNT, NOTHING),
     "rescored": (TEXT, NOTHING),
 }
+_THRESHOLD = Kind("a number from -1 to 1", (int, float), lambda value: -1 <= value <= 1)
 _IDENTITY: dict[str, Shape] = {
     "batch_size": SIZE,
     "shard_size": SIZE,
     "inputs": Every(list, TEXT),
     "labels": Every(list, {"group": TEXT, "names": TEXTS, "phrases": Every(list, TEXTS, 1)}, 1),
     "templates": Every(list, TEXTS, 1),
-    "threshold": Every(list, (Kind("a number from -1 to 1", (int, float), lambda value: -1 <= value <= 1), NOTHING), 1),
+    "threshold": Every(list, (_THRESHOLD, NOTHING), 1),
+    "thresholds": Every(list, Every(dict, _THRESHOLD), 1),
+    "multiple": Every(list, None, 1),
+    "opposites": Every(list, None, 1),
+    "scoring": integers(SCORING, SCORING),
     "rescored": DIGEST,
 }
 _FACTS: dict[str, Shape] = {
@@ -260,12 +265,16 @@ def _settings(settings: SettingValues) -> None:
 def _labels(identity: Mapping[str, Any]) -> None:
     try:
         groups = LabelSet.from_identity(identity).groups
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise DamagedRecordError("its labels, templates and thresholds do not match") from error
     for labels, group in zip(identity["labels"], groups, strict=True):
         _keys(labels, _GROUP, frozenset(), "identity.labels.")
         if len(group.phrases) != len(labels["names"]) or not all(prompts for prompts in group.prompts):
             raise DamagedRecordError("a label appears twice in a group, or has no prompt")
+        if not isinstance(group.multiple, bool) or not group.thresholds.keys() <= group.phrases.keys():
+            raise DamagedRecordError("its labels, templates and thresholds do not match")
+        if group.opposites is not None:
+            check(list(group.opposites.values()), Every(list, TEXTS, 1), "identity.opposites")
     if not groups or len({group.name for group in groups}) != len(groups):
         raise DamagedRecordError("it has no groups of labels, or two with the same name")
 

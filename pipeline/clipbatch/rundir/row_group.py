@@ -1,4 +1,4 @@
-"""Scored batches -> a table of as many rows as make a row group. Arrays are filled in place and used again."""
+"""Scored batches -> a table of as many rows as a row group has. Its arrays are filled in place and reused."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from clipbatch.config import OutputSettings
-from clipbatch.config.labels import LabelGroup, LabelSet
+from clipbatch.config.label_set import LabelGroup, LabelSet
 from clipbatch.rundir.schema import GroupColumns, group_columns, layout_of, part_schema, result_fields
 from clipbatch.types import DECODERS, STATUSES, Decoded, Reject, ScoredBatch
 
 _STATUS = {status: code for code, status in enumerate(STATUSES)}
 _DECODER = {decoder: code for code, decoder in enumerate(DECODERS)}
 _NO_FACTS = (-1, -1, -1)
+# Up to so many best labels, searching for the best one repeatedly is faster than sorting.
 _REPEATED_BEST = 32
-"""Up to so many best labels it is faster to look for the best one again and again than to sort."""
 
 
 class RowGroup:
@@ -42,7 +42,7 @@ class RowGroup:
         self._image_BD = np.empty((capacity, embedding), np.float16) if output.embeddings else None
 
     def add(self, batch: ScoredBatch) -> tuple[int, int]:
-        """Take the batch's wanted rows in. Returns how many there are, and how many of them are bad."""
+        """Add the batch's wanted rows. Returns how many there are, and how many of them are bad."""
         outcomes: Sequence[Any] = batch.outcomes
         rows, scores_BL, image_BD = batch.source.rows, batch.scores_BL, batch.image_BD
         if None in outcomes:
@@ -101,15 +101,20 @@ class _GroupRows:
     """The scores of one label group."""
 
     def __init__(self, group: LabelGroup, columns: GroupColumns, output: OutputSettings, capacity: int) -> None:
-        self._words, self._threshold, self._layout = pa.array(group.names), group.threshold, layout_of(output)
+        self._names, self._columns, self._layout = pa.array(group.names, pa.string()), columns, layout_of(output)
         kept = min(output.best or len(group.names), len(group.names))
+        self._cutoff_L = cutoffs(group)
         self._best = np.empty(capacity, np.int32)
         self._score = np.empty(capacity, np.float32)
+        self._margin = np.empty(capacity, np.float32)
         self._kept_BK = np.empty((capacity, kept), output.scores_dtype)
         self._order_BK = np.empty((capacity, kept), np.int32) if self._layout == "top-k" else None
+        # Of each batch: how many labels each row has, and the numbers of these labels.
+        self._chosen: list[tuple[NDArray[np.int64], NDArray[np.int32]]] = []
         assert len(columns.scores) == (kept if self._layout == "wide" else 1)
 
     def add(self, scores_BL: NDArray[np.float32], here: slice) -> None:
+        row_B = np.arange(len(scores_BL))
         if self._order_BK is None:
             best_B = scores_BL.argmax(axis=1)
             self._kept_BK[here] = scores_BL
@@ -117,27 +122,72 @@ class _GroupRows:
             order_BK = self._order_BK[here] = _best_first(scores_BL, self._order_BK.shape[1])
             self._kept_BK[here] = np.take_along_axis(scores_BL, order_BK, axis=1)
             best_B = order_BK[:, 0]
+        if self._columns.margin:
+            self._margin[here] = margins(scores_BL, best_B)
+        if self._columns.labels:
+            count_B, chosen = chosen_labels(scores_BL, self._cutoff_L)
+            self._chosen.append((count_B, chosen))
+            first_B = np.cumsum(count_B) - count_B
+            has_B = count_B > 0
+            best_B = np.array(best_B)
+            best_B[has_B] = chosen[first_B[has_B]]
         self._best[here] = best_B
-        self._score[here] = scores_BL[np.arange(len(best_B)), best_B]
+        self._score[here] = scores_BL[row_B, best_B]
 
     def columns(self, count: int, bad: NDArray[np.bool_]) -> list[pa.Array]:
-        """label, score, and the others as the layout wants them; null where `bad`."""
+        """The group's columns in the order of `GroupColumns.fields`; null where `bad`."""
         score, kept_BK = self._score[:count], self._kept_BK[:count]
-        unsure = bad if self._threshold is None else bad | (score < np.float32(self._threshold))
-        label = pa.DictionaryArray.from_arrays(pa.array(self._best[:count], mask=unsure), self._words)
-        best = [label, pa.array(score, mask=bad)]
+        unsure = bad | (score < self._cutoff_L[self._best[:count]])
+        label = pa.DictionaryArray.from_arrays(pa.array(self._best[:count], mask=unsure), self._names)
+        columns = [label, pa.array(score, mask=bad)]
+        if self._columns.labels:
+            columns.append(self._lists_of_labels(bad))
+        if self._columns.margin:
+            alone = len(self._names) == 1
+            columns.append(pa.array(self._margin[:count], mask=np.ones(count, bool) if alone else bad))
         if self._layout == "wide":
-            return [*best, *(pa.array(column, mask=bad) for column in np.ascontiguousarray(kept_BK.T))]
+            return [*columns, *(pa.array(column, mask=bad) for column in np.ascontiguousarray(kept_BK.T))]
         if self._order_BK is None:
-            return [*best, _lists(kept_BK, bad)]
-        names = self._words.take(pa.array(self._order_BK[:count].ravel()))
+            return [*columns, _lists(kept_BK, bad)]
+        names = self._names.take(pa.array(self._order_BK[:count].ravel()))
         entries = pa.StructArray.from_arrays([names, pa.array(kept_BK.ravel())], names=["label", "score"])
         offsets = pa.array(np.arange(count + 1, dtype=np.int32) * kept_BK.shape[1])
-        return [*best, pa.ListArray.from_arrays(offsets, entries, mask=pa.array(bad))]
+        return [*columns, pa.ListArray.from_arrays(offsets, entries, mask=pa.array(bad))]
+
+    def _lists_of_labels(self, bad: NDArray[np.bool_]) -> pa.ListArray:
+        counts, chosen = (np.concatenate(parts) for parts in zip(*self._chosen, strict=True))
+        self._chosen = []
+        counts, chosen = np.where(bad, 0, counts), chosen[~np.repeat(bad, counts)]
+        offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
+        return pa.ListArray.from_arrays(offsets, self._names.take(pa.array(chosen)), mask=pa.array(bad))
+
+
+def cutoffs(group: LabelGroup) -> NDArray[np.float32]:
+    """The threshold of each label; minus infinity for one without."""
+    return np.array([-np.inf if cutoff is None else cutoff for cutoff in group.cutoffs], np.float32)
+
+
+def margins(scores_BL: NDArray[np.float32], best_B: NDArray[Any]) -> NDArray[np.float32]:
+    """The best score of each row minus its second best; NaN if there is one label. best_B: numbers of the best."""
+    if scores_BL.shape[1] < 2:
+        return np.full(len(scores_BL), np.nan, np.float32)
+    row_B, others_BL = np.arange(len(scores_BL)), scores_BL.copy()
+    others_BL[row_B, best_B] = -np.inf
+    return np.asarray(scores_BL[row_B, best_B] - others_BL.max(axis=1))
+
+
+def chosen_labels(
+    scores_BL: NDArray[np.float32], cutoff_L: NDArray[np.float32]
+) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """The labels whose score is at or above their threshold: how many each row has, and the labels' numbers, row after
+    row, each row's best first. Ties are in the order of the labels."""
+    rows, labels = np.nonzero(scores_BL >= cutoff_L)
+    order = np.lexsort((labels, -scores_BL[rows, labels], rows))
+    return np.bincount(rows, minlength=len(scores_BL)), labels[order].astype(np.int32)
 
 
 def _best_first(scores_BL: NDArray[np.float32], count: int) -> NDArray[np.int32]:
-    """Numbers of the `count` best labels of each row, best first; ties in label order."""
+    """Numbers of the `count` best labels of each row, best first. Ties are in the order of the labels."""
     if count > _REPEATED_BEST:
         return np.argsort(-scores_BL, axis=1, kind="stable")[:, :count].astype(np.int32)
     left_BL = scores_BL.copy()
@@ -150,7 +200,7 @@ def _best_first(scores_BL: NDArray[np.float32], count: int) -> NDArray[np.int32]
 
 
 def _pixels(value: int | None) -> int:
-    """`value`, or -1 where it is not known or a lying header states more than the column holds."""
+    """`value`, or -1 if it is unknown, or if a header lies and states more than the column can hold."""
     return value if value is not None and value < 2**31 else -1
 
 

@@ -1,7 +1,8 @@
 """The columns of a part: which there are, of which type, in which order. Knows nothing of how they are filled.
 
-A label set without groups has `label`, `score` and, as the layout wants it, `scores`, `top` or a `score_...` for each
-label; a group's columns have its name and `_` before these.
+A label set without groups has `label`, `score`, `margin` and, as the layout says, `scores`, `top` or a `score_...` for
+each label; `labels` too if an image may have several. In a group, the name of each of these starts with the group's
+name and `_`. A run that was planned before there was a `margin` has none.
 """
 
 from __future__ import annotations
@@ -17,20 +18,20 @@ from clipbatch.config import OutputSettings
 from clipbatch.errors import InputError
 
 if TYPE_CHECKING:
-    from clipbatch.config.labels import LabelSet
+    from clipbatch.config.label_set import LabelSet
 
 
 WORDS = pa.dictionary(pa.int32(), pa.string())
+# Columns of the manifest that parts do not have: how the input was listed.
 LISTING = ("root", "span")
-"""Columns of the manifest that no part has: how the input was listed."""
+# What an increment records of a file beside its name; `stamps` fills them.
 STAMPS = (
     pa.field("file_bytes", pa.int64()),
     pa.field("file_modified", pa.timestamp("ns")),
     pa.field("file_sha256", pa.string()),
 )
-"""What an increment keeps of a file beside its name; `stamps` fills them."""
+# Labels that the layout wide allows. Readers plan for each column of each file, so thousands of columns are slow.
 MAX_WIDE = 2_000
-"""Labels that the layout wide takes. Readers plan for each column of each file: thousands make all of them slow."""
 
 _FIRST = (pa.field("row_id", pa.int64(), nullable=False), pa.field("uri", pa.string(), nullable=False))
 _FACTS = (
@@ -48,14 +49,18 @@ class GroupColumns:
 
     label: str
     score: str
+    # The scores beside the best one: one column, or in the layout wide one for each label.
     scores: tuple[str, ...]
-    """Of the scores beside the best one: one column, or in the layout wide one for each label."""
+    # All labels of an image; None if an image has one at most.
+    labels: str | None
+    # The best score minus the second best; None in a run that was planned before there was one.
+    margin: str | None
+    # All of them, in order.
     fields: tuple[pa.Field, ...]
-    """All of them, in order."""
 
 
 def layout_of(output: OutputSettings) -> str:
-    """list, wide or top-k: what `output` comes to."""
+    """list, wide or top-k, as `output` says."""
     return "top-k" if output.best else output.layout
 
 
@@ -73,10 +78,13 @@ def group_columns(labels: LabelSet, output: OutputSettings) -> list[GroupColumns
     dtype = pa.float16() if output.scores_dtype == "float16" else pa.float32()
     prefixes = [f"{group.name}_" if group.name else "" for group in labels.groups]
     taken = {field.name for field in (*_FIRST, *_FACTS)} | {"embedding"}
-    taken |= {f"{prefix}{name}" for prefix in prefixes for name in ("label", "score")}
-    found = []
+    own = ("label", "score") if labels.scoring is None else ("label", "score", "labels", "margin")
+    taken |= {f"{prefix}{name}" for prefix in prefixes for name in own}
+    columns = []
     for group, prefix in zip(labels.groups, prefixes, strict=True):
         label, score = f"{prefix}label", f"{prefix}score"
+        all_labels = f"{prefix}labels" if group.multiple else None
+        margin = None if labels.scoring is None else f"{prefix}margin"
         if layout == "wide":
             fields = [pa.field(name, dtype) for name in _safe_names(f"{prefix}score_", group.names, taken)]
         elif layout == "top-k":
@@ -84,15 +92,25 @@ def group_columns(labels: LabelSet, output: OutputSettings) -> list[GroupColumns
             fields = [pa.field(f"{prefix}top", pa.list_(entry))]
         else:
             fields = [pa.field(f"{prefix}scores", pa.list_(dtype, len(group.names)))]
-        best = (pa.field(label, WORDS), pa.field(score, pa.float32()))
-        scores = tuple(field.name for field in fields)
-        found.append(GroupColumns(label=label, score=score, scores=scores, fields=(*best, *fields)))
-    return found
+        best = [pa.field(label, WORDS), pa.field(score, pa.float32())]
+        best += [pa.field(all_labels, pa.list_(pa.string()))] if all_labels else []
+        best += [pa.field(margin, pa.float32())] if margin else []
+        columns.append(
+            GroupColumns(
+                label=label,
+                score=score,
+                scores=tuple(field.name for field in fields),
+                labels=all_labels,
+                margin=margin,
+                fields=(*best, *fields),
+            )
+        )
+    return columns
 
 
 def _safe_names(prefix: str, labels: list[str], taken: set[str]) -> Iterator[str]:
-    """A column name for each of `labels`: in lower case, with _ for all but a to z, 0 to 9 and _, numbered from 2 where
-    it is in `taken`, to which it is added."""
+    """A column name for each of `labels`: in lower case, with _ in place of all but a to z, 0 to 9 and _, and a number
+    from 2 on if the name is in `taken`. Adds each name to `taken`."""
     for label in labels:
         plain = name = prefix + re.sub(r"[^a-z0-9_]", "_", label.lower())
         number = 1
@@ -104,7 +122,7 @@ def _safe_names(prefix: str, labels: list[str], taken: set[str]) -> Iterator[str
 
 
 def result_fields(groups: list[GroupColumns], output: OutputSettings, embedding: int) -> list[pa.Field]:
-    """The columns beside those of the manifest. embedding: its length, where it is wanted."""
+    """The columns beside those of the manifest. embedding: its length, if it is written."""
     fields = [*_FACTS, *(field for group in groups for field in group.fields)]
     if output.embeddings:
         fields.append(pa.field("embedding", pa.list_(pa.float16(), embedding)))
@@ -112,6 +130,6 @@ def result_fields(groups: list[GroupColumns], output: OutputSettings, embedding:
 
 
 def part_schema(results: list[pa.Field], carried: pa.Schema) -> pa.Schema:
-    """The schema of a part. carried: that of the manifest; its own columns come last, under their names."""
+    """The schema of a part. carried: the manifest's schema; the columns of the user's input come last."""
     own = ("row_id", "uri", *LISTING)
     return pa.schema([*_FIRST, *results, *(field for field in carried if field.name not in own)])

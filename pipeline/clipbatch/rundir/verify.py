@@ -18,6 +18,7 @@ from clipbatch.rundir.checksum import verify_file
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.manifest import Manifest
 from clipbatch.rundir.schema import GroupColumns, group_columns
+from clipbatch.rundir.scores_check import group_problem
 from clipbatch.storage.paths import AnyPath, parquet_source
 
 
@@ -85,17 +86,8 @@ def _problem(
         return "its uris differ from the manifest"
     ok = pc.equal(table["status"].cast(pa.string()), "ok")
     for group, columns in zip(plan.labels.groups, groups, strict=True):
-        for name in (columns.score, *columns.scores):
-            if name not in table.column_names:
-                return f"it has no column {name}"
-            if not pc.is_valid(table[name]).equals(ok):
-                return f"its {name} does not match its status"
-        labelled = ok
-        if group.threshold is not None:
-            above = pc.greater_equal(table[columns.score], pa.scalar(group.threshold, pa.float32()))
-            labelled = pc.fill_null(above, False)
-        if not pc.is_valid(table[columns.label]).equals(labelled):
-            return f"its {columns.label} does not match its status and {columns.score}"
+        if wrong := group_problem(table, ok, group, columns):
+            return wrong
     counted = {entry["values"]: entry["counts"] for entry in table["status"].value_counts().to_pylist()}
     if json.loads(footer.get("clipbatch.counts", "null")) != counted:
         return "the counts in its footer differ from its rows"

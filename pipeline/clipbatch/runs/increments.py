@@ -78,6 +78,8 @@ def run(
         raise InputError(f"--incremental needs a dataset on a disk, but {out} is in a store: give a local --out")
     if not settings.source.inputs:
         raise InputError("--incremental compares an INPUT with the images that are known: name an INPUT")
+    if settings.source.sample:
+        raise InputError("--incremental adds all that is new, and --sample takes some of it: leave one of them out")
     busy = f"another process is making an increment in {folder}: wait until it has finished, then run this again"
     with locked(folder, busy):
         remove_leftovers(folder)

@@ -23,12 +23,14 @@ from clipbatch import __version__
 from clipbatch.config import PIXELS, LaunchSettings, Settings, auto, models
 from clipbatch.config import labels as label_files
 from clipbatch.config.auto import worth_compiling
-from clipbatch.config.labels import LabelSet
+from clipbatch.config.label_set import LabelSet
 from clipbatch.config.nesting import JsonObject
+from clipbatch.config.scoring import check_scoring
 from clipbatch.config.validation import SettingError
 from clipbatch.errors import InputError, OtherRunError
 from clipbatch.inputs import lister
 from clipbatch.inputs import listing as listings
+from clipbatch.inputs.sample import Sample
 from clipbatch.rundir import creation
 from clipbatch.rundir.duplicates import Duplicates
 from clipbatch.rundir.layout import Plan, RunDir
@@ -156,7 +158,8 @@ def plan(
         frozen = run_dir.plan()
         identities = listings.identities(inputs, frozen.identity.get("inputs", ()))
         try:
-            run_dir.check_same(frozen, identity(_resolve(settings, frozen.identity), names, identities))
+            as_then = names.by_rules(frozen.labels.scoring)
+            run_dir.check_same(frozen, identity(_resolve(settings, frozen.identity), as_then, identities))
             return frozen
         except OtherRunError:
             if run_dir.model_facts() is not None or run_dir.done(frozen):
@@ -165,14 +168,26 @@ def plan(
     identities = listings.identities(inputs)
     resolved = _resolve(settings, like.plan().identity if like else {})
     if like:
-        like.check_same(frozen := like.plan(), identity(resolved, names, frozen.identity["inputs"]))
+        names = names.by_rules((frozen := like.plan()).labels.scoring)
+        like.check_same(frozen, identity(resolved, names, frozen.identity["inputs"]))
         resolved = resolved.replace(pixels=PIXELS)
+    else:
+        check_labels(resolved, names)
     return _freeze(run_dir, resolved, names, identities, inputs, replace, select)
 
 
 def resolve(settings: Settings) -> Settings:
     """`settings` with every `auto` resolved as for a new run on this machine. Raises: InputError."""
     return _resolve(_checked(settings), {})
+
+
+def check_labels(settings: Settings, names: LabelSet) -> None:
+    """Whether the labels go with the model and the kind of score of a new run. settings: resolved.
+
+    Raises: InputError with the reason and the remedy.
+    """
+    model = settings.model
+    check_scoring(names, settings.output.score, models.has_logit_bias(model.model, model.pretrained), model.model)
 
 
 def _checked(settings: Settings) -> Settings:
@@ -202,7 +217,9 @@ def _freeze(
     select: Select | None,
 ) -> Plan:
     results = [field.name for field in result_fields(group_columns(names, settings.output), settings.output, 0)]
-    listing = listings.Listing(inputs, settings.source.limit, [*results, "row_id", *(f.name for f in STAMPS)])
+    source, taken = settings.source, [*results, "row_id", *(f.name for f in STAMPS)]
+    sample = Sample(source.sample, source.seed or 0) if source.sample else None
+    listing = listings.Listing(inputs, source.limit, taken, sample)
     return freeze(
         run_dir,
         settings,

@@ -12,6 +12,7 @@ from clipbatch.rundir.counts import count_statuses
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.records import ModelFacts
 from clipbatch.rundir.replacement import REPAIR
+from clipbatch.runs.warnings import score_warnings
 from clipbatch.stages.flow import bottleneck
 from clipbatch.storage.atomic import write_json
 from clipbatch.storage.paths import list_names
@@ -99,6 +100,7 @@ class Report(TypedDict, total=False):
     part: OwnPart
     passed_over: dict[str, int]
     duplicates: int | None
+    warnings: list[str]
     this_run: Invocation
     settings: SettingValues
     model: ModelFacts | None
@@ -146,6 +148,7 @@ def make(
         "part": {"rank": rank.number, "world_size": rank.world, "done": len(mine), "planned": len(shards)},
         "passed_over": plan.passed_over,
         "duplicates": plan.duplicates,
+        "warnings": score_warnings(run, plan, mine),
         "this_run": {
             "rows": rows,
             "seconds": round(elapsed_s, 3),

@@ -13,7 +13,7 @@ from clipbatch.types import counts_text
 
 def text(out: str, report: Report) -> str:
     """The report in a few lines, for the end of a run. out: the run directory."""
-    lines = _asides(report)
+    lines = [*_asides(report), *(f"warning: {text}" for text in report.get("warnings", ()))]
     if "this_run" not in report:
         return "\n".join([*lines, f"nothing is new or changed: {report['increment']['known']} images are known"])
     done, this_run, out = report["rows_done"], report["this_run"], out.rstrip("/") or "/"

@@ -16,7 +16,9 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from clipbatch.config import Settings
+from clipbatch.config.label_set import SCORING
 from clipbatch.config.labels import load
+from clipbatch.config.scoring import check_scoring
 from clipbatch.errors import InputError
 from clipbatch.rundir import creation
 from clipbatch.rundir.layout import Plan, RunDir
@@ -42,6 +44,7 @@ def plan(source: RunDir, run: RunDir, overrides: Mapping[str, Any], *, overwrite
     if "template" in overrides and "labels" not in overrides:
         raise InputError("--template is for labels: give --labels with it")
     labels = load(settings.labels) if "labels" in overrides else frozen.labels
+    labels = labels.by_rules(run.plan().labels.scoring if run.exists() and not overwrite else SCORING)
     settings = settings.replace(batch_size=_rows_at_once(frozen.shard_size, len(labels.names)))
     fields = result_fields(group_columns(labels, settings.output), settings.output, 0)
     identity = frozen.identity | settings.within("output") | {"batch_size": settings.batch_size} | labels.identity()
@@ -50,6 +53,9 @@ def plan(source: RunDir, run: RunDir, overrides: Mapping[str, Any], *, overwrite
         existing = run.plan()
         run.check_same(existing, identity)
         return existing
+    facts = source.model_facts()
+    has_bias = facts is not None and facts["logit_bias"] is not None
+    check_scoring(labels, settings.output.score, has_bias, settings.model.model)
     new = dataclasses.replace(
         frozen,
         identity=identity,

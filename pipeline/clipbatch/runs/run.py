@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypedDict
 
 from clipbatch.config import MOVED, PIXELS, Settings, from_flat
+from clipbatch.config.labels import remarks
 from clipbatch.errors import ClipbatchError, InputError
 from clipbatch.rundir import damage, replacement
 from clipbatch.rundir import verify as verifier
@@ -86,10 +87,10 @@ def run(
         run_dir.make_parts()
         again = {shard: Assignment(shard=shard, again=True, force=force) for shard in damaged}
         progress = functools.partial(Progress, quiet=quiet, as_json=log_json)
-        return _label(settings, run_dir, frozen, workers, rank, mine, start, progress, again=again, retry_bad=retry_bad)
+        return label(settings, run_dir, frozen, workers, rank, mine, start, progress, again=again, retry_bad=retry_bad)
 
 
-def _label(
+def label(
     settings: Settings,
     run_dir: RunDir,
     frozen: Plan,
@@ -122,6 +123,8 @@ def _label(
     def make_report() -> Report:
         return report.make(run_dir, frozen, supervisor.done, time.perf_counter() - start, rank, mine, again)
 
+    for remark in remarks(frozen.labels) if assignments else ():
+        progress.say(remark)
     if assignments and frozen.pixels != PIXELS and frozen.rescored is None:
         progress.say(
             f"{run_dir.path} was planned by an older version and is finished with its rules for pixels; a new run "

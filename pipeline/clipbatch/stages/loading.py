@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -38,13 +39,26 @@ _log = logging.getLogger(__name__)
 FITTED = ("decoder", "compile", "hw_decoder_load")
 
 
+class Decoding(Protocol):
+    """The decode stage: `Decode`, or one that works in another process."""
+
+    # How many threads may call it at the same time.
+    threads: int
+
+    def __call__(self, batch: ReadBatch) -> PixelBatch:
+        """Decode all slots. The slot of an image that cannot be decoded stays blank."""
+
+    def close(self) -> None:
+        """End its threads. No batch may be in work."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
     """A loaded model and the stages that do not depend on a run. A process can keep them from one run to the next."""
 
     model: Model
     read: Read
-    decode: Decode
+    decode: Decoding
     encode: Encode
     # What was changed or measured for this device: those of `FITTED` that differ from the settings.
     facts: ModelFacts = field(default_factory=ModelFacts)

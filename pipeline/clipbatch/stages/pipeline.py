@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipbatch.config import Settings
-from clipbatch.config.labels import LabelSet
+from clipbatch.config.label_set import LabelSet
+from clipbatch.config.scoring import check_scoring
 from clipbatch.errors import InputError, OtherRunError
 from clipbatch.rundir import features
 from clipbatch.rundir.damage import protect
@@ -27,7 +28,7 @@ from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.manifest import Manifest
 from clipbatch.rundir.records import ModelFacts
 from clipbatch.stages.batches import Task, item_batches, row_batches
-from clipbatch.stages.encode import Model, check_device, device_facts, load, text_features
+from clipbatch.stages.encode import Model, check_device, device_facts, label_features, load
 from clipbatch.stages.flow import Flow, Stage, bottleneck
 from clipbatch.stages.journal import Journal
 from clipbatch.stages.loading import FITTED, LoadedModel, fit
@@ -60,7 +61,7 @@ def scorer(
         kind=kind,
         logit_scale=facts["logit_scale"],
         logit_bias=facts["logit_bias"],
-        groups=labels.sizes,
+        labels=labels,
         embeddings=embeddings,
     )
 
@@ -98,11 +99,13 @@ class ShardPipeline:
             model = self._loaded(run, model)
         facts = model.model.facts() if model else (saved and saved.model_facts()) or {}
         kind = scoring(settings, facts)
+        if run.model_facts() is None and plan.labels.scoring is not None:  # what only the loaded model tells
+            check_scoring(plan.labels, settings.output.score, facts["logit_bias"] is not None, settings.model.model)
         # Checked again: loading takes long, and what is frozen now binds all later workers.
         run.plan_of(fingerprint)
 
         def encode_labels() -> NDArray[np.float32]:
-            return text_features(model.model if model else _load_the_same(settings, facts), plan.labels.prompts)
+            return label_features(model.model if model else load_the_same(settings, facts), plan.labels)
 
         text_LD, text_sha256 = features.freeze(run, plan, encode_labels)
         more = {"score": kind, "text_sha256": text_sha256}
@@ -204,7 +207,7 @@ def execute(
             yield written
 
 
-def _load_the_same(settings: Settings, facts: Mapping[str, Any]) -> Model:
+def load_the_same(settings: Settings, facts: Mapping[str, Any]) -> Model:
     """The model whose embeddings were saved. Raises: InputError if its weights have changed since."""
     model = load(settings.model)
     if model.weights_sha256 != facts["weights_sha256"]:

@@ -1,4 +1,4 @@
-"""Image and label features -> scores. `score` is pure; the stage around it also brings results to the host."""
+"""Image and label features -> scores. `score` is pure; the stage around it also copies results to the host."""
 
 from __future__ import annotations
 
@@ -9,33 +9,60 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from clipbatch.config.label_set import LabelSet
 from clipbatch.errors import InputError
 from clipbatch.stages.cuda import mark, stream_on
 from clipbatch.types import Decoded, EmbeddedBatch, ScoredBatch
 
+# Rows of one matrix product. Its last bits depend on how many rows it has, so this number is the same for every batch
+# size: then a rescoring gives the bits of the run whose embeddings it reads.
+_ROWS_AT_ONCE = 32
+
 
 def score(
     image_BD: Tensor,
-    text_LD: Tensor,
+    text_TD: Tensor,
     kind: str,
     logit_scale: float,
     logit_bias: float | None,
     groups: Sequence[int] | None = None,
+    tags: Sequence[bool] | None = None,
 ) -> Tensor:
     """`scores_BL` in fp32.
 
-    groups: how many labels each group has, where there are several; labels compete within their group alone.
+    text_TD: a row for each label; in a group of tags, the tags' yes sides, then their no sides.
+    groups: how many labels each group has, if there are several; labels compete within their group alone.
+    tags: for each group, whether its labels are tags.
     kind: `softmax` of scaled cosines over a group's labels (Radford et al. 2021, CLIP), `sigmoid` of scaled and shifted
-    cosines, each label for itself (Zhai et al. 2023, SigLIP), or the plain `cosine`.
+    cosines, each label for itself (Zhai et al. 2023, SigLIP), or the plain `cosine`. A tag's score is the softmax of
+    its two sides, whatever the kind.
     """
-    cosine_BL = image_BD.float() @ text_LD.float().T
-    if kind == "cosine":
-        return cosine_BL
-    logits_BL = cosine_BL * logit_scale + (logit_bias or 0.0)
-    if kind == "sigmoid":
-        return torch.sigmoid(logits_BL)
-    parts = torch.split(logits_BL, list(groups or [len(text_LD)]), dim=-1)
-    return torch.cat([torch.softmax(part, dim=-1) for part in parts], dim=-1)
+    return _scores(image_BD.float() @ text_TD.float().T, kind, logit_scale, logit_bias, groups, tags)
+
+
+def _scores(
+    cosine_BT: Tensor,
+    kind: str,
+    logit_scale: float,
+    logit_bias: float | None,
+    groups: Sequence[int] | None,
+    tags: Sequence[bool] | None,
+) -> Tensor:
+    sizes = list(groups or [cosine_BT.shape[1]])
+    are_tags = list(tags or [False] * len(sizes))
+    rows = [size * (2 if is_tags else 1) for size, is_tags in zip(sizes, are_tags, strict=True)]
+    parts = []
+    for part, is_tags in zip(torch.split(cosine_BT, rows, dim=-1), are_tags, strict=True):
+        if is_tags:  # the softmax of two values is the sigmoid of their difference
+            yes, no = part.chunk(2, dim=-1)
+            parts.append(torch.sigmoid((yes - no) * logit_scale))
+        elif kind == "cosine":
+            parts.append(part)
+        elif kind == "sigmoid":
+            parts.append(torch.sigmoid(part * logit_scale + (logit_bias or 0.0)))
+        else:
+            parts.append(torch.softmax(part * logit_scale + (logit_bias or 0.0), dim=-1))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
 
 class Score:
@@ -43,28 +70,28 @@ class Score:
 
     def __init__(
         self,
-        text_LD: NDArray[np.float32],
+        text_TD: NDArray[np.float32],
         *,
         device: str,
         kind: str,
         logit_scale: float,
         logit_bias: float | None,
-        groups: Sequence[int],
+        labels: LabelSet,
         embeddings: bool,
     ) -> None:
-        self._text_LD, self._kind = torch.from_numpy(text_LD).to(device), kind
+        """embeddings: whether they are saved."""
+        self._text_TD, self._kind = torch.from_numpy(text_TD).to(device), kind
         self._stream = stream_on(device)
         self._logit_scale, self._logit_bias = logit_scale, logit_bias
-        self._groups, self._embeddings = groups, embeddings
+        self._labels, self._embeddings = labels, embeddings
 
     @torch.inference_mode()
     def __call__(self, batch: EmbeddedBatch) -> ScoredBatch:
         count = len(batch.outcomes)
         with torch.cuda.stream(self._stream):
-            image_BD = torch.as_tensor(batch.image_BD).to(self._text_LD.device)
-            scores_BL = score(image_BD, self._text_LD, self._kind, self._logit_scale, self._logit_bias, self._groups)
-            scores_BL = _on_its_way(scores_BL[:count])
-            embeddings_BD = _on_its_way(image_BD[:count].half()) if self._embeddings else None
+            image_BD = torch.as_tensor(batch.image_BD).to(self._text_TD.device)
+            scores_BL = _to_host(self._score(image_BD)[:count])
+            embeddings_BD = _to_host(image_BD[:count].half()) if self._embeddings else None
             if arrived := mark(self._stream):
                 arrived.synchronize()
         scored = [isinstance(outcome, Decoded) for outcome in batch.outcomes]
@@ -77,9 +104,22 @@ class Score:
             image_BD=None if embeddings_BD is None else embeddings_BD.numpy(),
         )
 
+    def _score(self, image_BD: Tensor) -> Tensor:
+        labels, text_DT = self._labels, self._text_TD.float().T
+        if labels.scoring is None:
+            cosine_BT = image_BD.float() @ text_DT
+        else:
+            if self._embeddings:
+                image_BD = image_BD.half()
+            missing = -len(image_BD) % _ROWS_AT_ONCE
+            padded_BD = torch.nn.functional.pad(image_BD.float(), (0, 0, 0, missing))
+            blocks = torch.split(padded_BD, _ROWS_AT_ONCE)
+            cosine_BT = torch.cat([block_BD @ text_DT for block_BD in blocks])[: len(image_BD)]
+        return _scores(cosine_BT, self._kind, self._logit_scale, self._logit_bias, labels.sizes, labels.are_tags)
 
-def _on_its_way(found: Tensor) -> Tensor:
-    """`found` in host memory; what comes from a GPU is there when the stream has come so far."""
-    if not found.is_cuda:
-        return found
-    return torch.empty(found.shape, dtype=found.dtype, pin_memory=True).copy_(found, non_blocking=True)
+
+def _to_host(tensor: Tensor) -> Tensor:
+    """`tensor` in host memory. A copy from a GPU is complete once the stream has come so far."""
+    if not tensor.is_cuda:
+        return tensor
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)

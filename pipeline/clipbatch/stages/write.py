@@ -71,6 +71,9 @@ class Write:
             "clipbatch.labels": _json(labels.by_group([group.names for group in labels.groups])),
             "clipbatch.threshold": _json(labels.by_group([group.threshold for group in labels.groups])),
         }
+        if any(group.thresholds or group.multiple for group in labels.groups):
+            thresholds = [dict(zip(group.names, group.cutoffs, strict=True)) for group in labels.groups]
+            self._footer["clipbatch.thresholds"] = _json(labels.by_group(thresholds))
         if output.layout == "wide":
             columns = [
                 dict(zip(group.names, names.scores, strict=True))

@@ -12,7 +12,6 @@ import queue
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
@@ -22,61 +21,15 @@ from clipbatch.config import DecodeSettings, hardware
 from clipbatch.stages.cuda import mark, stream_on
 from clipbatch.stages.decode import pil
 from clipbatch.stages.decode.cpu_decoders import ReducedDecoder, TorchvisionDecoder, reduction
+from clipbatch.stages.decode.cpu_pool import CpuPool, goes_to_cpu
+from clipbatch.stages.decode.engines import ENGINE_SHARE, goes_to_engines
 from clipbatch.stages.decode.geometry import Geometry, Target, geometry_of, upright_size
 from clipbatch.stages.decode.header import inspect
-from clipbatch.stages.decode.pixels import DecodeJob, FastDecoder, blank, place, scatter
+from clipbatch.stages.decode.pixels import DecodeJob, FastDecoder, blank, place
 from clipbatch.types import Decoded, Encoded, Picture, PixelBatch, ReadBatch, Reject
 
 if TYPE_CHECKING:
     from clipbatch.stages.decode.reference import OpenClipTransform
-
-
-# 67 megapixels. A few larger images would fill the device's memory, which DALI never gives back.
-GIANT_PIXELS = 2**26
-
-
-# Of JPEGs for a GPU's JPEG engines, if it has not been measured: DALI's own default.
-ENGINE_SHARE = 0.65
-
-
-def goes_to_cpu(row_id: int, pixels: int, share: float) -> bool:
-    """Whether a CPU core decodes the image: it is a giant, or belongs to the `share` of rows, spread evenly."""
-    return pixels > GIANT_PIXELS or int((row_id + 1) * share) > int(row_id * share)
-
-
-def goes_to_engines(row_id: int, share: float) -> bool:
-    """Whether the GPU's JPEG engines decode the image: it belongs to the `share` of rows.
-
-    Multiples of the golden ratio modulo 1 (Knuth, The Art of Computer Programming, volume 3, 6.4) spread these rows
-    evenly, and without any relation to those that `goes_to_cpu` takes.
-    """
-    return (row_id * 2654435769) % 2**32 < share * 2**32
-
-
-class CpuPool:
-    """Threads that decode images. All lanes of the decode stage share them."""
-
-    def __init__(self, target: Target, *, threads: int) -> None:
-        self._target = target
-        self.pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
-
-    def start(self, work: list[tuple[FastDecoder, DecodeJob]], device: str) -> Callable[[Tensor], list[DecodeJob]]:
-        """Start to decode each job with its decoder, which must not keep state.
-
-        Returns a function that waits for the jobs, puts their images into a batch, and returns the jobs that failed.
-        """
-        target, jobs = self._target, [job for _, job in work]
-        host_BCHW = blank(len(jobs), target.height, target.width, target.fill, "cpu", pinned=device != "cpu")
-        futures = [
-            self.pool.submit(decoder.fill, host_BCHW, [replace(job, slot=at)]) for at, (decoder, job) in enumerate(work)
-        ]
-
-        def finish(pixels_BCHW: Tensor) -> list[DecodeJob]:
-            failed = [job for job, future in zip(jobs, futures, strict=True) if future.result()]
-            scatter(pixels_BCHW, [job.slot for job in jobs], host_BCHW)
-            return failed
-
-        return finish
 
 
 T = TypeVar("T")
@@ -179,8 +132,9 @@ class Decode:
 
     def close(self) -> None:
         """End the threads, and give back what the lanes hold. No batch may be in work."""
-        for pool in (self._helpers, *([self._cores.pool] if self._cores else [])):
-            pool.shutdown()
+        self._helpers.shutdown()
+        if self._cores:
+            self._cores.close()
         for _ in range(self.threads):
             self._lanes.get()
 

@@ -2,6 +2,16 @@
 
 from clipbatch.stages.encode.model import Model, check_device, device_facts, load
 from clipbatch.stages.encode.stage import Encode, Normalise, trimmed
-from clipbatch.stages.encode.text import text_features
+from clipbatch.stages.encode.text import label_features, text_features
 
-__all__ = ["Encode", "Model", "Normalise", "check_device", "device_facts", "load", "text_features", "trimmed"]
+__all__ = [
+    "Encode",
+    "Model",
+    "Normalise",
+    "check_device",
+    "device_facts",
+    "label_features",
+    "load",
+    "text_features",
+    "trimmed",
+]

@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from clipbatch.config import hardware
+from clipbatch.config.label_set import LabelSet
 from clipbatch.errors import InputError
 from clipbatch.rundir import features
 from clipbatch.rundir.shapes import DamagedRecordError
 from clipbatch.stages.encode.model import Model
+from clipbatch.stages.encode.prompts import prompt_remarks
 from clipbatch.storage.atomic import publish
 
 _log = logging.getLogger(__name__)
@@ -52,6 +54,13 @@ def text_features(model: Model, prompts: list[list[str]]) -> NDArray[np.float32]
     except (OSError, InputError):  # the run goes on without the cache
         pass
     return text_LD
+
+
+def label_features(model: Model, labels: LabelSet) -> NDArray[np.float32]:
+    """`text_features` of all prompts of `labels`; logs what a user should know about them."""
+    for remark in prompt_remarks(model.module, model.tokenizer, model.name, labels):
+        _log.warning(remark)
+    return text_features(model, labels.prompts)
 
 
 def cache_folder(name: str) -> Path:

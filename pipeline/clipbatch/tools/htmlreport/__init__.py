@@ -7,7 +7,7 @@ import os
 import time
 from pathlib import Path
 
-from clipbatch.config.nesting import JsonObject
+from clipbatch.config.nesting import JsonObject, parse_json
 from clipbatch.errors import InputError
 from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.records import unseal
@@ -15,14 +15,16 @@ from clipbatch.rundir.shapes import DamagedRecordError
 from clipbatch.storage.atomic import publish
 from clipbatch.storage.paths import AnyPath, as_path
 from clipbatch.tools.htmlreport import gather, page, thumbnails
+from clipbatch.tools.htmlreport.evaluation import shows
 from clipbatch.tools.htmlreport.page import sheets
 
 
-def write(path: str | os.PathLike[str], *, out: str | None = None, examples: int = 6) -> AnyPath:
+def write(path: str | os.PathLike[str], *, out: str | None = None, examples: int = 6, zoom: bool = False) -> AnyPath:
     """Write the page for the run in `path`, as far as the run is done. Returns the path of the page.
 
     out: the file to write, or a URL in a store; None: `report.html` in the run directory. examples: how many confident
-    images to show for each label, and how many doubtful ones.
+    images to show for each label, and how many doubtful ones. zoom: draw scores and margins over their own range, not
+    from 0 to 1.
     Raises: InputError if there is no run or no finished part, if a part is damaged, or `out` cannot be written.
     """
     run = RunDir(path)
@@ -33,6 +35,8 @@ def write(path: str | os.PathLike[str], *, out: str | None = None, examples: int
     gathered = gather.gather(run, plan, examples=examples)
     example_sheets = sheets(list(gathered.sets.values()))
     rows = [example.row_id for sheet in example_sheets for label in sheet.labels for _, example in label.examples]
+    evaluation = _evaluation(run)
+    rows += [example["row_id"] for entry in evaluation.get("confusions", ()) for example in entry["examples"]]
     facts = page.Facts(
         run=run,
         plan=plan,
@@ -41,11 +45,22 @@ def write(path: str | os.PathLike[str], *, out: str | None = None, examples: int
         sheets=example_sheets,
         thumbnails=thumbnails.make(run, rows),
         now=time.time(),
+        zoom=zoom,
+        evaluation=evaluation,
     )
     content = page.render(facts)
     with publish(target) as file:
         file.write(content)
     return target
+
+
+def _evaluation(run: RunDir) -> JsonObject:
+    """What `clipbatch evaluate` wrote of this run; empty if it was not called, or the run has changed since."""
+    with contextlib.suppress(OSError, ValueError):
+        evaluation = parse_json(run.frozen("evaluation.json") or b"{}")
+        if isinstance(evaluation, dict) and evaluation.get("fingerprint") == run.fingerprint() and shows(evaluation):
+            return evaluation
+    return {}
 
 
 def _report_json(run: RunDir) -> JsonObject:

@@ -89,6 +89,24 @@ def timeline(steps: Sequence[Step], *, name: str) -> Markup:
     return _svg(draw, name)
 
 
+def curve(
+    points: Sequence[tuple[float, float]], *, xlabel: str, ylabel: str, name: str, diagonal: bool = False
+) -> Markup:
+    """Points joined by lines, both axes from 0 to 1. diagonal: also mark where x and y are equal."""
+
+    def draw(axes: Any) -> None:
+        if diagonal:
+            axes.plot([0, 1], [0, 1], color=_MARK, linewidth=1.5, dashes=(3, 2))
+        ordered = sorted(points)
+        axes.plot(
+            [x for x, _ in ordered], [y for _, y in ordered], color=_SERIES, linewidth=2, marker="o", markersize=4
+        )
+        axes.set(xlim=(0, 1.01), xlabel=xlabel, ylabel=ylabel)
+        axes.set_ylim(top=1.01)
+
+    return _svg(draw, name)
+
+
 _UNITS = ((180, "seconds", 1), (3 * 3600, "minutes", 60), (float("inf"), "hours", 3600))
 
 

@@ -62,7 +62,8 @@ class LabelFacts:
 
     name: str
     images: int = 0
-    score_sum: float = 0.0
+    # Of the images whose best label it is; None if there are none.
+    mean_score: float | None = None
     # The images with the highest scores, highest first.
     confident: list[Example] = field(default_factory=list)
     # The images with the smallest margins, or with the lowest scores if there are no margins; smallest first.
@@ -77,9 +78,11 @@ class SetFacts:
         self.scores, self.margins = Histogram(), Histogram()
         self._number: dict[str, int] = {label: number for number, label in enumerate(labels)}
         self._images: NDArray[np.int64] = np.zeros(0, np.int64)
+        # Images by their best label; `_images` counts all labels of an image.
+        self._firsts: NDArray[np.int64] = np.zeros(0, np.int64)
         self._sums: NDArray[np.float64] = np.zeros(0)
         self._confident, self._doubtful = Ranking(examples), Ranking(examples)
-        # How many images have a best score below the threshold of the group.
+        # How many images have no score that reaches the threshold of its label.
         self.unlabelled = 0
 
     def add(self, columns: ScoreColumns, batch: pa.RecordBatch) -> None:
@@ -102,7 +105,11 @@ class SetFacts:
         label_B = numbers[np.asarray(label.indices.fill_null(0))[slots]]
         margin_B = second.margin_B[slots] if second else None
         known = len(self._number)
-        self._images = _sum(self._images, np.bincount(label_B, minlength=known))
+        if columns.lists is None:
+            self._images = _sum(self._images, np.bincount(label_B, minlength=known))
+        else:
+            self._count_lists(batch.column(columns.lists))
+        self._firsts = _sum(self._firsts, np.bincount(label_B, minlength=known))
         self._sums = _sum(self._sums, np.bincount(label_B, np.nan_to_num(score_B), minlength=known))
 
         def make(number: int) -> Example:
@@ -118,6 +125,11 @@ class SetFacts:
         self._confident.offer(label_B, score_B, make)
         self._doubtful.offer(label_B, -(score_B if margin_B is None else margin_B), make)
 
+    def _count_lists(self, lists: pa.ListArray) -> None:
+        for entry in pc.value_counts(lists.flatten()).to_pylist():
+            number = self._number.setdefault(entry["values"], len(self._number))
+            self._images = _sum(self._images, np.bincount([number], [entry["counts"]]).astype(np.int64))
+
     @property
     def labels(self) -> list[LabelFacts]:
         """All labels, the most frequent first. No image is both a confident and a doubtful example of a label."""
@@ -127,8 +139,9 @@ class SetFacts:
             confident = self._confident.of(number)[: -(-images // 2)]
             shown = {example.row_id for example in confident}
             doubtful = [example for example in self._doubtful.of(number) if example.row_id not in shown]
-            total = float(self._sums[number]) if images else 0.0
-            result.append(LabelFacts(name=name, images=images, score_sum=total, confident=confident, doubtful=doubtful))
+            firsts = int(self._firsts[number]) if number < len(self._firsts) else 0
+            mean = float(self._sums[number]) / firsts if firsts else None
+            result.append(LabelFacts(name=name, images=images, mean_score=mean, confident=confident, doubtful=doubtful))
         return sorted(result, key=lambda facts: -facts.images)
 
 

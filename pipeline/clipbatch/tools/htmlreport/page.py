@@ -15,10 +15,11 @@ from markupsafe import Markup
 
 from clipbatch import __version__
 from clipbatch.config.nesting import JsonObject
+from clipbatch.config.scoring import chance_remark
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.shapes import NUMBER, TEXT, Every, Shape, fits
 from clipbatch.storage.paths import AnyPath, StorePath
-from clipbatch.tools.htmlreport import figures, series, template
+from clipbatch.tools.htmlreport import evaluation, figures, series, template
 from clipbatch.tools.htmlreport.gather import MAX_BAD, BadImage, Gathered, LabelFacts, Message, SetFacts
 from clipbatch.tools.htmlreport.rankings import Example
 from clipbatch.tools.htmlreport.thumbnails import Thumbnail
@@ -101,6 +102,10 @@ class Facts:
     thumbnails: Mapping[int, Thumbnail]
     # Unix time, seconds.
     now: float
+    # What `evaluate` wrote of this run; empty if there is nothing.
+    evaluation: JsonObject
+    # Whether scores and margins are drawn over their own range, not from 0 to 1.
+    zoom: bool = False
 
 
 def render(facts: Facts) -> bytes:
@@ -129,7 +134,9 @@ class LabelTable(TypedDict):
     """The numbers of a set of labels."""
 
     name: str
-    threshold: float | None
+    multiple: bool
+    # A warning if the scores say nothing.
+    chance: str | None
     unlabelled: int
     used: list[LabelFacts]
     unused: list[str]
@@ -153,6 +160,7 @@ def _fixed(facts: Facts) -> dict[str, Any]:
     gathered, plan = facts.gathered, facts.plan
     style, script = (template.asset(name) for name in ("report.css", "report.js"))
     rows = [example.row_id for sheet in facts.sheets for label in sheet.labels for _, example in label.examples]
+    rows += [example["row_id"] for entry in facts.evaluation.get("confusions", ()) for example in entry["examples"]]
     steps = series.steps(gathered.published)
     return {
         "style": Markup(style),
@@ -175,7 +183,10 @@ def _fixed(facts: Facts) -> dict[str, Any]:
         "all_sets": [_set(number, facts) for number in range(len(gathered.sets))],
         "sheets": facts.sheets,
         "thumbnails": _within(facts.thumbnails, rows),
-        "examples": len(rows),
+        "examples": sum(len(label.examples) for sheet in facts.sheets for label in sheet.labels),
+        "evaluation": facts.evaluation,
+        "reliability": evaluation.reliability(facts.evaluation),
+        "coverage": evaluation.coverage(facts.evaluation),
         "steps": steps,
         "timeline": figures.timeline(steps, name="timeline") if steps else "",
         "parts": len(gathered.published),
@@ -228,27 +239,32 @@ def _set(number: int, facts: Facts) -> LabelTable:
     label_set: SetFacts = list(facts.gathered.sets.values())[number]
     used = [label for label in label_set.labels if label.images]
     kind = facts.gathered.score_kind
+    best, zoom = f"{kind} score of the best label".strip(), facts.zoom
     distributions = [
-        _distribution(f"scores-{number}", "Scores", f"{kind} score of the best label".strip(), label_set.scores),
-        _distribution(f"margins-{number}", "Margins", "best score minus second best", label_set.margins),
+        _distribution(f"scores-{number}", "Scores", best, label_set.scores, zoom),
+        _distribution(f"margins-{number}", "Margins", "best score minus second best", label_set.margins, zoom),
     ]
+    group = facts.plan.labels.groups[number]
+    scored = label_set.scores.total + label_set.scores.not_a_number
+    middle = label_set.scores.quantile(0.5) if label_set.scores.total else None
     return {
         "name": label_set.name,
-        "threshold": facts.plan.labels.groups[number].threshold,
+        "multiple": group.multiple,
+        "chance": chance_remark(group, kind, middle),
         "unlabelled": label_set.unlabelled,
         "used": used,
         "unused": [label.name for label in label_set.labels if not label.images],
         "most_images": max((label.images for label in used), default=0),
-        "images": sum(label.images for label in used),
+        "images": scored,
         "distributions": [entry for entry in distributions if entry],
         "linked": {label.facts.name: label.anchor for label in facts.sheets[number].labels},
     }
 
 
-def _distribution(name: str, title: str, what: str, values: Any) -> Distribution | None:
+def _distribution(name: str, title: str, what: str, values: Any, zoom: bool) -> Distribution | None:
     if not values.total:
         return None
-    bars, middle = values.bars(), values.quantile(0.5)
+    bars, middle = values.bars(zoom=zoom), values.quantile(0.5)
     return {
         "title": title,
         "what": what,

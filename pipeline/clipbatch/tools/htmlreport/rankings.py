@@ -29,11 +29,13 @@ class ScoreColumns:
     others: tuple[str, ...]
     # The labels, in the order of the scores.
     labels: tuple[str, ...]
+    # The column with all labels of an image; None if an image has at most one.
+    lists: str | None = None
 
     @property
     def all(self) -> list[str]:
         """All columns to read."""
-        return [self.label, self.score, *self.others]
+        return [self.label, self.score, *self.others, *([self.lists] if self.lists else [])]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +60,7 @@ def find(plan: Plan) -> list[ScoreColumns]:
             score=columns.score,
             others=columns.scores,
             labels=tuple(group.names),
+            lists=columns.labels,
         )
         for group, columns in zip(groups, names, strict=True)
     ]
@@ -65,6 +68,8 @@ def find(plan: Plan) -> list[ScoreColumns]:
 
 def runners_up(columns: ScoreColumns, batch: pa.RecordBatch) -> RunnersUp | None:
     """The second best label of each row of `batch`. All rows must have scores. None: only the best label was saved."""
+    if len(columns.labels) < 2:
+        return None
     first = batch.column(columns.others[0])
     entries = first.flatten() if len(columns.others) == 1 else None
     if entries is not None and pa.types.is_struct(entries.type):

@@ -136,13 +136,13 @@ class Histogram:
         at = np.searchsorted(self._counts.cumsum(), max(1, np.ceil(share * self.total)))
         return round(_LOW + int(at) * STEP, 4)
 
-    def bars(self) -> list[Bar]:
-        """About 40 bars over the range of values. If they cover much of 0 to 1, the bars cover all of it."""
+    def bars(self, *, zoom: bool = False) -> list[Bar]:
+        """40 bars from 0 to 1; about 40 over the range of the values if that is wider, or with `zoom`."""
         if not self.total:
             return []
         used = np.flatnonzero(self._counts)
         low, high = _LOW + used[0] * STEP, _LOW + (used[-1] + 1) * STEP
-        if low >= -STEP / 2 and high <= 1 + 1.5 * STEP and high - low > 0.25:
+        if low >= -STEP / 2 and high <= 1 + 1.5 * STEP and not zoom:
             low, high = 0.0, 1.0
         width = _nice((high - low) / _BARS)
         steps = round(width / STEP)

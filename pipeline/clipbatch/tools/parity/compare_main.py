@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from clipbatch.config import DecodeSettings, hardware
-from clipbatch.config.labels import LabelSet
+from clipbatch.config.label_set import LabelSet
 from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.manifest import Manifest
 from clipbatch.stages.batches import Task, item_batches
@@ -142,7 +142,12 @@ class Comparison:
         if self._labels is None or self._text_LD is None:
             return
         scores_2L = score(
-            torch.stack([ours_D, theirs_D]), self._text_LD, self._kind, *self._logits, self._labels.sizes
+            torch.stack([ours_D, theirs_D]),
+            self._text_LD,
+            self._kind,
+            *self._logits,
+            self._labels.sizes,
+            self._labels.are_tags,
         ).numpy()
         margins = [
             float(np.diff(np.sort(part)[-2:])[0])
