@@ -21,7 +21,8 @@ from clipbatch.serving.decoding import DecodeProcess
 from clipbatch.stages.decode.geometry import Target
 from clipbatch.stages.encode import check_device, label_features, trimmed
 from clipbatch.stages.flow import Flow, Stage
-from clipbatch.stages.pipeline import LoadedModel, scorer, scoring
+from clipbatch.stages.loading import fit
+from clipbatch.stages.pipeline import scorer, scoring
 from clipbatch.stages.read import Backpressure
 from clipbatch.types import EmbeddedBatch, ItemBatch, PixelBatch, ReadBatch
 
@@ -46,7 +47,7 @@ class Labeller:
         check_device(device)
         assert settings.batch_size
         self.batch_size, self.max_pixels = settings.batch_size, settings.decode.max_pixels
-        self.model = LoadedModel.load(settings, settings.batch_size, device)
+        self.model = fit(settings, settings.batch_size, device)
         facts = self.model.model.facts()
         check_scoring(labels, settings.output.score, facts["logit_bias"] is not None, settings.model.model)
         if decode_apart and device == "cpu":
