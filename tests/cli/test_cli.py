@@ -18,7 +18,8 @@ PLANNING = (
     "--image-column --jpeg-scale --json --labels --layout --limit --max-bad --max-bytes --max-pixels "
     "--max-refused --model --no-header --orientation --out --overwrite --precision --pretrained --profile --rank "
     "--read-retries --read-threads --read-timeout --reference --root --sample --score --scores-dtype --seed "
-    "--shard-size --shards --template --top-k --uri-column --worker-timeout --workers --world-size"
+    "--shard-size --shards --template --top-k --uri-column --worker-timeout --workers "
+    "--workers-per-gpu --world-size"
 )
 SURFACE = {
     "run": PLANNING
