@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict  # not --quiet: a warning that is not shown is not counted
+TRITON := nvidia-pytriton==0.7.0 numpy==1.26.4 pyarrow==21.0.0
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: help setup run test check docs bench gpu-check clean
@@ -18,9 +19,14 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(INSTALL) -e .
 	touch $@
 
-# What tests and checks need besides: Spark, Ray, transformers, an S3 server, a browser driver, linters.
+# What tests and checks need besides: Spark, Ray, transformers, an S3 server, a browser driver, linters. Triton's server
+# goes into a folder of its own, with the older numpy that it was built for, and a pyarrow that takes that.
 $(VENV)/.dev-installed: $(VENV)/.installed
 	$(INSTALL) -e '.[dev]'
+	rm -rf $(VENV)/triton
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary :all: --no-deps \
+		--target $(VENV)/triton $(TRITON) \
+		|| echo "no Triton server for this machine: tests/serving/test_triton.py will not run"
 	touch $@
 
 run: $(VENV)/.installed  ## label the sample images with the embedded model and show the result

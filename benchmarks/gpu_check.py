@@ -35,6 +35,7 @@ import harness
 from clipbatch.config import models as catalog
 from fixtures import photographs
 from gpu_report import Facts
+from gpu_tensorrt import tensorrt
 from harness import Benchmark
 from peers import PEERS
 
@@ -82,6 +83,7 @@ def plan(scale: sections.Scale) -> list[Section]:
         first_peer,
         Section(name="parity", budget_s=45, work=sections.parity),
         *other_peers,
+        Section(name=f"TensorRT, {models[0]}", budget_s=150, work=tensorrt, arguments=(models[0],)),
     ]
 
 

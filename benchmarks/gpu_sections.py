@@ -107,13 +107,13 @@ def ceilings(scale: Scale, tell: Tell) -> None:
     """The device's memory and its matrix units, as a large copy and a large product find them, on random data."""
     source = torch.randint(0, 255, (scale.copy_mib * 2**20,), dtype=torch.uint8, device=scale.device)
     target = torch.empty_like(source)
-    tell("copy GB/s", 2 * source.numel() / _median_s(lambda: target.copy_(source), scale.device) / 1e9)
+    tell("copy GB/s", 2 * source.numel() / median_s(lambda: target.copy_(source), scale.device) / 1e9)
     dtype, n = torch.float16 if scale.gpu else torch.float32, scale.matmul
     a, b = (torch.randn(n, n, device=scale.device, dtype=dtype) for _ in range(2))
-    tell("matmul TFLOP/s", 2 * n**3 / _median_s(lambda: a @ b, scale.device) / 1e12)
+    tell("matmul TFLOP/s", 2 * n**3 / median_s(lambda: a @ b, scale.device) / 1e12)
 
 
-def _median_s(work: Callable[[], object], device: str) -> float:
+def median_s(work: Callable[[], object], device: str) -> float:
     for _ in range(3):
         work()
     times = []

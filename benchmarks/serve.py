@@ -28,7 +28,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import cycle, islice
+from itertools import cycle, islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +44,17 @@ JOB = 10
 REPEATS = 10
 OPTIONS = ("--labels", "cifar10", "--device", "cpu", "--model", models.DEMO)
 _WRK = """
--- Requests that were prepared, sent in turns. The argument is a file with a line for each: its content type, a tab, and
--- the file that holds its body.
+-- Requests that were prepared, sent in turns. The argument is a file with a line for each: its content type, the file
+-- that holds its body, and the length of the header inside the body, which Triton asks for; between them tabs.
 local requests, turn = {}, 0
 
 function init(args)
    for line in io.lines(args[1]) do
-      local kind, path = line:match("^([^\\t]+)\\t(.+)$")
+      local kind, path, length = line:match("^([^\\t]+)\\t([^\\t]+)\\t(%d*)$")
       local file = assert(io.open(path, "rb"))
-      requests[#requests + 1] = wrk.format("POST", nil, {["Content-Type"] = kind}, file:read("*a"))
+      local headers = {["Content-Type"] = kind}
+      if length ~= "" then headers["Inference-Header-Content-Length"] = length end
+      requests[#requests + 1] = wrk.format("POST", nil, headers, file:read("*a"))
       file:close()
    end
 end
@@ -190,13 +192,14 @@ class Contest:
         return [str(path.relative_to(self._root)) for path in paths]
 
 
-def prepare(folder: Path, requests: Iterable[tuple[str, bytes]]) -> Path:
-    """Write requests, of content type and body, into `folder`; returns it."""
+def prepare(folder: Path, requests: Iterable[tuple[str, bytes]], header_bytes: Iterable[int] = ()) -> Path:
+    """Write requests, of content type and body, into `folder`; returns it. header_bytes: of each body, if it is one of
+    Triton's binary requests."""
     lines = []
-    for number, (kind, body) in enumerate(requests):
+    for number, ((kind, body), length) in enumerate(zip_longest(requests, header_bytes, fillvalue="")):
         path = folder / str(number)
         path.write_bytes(body)
-        lines.append(f"{kind}\t{path}\n")
+        lines.append(f"{kind}\t{path}\t{length}\n")
     (folder / "requests.tsv").write_text("".join(lines))
     (folder / "send.lua").write_text(_WRK)
     return folder

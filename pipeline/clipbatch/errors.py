@@ -2,7 +2,8 @@
 
     ClipbatchError                 1  a bug in clipbatch, or a worker that keeps dying
     ├── InputError                 3  an input, label file, setting, model or output folder cannot be used
-    │   └── OtherRunError          3  the output folder belongs to a run with other settings
+    │   ├── OtherRunError          3  the output folder belongs to a run with other settings
+    │   └── UnfitSeatError         3  no device can do what the run asks
     ├── TooManyBadError            4  more bad images than --max-bad allows
     ├── DamagedError               5  files of a run are missing or damaged and could not be repaired
     ├── UnfitError                 5  doctor found a problem that prevents runs on this machine
@@ -25,6 +26,7 @@ __all__ = [
     "OtherRunError",
     "TooManyBadError",
     "UnfitError",
+    "UnfitSeatError",
     "UnreachableError",
     "from_message",
     "nearest",
@@ -45,6 +47,10 @@ class InputError(ClipbatchError):
 
 class OtherRunError(InputError):
     """The run directory belongs to a run with other settings. The message names the setting that differs."""
+
+
+class UnfitSeatError(InputError):
+    """A worker cannot do what the run asks on its device. Workers on other devices may go on without it."""
 
 
 class TooManyBadError(ClipbatchError):

@@ -27,11 +27,12 @@ SURFACE = {
     "estimate": PLANNING.replace(" --out --overwrite", "") + " --plan --seconds --usd-per-gpu-hour",
     "submit slurm": PLANNING
     + " --array --cpus-per-task --dry-run --gres --mem --partition --requeues --sbatch-option --slurm-dir --time",
-    "serve": "--background --batch-size --columns --compression --config --decoder --device --embeddings --http "
-    "--image-column --labels --layout --max-body-mib --max-bytes --max-images --max-pixels --max-refused "
-    "--max-requests --model --no-header "
-    "--orientation --precision --pretrained --quiet --read-retries --read-threads --read-timeout --root --score "
-    "--scores-dtype --shard-size --template --top-k --uri-column",
+    "serve": "--allow-host --background --batch-size --body-time --columns --compression --config --decoder --device "
+    "--embeddings --grace-time --http --idle-time --image-column --labels --layout --max-body-mib --max-bytes "
+    "--max-connections --max-header-kib --max-images --max-json-depth --max-megapixels --max-pixels --max-refused "
+    "--max-requests --model --no-header --no-token --only-own-files --orientation --precision --pretrained --quiet "
+    "--read-retries --read-threads --read-timeout --root --score --scores-dtype --shard-size --template --token-file "
+    "--top-k --uri-column",
     "rescore": "--compression --device --embeddings --json --labels --layout --out --overwrite --quiet --score "
     "--scores-dtype --template --top-k",
     "compact": "--json --out --rows-per-file",
@@ -48,6 +49,9 @@ SURFACE = {
     "--limit --max-pixels --model --no-header --orientation --out --precision --pretrained --root --template "
     "--uri-column",
     "fetch": "--json --pretrained",
+    "export onnx": "--batch-size --json --labels --model --out --precision --pretrained --score --template",
+    "export triton": "--background --batch-size --config --decoder --device --embeddings --instances --labels "
+    "--max-bytes --max-pixels --model --name --orientation --out --precision --pretrained --score --template",
     "labels": "--json --model --pretrained --template",
     "models": "--json",
     "demo": "--out --quiet",
@@ -67,7 +71,8 @@ def test_the_surface_is_frozen(warm: Cli) -> None:
     from clipbatch.cli import app
 
     commands = dict(get_command(app).commands)  # type: ignore[attr-defined]
-    commands |= {f"submit {name}": command for name, command in commands.pop("submit").commands.items()}
+    for group in ("submit", "export"):
+        commands |= {f"{group} {name}": command for name, command in commands.pop(group).commands.items()}
     shown = {
         name: sorted({option for param in command.params for option in param.opts if option.startswith("--")})
         for name, command in commands.items()

@@ -120,6 +120,7 @@ def test_the_gpu_check_runs_every_section_on_the_cpu(photos: Path, tmp_path: Pat
     assert {f"{what} images/s" for what in ("read", "decode", "encode", "run")} <= set(facts["clipbatch-demo"])
     assert facts["parity"]["clipbatch-demo cosine, mean"] >= 0.998
     assert len([name for name in facts if name.startswith("peer ") and facts[name]["images/s"] > 0]) == 6
+    assert facts["TensorRT, clipbatch-demo"] == {"outcome": "not measured: it needs a GPU"}
     assert (tmp_path / "check.png").stat().st_size > 10_000
     assert json.loads((tmp_path / "check.json").read_text())["facts"] == facts
     text = report.read_text()

@@ -47,7 +47,8 @@ ELSEWHERE = {
     "apptainer": "the same",
     "clipbatch serve": "tests/test_serve_spool.py and tests/test_serve_http.py start it",
     "clipbatch fetch": "tests/test_fetch.py fetches from a hub on this machine",
-    "curl": "tests/test_serve_http.py asks the service",
+    "curl": "tests/serving/test_serve_http.py asks the service",
+    "openssl": "it has nothing to do with clipbatch, and tests/serving/test_http_access.py writes tokens",
 }
 """Commands that begin so are not run here, and why."""
 ADDED = {"clipbatch submit slurm": " --dry-run", "clipbatch tune": " --budget 60"}

@@ -5,12 +5,11 @@ import io
 import json
 import random
 import signal
-import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pytest
@@ -18,9 +17,9 @@ import urllib3
 
 from clipbatch import Classifier
 from clipbatch.errors import InputError
-from clipbatch.serving.http import ARROW, Api, Limits, Metrics, Server, listen
+from clipbatch.serving.http import ARROW, Limits, listen
 from tests.support.corpus import make_folder
-from tests.support.serving import serving
+from tests.support.serving import answering, ask, begin, finished, paths, serving
 
 CLIENTS = 16
 REQUESTS = 600
@@ -49,18 +48,6 @@ def classifier(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
             yield made
 
 
-@contextlib.contextmanager
-def answering(classifier: Classifier, limits: Limits) -> Iterator[str]:
-    """A server in this process; gives its url."""
-    with listen("0") as listener:
-        server = Server(Api(classifier, Metrics(), limits), listener)
-        server.start()
-        try:
-            yield server.url
-        finally:
-            server.stop()
-
-
 @pytest.fixture(scope="module")
 def url(classifier: Classifier) -> Iterator[str]:
     with answering(classifier, Limits()) as url:
@@ -71,16 +58,6 @@ def url(classifier: Classifier) -> Iterator[str]:
 def expected(classifier: Classifier, files: list[str]) -> dict[str, dict[str, Any]]:
     """The row of each file, by the engine itself."""
     return {row["uri"]: row for row in classifier.classify(files).to_pylist()}
-
-
-def ask(url: str, body: bytes, kind: str, **headers: str) -> urllib3.BaseHTTPResponse:
-    return urllib3.request(
-        "POST", f"{url}/classify", body=body, headers={"content-type": kind, **headers}, retries=False
-    )
-
-
-def paths(names: list[str]) -> bytes:
-    return json.dumps({"paths": names}).encode()
 
 
 def assert_same(row: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -140,7 +117,9 @@ def test_wrong_requests_are_refused_with_a_reason(
             answer = ask(url, body, kind)
             assert (answer.status, said in answer.json()["error"]) == (code, True), answer.data
         form = [("image", (f"{number}.jpg", b"x", "image/jpeg")) for number in range(4)]
-        assert urllib3.request("POST", f"{url}/classify", fields=form).status == 400
+        assert urllib3.request("POST", f"{url}/classify", fields=form).status == 413
+        assert len(urllib3.request("POST", f"{url}/classify", fields=form[:3]).json()["rows"]) == 3
+        assert urllib3.request("POST", f"{url}/classify", body=b"x", retries=False).status == 415  # no content type
         assert urllib3.request("GET", f"{url}/classify").status == 405
         assert len(ask(url, paths(files[:3]), "application/json").json()["rows"]) == 3
     with (
@@ -154,43 +133,18 @@ def test_wrong_requests_are_refused_with_a_reason(
             listen(wrong)
 
 
-def begin(url: str, body: bytes, send: int) -> socket.socket:
-    """A request of which only `send` bytes of the body are sent."""
-    where = urlsplit(url)
-    sock = socket.create_connection((where.hostname or "", where.port or 0), timeout=60)
-    head = (
-        f"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
-    sock.sendall(head.encode() + body[:send])
-    return sock
-
-
-def finished(sock: socket.socket, rest: bytes) -> tuple[int, bytes]:
-    """Send the rest of a request; its code and answer."""
-    with sock:
-        sock.sendall(rest)
-        answer = b""
-        while b"\r\n\r\n" not in answer:
-            answer += sock.recv(65536)
-        head, _, body = answer.partition(b"\r\n\r\n")
-        (length,) = (int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
-        while len(body) < length:
-            body += sock.recv(65536)
-        return int(head.split()[1]), body
-
-
 def test_more_requests_than_are_taken_get_429_and_those_that_were_taken_their_answer(
     classifier: Classifier, files: list[str]
 ) -> None:
-    body = paths(files[:2])
-    with answering(classifier, Limits(requests=2)) as url:
-        first, second = begin(url, body, 5), begin(url, body, 5)
-        while (refused := ask(url, body, "application/json")).status == 200:
-            pass  # until both have arrived
-        assert (refused.status, refused.headers["retry-after"]) == (429, "1")
-        for sock in (first, second):
-            code, answer = finished(sock, body[5:])
-            assert (code, len(json.loads(answer)["rows"])) == (200, 2)
+    body = paths(files[:60])
+    with answering(classifier, Limits(requests=1)) as url, ThreadPoolExecutor(4) as clients:
+        answers = list(clients.map(lambda _: ask(url, body, "application/json"), range(20)))
+        assert {answer.status for answer in answers} == {200, 429}
+        for answer in answers:
+            if answer.status == 200:
+                assert [row["uri"] for row in answer.json()["rows"]] == files[:60]
+            else:
+                assert (answer.headers["retry-after"], "try again" in answer.json()["error"]) == ("1", True)
         assert ask(url, body, "application/json").status == 200
 
 

@@ -1,7 +1,9 @@
-"""The service's folder: each job becomes a run, once, whatever ends the service."""
+"""The service's folder: each job becomes a run, once, whatever ends the service, and nothing in it ends the service."""
 
+import os
 import signal
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,8 @@ from clipbatch.serving.jobs import MAX_DEATHS
 from clipbatch.serving.spool import Spool
 from tests.conftest import DEMO, Cli, needs, rows
 from tests.support.corpus import make_folder, photo
-from tests.support.serving import PATIENCE_S, answer, drop, serving, wait_for
+from tests.support.serving import answer, ask, drop, paths, serving, wait_for
+from tests.support.spool_kills import PHASES, kill_in
 
 DEADLY = (233, 179)
 """Width and height of the image that the preloaded library knows by its bytes."""
@@ -66,11 +69,11 @@ def test_jobs_become_the_runs_that_the_command_makes(cli: Cli, files: list[Path]
     assert "nothing was left to do" in cli("run", "--out", spool / "runs" / "a.txt").stdout
 
 
-def test_a_job_that_ends_the_service_is_finished_by_the_next_one_which_lives(
+def test_an_image_that_kills_the_decoder_costs_its_row_and_a_killed_service_goes_on(
     files: list[Path], library: Path, tmp_path: Path
 ) -> None:
     spool = tmp_path / "spool"
-    where = (spool, "--shard-size", "512", "--batch-size", "32")
+    where = (spool, "--shard-size", "512", "--batch-size", "32", "--http", "0", "--root", tmp_path)
     photo(np.random.default_rng(1), *DEADLY).save(tmp_path / "deadly.jpg")
     deadly = {
         "LD_PRELOAD": str(library),
@@ -79,13 +82,27 @@ def test_a_job_that_ends_the_service_is_finished_by_the_next_one_which_lives(
     }
     with serving(*where, **deadly) as service:
         drop(spool, "deadly.txt", [*files[:20], tmp_path / "deadly.jpg", *files[20:30]])
-        assert service.process.wait(timeout=PATIENCE_S) == -signal.SIGSEGV
-        drop(spool, "next.txt", files[:4])
-    assert [path.name for path in (spool / "working").iterdir()] == ["deadly.txt"]
-    with serving(*where, **deadly) as service:
+        with ThreadPoolExecutor(4) as clients:  # others' requests are in the same batches
+            names = [["deadly.jpg"], ["nowhere.jpg", "deadly.jpg"], ["nowhere.jpg"], ["deadly.jpg"]]
+            answers = list(clients.map(lambda some: ask(service.url, paths(some), "application/json").json(), names))
+        statuses = [[row["status"] for row in found["rows"]] for found in answers]
+        assert statuses == [["crashed"], ["missing", "crashed"], ["missing"], ["crashed"]]
+        assert "ends a process by SIGSEGV" in answers[0]["rows"][0]["error"]
         made = answer(spool, "deadly.txt")
         assert (made["rows"], made["status"]["crashed"]) == (31, 1)
-        assert rows(spool / "runs" / "deadly.txt")["status"].to_pylist()[20] == "crashed"
+        table = rows(spool / "runs" / "deadly.txt")
+        assert table["status"].to_pylist()[20] == "crashed"
+        assert table["status"].to_pylist().count("crashed") == 1
+        drop(spool, "killed.txt", [*files[:20], tmp_path / "deadly.jpg", *files[20:40]])
+        wait_for(spool / "working" / "killed.txt")
+        service.process.kill()
+        service.process.wait()
+        drop(spool, "next.txt", files[:4])
+    assert [path.name for path in (spool / "working").iterdir()] == ["killed.txt"]
+    with serving(*where, **deadly) as service:
+        made = answer(spool, "killed.txt")
+        assert (made["rows"], made["status"]["crashed"]) == (41, 1)
+        assert rows(spool / "runs" / "killed.txt")["status"].to_pylist()[20] == "crashed"
         assert answer(spool, "next.txt")["rows"] == 4
         drop(spool, "long.txt", [files[number % 60] for number in range(MANY)])
         wait_for(spool / "runs" / "long.txt" / "parts" / "part-00000.parquet")
@@ -96,6 +113,12 @@ def test_a_job_that_ends_the_service_is_finished_by_the_next_one_which_lives(
     found = rows(spool / "runs" / "long.txt")["row_id"].to_pylist()
     assert found == list(range(MANY))
     assert not list((spool / "working").iterdir())
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_service_that_is_killed_in_any_phase_leaves_each_job_done_once(phase: str, tmp_path: Path) -> None:
+    done = kill_in(phase, tmp_path, int(os.environ.get("CLIPBATCH_KILLS", "1")))
+    assert done.wrong == []
 
 
 def test_a_job_that_ends_every_service_is_given_up(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from clipbatch.stages.decode.dali import DaliDecoder
+from clipbatch.stages.decode.dali import DaliDecoder, _Pipeline
 from clipbatch.stages.decode.geometry import Target, geometry_of
 from clipbatch.stages.decode.header import inspect
 from clipbatch.stages.decode.pixels import DecodeJob, blank
@@ -24,7 +24,7 @@ class Mallinfo(ctypes.Structure):
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.mallinfo2.restype = ctypes.c_void_p, Mallinfo
 libc.free.argtypes = [ctypes.c_void_p]
-DaliDecoder(batch_size=1, interpolation="bicubic", device_id=None, threads=1)
+DaliDecoder(batch_size=1, interpolation="bicubic", device_id=None, threads=1, engines=False)
 libc.free(libc.malloc(24 * 2**20))  # glibc takes this for a sign that blocks up to this size had better stay
 before = libc.mallinfo2().hblkhd
 block = libc.malloc(16 * 2**20)
@@ -42,10 +42,11 @@ def test_the_memory_of_an_image_goes_back_to_the_system_when_it_is_freed() -> No
 class _Cramped(DaliDecoder):
     """Fails as on a GPU whose memory is full where more than three images are decoded at once."""
 
-    def _run(self, pixels_BCHW: Tensor, jobs: list[DecodeJob]) -> None:
+    def _place(self, pixels_BCHW: Tensor, pipeline: _Pipeline, jobs: list[DecodeJob]) -> None:
         if len(jobs) > 3:
+            pipeline.drop()
             raise RuntimeError("Critical error in pipeline:\nCan't allocate 3221225472 bytes on device 0.")
-        super()._run(pixels_BCHW, jobs)
+        super()._place(pixels_BCHW, pipeline, jobs)
 
 
 def test_batches_that_do_not_fit_into_memory_are_decoded_in_halves(
@@ -59,7 +60,7 @@ def test_batches_that_do_not_fit_into_memory_are_decoded_in_halves(
         jobs.append(DecodeJob(slot=slot, data=data, geometry=geometry_of(header.height, header.width, 1, target)))
     made = []
     for kind in (DaliDecoder, _Cramped):
-        decoder = kind(batch_size=10, interpolation="bicubic", device_id=None, threads=1)
+        decoder = kind(batch_size=10, interpolation="bicubic", device_id=None, threads=1, engines=True)
         pixels_BCHW = blank(10, 64, 64, 0, "cpu")
         assert decoder.fill(pixels_BCHW, jobs) == []
         made.append(pixels_BCHW)

@@ -1,16 +1,24 @@
-"""`clipbatch serve` in a process of its own, and jobs for its spool."""
+"""`clipbatch serve` in a process of its own, or its HTTP side in this one; requests, and jobs for its spool."""
 
 import contextlib
 import json
 import os
 import re
+import socket
+import struct
 import subprocess
 import threading
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import urllib3
+
+from clipbatch import Classifier
+from clipbatch.serving.http import Access, Api, Limits, Metrics, Server, listen
 from tests.conftest import DEMO, start
 
 PATIENCE_S = 600.0
@@ -70,3 +78,69 @@ def wait_for(path: Path) -> None:
     while not path.exists():
         assert time.monotonic() - begun < PATIENCE_S, path
         time.sleep(0.002)
+
+
+@contextlib.contextmanager
+def answering(
+    classifier: Classifier, limits: Limits, access: Access | None = None, metrics: Metrics | None = None
+) -> Iterator[str]:
+    """A server in this process; gives its url."""
+    with listen("0") as listener:
+        server = Server(Api(classifier, metrics or Metrics(), limits, access), listener)
+        server.start()
+        try:
+            yield server.url
+        finally:
+            server.stop()
+
+
+def ask(url: str, body: bytes, kind: str, **headers: str) -> urllib3.BaseHTTPResponse:
+    """POST /classify on a connection of its own."""
+    with urllib3.PoolManager() as pool:
+        return pool.request(
+            "POST", f"{url}/classify", body=body, headers={"content-type": kind, **headers}, retries=False
+        )
+
+
+def paths(names: list[str]) -> bytes:
+    """The body of a request for files below the root."""
+    return json.dumps({"paths": names}).encode()
+
+
+def connect(url: str) -> socket.socket:
+    where = urlsplit(url)
+    return socket.create_connection((where.hostname or "", where.port or 0), timeout=60)
+
+
+def begin(url: str, body: bytes, send: int, kind: str = "application/json") -> socket.socket:
+    """A request of which only `send` bytes of the body are sent."""
+    sock = connect(url)
+    head = f"POST /classify HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
+    sock.sendall(head.encode() + body[:send])
+    return sock
+
+
+def finished(sock: socket.socket, rest: bytes = b"") -> tuple[int, bytes]:
+    """Send the rest of a request; its code and answer. The socket is closed then."""
+    with sock:
+        sock.sendall(rest)
+        answer = b""
+        while b"\r\n\r\n" not in answer:
+            piece = sock.recv(65536)
+            assert piece, answer
+            answer += piece
+        head, _, body = answer.partition(b"\r\n\r\n")
+        (length,) = (int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+        while len(body) < length:
+            body += sock.recv(65536)
+        return int(head.split()[1]), body
+
+
+def flat_png(width: int, height: int) -> bytes:
+    """A PNG of one gray, a few kilobytes for any size."""
+    packer = zlib.compressobj(9)
+    rows = b"".join(packer.compress(bytes(width + 1)) for _ in range(height)) + packer.flush()
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)), (b"IDAT", rows), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    )

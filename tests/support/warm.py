@@ -22,7 +22,8 @@ from clipbatch.cli import app, exit_code, output
 from clipbatch.config import DecodeSettings, ModelSettings, ReadSettings, Settings
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.stages.journal import Journal
-from clipbatch.stages.pipeline import LoadedModel, ShardPipeline
+from clipbatch.stages.loading import LoadedModel, fit
+from clipbatch.stages.pipeline import ShardPipeline
 from clipbatch.storage import stores
 from clipbatch.workers import engine as local
 from clipbatch.workers import worker
@@ -36,7 +37,7 @@ from clipbatch.workers.worker_main import label, remarks_to
 def _loaded(
     model: ModelSettings, decode: DecodeSettings, read: ReadSettings, batch_size: int, device: str
 ) -> LoadedModel:
-    return LoadedModel.load(Settings(model=model, decode=decode, read=read), batch_size, device)
+    return fit(Settings(model=model, decode=decode, read=read), batch_size, device)
 
 
 class _KilledError(Exception):

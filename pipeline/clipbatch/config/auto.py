@@ -43,6 +43,8 @@ def resolve(settings: Settings, gflop: float, frozen: Mapping[str, Any] | None =
     return settings.replace(
         precision=precision,
         compile=frozen.get("compile", "auto") if settings.model.compile == "auto" else settings.model.compile,
+        compile_asked=settings.model.compile != "auto",
+        decoder_asked=settings.decode.decoder != "auto",
         decoder=resolved("decoder", settings.decode.decoder, "dali" if gpu else "torchvision"),
         pixels=frozen.get("pixels") if frozen else settings.decode.pixels,
         batch_size=batch_size,

@@ -39,6 +39,8 @@ def hide_other_gpus(device: str) -> str:
     """
     if not device.startswith("cuda"):
         return device
+    # Hardware queues for the streams of all decoders; CUDA's default is 8, and each decoder makes nine streams.
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
     number, visible = int(device.partition(":")[2] or 0), os.environ.get("CUDA_VISIBLE_DEVICES")
     os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[number].strip() if visible else str(number)
     return "cuda:0"

@@ -29,26 +29,26 @@ _TOML_NO_KEY = re.compile(r"[^\w\-. \t]")
 
 
 class NestingError(ValueError):
-    """A value is nested deeper than `MAX_DEPTH`."""
+    """A value is nested deeper than `MAX_DEPTH`, or than the caller allows."""
 
-    def __init__(self, line: int | None = None) -> None:
-        """line: number of the line, from 1."""
+    def __init__(self, line: int | None = None, most: int = MAX_DEPTH) -> None:
+        """line: number of the line, from 1. most: how many levels are allowed."""
         where = f"line {line}" if line else "it"
-        super().__init__(f"{where} is nested more than {MAX_DEPTH} levels deep; flatten it")
+        super().__init__(f"{where} is nested more than {most} levels deep; flatten it")
         self.line = line
 
 
-def check_json(data: bytes) -> None:
-    """data: one JSON value, or one per line, in UTF-8. Raises: NestingError with the line."""
+def check_json(data: bytes, most: int = MAX_DEPTH) -> None:
+    """data: one JSON value, or one per line, in UTF-8. most: levels allowed. Raises: NestingError with the line."""
     if b"\\" in data:  # remove escaped quotes, so that each remaining quote starts or ends a string
         data = data.replace(b"\\\\", b"").replace(b'\\"', b"")
-    _check(data.translate(None, _NOT_STRUCTURE))
+    _check(data.translate(None, _NOT_STRUCTURE), most)
 
 
-def parse_json(data: bytes | str) -> Any:
-    """Parse one JSON value. Raises: ValueError if `data` is not JSON or is nested too deeply."""
+def parse_json(data: bytes | str, most: int = MAX_DEPTH) -> Any:
+    """Parse one JSON value. most: levels allowed. Raises: ValueError if `data` is not JSON or is nested too deeply."""
     text = data.decode(json.detect_encoding(data)) if isinstance(data, bytes) else data
-    check_json(text.encode(errors="surrogatepass"))
+    check_json(text.encode(errors="surrogatepass"), most)
     return json.loads(text)
 
 
@@ -78,13 +78,13 @@ def check_depth(value: Any) -> None:
         raise NestingError
 
 
-def _check(data: bytes) -> None:
+def _check(data: bytes, most: int = MAX_DEPTH) -> None:
     """data: brackets, quotes around strings, newlines. Other bytes do not matter."""
     import numpy as np
 
     codes = np.frombuffer(data, np.uint8)
     steps = np.frombuffer(data.translate(_STEP), np.int8).astype(np.int32)
     steps[np.cumsum(codes == ord('"'), dtype=np.int32) % 2 == 1] = 0
-    deep = np.flatnonzero(np.cumsum(steps) > MAX_DEPTH)
+    deep = np.flatnonzero(np.cumsum(steps) > most)
     if len(deep):
-        raise NestingError(1 + int(np.count_nonzero(codes[: deep[0]] == ord("\n"))))
+        raise NestingError(1 + int(np.count_nonzero(codes[: deep[0]] == ord("\n"))), most)

@@ -108,6 +108,8 @@ class ModelSettings(Checked):
     precision: Precision = setting("auto", "Model", "identity", "auto, fp16, bf16, fp32, or fp8 on GPUs that have it.")
     # For the image encoder. auto: on if the run uses a GPU and is long enough to gain from it.
     compile: Compile = setting("auto", "Model", "identity", "torch.compile: auto (on a GPU, for long runs), on or off.")
+    # Whether the user named the value of `compile`, as `decoder_asked`.
+    compile_asked: bool | None = setting(None, "", "frozen", "")
     device: str = setting("auto", "Model", "invocation", "auto, cpu, cuda, or cuda:N for one GPU.")
 
     def __post_init__(self) -> None:
@@ -161,7 +163,7 @@ class DecodeSettings(Checked):
     )
     # Only for decoder dali.
     hw_decoder_load: float | None = setting(
-        None, "Images", "identity", "Share of JPEGs for the GPU's JPEG engines, 0 to 1; default: DALI's."
+        None, "Images", "identity", "Share of JPEGs for the GPU's JPEG engines, 0 to 1; default: measured."
     )
     # 0 to 1. The row number decides which images torchvision decodes on the CPU. Only for decoder dali.
     cpu_share: float = setting(
@@ -171,6 +173,9 @@ class DecodeSettings(Checked):
     background: str | None = setting(
         None, "Images", "identity", "Under transparent pictures: white, black or RRGGBB; default: as open_clip."
     )
+    # Whether the user named the decoder. False: `auto` chose it, and another one may take its place where it does not
+    # work. None, as in older runs: it stays.
+    decoder_asked: bool | None = setting(None, "", "frozen", "")
     # Version of the rules that turn files into pixels. Users do not choose it. None: the rules from before they had a
     # number; only older runs have this value.
     pixels: int | None = setting(PIXELS, "", "identity", "")
@@ -256,6 +261,10 @@ class LaunchSettings(Checked):
     )
     # On a CPU, the workers share its cores; None: 1 worker. On a Ray cluster, None: as many as fit.
     workers: int | None = setting(None, "Machines", "invocation", "Worker processes on a CPU, or on a Ray cluster.")
+    # Several workers hand a GPU more images than one Python can. None: as many as the model is expected to need.
+    workers_per_gpu: int | None = setting(
+        None, "Machines", "invocation", "Worker processes on each GPU; default: more than 1 for small models."
+    )
     # None: all cores of a node, or its cores divided by its GPUs.
     cpus_per_worker: int | None = setting(
         None, "Machines", "placement", "Cores that a worker asks a Ray cluster for; default: a node's, or a GPU's."
@@ -276,6 +285,7 @@ class LaunchSettings(Checked):
         if self.gpus is not None and not re.fullmatch(r"all|[0-9]+(,[0-9]+)*", self.gpus):
             raise SettingError(f"gpus {self.gpus!r} is not known: use all, or numbers as in 0,1")
         at_least("workers", self.workers, 1)
+        at_least("workers_per_gpu", self.workers_per_gpu, 1)
         at_least("cpus_per_worker", self.cpus_per_worker, 1)
         at_least("rank", self.rank, 0)
         at_least("world_size", self.world_size, 1)

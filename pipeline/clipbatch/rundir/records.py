@@ -107,7 +107,12 @@ _FACTS: dict[str, Shape] = {
     "score": Kind("softmax, sigmoid or cosine", str, ("softmax", "sigmoid", "cosine").__contains__),
 }
 # Optional facts of the model.
-LATER_FACTS: dict[str, Shape] = {"text_sha256": DIGEST}
+LATER_FACTS: dict[str, Shape] = {
+    "text_sha256": DIGEST,
+    "decoder": TEXT,
+    "compile": Kind("on or off", str, ("on", "off").__contains__),
+    "hw_decoder_load": Kind("a number from 0 to 1", (int, float), lambda value: 0 <= value <= 1),
+}
 
 _SEAL = re.compile(rb'\{"sha256": "([0-9a-f]{64})"(,|\})')
 
@@ -131,6 +136,10 @@ class ModelFacts(TypedDict, total=False):
     score: str
     # Digest of `text.npy`. Runs of older versions have none.
     text_sha256: str
+    # What the first worker found out on its machine, where it differs from the plan or the plan leaves it open.
+    decoder: str
+    compile: str
+    hw_decoder_load: float
 
 
 class OtherVersionError(ValueError):

@@ -8,27 +8,25 @@ import contextlib
 import os
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
 from types import TracebackType
 from typing import Any, Literal
 
 import pyarrow as pa
-import torch
 
 from clipbatch.config import Settings, from_flat
 from clipbatch.config import labels as label_sets
 from clipbatch.config.label_set import LabelSet
 from clipbatch.runs import plan
-from clipbatch.serving.batching import Batcher
-from clipbatch.serving.images import ROWS, AnyImage, already_read, is_image, to_batches
+from clipbatch.serving import process_state
+from clipbatch.serving.images import AnyImage, is_image, to_batches
 from clipbatch.serving.labeller import Labeller
 from clipbatch.serving.results import Results
-from clipbatch.types import Item, ItemBatch, ReadBatch, Reject
+from clipbatch.serving.sharing import Entry, SharedBatches, label_entries
+from clipbatch.types import Item, ItemBatch, Reject
 
-_READS_AT_ONCE = 32
 _AHEAD = 3
-"""Batches of an `astream` on their way at a time."""
+"""Batches of an `astream` that are being labelled at a time."""
 
 
 class Classifier:
@@ -39,13 +37,19 @@ class Classifier:
     >>> results.to_pandas()
 
     An image is a path or url, an encoded file's bytes, a PIL image, a NumPy array (uint8, HWC or HW), or a tensor
-    (uint8, CHW or HW). Each becomes one row of the `Results`, in order, whatever is wrong with it; what is no image by
-    its type is a TypeError. Pixels and scores are those of `clipbatch run` with the same settings: to the bit in full
-    batches, and else within what the precision gives. Images in memory are resized as the decoder pil does it.
+    (uint8, CHW or HW). Each becomes one row of the `Results`, in order, whatever is wrong with the image; a value whose
+    type is no image's is a TypeError. Pixels and scores are those of `clipbatch run` with the same settings: to the bit
+    in full batches, and otherwise within the precision. Images in memory are resized as the decoder pil resizes them.
 
-    Threads may share one. While it is open, torch computes with one thread on a CPU, as each core has a batch of its
-    own; Pillow warns of no large image any more. It works in this process: should a decoder end that (DALI may, on a
-    GPU), use `run`, which has worker processes, or `decoder="torchvision"`.
+    Several threads may share a Classifier. While one is open, torch computes on a CPU with one thread in this process,
+    as each core has a batch of its own; the last one to close puts the number back. While it decodes with Pillow,
+    Pillow neither refuses large images (`max_pixels` does) nor warns. Nothing else of the process changes.
+
+    A Classifier does not work in a process that was forked from the one that opened it: there it raises RuntimeError at
+    once. Start such processes with `multiprocessing.get_context("spawn")`, or open a Classifier in each of them.
+
+    Images are decoded in this process. If a decoder crashes (DALI may, on a GPU), the process ends: use `run`, which
+    has worker processes, or `decoder="torchvision"`.
     """
 
     def __init__(
@@ -91,23 +95,28 @@ class Classifier:
             self._open(from_flat(given), label_sets.of_names(labels, templates))
 
     @classmethod
-    def of(cls, settings: Settings) -> Classifier:
-        """One with `settings`, as those of a run."""
-        made = cls.__new__(cls)
-        made._open(settings, None)
-        return made
+    def of(cls, settings: Settings, *, decode_apart: bool = False) -> Classifier:
+        """A Classifier with the settings of a run. decode_apart: on a CPU, decode in a process that may die."""
+        classifier = cls.__new__(cls)
+        classifier._open(settings, None, decode_apart=decode_apart)
+        return classifier
 
-    def _open(self, settings: Settings, labels: LabelSet | None) -> None:
+    def _open(self, settings: Settings, labels: LabelSet | None, *, decode_apart: bool = False) -> None:
         """labels: None for those of `settings`."""
         self.labels = label_sets.load(settings.labels) if labels is None else labels
         self.settings = plan.resolve(settings)
         plan.check_labels(self.settings, self.labels)
-        self._threads_before = torch.get_num_threads()
-        self.labeller = Labeller(self.settings, self.labels)
+        self._origin = process_state.Origin()
         self._sharing = threading.Lock()
-        self._batcher: Batcher | None = None
-        self._readers: ThreadPoolExecutor | None = None
+        self._shared: SharedBatches | None = None
         self._closed = False
+        process_state.borrow()
+        try:
+            with process_state.unchanged():
+                self.labeller = Labeller(self.settings, self.labels, decode_apart=decode_apart)
+        except BaseException:
+            process_state.give_back()
+            raise
 
     def __enter__(self) -> Classifier:
         return self
@@ -118,14 +127,17 @@ class Classifier:
         self.close()
 
     def close(self) -> None:
-        """Answer what has been asked, and take nothing more."""
+        """Answer what has been asked, and take nothing more. Does nothing when called again or in a forked process."""
+        if self._origin.is_copy:
+            return
         with self._sharing:
+            if self._closed:
+                return
             self._closed = True
-        if self._readers and self._batcher:
-            self._readers.shutdown()
-            self._batcher.close()
-        self.labeller.model.read.close()
-        torch.set_num_threads(self._threads_before)
+        if self._shared:
+            self._shared.close()
+        self.labeller.close()
+        process_state.give_back()
 
     def classify(self, images: Iterable[AnyImage] | AnyImage, *, progress: bool = False) -> Results:
         """One row for each of `images`, in order. progress: show a bar, in a notebook one of its own.
@@ -139,7 +151,7 @@ class Classifier:
 
     def classify_batch(self, images: Iterable[AnyImage] | AnyImage) -> Results:
         """As `classify`, at once and by the thread that calls. Raises: ValueError for more than a batch of them."""
-        batches = list(islice(self._batches(images), 2))
+        batches = list(islice(self.to_batches(images), 2))
         if len(batches) > 1:
             raise ValueError(f"more images than batch_size ({self.labeller.batch_size}): use classify, or stream")
         return Results(self._label(batches[0])) if batches else self._no_rows()
@@ -154,7 +166,7 @@ class Classifier:
         ...     writer.write_table(results.table)
         """
         self._check_open()
-        with _bar(images, progress) as bar, contextlib.closing(self.labeller.flow(self._batches(images))) as tables:
+        with _bar(images, progress) as bar, contextlib.closing(self.labeller.flow(self.to_batches(images))) as tables:
             for table in tables:
                 bar.update(table.num_rows)
                 yield Results(_whole([table]))
@@ -164,19 +176,12 @@ class Classifier:
 
         Who is in a batch with whom depends on time, and so may the last digits of scores (see above).
         """
-        given = list(self._batches(images))
-        if not given:
+        self._check_open()
+        batches = list(self.to_batches(images))
+        if not batches:
             return self._no_rows()
-        batcher, readers = self._shared()
-        read = await asyncio.gather(*(self._read_apart(batch, readers) for batch in given))
-        entries = [entry for batch in read for entry in zip(batch.source.items, batch.slots, strict=True)]
-        return Results(_whole([await asyncio.wrap_future(batcher.submit(entries))]))
-
-    async def _read_apart(self, batch: ItemBatch, readers: ThreadPoolExecutor) -> ReadBatch:
-        """`batch` as read, by another thread where there is something to read."""
-        if (read := already_read(batch)) is not None:
-            return read
-        return await asyncio.get_running_loop().run_in_executor(readers, self.labeller.read, batch)
+        shared = self.shared()
+        return Results(_whole([await shared.label(await shared.read(batches))]))
 
     async def astream(self, images: Iterable[AnyImage] | AsyncIterable[AnyImage]) -> AsyncIterator[Results]:
         """As `stream`, sharing batches as `aclassify` does; `images` may come from an async generator."""
@@ -202,7 +207,7 @@ class Classifier:
     def _tables(self, images: Iterable[AnyImage] | AnyImage, progress: bool) -> Iterator[pa.Table]:
         self._check_open()
         with _bar(images, progress) as bar:
-            batches = self._batches(images)
+            batches = self.to_batches(images)
             first = list(islice(batches, 2))
             alone = len(first) < 2  # a single batch needs no threads
             tables: Iterator[pa.Table] = map(self._label, first) if alone else self.labeller.flow(chain(first, batches))
@@ -210,7 +215,8 @@ class Classifier:
                 bar.update(table.num_rows)
                 yield table
 
-    def _batches(self, images: Iterable[AnyImage] | AnyImage) -> Iterator[ItemBatch]:
+    def to_batches(self, images: Iterable[AnyImage] | AnyImage) -> Iterator[ItemBatch]:
+        """`images` in batches of `batch_size`. Raises: TypeError naming what is no image."""
         source, size = self.settings.source, self.labeller.batch_size
         return to_batches(images, size, root=source.root, max_bytes=self.settings.read.max_bytes)
 
@@ -218,31 +224,27 @@ class Classifier:
         self._check_open()
         return self.labeller.label(self.labeller.read(batch))
 
-    def _label_entries(self, entries: list[tuple[Item, Any]]) -> pa.Table:
-        """Read images of several callers."""
-        items = tuple(item for item, _ in entries)
-        rows = pa.table([[item.row_id for item in items], [item.uri or None for item in items]], schema=ROWS)
-        source = ItemBatch(shard=0, start=0, items=items, rows=rows, last=False)
-        return self.labeller.label(ReadBatch(source=source, slots=tuple(content for _, content in entries)))
-
     def _no_rows(self) -> Results:
-        """What no images become: no rows, of the same columns."""
+        """No rows, with the columns that rows have."""
         item = Item(row_id=0, uri="", path="", reject=Reject(status="missing", error="no image"))
-        return Results(self._label_entries([(item, item.reject)]).slice(0, 0))
+        return Results(label_entries(self.labeller, [Entry(item, item.reject, 0)]).slice(0, 0))
 
-    def _shared(self) -> tuple[Batcher, ThreadPoolExecutor]:
+    def shared(self) -> SharedBatches:
+        """What all callers of `aclassify` share; its threads start with the first of them."""
+        self._check_open()
         with self._sharing:
-            self._check_open()
-            if self._batcher is None or self._readers is None:
-                model = self.labeller.model
-                threads = max(model.decode.threads, model.encode.threads)
-                self._batcher = Batcher(self._label_entries, size=self.labeller.batch_size, threads=threads)
-                self._readers = ThreadPoolExecutor(_READS_AT_ONCE, thread_name_prefix="reads")
-            return self._batcher, self._readers
+            if self._shared is None:
+                self._shared = SharedBatches(self.labeller)
+            return self._shared
 
     def _check_open(self) -> None:
+        if self._origin.is_copy:
+            raise RuntimeError(
+                "this Classifier was opened in another process, and a forked one has none of its threads: start "
+                "processes with multiprocessing.get_context('spawn'), or open a Classifier in each of them"
+            )
         if self._closed:
-            raise RuntimeError("this Classifier is closed: make another one, or use it inside its with block")
+            raise RuntimeError("this Classifier is closed: open another one, or use it inside its with block")
 
 
 def _whole(tables: list[pa.Table]) -> pa.Table:
@@ -253,10 +255,17 @@ def _whole(tables: list[pa.Table]) -> pa.Table:
 
 def _bar(images: Any, wanted: bool) -> Any:
     """A progress bar over `images`, as the terminal or the notebook shows it."""
+    if not wanted:
+        return contextlib.nullcontext(_NoBar())  # tqdm starts a thread even for a bar that it does not show
     from tqdm.auto import tqdm
 
     total = 1 if is_image(images) else len(images) if hasattr(images, "__len__") else None
-    return tqdm(total=total, unit=" images", disable=not wanted)
+    return tqdm(total=total, unit=" images")
+
+
+class _NoBar:
+    def update(self, count: int) -> None:
+        pass
 
 
 async def _chunks(images: AsyncIterable[AnyImage], size: int) -> AsyncIterator[list[AnyImage]]:

@@ -6,181 +6,207 @@
     GET  /health     what is served
     GET  /metrics    for Prometheus
 
-A bad image is a row with a status; a wrong request is {"error": ...}: 400 malformed, 403 paths without --root, 413 too
-many or too large, 415 another type, 429 more requests than are taken at a time (try again after Retry-After).
-Whoever reaches the port may ask, so it is on loopback unless another host is named.
-
-What a service counts, for Prometheus.
+A bad image is a row with a status. A request that is not answered gets {"error": ...} with one of the codes in
+docs/guides/serving.md. Every answer is counted. `connections` bounds what happens before a request is complete.
 """
 
 from __future__ import annotations
 
-import socket
-import threading
+import asyncio
+import contextlib
+import errno
+import os
+import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import traceback
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, TypeVar
 
 import pyarrow as pa
-import uvicorn
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from starlette.applications import Starlette
-from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
-from starlette.types import Message
+from starlette.types import Receive, Scope, Send
 
 from clipbatch import __version__
-from clipbatch.config.nesting import parse_json
-from clipbatch.config.validation import SettingError, at_least
-from clipbatch.errors import InputError
-from clipbatch.serving import Classifier, Results
-
-
-class Metrics:
-    """Counters of one service, in a registry of their own."""
-
-    def __init__(self) -> None:
-        self._registry = registry = CollectorRegistry()
-        self.images = Counter("clipbatch_images", "Images labelled, by status.", ["status"], registry=registry)
-        self.jobs = Counter("clipbatch_jobs", "Jobs of the spool, by result.", ["result"], registry=registry)
-        self.job_seconds = Histogram("clipbatch_job_seconds", "From taking a job to its answer.", registry=registry)
-        self.requests = Counter("clipbatch_http_requests", "Requests answered, by code.", ["code"], registry=registry)
-        self.request_seconds = Histogram(
-            "clipbatch_http_request_seconds", "From a request to classify to its answer.", registry=registry
-        )
-        self.in_hand = Gauge("clipbatch_http_requests_in_hand", "Requests taken, not answered.", registry=registry)
-
-    def text(self) -> bytes:
-        """In the format that Prometheus reads."""
-        return generate_latest(self._registry)
-
+from clipbatch.serving import Classifier, Results, connections
+from clipbatch.serving.connections import SLOW_AFTER_S, listen
+from clipbatch.serving.forms import files_of_form, paths_of_json
+from clipbatch.serving.limits import Access, Limits
+from clipbatch.serving.metrics import Metrics
+from clipbatch.serving.sharing import Entry
 
 ARROW = "application/vnd.apache.arrow.stream"
+SMALL_PIXELS = 2**24
+"""16.8 megapixels: a request with no more is taken whatever the others have in hand."""
 _GONE = 499
-"""What nginx writes for a client that has hung up; nobody gets it."""
-_PATIENCE_S = 30
-"""For requests that are being answered, when the service is to end."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What is taken from clients."""
-
-    requests: int = 64
-    """At a time; more get 429. Times `body_mib` it is what they may hold of memory."""
-    images: int = 256
-    """In one request."""
-    body_mib: int = 32
-    """Of one request."""
-
-    def __post_init__(self) -> None:
-        for name in self.__slots__:
-            at_least(f"max_{name}", getattr(self, name), 1)
+"""nginx's code for a client that has hung up; nobody gets it."""
+_NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
+_LARGE_BYTES = 2**16
+T = TypeVar("T")
+_WANTED = "send application/json, multipart/form-data, image/... or application/octet-stream"
 
 
 class Api:
     """The routes, as an ASGI application `app`."""
 
-    def __init__(self, classifier: Classifier, metrics: Metrics, limits: Limits) -> None:
-        self._classifier, self._metrics, self._limits = classifier, metrics, limits
-        self._in_hand = 0
-        routes = [
-            Route("/classify", self._classify, methods=["POST"]),
-            Route("/health", self._health),
-            Route("/metrics", self._show_metrics),
-        ]
-        self.app = Starlette(routes=routes, exception_handlers={HTTPException: _as_error})
+    def __init__(self, classifier: Classifier, metrics: Metrics, limits: Limits, access: Access | None = None) -> None:
+        """access: None for loopback, without a token."""
+        self.limits, self.metrics = limits, metrics
+        self._classifier, self._access = classifier, access or Access()
+        self._in_hand, self._pixels = 0, 0
+        self._uploads: dict[_Upload, None] = {}
+        """In the order in which they began."""
+        self._routes: dict[str, tuple[tuple[str, ...], Callable[[Request], Awaitable[Response]]]] = {
+            "/classify": (("POST",), self._classify),
+            "/health": (("GET", "HEAD"), self._health),
+            "/metrics": (("GET", "HEAD"), self._show_metrics),
+        }
+
+    async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, whatever happens."""
+        request = Request(scope, receive)
+        try:
+            response = await self._routed(request)
+        except ClientDisconnect:
+            if not scope["state"].get("refused"):  # and so answered and counted, by its connection
+                self.metrics.answered(_GONE)
+            return
+        except asyncio.CancelledError:
+            response = _error(503, "the service ends: ask the next one")
+        except HTTPException as error:
+            response = _error(error.status_code, error.detail, error.headers)
+        except Exception as error:
+            response = _failure(error)
+        self.metrics.answered(response.status_code)
+        await response(scope, receive, send)
+
+    async def _routed(self, request: Request) -> Response:
+        self._access.check_host(request)
+        path = request.scope["path"]
+        if path not in self._routes:
+            raise HTTPException(404, f"there is no {path[:100]!r}: use {', '.join(self._routes)}")
+        methods, handle = self._routes[path]
+        if request.method not in methods:
+            raise HTTPException(405, f"use {methods[0]}", {"Allow": ", ".join(methods)})
+        return await handle(request)
 
     async def _classify(self, request: Request) -> Response:
         begun = time.perf_counter()
-        response = await self._limited(request)
-        self._metrics.requests.labels(response.status_code).inc()
-        self._metrics.request_seconds.observe(time.perf_counter() - begun)
-        return response
-
-    async def _limited(self, request: Request) -> Response:
-        if self._in_hand >= self._limits.requests:
-            error = f"{self._in_hand} requests are being answered, which is all that are taken at a time: try again"
-            return JSONResponse({"error": error}, 429, {"Retry-After": "1"})
-        self._in_hand += 1
-        self._metrics.in_hand.set(self._in_hand)
         try:
-            return await self._answered(request)
-        except HTTPException as error:
-            return _as_error(request, error)
-        except ClientDisconnect:
-            return Response(status_code=_GONE)
+            self._access.check_token(request)
+            kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+            check_type(kind)
+            if kind == "application/json" and self._classifier.settings.source.root is None:
+                raise HTTPException(
+                    403, "paths are taken only where the service has a --root: send the images themselves"
+                )
+            self._check_in_hand()
+            async with self._body(request) as body:
+                self._check_in_hand()
+                with self._answering():
+                    return await self._answered(request, kind, body)
+        finally:
+            self.metrics.request_seconds.observe(time.perf_counter() - begun)
+
+    def _check_in_hand(self) -> None:
+        if self._in_hand >= self.limits.requests:
+            raise _busy(f"{self._in_hand} requests are being answered, which is all that are taken at a time")
+
+    @contextlib.contextmanager
+    def _answering(self) -> Any:
+        self._in_hand += 1
+        self.metrics.in_hand.set(self._in_hand)
+        try:
+            yield
         finally:
             self._in_hand -= 1
-            self._metrics.in_hand.set(self._in_hand)
+            self.metrics.in_hand.set(self._in_hand)
 
-    async def _answered(self, request: Request) -> Response:
-        images, names = await self._images(self._bounded(request))
-        results = await self._classifier.aclassify(images)
+    async def _answered(self, request: Request, kind: str, body: bytes) -> Response:
+        content_type = request.headers.get("content-type", "")
+        images, names = await _off_loop(len(body), self._images, content_type, kind, body)
+        shared = self._classifier.shared()
+        entries = await shared.read(list(self._classifier.to_batches(images)))
+        if not entries:
+            table = self._classifier.classify([]).table
+        else:
+            with self._admitted(entries):
+                table = await shared.label(entries)
+        _check_descriptors(table)
         if names is not None:
-            column = results.table.column_names.index("uri")
-            results = Results(results.table.set_column(column, "uri", pa.array(names, pa.string())))
-        for status in results.table["status"].to_pylist():
-            self._metrics.images.labels(status).inc()
-        if ARROW in request.headers.get("accept", ""):
-            sink = pa.BufferOutputStream()
-            with pa.ipc.new_stream(sink, results.table.schema) as stream:
-                stream.write_table(results.table)
-            return Response(sink.getvalue().to_pybytes(), media_type=ARROW)
-        return JSONResponse({"rows": results.to_pylist()})
+            table = table.set_column(table.column_names.index("uri"), "uri", pa.array(names, pa.string()))
+        self.metrics.labelled(Counter(table["status"].to_pylist()))
+        return await _off_loop(table.nbytes, _answer, table, ARROW in request.headers.get("accept", ""))
 
-    def _bounded(self, request: Request) -> Request:
-        """`request` with a body that ends in 413 where it is too large."""
-        limit, got = self._limits.body_mib * 2**20, 0
-
-        async def receive() -> Message:
-            nonlocal got
-            message = await request.receive()
-            got += len(message.get("body", b""))
-            if got > limit:
-                raise HTTPException(413, f"a request of more than {self._limits.body_mib} MiB: send fewer images")
-            return message
-
-        return Request(request.scope, receive)
-
-    async def _images(self, request: Request) -> tuple[Sequence[Any], list[str | None] | None]:
-        """The images of a request, and the names of those that were sent as files."""
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        most = self._limits.images
-        if kind == "application/json":
-            return self._paths(await request.body()), None
-        if kind == "multipart/form-data":
-            async with request.form(max_files=most, max_fields=0) as form:
-                files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
-                if not files:
-                    raise HTTPException(400, "no file in the form: send one for each image")
-                return [await file.read() for file in files], [file.filename for file in files]
-        if kind in ("", "application/octet-stream") or kind.startswith("image/"):
-            return [await request.body()], None
-        raise HTTPException(415, f"{kind}: send application/json, multipart/form-data or an image")
-
-    def _paths(self, body: bytes) -> list[str]:
-        root = self._classifier.settings.source.root
-        if root is None:
-            raise HTTPException(403, "paths are taken only where the service has a --root: send the images themselves")
+    @contextlib.contextmanager
+    def _admitted(self, entries: Sequence[Entry]) -> Any:
+        """Count the pixels of a request among those in hand. Raises: HTTPException where they are too many."""
+        pixels, most = sum(entry.pixels for entry in entries), self.limits.megapixels * 10**6
+        sizes = f"{pixels / 1e6:.0f} megapixels, and {self.limits.megapixels} are taken at a time"
+        if pixels > most:
+            raise HTTPException(413, f"images of {sizes}: send fewer, or smaller ones")
+        if pixels > SMALL_PIXELS and self._pixels + pixels > most:
+            raise _busy(f"images of {sizes}, of which others have some")
+        self._pixels += pixels
         try:
-            paths = parse_json(body)["paths"]
-        except (ValueError, TypeError, KeyError):
-            raise HTTPException(400, 'the body is not as it should be: {"paths": ["a.jpg", ...]}') from None
-        if not isinstance(paths, list) or not all(isinstance(path, str) and _is_text(path) for path in paths):
-            raise HTTPException(400, f"paths is no list of texts: {str(paths)[:100]}")
-        if len(paths) > self._limits.images:
-            raise HTTPException(413, f"{len(paths)} paths, and {self._limits.images} are taken at a time: send fewer")
-        return paths
+            yield
+        finally:
+            self._pixels -= pixels
+
+    @contextlib.asynccontextmanager
+    async def _body(self, request: Request) -> AsyncIterator[bytes]:
+        """The body of a request, which counts among what bodies hold of memory while it is in use."""
+        upload = _Upload()
+        self._uploads[upload] = None
+        try:
+            body = await self._received(request, upload)
+            upload.complete = True
+            yield body
+        finally:
+            del self._uploads[upload]
+
+    async def _received(self, request: Request, upload: _Upload) -> bytes:
+        limit = self.limits.body_mib * 2**20
+        body = bytearray()
+        try:
+            async for piece in request.stream():
+                body += piece
+                upload.size = len(body)
+                if upload.size > limit:
+                    raise HTTPException(413, f"a request of more than {self.limits.body_mib} MiB: send fewer images")
+                if sum(other.size for other in self._uploads) > limit * self.limits.requests:
+                    self._make_room(upload)
+        except asyncio.CancelledError:
+            if not upload.dropped:
+                raise
+            raise _busy("the bodies of requests fill the memory, and this one was slow") from None
+        return bytes(body)
+
+    def _make_room(self, upload: _Upload) -> None:
+        """Drop the slowest body for the sake of `upload`; or that, where none is slow."""
+        now = time.monotonic()
+        for other in self._uploads:
+            if other is not upload and not other.complete and now - other.begun > SLOW_AFTER_S:
+                other.drop()
+                return
+        raise _busy("the bodies of other requests fill the memory")
+
+    def _images(self, content_type: str, kind: str, body: bytes) -> tuple[Sequence[Any], list[str] | None]:
+        """The images of a request, and the names of those that were sent as files."""
+        most = self.limits.images
+        if kind == "application/json":
+            return paths_of_json(body, most=most, max_depth=self.limits.json_depth), None
+        if kind == "multipart/form-data":
+            files = files_of_form(body, content_type, most)
+            return [data for _, data in files], [name for name, _ in files]
+        return [body], None
 
     async def _health(self, request: Request) -> Response:
         classifier = self._classifier
         labels = classifier.labels
-        found = {
+        health = {
             "status": "ok",
             "version": __version__,
             "model": classifier.settings.model.model,
@@ -188,57 +214,76 @@ class Api:
             "score": classifier.labeller.score_kind,
             "labels": labels.by_group([group.names for group in labels.groups]),
         }
-        return JSONResponse(found)
+        return JSONResponse(health)
 
     async def _show_metrics(self, request: Request) -> Response:
-        return Response(self._metrics.text(), media_type="text/plain; version=0.0.4")
+        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
 
 
-def _as_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+class _Upload:
+    """A body on its way, and then in use."""
+
+    def __init__(self) -> None:
+        self.begun, self.size = time.monotonic(), 0
+        self.complete = self.dropped = False
+        self._task = asyncio.current_task()
+
+    def drop(self) -> None:
+        self.dropped = True
+        if self._task:
+            self._task.cancel()
 
 
-def _is_text(text: str) -> bool:
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+class Server(connections.Server):
+    """Answers the requests of `api` on `listener` in a thread of its own."""
+
+    def __init__(self, api: Api, listener: Any) -> None:
+        super().__init__(api.app, listener, api.limits, api.metrics.answered)
 
 
-def listen(address: str) -> socket.socket:
-    """A socket for HOST:PORT, or PORT on loopback; port 0 takes a free one.
-
-    Raises: InputError where it cannot be had.
-    """
-    host, _, port = address.rpartition(":")
-    host = host.strip("[]") or "127.0.0.1"
-    if not port.isdecimal() or int(port) > 65535:
-        raise SettingError(f"http {address!r} is no address: use HOST:PORT, or PORT on loopback")
-    try:
-        family = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, int(port)), family=family, backlog=2048)
-    except OSError as error:
-        raise InputError(f"--http {address}: {error.strerror}; choose another address or port") from error
+def check_type(kind: str) -> None:
+    """Raises: HTTPException for a content type other than those of `POST /classify`."""
+    if kind in ("application/json", "multipart/form-data", "application/octet-stream") or kind.startswith("image/"):
+        return
+    raise HTTPException(415, f"the content type is {kind[:100] or 'missing'}: {_WANTED}")
 
 
-class Server:
-    """Answers on `listener` in a thread of its own."""
+async def _off_loop(size: int, work: Callable[..., T], *arguments: Any) -> T:
+    """What `work` makes of `arguments`; by a thread where they are large, as the loop serves all other clients."""
+    return work(*arguments) if size < _LARGE_BYTES else await asyncio.to_thread(work, *arguments)
 
-    def __init__(self, api: Api, listener: socket.socket) -> None:
-        config = uvicorn.Config(
-            api.app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=_PATIENCE_S
-        )
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, args=([listener],), name="http", daemon=True)
-        host, port = listener.getsockname()[:2]
-        self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
-    def start(self) -> None:
-        self._thread.start()
+def _answer(table: pa.Table, as_arrow: bool) -> Response:
+    if as_arrow:
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as stream:
+            stream.write_table(table)
+        return Response(sink.getvalue().to_pybytes(), media_type=ARROW)
+    return JSONResponse({"rows": Results(table).to_pylist()})
 
-    @property
-    def alive(self) -> bool:
-        return self._thread.is_alive()
 
-    def stop(self) -> None:
-        """Take no more connections, and return when those that wait are answered."""
-        self._server.should_exit = True
-        self._thread.join()
+def _check_descriptors(table: pa.Table) -> None:
+    """Raises: HTTPException where a file could not be opened because this process had no descriptor left."""
+    texts = {os.strerror(number) for number in _NO_DESCRIPTORS}
+    rows = zip(table["status"].to_pylist(), table["error"].to_pylist(), strict=True)
+    if any(status == "unreadable" and error in texts for status, error in rows):
+        raise HTTPException(503, "the service has too many files open: try again", {"Retry-After": "1"})
+
+
+def _error(status: int, reason: str, headers: Any = None) -> Response:
+    return JSONResponse({"error": reason}, status, headers)
+
+
+def _busy(reason: str) -> HTTPException:
+    return HTTPException(429, f"{reason}: try again", {"Retry-After": "1"})
+
+
+def _failure(error: Exception) -> Response:
+    """The answer where something other than the request is wrong."""
+    if isinstance(error, OSError) and error.errno in _NO_DESCRIPTORS:
+        return _error(503, "the service has too many files open: try again", {"Retry-After": "1"})
+    print("".join(traceback.format_exception(error)), file=sys.stderr, flush=True)
+    return _error(500, f"the service failed ({type(error).__name__}): its log says more")
+
+
+__all__ = ["ARROW", "Access", "Api", "Limits", "Metrics", "Server", "listen"]

@@ -6,17 +6,23 @@ trimmed: on a GPU its scores differ from those of a run within what the precisio
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Generator, Iterable
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from clipbatch.config import Settings, auto
 from clipbatch.config.label_set import LabelSet
 from clipbatch.config.scoring import check_scoring
 from clipbatch.rundir.row_group import RowGroup
+from clipbatch.serving.decoding import DecodeProcess
+from clipbatch.stages.decode.geometry import Target
 from clipbatch.stages.encode import check_device, label_features, trimmed
 from clipbatch.stages.flow import Flow, Stage
-from clipbatch.stages.pipeline import LoadedModel, scorer, scoring
+from clipbatch.stages.loading import fit
+from clipbatch.stages.pipeline import scorer, scoring
 from clipbatch.stages.read import Backpressure
 from clipbatch.types import EmbeddedBatch, ItemBatch, PixelBatch, ReadBatch
 
@@ -24,20 +30,45 @@ from clipbatch.types import EmbeddedBatch, ItemBatch, PixelBatch, ReadBatch
 class Labeller:
     """A loaded model, with its label features."""
 
-    def __init__(self, settings: Settings, labels: LabelSet) -> None:
-        """settings: resolved. Raises: InputError where the model cannot be had."""
+    def __init__(
+        self,
+        settings: Settings,
+        labels: LabelSet,
+        text_LD: NDArray[np.float32] | None = None,
+        *,
+        decode_apart: bool = False,
+    ) -> None:
+        """settings: resolved. text_LD: features of `labels` by this model; None to compute them.
+
+        decode_apart: on a CPU, decode in a process that may die.
+        Raises: InputError if the model cannot be loaded.
+        """
         device = auto.device_of(settings)
         check_device(device)
         assert settings.batch_size
-        self.batch_size = settings.batch_size
-        self.model = LoadedModel.load(settings, settings.batch_size, device)
+        self.batch_size, self.max_pixels = settings.batch_size, settings.decode.max_pixels
+        self.model = fit(settings, settings.batch_size, device)
         facts = self.model.model.facts()
         check_scoring(labels, settings.output.score, facts["logit_bias"] is not None, settings.model.model)
+        if decode_apart and device == "cpu":
+            apart = DecodeProcess(
+                settings.decode,
+                Target.from_facts(facts),
+                batch_size=settings.batch_size,
+                threads=self.model.decode.threads,
+            )
+            self.model = dataclasses.replace(self.model, decode=apart)
         self.score_kind = scoring(settings, facts)
-        text_LD = label_features(self.model.model, labels)
+        if text_LD is None:
+            text_LD = label_features(self.model.model, labels)
         embeddings = settings.output.embeddings
         self._score = scorer(text_LD, facts, self.score_kind, labels=labels, embeddings=embeddings, device=device)
         self._labels, self._output, self._embedding = labels, settings.output, text_LD.shape[1]
+
+    def close(self) -> None:
+        """End the threads and processes; to be called when nothing is being labelled."""
+        self.model.read.close()
+        self.model.decode.close()
 
     def read(self, batch: ItemBatch) -> ReadBatch:
         """The images' bytes, or why there are none."""

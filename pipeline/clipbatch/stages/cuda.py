@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
+
+_OF_DEVICE = re.compile(r"cuda (runtime|driver|error)|cudaError|CUDNN_STATUS|CUBLAS_STATUS|nvjpeg", re.IGNORECASE)
+
+
+def is_device_error(error: BaseException) -> bool:
+    """Whether `error`, of torch or DALI, says that the GPU failed. Its context cannot be used after that.
+
+    A GPU that runs out of memory has not failed.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return False
+    return isinstance(error, RuntimeError) and _OF_DEVICE.search(str(error)) is not None
 
 
 def stream_on(device: str) -> torch.cuda.Stream | None:

@@ -1,16 +1,19 @@
 """Opens images with Pillow: which formats are allowed, which limits apply, and how pixels become RGB.
 
 All code that opens images does it here, so that it behaves the same everywhere. Formats that make Pillow start other
-programs (EPS) are left out. Importing this module changes Pillow's settings for the whole process. It does not import
-torch, so a process that only opens images starts quickly.
+programs (EPS) are left out. Pillow's limit on pixels and its warnings are off for the whole process while an image is
+decoded (`unrestricted`), and as the process has them before and after. This module does not import torch, so a process
+that only opens images starts quickly.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import re
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -38,8 +41,6 @@ with contextlib.suppress(ImportError):
     FORMATS.append("HEIF")
 
 Image.init()  # otherwise Pillow raises a KeyError for a format whose plugin is not loaded yet
-Image.MAX_IMAGE_PIXELS = None  # we check `max_pixels` before decoding; Pillow would also warn
-warnings.filterwarnings("ignore", module=r"PIL\..*")  # about damaged metadata, which do not matter here
 
 # The operation that turns an image of each EXIF orientation upright (Exif 2.3, 4.6.4).
 TURNS = {
@@ -57,6 +58,38 @@ T = TypeVar("T")
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF 6.0
 # Rounding errors that are tolerated in float samples with a range of 0 to 1 (or 255, 65535), as a share of the range.
 _ROUNDING = 1e-3
+
+
+# Of damaged metadata, above all; what matters becomes a status.
+_NO_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL\..*"), 0)
+_changing = threading.Lock()
+_users: list[int | None] = []
+"""The limit that the process had, once for each image that is being decoded."""
+
+
+@contextlib.contextmanager
+def unrestricted() -> Iterator[None]:
+    """Meanwhile Pillow neither refuses large images, whose size `max_pixels` limits, nor warns; in all threads.
+
+    Both are settings of the process, so the first thread to enter changes them and the last one to leave puts them
+    back, unless somebody else has changed them in the meantime.
+    """
+    with _changing:
+        if not any(filter is _NO_WARNINGS for filter in warnings.filters):
+            warnings.filters.insert(0, _NO_WARNINGS)  # type: ignore[attr-defined]
+        _users.append(_users[0] if _users else Image.MAX_IMAGE_PIXELS)
+        Image.MAX_IMAGE_PIXELS = None
+    try:
+        yield
+    finally:
+        with _changing:
+            limit = _users.pop()
+            if not _users:
+                if Image.MAX_IMAGE_PIXELS is None:
+                    Image.MAX_IMAGE_PIXELS = limit
+                warnings.filters[:] = [  # type: ignore[index]
+                    filter for filter in warnings.filters if filter is not _NO_WARNINGS
+                ]
 
 
 def scans(data: bytes | bytearray) -> int:
@@ -80,18 +113,19 @@ def with_image(data: bytes | bytearray, work: Callable[[Image.Image, int], T]) -
             return work(image, _orientation_of(image) if stated is None else stated)
 
     kind = kind_of(data)
-    try:
-        return attempt(data, kind)
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow's parsers raise all kinds of exceptions for damaged files
-        if kind is None:
-            if start := jpeg_behind(data):
-                return with_image(data[start:], work)
-        elif bare := without_metadata(data, kind):
-            with contextlib.suppress(Exception):
-                return attempt(bare, kind)
-        raise error
+    with unrestricted():
+        try:
+            return attempt(data, kind)
+        except MemoryError:
+            raise
+        except Exception as error:  # Pillow's parsers raise all kinds of exceptions for damaged files
+            if kind is None:
+                if start := jpeg_behind(data):
+                    return with_image(data[start:], work)
+            elif bare := without_metadata(data, kind):
+                with contextlib.suppress(Exception):
+                    return attempt(bare, kind)
+            raise error
 
 
 def _scale_key(image: Image.Image, depth: int, colour: int) -> None:

@@ -13,8 +13,7 @@ import functools
 import resource
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,87 +21,28 @@ from numpy.typing import NDArray
 from clipbatch.config import Settings
 from clipbatch.config.label_set import LabelSet
 from clipbatch.config.scoring import check_scoring
-from clipbatch.errors import InputError
+from clipbatch.errors import InputError, OtherRunError
 from clipbatch.rundir import features
 from clipbatch.rundir.damage import protect
 from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.manifest import Manifest
+from clipbatch.rundir.records import ModelFacts
 from clipbatch.stages.batches import Task, item_batches, row_batches
-from clipbatch.stages.decode import Decode
-from clipbatch.stages.decode.geometry import Target
-from clipbatch.stages.encode import Encode, Model, check_device, device_facts, label_features, load
+from clipbatch.stages.encode import Model, check_device, device_facts, label_features, load
 from clipbatch.stages.flow import Flow, Stage, bottleneck
 from clipbatch.stages.journal import Journal
+from clipbatch.stages.loading import FITTED, LoadedModel, fit
 from clipbatch.stages.profiling import ranged
 from clipbatch.stages.read import Backpressure, Read, Refusals
 from clipbatch.stages.saved_embeddings import SavedEmbeddings
 from clipbatch.stages.score import Score
 from clipbatch.stages.write import Write, Written
 from clipbatch.storage import hosts
-from clipbatch.types import EmbeddedBatch, ItemBatch, PartDone, PixelBatch, ReadBatch, ScoredBatch, WorkerReport
+from clipbatch.types import Encoded, ItemBatch, PartDone, ScoredBatch, WorkerReport
 
 _REPORT_EVERY_S = 0.2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadedModel:
-    """A loaded model and the stages that do not depend on a run. A process can keep them from one run to the next."""
-
-    model: Model
-    read: Read
-    decode: Decode
-    encode: Encode
-
-    @staticmethod
-    def load(settings: Settings, batch_size: int, device: str) -> LoadedModel:
-        """Load the model of `settings`, which must be resolved. Raises: InputError if it cannot be loaded."""
-        return LoadedModel.around(load(settings.model), settings, batch_size, device)
-
-    @staticmethod
-    def around(model: Model, settings: Settings, batch_size: int, device: str) -> LoadedModel:
-        """Build the stages of `settings` for a model that has been loaded."""
-        target = Target.from_facts(model.facts())
-        decode = Decode(settings.decode, target, batch_size=batch_size, device=device)
-        encode = Encode(
-            model,
-            precision=settings.model.precision,
-            device=device,
-            batch_size=batch_size,
-            compiles=settings.model.compile == "on" and device != "cpu",
-        )
-        read = Read(settings.read, batches=4 * decode.threads)
-        return LoadedModel(model=model, read=read, decode=decode, encode=encode)
-
-    def stages(
-        self,
-        gate: Backpressure,
-        journal: Journal | None = None,
-        encode: Callable[[PixelBatch], EmbeddedBatch] | None = None,
-        refusals: Refusals | None = None,
-    ) -> list[Stage]:
-        """The stages read, decode and encode, for batches that `gate` has admitted.
-
-        journal: each batch is noted there before it is decoded. encode: replaces the encode stage of this model.
-        """
-
-        def read(batch: ItemBatch) -> ReadBatch:
-            with refusals.reading() if refusals else contextlib.nullcontext():
-                encoded = self.read(batch, refusals)
-            gate.measured(encoded)
-            return encoded
-
-        def decode(batch: ReadBatch) -> PixelBatch:
-            if journal:
-                journal.enter(batch.source.start, len(batch.slots))
-            pixels = self.decode(batch)
-            gate.release(batch)
-            return pixels
-
-        return [
-            Stage(name="read", work=read, threads=self.read.batches),
-            Stage(name="decode", work=decode, threads=self.decode.threads),
-            Stage(name="encode", work=encode or self.encode, threads=self.encode.threads),
-        ]
+# Files whose size decides how the decoders of a GPU share the work.
+_SAMPLE = 64
 
 
 def scorer(
@@ -154,8 +94,9 @@ class ShardPipeline:
         self._settings = settings = plan.run_settings().replace(**runtime)
         check_device(device)
         saved = None if plan.rescored is None else RunDir(plan.rescored)
-        if saved is None and model is None:
-            model = LoadedModel.load(settings, plan.batch_size, device)
+        self._manifest = Manifest(run, plan)
+        if saved is None:
+            model = self._loaded(run, model)
         facts = model.model.facts() if model else (saved and saved.model_facts()) or {}
         kind = scoring(settings, facts)
         if run.model_facts() is None and plan.labels.scoring is not None:  # what only the loaded model tells
@@ -167,12 +108,18 @@ class ShardPipeline:
             return label_features(model.model if model else load_the_same(settings, facts), plan.labels)
 
         text_LD, text_sha256 = features.freeze(run, plan, encode_labels)
-        sealed = run.freeze_model({**facts, "score": kind, "text_sha256": text_sha256})
+        more = {"score": kind, "text_sha256": text_sha256}
+        try:
+            sealed = run.freeze_model({**facts, **self._fitted(run, model), **more})
+        except OtherRunError:  # perhaps another worker was first, and found out other things about its device
+            if model is None or not model.facts:
+                raise
+            model = self._loaded(run, None)
+            sealed = run.freeze_model({**facts, **self._fitted(run, model), **more})
         protect(run, plan)
         score = scorer(text_LD, facts, kind, labels=plan.labels, embeddings=settings.output.embeddings, device=device)
         write = Write(run, plan, fingerprint=sealed, score=kind, embedding=text_LD.shape[1])
         check = functools.partial(run.plan_of, fingerprint)
-        self._manifest = Manifest(run, plan)
         self._encoded: Callable[[], dict[str, float]] = dict
         self._admit: Callable[[Iterator[ItemBatch]], Iterator[ItemBatch]] = iter
         self.read: Read | SavedEmbeddings
@@ -196,6 +143,27 @@ class ShardPipeline:
         self.stages = [*first, Stage(name="score", work=score), Stage(name="write", work=last)]
         self._flow: Flow | None = None
         self._waits_before = hosts.waits()
+
+    def _loaded(self, run: RunDir, model: LoadedModel | None) -> LoadedModel:
+        """`model` if it does what the first worker froze, or else one that is loaded now."""
+        standing = run.model_facts()
+        if model and all(model.facts.get(name) == (standing or model.facts).get(name) for name in FITTED):
+            return model
+        return fit(self._settings, self._plan.batch_size, self._device, standing, self._sample)
+
+    def _fitted(self, run: RunDir, model: LoadedModel | None) -> ModelFacts:
+        """What is known of the devices of this run."""
+        standing = run.model_facts() or (model.facts if model else {})
+        return cast(ModelFacts, {name: value for name, value in standing.items() if name in FITTED})
+
+    def _sample(self) -> list[bytearray]:
+        """The first files of the run."""
+        items = self._manifest.items(self._manifest.rows(0).slice(0, _SAMPLE))
+        batch = ItemBatch(
+            shard=0, start=0, items=tuple(items), rows=self._manifest.rows(0).slice(0, _SAMPLE), last=True
+        )
+        read = Read(self._settings.read)(batch)
+        return [content.data for content in read.slots if isinstance(content, Encoded)]
 
     def report(self) -> WorkerReport:
         """Times, memory and facts of the work done so far."""

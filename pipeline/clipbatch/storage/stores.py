@@ -78,6 +78,7 @@ _refusals: dict[str, tuple[float, RemoteError | None]] = {}
 def forget() -> None:
     """Open stores again from now on, for a process whose environment has changed."""
     _opened.clear()
+    _refusals.clear()
 
 
 def scheme_of(url: str) -> str:
@@ -117,7 +118,9 @@ def open_store(url: str, *, once: bool = False) -> tuple[pafs.FileSystem, str]:
     with _opening[key]:  # one lock per bucket, so one that does not answer delays no other
         store = _opened.get(key)
         if store is None:
-            store = _opened[key] = _make(scheme, host, url, key[2])
+            is_gcs = scheme in ("gs", "gcs")
+            store = _s3(host, key[2]) if scheme in _S3 else _gcs() if is_gcs else _by_fsspec(scheme, url)
+            _opened[key] = store
     if scheme in _NATIVE:
         return store, place.rstrip("/")
     return store, store.handler.fs._strip_protocol(url).rstrip("/")
@@ -233,14 +236,6 @@ def _refusal(bucket: str) -> RemoteError | None:
             what = f"{words[1]}: {words[2]}" if words else text
             return RemoteError("unreadable", f"the store refuses the credentials: {what}", cause="credentials")
     return None
-
-
-def _make(scheme: str, host: str, url: str, once: bool) -> pafs.FileSystem:
-    if scheme in _S3:
-        return _s3(host, once)
-    if scheme in ("gs", "gcs"):
-        return _gcs()
-    return _by_fsspec(scheme, url)
 
 
 def _s3(bucket: str, once: bool) -> pafs.FileSystem:

@@ -11,6 +11,7 @@ file does not exist (on other systems and in some containers), cores are divided
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from clipbatch.errors import InputError
 from clipbatch.workers.ranks import Rank
 
 _ROOT = Path("/")
+# Measured on a CPU in 2026 (benchmarks/results/2026-11-28-lock.md).
+_IMAGES_PER_S_OF_A_WORKER = 11_000
+_MAX_WORKERS_PER_GPU = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,9 +36,11 @@ class Seat:
     device: str
     # The numbers of its CPU cores, as the kernel counts them.
     cores: tuple[int, ...]
+    # Which of several workers on the device this is, from 1; None if it is the only one.
+    worker: int | None = None
 
     def __str__(self) -> str:
-        return self.device
+        return self.device if self.worker is None else f"{self.device}, worker {self.worker}"
 
 
 def seats(settings: Settings, rank: Rank) -> list[Seat]:
@@ -49,10 +55,14 @@ def seats(settings: Settings, rank: Rank) -> list[Seat]:
     cores = cores_by_node()
     if device == "cpu" or (device == "auto" and launch.gpus is None and not hardware.has_gpu()):
         workers = launch.workers or 1
+        if launch.workers_per_gpu is not None:
+            raise SettingError(
+                f"workers_per_gpu {launch.workers_per_gpu} is for GPUs, but this runs on a CPU: use --workers"
+            )
         return [Seat(device="cpu", cores=share(cores, worker, workers)) for worker in range(workers)]
     if launch.workers is not None:
         raise SettingError(
-            f"workers {launch.workers} is for CPUs, but the device is {device}, and each GPU has one worker: choose "
+            f"workers {launch.workers} is for CPUs, but the device is {device}: use --workers-per-gpu, choose "
             "GPUs with --gpus, or give --device cpu"
         )
     numbers = _numbers(launch.gpus, device, rank)
@@ -60,6 +70,30 @@ def seats(settings: Settings, rank: Rank) -> list[Seat]:
     near = {gpu: nodes[gpu] if gpu < len(nodes) else -1 for gpu in numbers}
     order = sorted(numbers, key=lambda gpu: (near[gpu], gpu))
     return [Seat(device=f"cuda:{gpu}", cores=share(cores, order.index(gpu), len(order))) for gpu in numbers]
+
+
+def workers_per_gpu(settings: Settings, gflop: float, cores: int) -> int:
+    """Worker processes for each GPU, where nobody says how many. cores: CPU cores for each GPU.
+
+    gflop: cost of an image in the image encoder, 10**9 multiplications and additions. A guess, since nothing has been
+    measured on a GPU: a worker hands on at most 11,000 images/s, as Python runs one thread at a time, and the encoder
+    computes 200 TFLOP/s; each worker needs four cores to decode.
+    """
+    if settings.launch.workers_per_gpu is not None:
+        return settings.launch.workers_per_gpu
+    wanted = math.ceil(200_000 / gflop / _IMAGES_PER_S_OF_A_WORKER)
+    return max(1, min(wanted, cores // 4, _MAX_WORKERS_PER_GPU))
+
+
+def divided(seats: list[Seat], count: int) -> list[Seat]:
+    """`count` seats in place of each one, with an equal share of its cores."""
+    if count == 1:
+        return seats
+    return [
+        Seat(device=seat.device, cores=share(list(seat.cores), worker, count), worker=worker + 1)
+        for seat in seats
+        for worker in range(count)
+    ]
 
 
 def _numbers(gpus: str | None, device: str, rank: Rank) -> list[int]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from clipbatch.config import Settings, SettingValues
+from clipbatch.config import Settings, SettingValues, models
 from clipbatch.errors import InputError
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.workers import devices
@@ -103,11 +103,16 @@ class LocalEngine:
                 "share all cores of this machine: leave it out"
             )
         self.device = settings.model.device
-        self._seats = devices.seats(settings, rank)
-        self._free = list(self._seats)
+        self._settings, self._seats = settings, devices.seats(settings, rank)
 
     def open(self, context: WorkerContext) -> None:
         self._context = context
+        on_gpu = self._seats[0].device.startswith("cuda") or self._settings.launch.workers_per_gpu
+        if on_gpu and context.plan.rescored is None:
+            gflop = models.gflop(context.plan.settings["model"])
+            count = devices.workers_per_gpu(self._settings, gflop, min(len(seat.cores) for seat in self._seats))
+            self._seats = devices.divided(self._seats, count)
+        self._free = list(self._seats)
 
     def arrivals(self, open_shards: int) -> list[WorkerHandle]:
         seats, self._free = self._free[:open_shards], []

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Union
+from typing import Any, Literal, Union
 
 from clipbatch.config.nesting import JsonObject
 from clipbatch.types import PartDone, Reject, WorkerReport
@@ -57,6 +57,9 @@ class Failed:
     message: str
     # The type and first line of the error.
     what: str = ""
+    # device: the GPU failed, as an image can make it fail; such an end counts like a death by a signal.
+    # unfit: what the run asks cannot be done on this seat; other seats may go on without it.
+    fault: Literal["error", "device", "unfit"] = "error"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

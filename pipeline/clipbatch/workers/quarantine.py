@@ -17,7 +17,7 @@ from clipbatch.config import SettingValues
 from clipbatch.errors import ClipbatchError
 from clipbatch.rundir.layout import RunDir
 from clipbatch.types import Reject
-from clipbatch.workers.child import Child
+from clipbatch.workers.child import Child, raise_failure
 
 # More than Pillow needs for the largest image that `max_pixels` allows by default.
 MEMORY_MIB = 4096
@@ -81,11 +81,15 @@ class SuspectSearch:
             for number, row in enumerate(rows):
                 child.send(row)
                 try:
-                    child.receive(self._timeout_s)
+                    answer = child.receive(self._timeout_s)
                 except TimeoutError:
                     error = f"decoding it took longer than {self._timeout_s:g} s"
                     return number, Reject(status="timeout", error=error)
                 except EOFError:
                     error = f"decoding it ends a process {child.how_it_ended()}"
                     return number, Reject(status="crashed", error=error)
+                if answer != row:  # an exception, as of a GPU that fails
+                    if answer["exit_code"] != ClipbatchError.exit_code:
+                        raise_failure(answer)
+                    return number, Reject(status="crashed", error=f"decoding it ends a process: {answer['what']}")
             return len(rows), None

@@ -49,8 +49,8 @@ class _Death:
     # The worker got a SIGKILL that is not ours. It usually comes from an operator, sometimes from the kernel when
     # memory runs out. The first one is ignored; after a second one we look for the image that caused it.
     from_outside: bool
-    # A signal ended it.
-    by_signal: bool
+    # A signal ended it, or its GPU failed.
+    by_itself: bool
     # How many workers have died while processing one of its shards.
     times: int
     # The row_ids of rows that it had started to decode and had not finished.
@@ -225,22 +225,26 @@ class Supervisor:
 
     def _on_failed(self, worker: WorkerHandle, failed: messages.Failed) -> None:
         """Raises: the worker's error, unless it may be temporary, as one of a GPU; one that occurs twice is not."""
+        worker.failure = failed
+        if failed.fault == "unfit" and (self._engine.expecting or not all(w.failed_by("unfit") for w in self._workers)):
+            return self._progress.say(f"{worker.seat} is given up, and the others go on: {failed.message}")
         if failed.exit_code != ClipbatchError.exit_code or not worker.loaded:
             raise from_message(failed.exit_code, failed.message)
-        if failed.message == self._last_error:
+        if failed.message == self._last_error and failed.fault == "error":
             raise ClipbatchError(failed.message)
         self._last_error = failed.message
-        worker.failure = failed.what
 
     def _on_ended(self, worker: WorkerHandle, ended: messages.Ended) -> None:
         self._workers.remove(worker)
         suspects = [row for row in ended.in_flight if row not in self.done.quarantined]
         shards = list(self._scheduler.assigned(worker))
         lost = self._scheduler.remove_worker(worker)
+        if worker.failed_by("unfit"):
+            return self._engine.give_up(worker)
         if worker.dismissed:
             return
         cause = "as it did not answer" if worker.hung else ended.cause or describe_exit(ended.code)
-        cause += f": {worker.failure}" if worker.failure else ""
+        cause += f": {worker.failure.what}" if worker.failure else ""
         self._deaths.update(shards)
         self._deaths_in_a_row[worker.seat] += 1
         self.done.restarts += 1
@@ -248,7 +252,7 @@ class Supervisor:
         death = _Death(
             cause=cause,
             from_outside=ended.code == -signal.SIGKILL and not worker.hung,
-            by_signal=ended.code < 0,
+            by_itself=ended.code < 0 or worker.failed_by("device"),
             times=max((self._deaths[shard] for shard in shards), default=0),
             suspects=suspects,
             lost=lost,
@@ -262,11 +266,9 @@ class Supervisor:
     def _search(self, worker: WorkerHandle, death: _Death) -> None:
         """Find out which row killed the worker. Until then, no other worker gets its shards."""
         self._progress.say(f"decoding one by one the {len(death.suspects)} images that it was processing")
-
-        def on_result(killers: dict[int, Reject] | ClipbatchError | None) -> None:
-            self._events.put((worker, _Searched(killers=killers, death=death)))
-
-        self._searches[worker] = self._engine.search(worker, death.suspects, on_result)
+        self._searches[worker] = self._engine.search(
+            worker, death.suspects, lambda killers: self._events.put((worker, _Searched(killers=killers, death=death)))
+        )
 
     def _on_searched(self, worker: WorkerHandle, searched: _Searched) -> None:
         del self._searches[worker]
@@ -275,7 +277,7 @@ class Supervisor:
             raise killers
         if killers is None:
             return self._restart(worker, death)
-        if not killers and death.by_signal and not death.from_outside and death.times >= DEATHS_OF_A_BATCH:
+        if not killers and death.by_itself and not death.from_outside and death.times >= DEATHS_OF_A_BATCH:
             error = f"alone it can be decoded; its batch has ended {death.times} workers, the last one {death.cause}"
             killers = {row: Reject(status="crashed", error=error) for row in death.suspects}
         for row, reject in killers.items():

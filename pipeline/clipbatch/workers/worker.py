@@ -63,8 +63,12 @@ class WorkerHandle(abc.ABC):
         self.explained = False
         # Rows reported since the last part; they all belong to the first of the worker's assigned shards.
         self.rows = self.bad = 0
-        # Type and first line of the exception that the worker has reported, if any.
-        self.failure = ""
+        # The exception that the worker has reported, if any.
+        self.failure: Failed | None = None
+
+    def failed_by(self, fault: str) -> bool:
+        """Whether the worker has reported an exception of this `Failed.fault`."""
+        return self.failure is not None and self.failure.fault == fault
 
     @abc.abstractmethod
     def send(self, order: Order) -> None:

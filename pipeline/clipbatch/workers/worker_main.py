@@ -21,11 +21,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from clipbatch.config import SettingValues
 from clipbatch.config.memory_limits import too_little_memory
-from clipbatch.errors import ClipbatchError, InterruptedRunError
+from clipbatch.errors import ClipbatchError, InterruptedRunError, UnfitSeatError
 from clipbatch.stages import fast_import, memory
 from clipbatch.workers.child import Parent, failure
 from clipbatch.workers.messages import (
@@ -140,9 +140,19 @@ def main() -> None:
         code = report["exit_code"]
         if code == ClipbatchError.exit_code:
             print(report["message"], file=sys.stderr)
-        channel.report(Failed(**report))
+        channel.report(Failed(**report, fault=_fault_of(error)))
     sys.stderr.flush()
     os._exit(code)  # a normal exit would wait for reading threads, which may hang on a dead file server
+
+
+def _fault_of(error: BaseException) -> Literal["error", "device", "unfit"]:
+    if isinstance(error, UnfitSeatError):
+        return "unfit"
+    if "torch" not in sys.modules:
+        return "error"
+    from clipbatch.stages.cuda import is_device_error
+
+    return "device" if is_device_error(error) else "error"
 
 
 def _stay_on(cores: set[int]) -> None:

@@ -22,6 +22,7 @@ from torchvision.io import ImageReadMode
 from clipbatch.stages.decode.geometry import Geometry
 from clipbatch.stages.decode.pil import RESAMPLING
 from clipbatch.stages.decode.pixels import DecodeJob, place
+from clipbatch.stages.pillow import unrestricted
 from clipbatch.types import DecoderName
 
 # On both axes, at least this many pixels are decoded for each pixel after resizing, so that the filter has an effect.
@@ -57,7 +58,7 @@ class ReducedDecoder:
 
     def _crop(self, job: DecodeJob) -> Tensor:
         y, x, by = job.geometry.y, job.geometry.x, reduction(job.geometry)
-        with Image.open(io.BytesIO(job.data), formats=["JPEG"]) as image:
+        with unrestricted(), Image.open(io.BytesIO(job.data), formats=["JPEG"]) as image:
             if image.size != (x.source, y.source):
                 raise ValueError("the image does not have the size in its header")
             if image.draft("RGB", (x.source // by, y.source // by)) is None:

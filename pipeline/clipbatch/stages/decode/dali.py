@@ -7,6 +7,7 @@ images that `inspect` accepts may come here: others can end the process.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from collections.abc import Iterator
@@ -32,40 +33,41 @@ _log = logging.getLogger(__name__)
 _MAX_TRIES = 4
 # Images are decoded in groups of at most 268 megapixels: 0.8 GB of uint8 RGB.
 _PIXELS_AT_ONCE = 2**28
+# Memory for images of so many pixels a side is taken when a pipeline is built, not while batches flow.
+_USUAL_SIDE = 1024
 
 
 class DaliDecoder:
-    """A DALI pipeline. Only one thread uses it at a time."""
+    """Two DALI pipelines for one lane: one for the GPU's JPEG engines, one for CUDA. One thread uses it at a time.
+
+    A single pipeline would divide each batch by a share that nvImageCodec fixes with the first batch that it sees, and
+    by the image's place in the batch. So which image gets which decoder, and with it the last bit of its pixels, would
+    depend on what came before. With two pipelines the job says who decodes it (`DecodeJob.engines`).
+    """
 
     name: DecoderName = "dali"
     kinds = frozenset({"jpeg", "png", "webp"})
 
     def __init__(
-        self,
-        *,
-        batch_size: int,
-        interpolation: str,
-        device_id: int | None,
-        threads: int,
-        hw_decoder_load: float | None = None,
+        self, *, batch_size: int, interpolation: str, device_id: int | None, threads: int, engines: bool
     ) -> None:
-        """hw_decoder_load: the share of JPEGs for the GPU's JPEG engines. None: DALI's default."""
+        """device_id: the GPU; None: DALI's CPU back end. engines: make the pipeline for JPEG engines, too."""
         self._copied: torch.cuda.Event | None = None
         # What the GPU still reads until `_copied` completes: encoded bytes, and crops in DALI's memory.
         self._in_use: list[Any] = []
         if device_id is None:
             memory.return_freed()
-        self._pipeline = _graph(
-            interpolation=_INTERPOLATION[interpolation],
-            hw_decoder_load=hw_decoder_load,
-            device="cpu" if device_id is None else "mixed",
-            batch_size=batch_size,
-            num_threads=threads,
-            device_id=device_id,
-            prefetch_queue_depth=1,
-            exec_dynamic=True,  # with this executor, the pipeline still works after a failed batch
+        self._cuda, *others = (
+            _Pipeline(
+                interpolation=interpolation,
+                hw_decoder_load=load,
+                batch_size=batch_size,
+                device_id=device_id,
+                threads=threads,
+            )
+            for load in ((0.0, 1.0) if engines else (0.0,))
         )
-        self._pipeline.build()
+        self._engines = others[0] if others else self._cuda
 
     def fill(self, pixels_BCHW: Tensor, jobs: list[DecodeJob]) -> list[DecodeJob]:
         """Decode and resize the image of each job and put it into its slot. Returns the jobs that failed.
@@ -81,44 +83,62 @@ class DaliDecoder:
             self._copied = mark(_stream_of(pixels_BCHW))
 
     def _fill_group(self, pixels_BCHW: Tensor, jobs: list[DecodeJob]) -> list[DecodeJob]:
+        """Both pipelines at the same time."""
+        work: dict[_Pipeline, list[DecodeJob]] = {}
+        for job in jobs:
+            work.setdefault(self._engines if job.engines else self._cuda, []).append(job)
+        for pipeline, some in work.items():
+            pipeline.start(some)
+        try:
+            return [job for pipeline, some in work.items() for job in self._finish(pixels_BCHW, pipeline, some)]
+        except BaseException:
+            for pipeline in work:  # or else the next batch would get these images
+                pipeline.drop()
+            raise
+
+    def _finish(self, pixels_BCHW: Tensor, pipeline: _Pipeline, jobs: list[DecodeJob]) -> list[DecodeJob]:
+        """Place what `pipeline` makes of `jobs`, with which it has been started. Returns the jobs that failed."""
         left, failed = jobs, list[DecodeJob]()
-        for _ in range(_MAX_TRIES):
-            if not left:
-                return failed
+        for attempt in range(_MAX_TRIES):
+            if attempt:
+                pipeline.start(left)
             try:
-                self._run(pixels_BCHW, left)
+                self._place(pixels_BCHW, pipeline, left)
                 return failed
             except (RuntimeError, MemoryError) as error:
                 if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
-                    return failed + self._in_halves(pixels_BCHW, left)
+                    return failed + self._in_halves(pixels_BCHW, pipeline, left)
                 named = {int(number) for number in _FAILED_SAMPLE.findall(str(error))}
                 if not named:
                     raise
-                failed += [job for number, job in enumerate(left) if number in named]
-                left = [job for number, job in enumerate(left) if number not in named]
+            if pixels_BCHW.is_cuda:  # DALI takes the memory of the failed batch again without waiting for the GPU
+                torch.cuda.synchronize(pixels_BCHW.device)
+            failed += [job for number, job in enumerate(left) if number in named]
+            left = [job for number, job in enumerate(left) if number not in named]
+            if not left:
+                return failed
         if len(left) <= 1:
             return failed + left
-        return failed + [job for one in left for job in self._fill_group(pixels_BCHW, [one])]
+        return failed + [job for one in left for job in self._restart(pixels_BCHW, pipeline, [one])]
 
-    def _in_halves(self, pixels_BCHW: Tensor, jobs: list[DecodeJob]) -> list[DecodeJob]:
+    def _restart(self, pixels_BCHW: Tensor, pipeline: _Pipeline, jobs: list[DecodeJob]) -> list[DecodeJob]:
+        pipeline.start(jobs)
+        return self._finish(pixels_BCHW, pipeline, jobs)
+
+    def _in_halves(self, pixels_BCHW: Tensor, pipeline: _Pipeline, jobs: list[DecodeJob]) -> list[DecodeJob]:
         """Decode `jobs` in two halves because memory does not suffice for all. A single job counts as failed."""
         _log.warning("DALI ran out of memory: decoding such batches in pieces; a smaller --batch-size is faster")
-        torch.cuda.empty_cache()  # memory that torch has kept for later
+        if pixels_BCHW.is_cuda:
+            torch.cuda.synchronize(pixels_BCHW.device)
+            torch.cuda.empty_cache()  # memory that torch has kept for later
         if len(jobs) == 1:
             return jobs
         half = len(jobs) // 2
-        return [job for part in (jobs[:half], jobs[half:]) for job in self._fill_group(pixels_BCHW, part)]
+        return [job for part in (jobs[:half], jobs[half:]) for job in self._restart(pixels_BCHW, pipeline, part)]
 
-    def _run(self, pixels_BCHW: Tensor, jobs: list[DecodeJob]) -> None:
-        axes = [(job.geometry.y, job.geometry.x) for job in jobs]
-        regions = np.array([(y.region, x.region) for y, x in axes], np.float32)  # image, axis, start or end
-        feed = self._pipeline.feed_input  # DALI loops in Python over lists of ours, but not over its own and arrays
-        feed("encoded", _listed([job.data for job in jobs]))
-        feed("start", np.ascontiguousarray(regions[:, :, 0]))
-        feed("end", np.ascontiguousarray(regions[:, :, 1]))
-        feed("size", np.array([(y.kept, x.kept) for y, x in axes], np.float32))
+    def _place(self, pixels_BCHW: Tensor, pipeline: _Pipeline, jobs: list[DecodeJob]) -> None:
         stream = _stream_of(pixels_BCHW)
-        (crops,) = self._pipeline.run(stream)  # queued in the stream, without waiting for the GPU
+        crops = pipeline.crops(stream)  # queued in the stream, without waiting for the GPU
         if stream is not None:
             self._in_use.append((crops, jobs))
         one_by_one = list(range(len(jobs)))
@@ -130,6 +150,53 @@ class DaliDecoder:
         for number in one_by_one:
             crop_HWC = torch.utils.dlpack.from_dlpack(crops[number])
             place(pixels_BCHW, jobs[number].slot, crop_HWC.permute(2, 0, 1), jobs[number].geometry)
+
+
+class _Pipeline:
+    """One DALI pipeline: `start` it with jobs, then take their `crops`."""
+
+    def __init__(
+        self, *, interpolation: str, hw_decoder_load: float, batch_size: int, device_id: int | None, threads: int
+    ) -> None:
+        self._error: Exception | None = None
+        self._pipeline = _graph(
+            interpolation=_INTERPOLATION[interpolation],
+            hw_decoder_load=hw_decoder_load,
+            device="cpu" if device_id is None else "mixed",
+            batch_size=batch_size,
+            num_threads=threads,
+            device_id=device_id,
+            prefetch_queue_depth=1,
+            exec_dynamic=True,  # with this executor, the pipeline still works after a failed batch
+        )
+        self._pipeline.build()
+
+    def start(self, jobs: list[DecodeJob]) -> None:
+        """Begin with `jobs`. An error is kept for `crops`."""
+        axes = [(job.geometry.y, job.geometry.x) for job in jobs]
+        regions = np.array([(y.region, x.region) for y, x in axes], np.float32)  # image, axis, start or end
+        feed = self._pipeline.feed_input  # DALI loops in Python over lists of ours, but not over its own and arrays
+        self._error = None
+        try:
+            feed("encoded", _listed([job.data for job in jobs]))
+            feed("start", np.ascontiguousarray(regions[:, :, 0]))
+            feed("end", np.ascontiguousarray(regions[:, :, 1]))
+            feed("size", np.array([(y.kept, x.kept) for y, x in axes], np.float32))
+            self._pipeline.schedule_run()
+        except (RuntimeError, MemoryError) as error:
+            self._error = error
+
+    def crops(self, stream: torch.cuda.Stream | None) -> Any:
+        """DALI's list of the crops, ready in the order of `stream`. Raises: RuntimeError, MemoryError."""
+        if self._error:
+            raise self._error
+        (crops,) = self._pipeline.outputs(stream)
+        return crops
+
+    def drop(self) -> None:
+        """Take what was started and has not been taken, if anything, so that the pipeline can be started again."""
+        with contextlib.suppress(RuntimeError, MemoryError, StopIteration):
+            self._pipeline.outputs()
 
 
 def _listed(encoded: list[bytearray]) -> Any:
@@ -157,7 +224,7 @@ def _groups(jobs: list[DecodeJob]) -> Iterator[list[DecodeJob]]:
 
 
 @pipeline_def  # type: ignore[untyped-decorator]
-def _graph(interpolation: Any, device: str, hw_decoder_load: float | None) -> Any:
+def _graph(interpolation: Any, device: str, hw_decoder_load: float) -> Any:
     """The graph: encoded bytes, the crop in input pixels and its size -> uint8 HWC crops."""
     encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1, no_copy=True)
     start = fn.external_source(name="start", dtype=types.FLOAT, ndim=1)
@@ -170,6 +237,8 @@ def _graph(interpolation: Any, device: str, hw_decoder_load: float | None) -> An
         adjust_orientation=False,
         jpeg_fancy_upsampling=True,
         hw_decoder_load=hw_decoder_load,
+        preallocate_width_hint=_USUAL_SIDE,
+        preallocate_height_hint=_USUAL_SIDE,
     )
     return fn.resize(
         images,

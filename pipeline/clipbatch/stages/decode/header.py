@@ -35,6 +35,8 @@ class Header(NamedTuple):
     width: int
     # EXIF orientation, 1 to 8.
     orientation: int
+    # A JPEG whose three components are red, green and blue, not luminance and chrominance.
+    is_rgb: bool = False
 
 
 def inspect(data: bytearray, pixels: int | None = PIXELS) -> Header | None:
@@ -43,13 +45,14 @@ def inspect(data: bytearray, pixels: int | None = PIXELS) -> Header | None:
     That is the case for other kinds, for images that are unusual, damaged or cut off, and for those with transparency
     or an animation, which fast decoders do not show. pixels: as in `DecodeSettings`.
     """
-    kind = kind_of(data)
+    kind, is_rgb = kind_of(data), False
     if kind not in _CHANNELS or is_cut_off(data, kind):
         return None
     if kind == "jpeg":
         segments = jpeg_segments(data)
         if not _is_read_once(data, segments) and data.count(b"\xff\xda") > 100:
             return None
+        is_rgb = _is_rgb(data, segments)
         exif, xmp = jpeg_metadata(data, segments)
         orientation = orientation_by(exif, xmp) if exif or xmp else 1
     elif kind == "png":
@@ -73,7 +76,7 @@ def inspect(data: bytearray, pixels: int | None = PIXELS) -> Header | None:
         return None
     if pixels is None:
         orientation = first_rules.exif_orientation(data, kind)
-    return Header(kind=kind, height=height, width=width, orientation=orientation)
+    return Header(kind=kind, height=height, width=width, orientation=orientation, is_rgb=is_rgb)
 
 
 def is_cut_off(data: bytearray, kind: str) -> bool:
@@ -103,6 +106,20 @@ def _boxes_end(data: bytearray) -> int:
             return len(data)
         at += size
     return at
+
+
+def _is_rgb(data: bytearray, segments: list[Segment]) -> bool:
+    """Whether libjpeg takes the three components for red, green and blue: there is no JFIF segment, and the Adobe
+    segment says transform 0, or without one the components are named R, G and B (libjpeg, default_decompress_parms)."""
+    transform, names = None, b""
+    for marker, start, end in segments:
+        if marker == 0xE0 and data[start : start + 5] == b"JFIF\0":
+            return False
+        if marker == 0xEE and data[start : start + 5] == b"Adobe" and end - start >= 12:
+            transform = data[start + 11]
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # SOF: the header of the frame
+            names = bytes(data[start + 6 : end : 3])
+    return len(names) == 3 and (transform == 0 or (transform is None and names == b"RGB"))
 
 
 def _is_read_once(data: bytearray, segments: list[Segment]) -> bool:

@@ -19,7 +19,7 @@ from clipbatch.config import DecodeSettings
 from clipbatch.stages.decode import first_rules
 from clipbatch.stages.decode.geometry import Geometry, Target, geometry_of, upright_size
 from clipbatch.stages.decode.verdict import reject
-from clipbatch.stages.pillow import MAX_SCANS, orientation_of_picture, rgb, scans, with_image
+from clipbatch.stages.pillow import MAX_SCANS, orientation_of_picture, rgb, scans, unrestricted, with_image
 from clipbatch.types import Decoded, Encoded, Picture, Reject
 
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
@@ -66,12 +66,13 @@ def open_checked(content: Encoded | Picture, max_pixels: int, work: Callable[[Im
             return too_large(image.width, image.height, max_pixels)
         return work(image, orientation_of_picture(image) if orientation is None else orientation)
 
-    try:
-        if isinstance(content, Picture):
-            return checked(content.image, None)
-        return with_image(data, checked)
-    except Exception as error:  # Pillow's parsers raise all kinds of exceptions for damaged files
-        return reject(data, error)
+    with unrestricted():
+        try:
+            if isinstance(content, Picture):  # the caller may go on to use it
+                return checked(content.image, None)
+            return with_image(data, checked)
+        except Exception as error:  # Pillow's parsers raise all kinds of exceptions for damaged files
+            return reject(data, error)
 
 
 def too_large(width: int, height: int, max_pixels: int) -> Reject:

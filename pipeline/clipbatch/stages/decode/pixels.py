@@ -19,6 +19,8 @@ class DecodeJob:
     slot: int
     data: bytearray
     geometry: Geometry
+    # On a GPU: whether its JPEG engines decode the image, or else CUDA does.
+    engines: bool = False
 
 
 class FastDecoder(Protocol):

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import functools
 import queue
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
@@ -21,49 +21,15 @@ from clipbatch.config import DecodeSettings, hardware
 from clipbatch.stages.cuda import mark, stream_on
 from clipbatch.stages.decode import pil
 from clipbatch.stages.decode.cpu_decoders import ReducedDecoder, TorchvisionDecoder, reduction
+from clipbatch.stages.decode.cpu_pool import CpuPool, goes_to_cpu
+from clipbatch.stages.decode.engines import ENGINE_SHARE, goes_to_engines
 from clipbatch.stages.decode.geometry import Geometry, Target, geometry_of, upright_size
 from clipbatch.stages.decode.header import inspect
-from clipbatch.stages.decode.pixels import DecodeJob, FastDecoder, blank, place, scatter
+from clipbatch.stages.decode.pixels import DecodeJob, FastDecoder, blank, place
 from clipbatch.types import Decoded, Encoded, Picture, PixelBatch, ReadBatch, Reject
 
 if TYPE_CHECKING:
     from clipbatch.stages.decode.reference import OpenClipTransform
-
-
-# 67 megapixels. A few larger images would fill the device's memory, which DALI never gives back.
-GIANT_PIXELS = 2**26
-
-
-def goes_to_cpu(row_id: int, pixels: int, share: float) -> bool:
-    """Whether a CPU core decodes the image: it is a giant, or belongs to the `share` of rows, spread evenly."""
-    return pixels > GIANT_PIXELS or int((row_id + 1) * share) > int(row_id * share)
-
-
-class CpuPool:
-    """Threads that decode images. All lanes of the decode stage share them."""
-
-    def __init__(self, target: Target, *, threads: int) -> None:
-        self._target = target
-        self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
-
-    def start(self, work: list[tuple[FastDecoder, DecodeJob]], device: str) -> Callable[[Tensor], list[DecodeJob]]:
-        """Start to decode each job with its decoder, which must not keep state.
-
-        Returns a function that waits for the jobs, puts their images into a batch, and returns the jobs that failed.
-        """
-        target, jobs = self._target, [job for _, job in work]
-        host_BCHW = blank(len(jobs), target.height, target.width, target.fill, "cpu", pinned=device != "cpu")
-        futures = [
-            self._pool.submit(decoder.fill, host_BCHW, [replace(job, slot=at)])
-            for at, (decoder, job) in enumerate(work)
-        ]
-
-        def finish(pixels_BCHW: Tensor) -> list[DecodeJob]:
-            failed = [job for job, future in zip(jobs, futures, strict=True) if future.result()]
-            scatter(pixels_BCHW, [job.slot for job in jobs], host_BCHW)
-            return failed
-
-        return finish
 
 
 T = TypeVar("T")
@@ -88,9 +54,15 @@ class Decode:
         threads: int | None = None,
     ) -> None:
         self._settings, self._target = settings, target
-        self._batch_size, self._device = batch_size, device
+        self.batch_size, self._device = batch_size, device
         self._threads = settings.decode_threads or hardware.cores()
-        self.threads = threads or (2 if settings.decoder == "dali" else self._threads)
+        lanes = 3 if device.startswith("cuda") else 2
+        self.threads = threads or (lanes if settings.decoder == "dali" else self._threads)
+        self.decoder = settings.decoder
+        # Of JPEGs, for the GPU's JPEG engines.
+        self.engine_share = settings.hw_decoder_load
+        if self.engine_share is None and device.startswith("cuda"):
+            self.engine_share = ENGINE_SHARE
         self._cores = CpuPool(target, threads=self._threads) if settings.decoder == "dali" else None
         self._torchvision, self._reduced = (make(target.interpolation) for make in (TorchvisionDecoder, ReducedDecoder))
         self._reference = self._open_clip_transform()
@@ -108,11 +80,11 @@ class Decode:
 
             index = self._device.partition(":")[2] or "0"
             return DaliDecoder(
-                batch_size=self._batch_size,
+                batch_size=self.batch_size,
                 interpolation=self._target.interpolation,
                 device_id=int(index) if self._device.startswith("cuda") else None,
-                threads=max(1, self._threads // self.threads),
-                hw_decoder_load=self._settings.hw_decoder_load,
+                threads=self._threads,
+                engines=self.engine_share is not None,
             )
         return None
 
@@ -122,6 +94,49 @@ class Decode:
         from clipbatch.stages.decode.reference import OpenClipTransform
 
         return OpenClipTransform(self._target)
+
+    def prime(self, files: list[bytearray]) -> None:
+        """Let the pipelines of each lane decode full batches of the JPEGs `files`, before anything else: the first
+        batch decides how much memory DALI takes, and how nvImageCodec divides work from then on."""
+        for share in (1.0, 0.0):
+            for _ in range(self.threads):  # each call takes the lane that has been idle for the longest time
+                self.rate(files, share, batches=1)
+
+    def rate(self, files: list[bytearray], share: float, batches: int = 4) -> float:
+        """Images/s of one lane over full batches of the JPEGs `files`, with `share` of them for the JPEG engines.
+
+        Raises: RuntimeError if some cannot be decoded.
+        """
+        target, jobs = self._target, list[DecodeJob]()
+        for slot in range(self.batch_size):
+            data = files[slot % len(files)]
+            if (header := inspect(data)) is None:
+                raise RuntimeError("a sound JPEG is not taken for one")
+            geometry = geometry_of(header.height, header.width, header.orientation, target)
+            engines = goes_to_engines(slot, share)
+            jobs.append(DecodeJob(slot=slot, data=data, geometry=geometry, engines=engines))
+        decoder, stream = lane = self._lanes.get()
+        try:
+            assert decoder
+            with torch.cuda.stream(stream):
+                pixels_BCHW = blank(self.batch_size, target.height, target.width, target.fill, self._device)
+                for timed in (1, batches):  # the first one warms up
+                    begun = time.perf_counter()
+                    if any(decoder.fill(pixels_BCHW, jobs) for _ in range(timed)):
+                        raise RuntimeError("sound JPEGs cannot be decoded")
+                    if ready := mark(stream):
+                        ready.synchronize()
+            return batches * self.batch_size / (time.perf_counter() - begun)
+        finally:
+            self._lanes.put(lane)
+
+    def close(self) -> None:
+        """End the threads, and give back what the lanes hold. No batch may be in work."""
+        self._helpers.shutdown()
+        if self._cores:
+            self._cores.close()
+        for _ in range(self.threads):
+            self._lanes.get()
 
     def __call__(self, batch: ReadBatch) -> PixelBatch:
         """Decode all slots. The slot of an image that cannot be decoded stays blank."""
@@ -137,7 +152,7 @@ class Decode:
 
     def _decode(self, batch: ReadBatch, decoder: FastDecoder | None) -> tuple[Tensor, list[Decoded | Reject | None]]:
         target = self._target
-        pixels_BCHW = blank(self._batch_size, target.height, target.width, target.fill, self._device)
+        pixels_BCHW = blank(self.batch_size, target.height, target.width, target.fill, self._device)
         outcomes: list[Decoded | Reject | None] = [None] * len(batch.slots)
         jobs: list[DecodeJob] = []
         for_cpu: list[tuple[FastDecoder, DecodeJob]] = []
@@ -197,6 +212,8 @@ class Decode:
         header = inspect(content.data, self._settings.pixels) if decoder else None
         if decoder is None or header is None or header.kind not in decoder.kinds:
             return None
+        if self._cores and header.is_rgb and self._settings.pixels is not None:
+            return None  # nvImageCodec takes every JPEG of three components for YCbCr
         orientation = header.orientation if self._settings.orientation == "upright" else 1
         width, height = upright_size(header.width, header.height, orientation)
         if width * height > self._settings.max_pixels:
@@ -212,7 +229,9 @@ class Decode:
             if header.kind not in decoder.kinds:
                 return None
         decoded = Decoded(width=width, height=height, decoder=decoder.name)
-        return decoder, DecodeJob(slot=slot, data=content.data, geometry=geometry), decoded
+        share = self.engine_share if header.kind == "jpeg" else None
+        engines = share is not None and goes_to_engines(row_id, share)
+        return decoder, DecodeJob(slot=slot, data=content.data, geometry=geometry, engines=engines), decoded
 
     def _by_pillow(self, content: Encoded | Picture | Reject | None) -> _Opened | Reject:
         assert isinstance(content, (Encoded, Picture))

@@ -35,7 +35,8 @@ def compiled(work: Work, like: Tensor) -> Work:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder("inductor")))
     import torch._inductor.config as inductor
 
-    inductor.deterministic = True
+    if hasattr(inductor, "deterministic"):  # older versions of torch choose nothing by timing, unless they are asked to
+        inductor.deterministic = True
     fast: Work = torch.compile(work, dynamic=False)
     fast(like)
     return fast

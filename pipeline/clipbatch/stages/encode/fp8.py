@@ -113,7 +113,8 @@ class Loss:
     def compare(self, normal_BCHW: Tensor, image_BD: Tensor) -> None:
         """normal_BCHW: the tower's input, float32. image_BD: the embeddings that the fp8 tower computed from it."""
         assert self._tower
-        outputs = self._tower(normal_BCHW)
+        with torch.backends.cudnn.flags(allow_tf32=False):  # on by default, and TF32 has a mantissa of only 10 bits
+            outputs = self._tower(normal_BCHW)
         exact_BD = outputs[0] if isinstance(outputs, tuple) else outputs  # CoCa's tower also returns tokens
         self._cosines += functional.cosine_similarity(exact_BD.float(), image_BD.float()).tolist()
         if len(self._cosines) >= COMPARED:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -158,9 +159,9 @@ def find_weights(settings: ModelSettings) -> Literal["file", "cached", "reachabl
         return "file"
     if not name.startswith("hf-hub:"):
         _check_tag(name, pretrained)
-    constants.HF_HUB_OFFLINE = True
     try:
-        _download(name, pretrained)
+        with _hub(offline=True):
+            _download(name, pretrained)
     except Exception:  # the hub's client raises all kinds of exceptions for files that it does not have
         return "reachable" if _reachable() else "nowhere"
     return "cached"
@@ -190,16 +191,27 @@ def _weights(name: str, pretrained: str | None) -> Path:
         ) from error
 
 
+@contextlib.contextmanager
+def _hub(*, offline: bool) -> Iterator[None]:
+    """Meanwhile the hub's client uses the network or its cache alone; then as the process had it before."""
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = offline
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
 def _locally_first(action: Callable[[], T]) -> T:
     """Do `action` offline, with cached files only. If that fails and the hub answers, do it again with the network."""
-    constants.HF_HUB_OFFLINE = True
     try:
-        return action()
+        with _hub(offline=True):
+            return action()
     except Exception:
         if not _reachable():
             raise
-        constants.HF_HUB_OFFLINE = False
-        return action()
+        with _hub(offline=False):
+            return action()
 
 
 def trained_with(name: str, pretrained: str | None) -> JsonObject:

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from clipbatch.config import hardware
-from clipbatch.stages.cuda import mark, stream_on
+from clipbatch.errors import InputError, brief
+from clipbatch.stages.cuda import is_device_error, mark, stream_on
 from clipbatch.stages.encode import fp8
 from clipbatch.stages.encode.compile import Graph, Work, compiled
 from clipbatch.stages.encode.model import DTYPES, Model
@@ -104,12 +105,23 @@ class Encode:
             torch.backends.mha.set_fastpath_enabled(False)
         self._at_once = self._batch_size = batch_size
         like_BHWC = torch.zeros((batch_size, model.height, model.width, 3), dtype=torch.uint8, device=device)
+        # Why torch.compile failed, in which case the model runs without it; None if it did not, or was not asked for.
+        self.not_compiled: str | None = None
         self._whole = self._prepared(like_BHWC.permute(0, 3, 1, 2), compiles=compiles)
 
     @torch.inference_mode()
     def _prepared(self, like_BCHW: Tensor, *, compiles: bool) -> Work:
         """`embed` for full batches, which have the shape of `like_BCHW`."""
-        whole: Work = compiled(self._embed, like_BCHW) if compiles else self._embed
+        whole: Work = self._embed
+        if compiles:
+            try:
+                whole = compiled(self._embed, like_BCHW)
+            except InputError as error:
+                self.not_compiled = str(error)
+            except Exception as error:  # the compiler, the C compiler and the GPU raise all kinds of exceptions
+                if is_device_error(error):
+                    raise
+                self.not_compiled = f"torch.compile fails here: {brief(error)}"
         if self._stream is None:
             return whole
         try:
@@ -120,7 +132,8 @@ class Encode:
             _log.warning(
                 f"this model cannot be recorded as a CUDA graph and runs without one: {str(error).splitlines()[0]}"
             )
-        torch.cuda.empty_cache()  # after the except blocks, when nothing refers to the unfinished graph
+        with contextlib.suppress(RuntimeError):  # older versions of torch refuse it after a recording that failed
+            torch.cuda.empty_cache()  # after the except blocks, when nothing refers to the unfinished graph
         return whole
 
     def __call__(self, batch: PixelBatch) -> EmbeddedBatch:

@@ -7,7 +7,6 @@ behind as a daemon thread, and another reader takes its place.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import queue
 import threading
@@ -29,6 +28,8 @@ LOCAL_READS = 16
 # Reads at the same time from stores and the web, where most of a read is waiting. They hide a latency of 50 ms up to
 # 1000 images/s.
 REMOTE_READS = 64
+# How long `close` waits for a thread that has nothing to do.
+_END_S = 5.0
 
 
 class Read:
@@ -41,6 +42,8 @@ class Read:
         self._fetch = Fetch(settings)
         self.probe = self._fetch.probe
         self._idle: deque[_Reader] = deque()
+        self._readers: list[_Reader] = []
+        self._changing = threading.Lock()
         self._done = 0
 
     @property
@@ -67,10 +70,15 @@ class Read:
         self._fetch.forget()
 
     def close(self) -> None:
-        """End the idle threads. Call it when no batch is being read."""
-        with contextlib.suppress(IndexError):
-            while True:
-                self._idle.pop().jobs.put(None)
+        """End the threads. Call it when no batch is being read. It does not wait for one that hangs in a file."""
+        with self._changing:
+            readers, self._readers = self._readers, []
+        for reader in readers:
+            reader.jobs.put(None)
+        for reader in readers:
+            if reader.item is None:
+                reader.thread.join(_END_S)
+        self._idle.clear()
 
     def _share(self, batch: ItemBatch) -> int:
         """How many readers a batch gets, so that all batches together have the number that is wanted."""
@@ -88,6 +96,8 @@ class Read:
             reader = self._idle.pop()
         except IndexError:
             reader = _Reader(self._fetch, self._idle)
+            with self._changing:
+                self._readers = [other for other in self._readers if other.thread.is_alive()] + [reader]
         reader.jobs.put(job)
         return reader
 
@@ -171,7 +181,8 @@ class _Reader:
         self.jobs: queue.SimpleQueue[_BatchRead | None] = queue.SimpleQueue()
         self.item: _InHand | None = None
         self._fetch, self._idle = fetch, idle
-        threading.Thread(target=self._loop, name="reader", daemon=True).start()
+        self.thread = threading.Thread(target=self._loop, name="reader", daemon=True)
+        self.thread.start()
 
     def _loop(self) -> None:
         while (job := self.jobs.get()) is not None and self._finish(job):

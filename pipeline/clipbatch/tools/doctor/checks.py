@@ -106,8 +106,8 @@ def judge_torch(answer: Answer) -> Iterator[Finding]:
     if hardware.has_gpu() and answer["cuda"] is None:
         remedy = "install the torch that is built for CUDA (pip install torch, not the +cpu wheel)"
     elif hardware.has_gpu() and driver and driver // 1000 < (major := int((answer["cuda"] or "0").partition(".")[0])):
-        branch = _DRIVERS.get(major, "see its release notes")
-        remedy = f"install a driver that supports CUDA {major} ({branch} or later)"
+        branch = f" ({_DRIVERS[major]} or later)" if major in _DRIVERS else ""
+        remedy = f"install a driver that supports CUDA {major}{branch}"
         if driver // 1000 == 12:
             remedy += f", or a torch built for CUDA 12: {_FOR_CUDA_12}"
     elif hardware.has_gpu() and not answer["gpus"]:

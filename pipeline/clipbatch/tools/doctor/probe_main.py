@@ -70,7 +70,9 @@ def dali_decodes(device: str) -> Answer:
     header = inspect(data)
     assert header
     target = Target(height=64, width=64, resize_mode="shortest", interpolation="bicubic", fill=0)
-    decoder = DaliDecoder(batch_size=1, interpolation="bicubic", device_id=None if device == "cpu" else 0, threads=1)
+    decoder = DaliDecoder(
+        batch_size=1, interpolation="bicubic", device_id=None if device == "cpu" else 0, threads=1, engines=False
+    )
     pixels_BCHW = blank(1, 64, 64, 0, device)
     geometry = geometry_of(header.height, header.width, header.orientation, target)
     failed = decoder.fill(pixels_BCHW, [DecodeJob(slot=0, data=data, geometry=geometry)])

@@ -24,7 +24,7 @@ from clipbatch.rundir.manifest import Manifest
 from clipbatch.rundir.schema import LISTING
 from clipbatch.stages.encode import check_device, load
 from clipbatch.stages.flow import Flow, bottleneck
-from clipbatch.stages.pipeline import LoadedModel
+from clipbatch.stages.loading import LoadedModel
 from clipbatch.stages.read import Backpressure
 from clipbatch.tools.tune.trials import Rate
 from clipbatch.types import ItemBatch

@@ -15,6 +15,7 @@ from typing import Any
 
 from clipbatch.config import Settings
 from clipbatch.errors import InputError
+from clipbatch.workers.devices import workers_per_gpu
 
 # How long the cluster's address may take to accept a connection.
 _CONNECT_TIMEOUT_S = 10.0
@@ -48,10 +49,12 @@ class RayCluster:
         self._closing = contextlib.ExitStack()
         self.ray = _connect(self._closing)
         nodes = self.nodes().values()
-        # Whether each worker gets a GPU.
+        # Whether each worker gets a GPU, or with `share_gpus` a part of one.
         self.gpus = device == "cuda" or (device == "auto" and any(node.get("GPU") for node in nodes))
+        self.workers_per_gpu = 1
         # How many cores each worker requests.
         self.cores = launch.cpus_per_worker or default_cores(nodes, gpus=self.gpus)
+        self._settings = settings
         if not (launch.workers or self.room()):
             self.close()
             raise InputError(
@@ -59,11 +62,19 @@ class RayCluster:
                 "makes a cluster that scales by itself start nodes"
             )
 
+    def share_gpus(self, gflop: float) -> None:
+        """Let several workers share each GPU and its cores, as `devices.workers_per_gpu` says for a model's cost."""
+        if self.gpus:
+            self.workers_per_gpu = workers_per_gpu(self._settings, gflop, self.cores)
+            if self._settings.launch.cpus_per_worker is None:
+                self.cores = max(1, self.cores // self.workers_per_gpu)
+
     @property
     def wants(self) -> str:
         """The resources that a worker requests, in words."""
         cores = f"{self.cores} core{'s' if self.cores != 1 else ''}"
-        return f"a GPU and {cores}" if self.gpus else cores
+        gpu = "a GPU" if self.workers_per_gpu == 1 else f"1/{self.workers_per_gpu} of a GPU"
+        return f"{gpu} and {cores}" if self.gpus else cores
 
     def nodes(self) -> dict[str, Node]:
         """The resources of each node that is alive, by Ray's node ID."""
@@ -75,7 +86,7 @@ class RayCluster:
 
     def slots(self, node: Node) -> int:
         """How many workers fit on `node` if nothing else runs there."""
-        return slots(node, self.cores, gpus=self.gpus)
+        return slots(node, self.cores, gpus=self.gpus, workers_per_gpu=self.workers_per_gpu)
 
     def close(self) -> None:
         self._closing.close()
@@ -89,10 +100,10 @@ def default_cores(nodes: Iterable[Node], *, gpus: bool) -> int:
     return min((int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1), default=1)
 
 
-def slots(node: Node, cores: int, *, gpus: bool) -> int:
-    """How many workers fit on `node` if each uses `cores` cores and, with `gpus`, one GPU."""
+def slots(node: Node, cores: int, *, gpus: bool, workers_per_gpu: int = 1) -> int:
+    """How many workers fit on `node` if each uses `cores` cores and, with `gpus`, its part of a GPU."""
     limits = [node.get("CPU", 0) // cores] if cores else []
-    return int(min([*limits, node.get("GPU", 0)] if gpus else limits))
+    return int(min([*limits, node.get("GPU", 0) * workers_per_gpu] if gpus else limits))
 
 
 def _connect(closing: contextlib.ExitStack) -> Any:

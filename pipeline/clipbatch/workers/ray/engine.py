@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import clipbatch
-from clipbatch.config import Settings
+from clipbatch.config import Settings, models
 from clipbatch.errors import ClipbatchError, InputError
 from clipbatch.rundir.manifest import Manifest
 from clipbatch.storage.uris import absolute, is_url
@@ -147,9 +147,12 @@ class RayEngine:
         path, device = absolute(str(context.run.path)), "cuda:0" if self._cluster.gpus else "cpu"
         self._context, self._arguments = context, (path, context.plan.fingerprint, context.runtime, device)
         self._sample = _sample(context)
+        if context.plan.rescored is None:
+            self._cluster.share_gpus(models.gflop(context.plan.settings["model"]))
+            self._room = self._cluster.room()
         self._actor = self._cluster.ray.remote(
             num_cpus=self._cluster.cores,
-            num_gpus=int(self._cluster.gpus),
+            num_gpus=1 / self._cluster.workers_per_gpu if self._cluster.gpus else 0,
             max_concurrency=_THREADS,
             scheduling_strategy="SPREAD",
         )(RayActor)
