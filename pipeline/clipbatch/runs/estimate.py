@@ -31,6 +31,7 @@ from clipbatch.inputs import listing as listings
 from clipbatch.inputs.sample import Sample
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.manifest import Manifest
+from clipbatch.rundir.part_file import PartFile
 from clipbatch.rundir.schema import STAMPS, group_columns, result_fields
 from clipbatch.runs import plan as planner
 from clipbatch.runs import run as runner
@@ -41,6 +42,8 @@ from clipbatch.workers.ranks import Rank
 
 # More than any machine labels in the seconds that one waits for an estimate.
 _SAMPLE_ROWS = 200_000
+# Rows that are enough to know their size.
+_SIZED_ROWS = 20_000
 # Parts that are written meanwhile, so that their size is known.
 _SHARDS_A_MINUTE = 10
 # Share of the seconds that are not counted: the first images wait for one another in empty queues.
@@ -193,20 +196,29 @@ def _count_all(rates: dict[str, float], made: Report) -> None:
 
 
 def _sizes(run: RunDir, plan: Plan) -> dict[str, float]:
-    """Rows of the finished parts, and the bytes of their columns and of the rest of each file."""
-    rows = columns = rest = 0
-    done = sorted(run.done(plan))
-    for shard in done:
-        path = run.part(shard, plan.shards)
-        metadata = pq.read_metadata(parquet_source(path))
-        own = sum(
-            metadata.row_group(group).column(column).total_compressed_size
-            for group in range(metadata.num_row_groups)
-            for column in range(metadata.num_columns)
-        )
-        rows, columns = rows + metadata.num_rows, columns + own
-        rest += Path(str(path)).stat().st_size - own
-    return {"rows": rows, "columns": columns, "rest_a_part": rest / len(done) if done else 0.0}
+    """Rows of the finished parts, and the bytes of their columns and of the rest of a file, if they were one part.
+
+    Small parts take more bytes a row than the run's own will, so their rows are written once more, together.
+    """
+    tables, rows = [], 0
+    for shard in sorted(run.done(plan)):
+        if rows < _SIZED_ROWS:
+            tables.append(pq.read_table(parquet_source(run.part(shard, plan.shards))))
+            rows += tables[-1].num_rows
+    if not tables:
+        return {"rows": 0, "columns": 0, "rest_a_part": 0.0}
+    table = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
+    path = Path(str(run.path)) / "sizes.parquet"
+    with PartFile(path, tables[0].schema, plan.run_settings().output.compression) as file:
+        file.write(table)
+        file.close({})
+    metadata = pq.read_metadata(path)
+    own = sum(
+        metadata.row_group(group).column(column).total_compressed_size
+        for group in range(metadata.num_row_groups)
+        for column in range(metadata.num_columns)
+    )
+    return {"rows": rows, "columns": own, "rest_a_part": float(path.stat().st_size - own)}
 
 
 def _figures(
