@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from clipbatch.cli.options import Json, complete_models
+from clipbatch.config.nesting import JsonObject
 
 if TYPE_CHECKING:
     from clipbatch.config.label_set import LabelGroup
@@ -62,7 +63,7 @@ def labels_command(
         )
 
 
-def _prompts_of(group: LabelGroup) -> dict[str, Any]:
+def _prompts_of(group: LabelGroup) -> JsonObject:
     """For each label its prompts; for each tag those of its two sides."""
     if group.opposites is None:
         return dict(zip(group.names, group.prompts, strict=True))

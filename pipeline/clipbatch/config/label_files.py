@@ -31,7 +31,7 @@ from typing import Any
 
 from clipbatch.config import parse_toml
 from clipbatch.config.label_set import LabelGroup
-from clipbatch.config.nesting import check_json
+from clipbatch.config.nesting import JsonObject, check_json
 from clipbatch.errors import InputError, nearest, reading_failed
 
 DEFAULT_TEMPLATE = "a photo of a {}."
@@ -108,7 +108,7 @@ def _read(path: Path) -> str:
 
 
 def _json_names(path: Path) -> list[str]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> JsonObject:
         distinct([key for key, _ in pairs], f"{path}: ids")
         return dict(pairs)
 
@@ -220,7 +220,7 @@ def _check_group_names(names: list[str], place: str) -> None:
             )
 
 
-def _toml_group(name: str, table: dict[str, Any], place: str, given: list[str]) -> LabelGroup:
+def _toml_group(name: str, table: JsonObject, place: str, given: list[str]) -> LabelGroup:
     """A group from its table. place: how messages name it. given: templates that replace the table's."""
     header = f"[groups.{name}.labels]" if name else "[labels]"
     kind = "tags" if "tags" in table else "labels"

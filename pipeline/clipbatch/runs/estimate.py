@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from clipbatch.config import LaunchSettings, Settings, auto, models
 from clipbatch.config.label_set import LabelSet
 from clipbatch.config.labels import load
+from clipbatch.config.nesting import JsonObject
 from clipbatch.config.sampling import wilson
 from clipbatch.config.validation import at_least
 from clipbatch.errors import InputError, InterruptedRunError
@@ -106,7 +107,7 @@ class _Watch(Progress):
             raise _TimeUpError("the time for the sample is up")
 
 
-def estimate(settings: Settings, offer: Offer, *, plan: str | None = None, quiet: bool = True) -> dict[str, Any]:
+def estimate(settings: Settings, offer: Offer, *, plan: str | None = None, quiet: bool = True) -> JsonObject:
     """Label a sample of the input of `settings`, or of what is left of the run directory `plan`, and say what all of it
     will take.
 
@@ -228,7 +229,7 @@ def _figures(
     rates: dict[str, float],
     sizes: dict[str, float],
     offer: Offer,
-) -> dict[str, Any]:
+) -> JsonObject:
     if not rates.get("rows") or not rates.get("seconds"):
         raise InputError(
             f"no image was done in {offer.seconds:g} s after the start: give more --seconds, or a smaller --batch-size"
@@ -243,7 +244,7 @@ def _figures(
     parts = -(-rows // settings.shard_size)
     low, high = wilson(rates["bad"], rates["done"])
     notes = []
-    found: dict[str, Any] = {
+    found: JsonObject = {
         "rows": rows,
         "sample_rows": int(rates["done"]),
         "device": device,
@@ -272,7 +273,7 @@ def _figures(
     return found | {"notes": notes}
 
 
-def text(found: dict[str, Any]) -> str:
+def text(found: JsonObject) -> str:
     """The estimate in a few lines, for a terminal."""
     bad = found["bad"]
     lines = [

@@ -25,6 +25,7 @@ from typing import Any
 from torch import Tensor
 
 from clipbatch.config import DecodeSettings
+from clipbatch.config.nesting import JsonObject
 from clipbatch.errors import ClipbatchError
 from clipbatch.stages.decode.geometry import Target
 from clipbatch.stages.decode.pixels import blank
@@ -241,5 +242,5 @@ def _collect(fd: int, answer: list[Any], slots: Sequence[Slot], pixels_BCHW: Ten
     ]
 
 
-def _outcome(facts: dict[str, Any]) -> Outcome:
+def _outcome(facts: JsonObject) -> Outcome:
     return Decoded(**facts) if "decoder" in facts else Reject(**facts)

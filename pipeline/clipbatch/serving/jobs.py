@@ -11,10 +11,10 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from clipbatch.config import Settings
 from clipbatch.config.auto import device_of
+from clipbatch.config.nesting import JsonObject
 from clipbatch.errors import ClipbatchError, InterruptedRunError
 from clipbatch.rundir.layout import RunDir
 from clipbatch.runs import report, run
@@ -61,7 +61,7 @@ class _JobWorker:
 
     def __init__(self, spool: Spool, classifier: Classifier, metrics: Metrics, planner: PlanProcess) -> None:
         self._spool, self._classifier, self._metrics, self._planner = spool, classifier, metrics, planner
-        self._unfinished: dict[str, dict[str, Any]] = {}
+        self._unfinished: dict[str, JsonObject] = {}
         """Answers that could not be written, or whose job could not be moved, by job."""
         self._tried = 0.0
 
@@ -84,7 +84,7 @@ class _JobWorker:
         place = str(self._spool.working / name)
         settings = self._classifier.settings.replace(inputs=(place,), limit=None, sample=None, seed=None, max_bad=None)
         out = self._spool.runs / name
-        answer: dict[str, Any] = {"job": name, "out": str(out)}
+        answer: JsonObject = {"job": name, "out": str(out)}
         if dropped not in (None, name):
             answer["dropped_as"] = dropped
         try:
@@ -115,7 +115,7 @@ class _JobWorker:
             for name, answer in list(self._unfinished.items()):
                 self._finish(name, answer)
 
-    def _finish(self, name: str, answer: dict[str, Any]) -> None:
+    def _finish(self, name: str, answer: JsonObject) -> None:
         self._tried = time.monotonic()
         try:
             self._spool.finish(name, answer, failed="error" in answer)

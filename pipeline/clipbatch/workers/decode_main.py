@@ -15,11 +15,11 @@ import os
 import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pyarrow as pa
 
 from clipbatch.config import DecodeSettings
+from clipbatch.config.nesting import JsonObject
 from clipbatch.stages import fast_import, memory
 from clipbatch.types import Encoded, Item, ItemBatch, ReadBatch
 from clipbatch.workers.child import Parent, failure, serve
@@ -46,7 +46,7 @@ def answer(parent: Parent) -> None:
         threads=len(lanes),
     )
 
-    def work(order: dict[str, Any]) -> None:
+    def work(order: JsonObject) -> None:
         try:
             lane = int(lanes[order["lane"]])
             pixels = decode(_batch(lane, order["start"], order["sizes"]))

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from clipbatch.config.nesting import JsonObject
 from clipbatch.errors import InputError
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.storage.atomic import publish, write_json
@@ -54,7 +54,7 @@ class Request:
             raise InputError(f"--thresholds {self.thresholds}: name a .toml file, which becomes a label file")
 
 
-def evaluate(path: str, request: Request) -> dict[str, Any]:
+def evaluate(path: str, request: Request) -> JsonObject:
     """Compare the run in `path` with the truth; returns what `evaluation.json` holds.
 
     Raises: InputError where the truth, a label file or the run does not fit, naming the remedy; then it writes nothing.
@@ -108,8 +108,8 @@ def _check_thresholds(request: Request, scores: GroupScores, truth: Truth) -> No
         raise InputError(f"--thresholds {request.thresholds}: there is no folder {folder}")
 
 
-def _result(run: RunDir, plan: Plan, scores: GroupScores, truth: Truth, tally: Tally) -> dict[str, Any]:
-    result: dict[str, Any] = {
+def _result(run: RunDir, plan: Plan, scores: GroupScores, truth: Truth, tally: Tally) -> JsonObject:
+    result: JsonObject = {
         "fingerprint": run.fingerprint(),
         "group": scores.group.name,
         "labels": scores.group.names,
@@ -156,13 +156,13 @@ def _result(run: RunDir, plan: Plan, scores: GroupScores, truth: Truth, tally: T
     return result
 
 
-def _write(run: RunDir, result: dict[str, Any], confusion: pa.Table) -> None:
+def _write(run: RunDir, result: JsonObject, confusion: pa.Table) -> None:
     with publish(run.path / CONFUSION) as file:
         pq.write_table(confusion, file)
     write_json(run.path / EVALUATION, result)
 
 
-def text(result: dict[str, Any]) -> str:
+def text(result: JsonObject) -> str:
     """The evaluation in a few lines, for a terminal."""
     truth = result["truth"]
     lines = [f"warning: {warning}" for warning in result["warnings"]]
@@ -205,7 +205,7 @@ def text(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _share(entry: dict[str, Any]) -> str:
+def _share(entry: JsonObject) -> str:
     if entry["value"] is None:
         return "no image"
     return f"{100 * entry['value']:.2f}% (95% interval {100 * entry['low']:.2f} to {100 * entry['high']:.2f}%)"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pyarrow as pa
 
 from clipbatch.config.label_set import LabelGroup
+from clipbatch.config.nesting import JsonObject
 from clipbatch.rundir.counts import count_statuses
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.tools.evaluate.scores import GroupScores, part_batches
@@ -27,7 +26,7 @@ _MIN_IMAGES = 30
 _NAMED = 5
 
 
-def overall(tally: Tally, scores: GroupScores) -> dict[str, Any]:
+def overall(tally: Tally, scores: GroupScores) -> JsonObject:
     """Figures of all images together."""
     recalls = tally.found[tally.support > 0] / tally.support[tally.support > 0]
     precisions = [_average_precision(tally, number) for number in range(tally.size)]
@@ -43,7 +42,7 @@ def overall(tally: Tally, scores: GroupScores) -> dict[str, Any]:
             "macro_f1": float(np.mean(f1s)) if f1s else None,
             "mean_average_precision": mean_precision,
         }
-    found: dict[str, Any] = {
+    found: JsonObject = {
         "accuracy": share(tally.right, tally.images),
         "mean_recall": float(recalls.mean()) if len(recalls) else None,
         "mean_average_precision": mean_precision,
@@ -62,7 +61,7 @@ def overall(tally: Tally, scores: GroupScores) -> dict[str, Any]:
     return found
 
 
-def per_label(tally: Tally, names: list[str]) -> list[dict[str, Any]]:
+def per_label(tally: Tally, names: list[str]) -> list[JsonObject]:
     """Precision, recall, F1, average precision and support of each label, in the order of the labels."""
     return [
         {
@@ -86,7 +85,7 @@ def _average_precision(tally: Tally, number: int) -> float | None:
     return average_precision(positive, everything)
 
 
-def estimate(tally: Tally, plan: Plan, run: RunDir) -> dict[str, Any]:
+def estimate(tally: Tally, plan: Plan, run: RunDir) -> JsonObject:
     """The accuracy of the whole run, from a review queue."""
     strata, unanswered_strata, unanswered = tally.strata()
     value, low, high = stratified(strata)
@@ -113,7 +112,7 @@ def estimate(tally: Tally, plan: Plan, run: RunDir) -> dict[str, Any]:
     }
 
 
-def confusions(tally: Tally, names: list[str]) -> list[dict[str, Any]]:
+def confusions(tally: Tally, names: list[str]) -> list[JsonObject]:
     """The most frequent wrong pairs of truth and label."""
     names = [*names, NO_LABEL_NAME]
     pairs = [(count, *divmod(code, tally.size + 1)) for code, count in tally.confusion.items()]
@@ -159,7 +158,7 @@ def _items(tally: Tally) -> list[tuple[int, float]]:
     return list(tally.confusion.items())
 
 
-def warnings(tally: Tally, truth: Truth, scores: GroupScores, result: dict[str, Any]) -> list[str]:
+def warnings(tally: Tally, truth: Truth, scores: GroupScores, result: JsonObject) -> list[str]:
     """What is wrong with the truth as a whole, in sentences."""
     said = []
     if tally.unknown:
@@ -191,7 +190,7 @@ def warnings(tally: Tally, truth: Truth, scores: GroupScores, result: dict[str, 
     return said
 
 
-def add_examples(result: dict[str, Any], run: RunDir, plan: Plan, scores: GroupScores, truth: Truth) -> None:
+def add_examples(result: JsonObject, run: RunDir, plan: Plan, scores: GroupScores, truth: Truth) -> None:
     """Put images into each of the confusions: those with the highest scores, which are the surest mistakes."""
     wanted = {(entry["truth"], entry["label"]): entry for entry in result.get("confusions", [])}
     if not wanted:

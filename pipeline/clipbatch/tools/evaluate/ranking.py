@@ -10,7 +10,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from clipbatch.config import LabelSettings
 from clipbatch.config.label_set import LabelGroup, LabelSet
 from clipbatch.config.labels import load
+from clipbatch.config.nesting import JsonObject
 from clipbatch.config.scoring import check_scoring
 from clipbatch.errors import InputError
 from clipbatch.rundir.layout import Plan, RunDir
@@ -70,7 +70,7 @@ class _Candidate:
         self.seconds += time.perf_counter() - begun
 
 
-def rank(run: RunDir, plan: Plan, files: Sequence[str], truth: Truth, group: str | None) -> list[dict[str, Any]]:
+def rank(run: RunDir, plan: Plan, files: Sequence[str], truth: Truth, group: str | None) -> list[JsonObject]:
     """The files, best first, each with its share of right images and that share's 95% interval.
 
     An image is right if its label is its truth, or, where it may have several, if its labels are all of its truth and

@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from clipbatch.config.nesting import JsonObject
 from clipbatch.config.sampling import wilson
 
 BINS = 8192
@@ -110,7 +110,7 @@ def rates(right: float, predicted: float, support: float) -> dict[str, float | N
     return {"precision": precision, "recall": recall, "f1": f1}
 
 
-def calibration(count_N: Counts, right_N: Counts, sum_N: NDArray[np.float64]) -> dict[str, Any]:
+def calibration(count_N: Counts, right_N: Counts, sum_N: NDArray[np.float64]) -> JsonObject:
     """Expected calibration error, with what it is made of. count_N, right_N, sum_N: images, right ones and their summed
     scores in bins of equal width from 0 to 1."""
     total, width = int(count_N.sum()), 1 / len(count_N)

@@ -7,12 +7,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clipbatch.config.label_set import LabelGroup, LabelSet
+from clipbatch.config.nesting import JsonObject
 from clipbatch.config.sampling import wilson
 from clipbatch.storage.atomic import publish
 from clipbatch.tools.evaluate.statistics import edge, rates, share
@@ -30,9 +30,9 @@ class Choice:
     # None where no threshold reaches the precision, or the half to choose on has no image of the label.
     threshold: float | None
     why_not: str | None
-    chosen_on: dict[str, Any]
+    chosen_on: JsonObject
     # Precision with its interval, recall, F1, images at or above the threshold, and support.
-    tried_on: dict[str, Any]
+    tried_on: JsonObject
 
 
 def choose(tally: Tally, group: LabelGroup, kind: str, precision: float | None) -> list[Choice]:
@@ -85,15 +85,15 @@ def _best(
     return int(reaching[0]), None
 
 
-def _figures(right_N: NDArray[np.int64], taken_N: NDArray[np.int64], support: int, at: int | None) -> dict[str, Any]:
+def _figures(right_N: NDArray[np.int64], taken_N: NDArray[np.int64], support: int, at: int | None) -> JsonObject:
     place = 0 if at is None else at
     right, taken = int(right_N[place]), int(taken_N[place])
     low, high = wilson(right, taken)
-    figures: dict[str, Any] = {**rates(right, taken, support), "precision_low": low, "precision_high": high}
+    figures: JsonObject = {**rates(right, taken, support), "precision_low": low, "precision_high": high}
     return figures | {"images": taken, "right": right, "support": support}
 
 
-def summary(choices: Sequence[Choice], precision: float | None) -> dict[str, Any]:
+def summary(choices: Sequence[Choice], precision: float | None) -> JsonObject:
     """What was chosen, for `evaluation.json`. The overall figures are those of the half to try on."""
     chosen = [choice for choice in choices if choice.threshold is not None]
     right, taken = (sum(choice.tried_on[name] for choice in chosen) for name in ("right", "images"))

@@ -11,11 +11,12 @@ The JSON file comes last, so where it is, the others are whole.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from clipbatch import __version__
 from clipbatch.config import Settings
 from clipbatch.config import labels as label_sets
+from clipbatch.config.nesting import JsonObject
 from clipbatch.errors import InputError
 from clipbatch.runs import plan
 from clipbatch.storage.atomic import file_sha256, write_json
@@ -24,9 +25,7 @@ from clipbatch.tools.export.request import Answer, ask, check_free, move_all, st
 SUFFIX = ".onnx"
 
 
-def export(
-    settings: Settings, out: Path, *, precision: Literal["fp32", "fp16"], batch_size: int | None
-) -> dict[str, Any]:
+def export(settings: Settings, out: Path, *, precision: Literal["fp32", "fp16"], batch_size: int | None) -> JsonObject:
     """Write the image tower of the model of `settings` to `out`; returns what the JSON file says.
 
     settings: the model, and labels if there are any. batch_size: of all batches; None: dynamic.
@@ -55,7 +54,7 @@ def export(
     return record
 
 
-def _record(settings: Settings, answer: Answer, precision: str, batch_size: int | None) -> dict[str, Any]:
+def _record(settings: Settings, answer: Answer, precision: str, batch_size: int | None) -> JsonObject:
     """What the JSON file says, without files and labels."""
     facts = answer["facts"]
     return {

@@ -10,7 +10,6 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
@@ -21,6 +20,7 @@ from markupsafe import Markup
 
 from clipbatch import __version__
 from clipbatch.config.label_set import LabelGroup
+from clipbatch.config.nesting import JsonObject
 from clipbatch.errors import InputError
 from clipbatch.rundir.layout import RunDir
 from clipbatch.storage.atomic import publish
@@ -105,9 +105,9 @@ def _write_list(path: Path, tasks: list[bytes]) -> None:
         file.write(b"[" + b",\n".join(tasks) + b"]\n")
 
 
-def _task(row: QueueRow, url_prefix: str, fingerprint: str) -> dict[str, Any]:
+def _task(row: QueueRow, url_prefix: str, fingerprint: str) -> JsonObject:
     image = row.uri if is_url(row.uri) else url_prefix + quote(row.uri)
-    task: dict[str, Any] = {"data": {"image": image, **dataclasses.asdict(row)}}
+    task: JsonObject = {"data": {"image": image, **dataclasses.asdict(row)}}
     if row.label is not None:
         result = {"from_name": "truth", "to_name": "image", "type": "choices", "value": {"choices": [row.label]}}
         task["predictions"] = [
