@@ -68,8 +68,8 @@ class SourceSettings(Checked):
         None, "Input", "identity", "Carry only this column of the input to the output (repeatable, or a,b,c; none: '')."
     )
     limit: int | None = setting(None, "Input", "identity", "Take only the first N rows.")
+    # Take so many rows, drawn uniformly from the whole listing, in the listing's order.
     sample: int | None = setting(None, "Input", "identity", "Take N rows drawn at random from all of the input.")
-    """Take so many rows, drawn uniformly from the whole listing, in the listing's order."""
     seed: int | None = setting(None, "Input", "identity", "Another seed draws another --sample; default: 0.")
 
     def __post_init__(self) -> None:

@@ -17,12 +17,12 @@ from typing import Any
 
 import pyarrow as pa
 
+# A batch of this part of the full one wastes little.
 ENOUGH = 4
-"""A batch of this part of the full one wastes little."""
+# How long a batch waits for the next image.
 LINGER_S = 0.002
-"""How long a batch waits for the next image."""
+# How long it waits for all of them.
 PATIENCE_S = 0.02
-"""How long it waits for all of them."""
 
 
 class Batcher:

@@ -25,8 +25,8 @@ from clipbatch.serving.results import Results
 from clipbatch.serving.sharing import Entry, SharedBatches, label_entries
 from clipbatch.types import Item, ItemBatch, Reject
 
+# Batches of an `astream` that are being labelled at a time.
 _AHEAD = 3
-"""Batches of an `astream` that are being labelled at a time."""
 
 
 class Classifier:

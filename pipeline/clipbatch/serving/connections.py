@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import functools
 import json
-import resource
 import socket
 import threading
 from collections.abc import Callable
@@ -23,12 +22,10 @@ from clipbatch.config.validation import SettingError
 from clipbatch.errors import InputError
 from clipbatch.serving.limits import Limits
 
+# A request that has been sending its body for longer makes room for others where there is none.
 SLOW_AFTER_S = 2.0
-"""A request that has been sending its body for longer makes room for others where there is none."""
+# For a client that still sends, to read why it has been refused.
 _LINGER_S = 2.0
-"""For a client that still sends, to read why it has been refused."""
-_OTHER_FILES = 256
-"""Descriptors that are kept for images, the spool, and libraries."""
 
 
 class BoundedConnection(HttpToolsProtocol):
@@ -47,11 +44,11 @@ class BoundedConnection(HttpToolsProtocol):
         super().__init__(*args, **named)
         self._limits, self._refused, self._unused = limits, refused, unused
         self._timer: asyncio.TimerHandle | None = None
+        # When it began to be idle, or to send its body.
         self._since = self.loop.time()
-        """When it began to be idle, or to send its body."""
         self._discards = self._too_large = False
+        # Bytes since the last piece of a body or the last end of headers: of headers, or of what follows a body.
         self._unfinished = 0
-        """Bytes since the last piece of a body or the last end of headers: of headers, or of what follows a body."""
         self._progress = False
 
     @property
@@ -236,21 +233,6 @@ def listen(address: str) -> socket.socket:
         return socket.create_server((host, int(port)), family=family, backlog=2048)
     except OSError as error:
         raise InputError(f"--http {address}: {error.strerror}; choose another address or port") from error
-
-
-def reserve_descriptors(connections: int) -> None:
-    """Raise this process's limit of open files as far as the connections need it, so that none takes the descriptor of
-    an image. Raises: InputError where the limit cannot be raised so far."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = connections + _OTHER_FILES
-    if soft == resource.RLIM_INFINITY or soft >= needed:
-        return
-    if hard != resource.RLIM_INFINITY and hard < needed:
-        raise InputError(
-            f"--max-connections {connections} needs {needed} open files, and this process may have {hard}: give "
-            f"--max-connections {max(1, hard - _OTHER_FILES)}, or raise the limit (ulimit -Hn, LimitNOFILE=)"
-        )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 class _Uvicorn(uvicorn.Server):

@@ -32,12 +32,12 @@ from clipbatch.stages.decode.pixels import blank
 from clipbatch.types import Decoded, Encoded, ItemBatch, PixelBatch, ReadBatch, Reject
 from clipbatch.workers.child import Child, raise_failure
 
+# Within which a process must have loaded its libraries.
 _START_S = 300.0
-"""Within which a process must have loaded its libraries."""
+# Images that have killed a process and are not tried again.
 _MAX_KILLERS = 1024
-"""Images that have killed a process and are not tried again."""
+# What a lane keeps of memory between batches, at most.
 _LANE_BYTES = 2**26
-"""What a lane keeps of memory between batches, at most."""
 Slot = Encoded | Reject | None
 Outcome = Decoded | Reject | None
 
@@ -55,8 +55,8 @@ class DecodeProcess:
             json.dumps(dataclasses.asdict(target)),
             str(batch_size),
         )
+        # By the digest of their bytes, the oldest first.
         self._killers: dict[bytes, Reject] = {}
-        """By the digest of their bytes, the oldest first."""
         self._changing, self._suspecting, self._closed = threading.Lock(), threading.Lock(), False
         self._fds = [os.memfd_create(f"clipbatch-lane-{number}") for number in range(threads + 1)]
         self._lanes: queue.SimpleQueue[int] = queue.SimpleQueue()

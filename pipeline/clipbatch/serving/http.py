@@ -38,10 +38,10 @@ from clipbatch.serving.metrics import Metrics
 from clipbatch.serving.sharing import Entry
 
 ARROW = "application/vnd.apache.arrow.stream"
+# 16.8 megapixels: a request with no more is taken whatever the others have in hand.
 SMALL_PIXELS = 2**24
-"""16.8 megapixels: a request with no more is taken whatever the others have in hand."""
+# nginx's code for a client that has hung up; nobody gets it.
 _GONE = 499
-"""nginx's code for a client that has hung up; nobody gets it."""
 _NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 _LARGE_BYTES = 2**16
 T = TypeVar("T")
@@ -56,8 +56,8 @@ class Api:
         self.limits, self.metrics = limits, metrics
         self._classifier, self._access = classifier, access or Access()
         self._in_hand, self._pixels = 0, 0
+        # In the order in which they began.
         self._uploads: dict[_Upload, None] = {}
-        """In the order in which they began."""
         self._routes: dict[str, tuple[tuple[str, ...], Callable[[Request], Awaitable[Response]]]] = {
             "/classify": (("POST",), self._classify),
             "/health": (("GET", "HEAD"), self._health),

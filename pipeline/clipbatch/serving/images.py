@@ -19,8 +19,8 @@ from PIL import Image
 from clipbatch.storage.uris import is_outside, path_of, uri_of
 from clipbatch.types import Encoded, Item, ItemBatch, Picture, ReadBatch, Reject
 
+# A path or url, an encoded file's bytes, a PIL image, a NumPy array (uint8, HWC, HW), a tensor (uint8, CHW, HW).
 AnyImage = Union[str, os.PathLike[str], bytes, bytearray, memoryview, Image.Image, NDArray[np.uint8], torch.Tensor]
-"""A path or url, an encoded file's bytes, a PIL image, a NumPy array (uint8, HWC, HW), a tensor (uint8, CHW, HW)."""
 _BYTES = (bytes, bytearray, memoryview)
 _CHANNELS = (1, 3, 4)
 ROWS = pa.schema([("row_id", pa.int64()), ("uri", pa.string())])

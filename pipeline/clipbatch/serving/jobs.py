@@ -28,11 +28,11 @@ from clipbatch.workers import signals
 from clipbatch.workers.ranks import Rank
 from clipbatch.workers.worker import WorkDone
 
+# Ends of services over a job after which it is given up.
 MAX_DEATHS = 10
-"""Ends of services over a job after which it is given up."""
 _POLL_S = 0.005
+# Until an answer that could not be written is tried again.
 _RETRY_S = 5.0
-"""Until an answer that could not be written is tried again."""
 
 
 def work(
@@ -61,8 +61,8 @@ class _JobWorker:
 
     def __init__(self, spool: Spool, classifier: Classifier, metrics: Metrics, planner: PlanProcess) -> None:
         self._spool, self._classifier, self._metrics, self._planner = spool, classifier, metrics, planner
+        # Answers that could not be written, or whose job could not be moved, by job.
         self._unfinished: dict[str, JsonObject] = {}
-        """Answers that could not be written, or whose job could not be moved, by job."""
         self._tried = 0.0
 
     def resume(self, name: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import resource
 import socket
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from starlette.requests import Request
 from clipbatch.config.validation import SettingError, at_least
 from clipbatch.errors import InputError, reading_failed
 
+# Descriptors that are kept for images, the spool, and libraries.
+_OTHER_FILES = 256
 _COUNTS = ("requests", "images", "body_mib", "header_kib", "connections", "json_depth", "megapixels")
 _TIMES = ("body_time", "idle_time", "grace_time")
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -25,27 +28,27 @@ _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 class Limits:
     """How much is taken from clients. Each field is an option of `clipbatch serve`: `--max-requests`, `--body-time`."""
 
+    # Answered at a time; more get 429. Times `body_mib` it is also what all bodies may hold of memory.
     requests: int = 64
-    """Answered at a time; more get 429. Times `body_mib` it is also what all bodies may hold of memory."""
+    # In one request.
     images: int = 256
-    """In one request."""
+    # Of one request's body.
     body_mib: int = 32
-    """Of one request's body."""
+    # Of one request's first line and headers.
     header_kib: int = 32
-    """Of one request's first line and headers."""
+    # Open at a time. One more takes the place of an idle one; where none is idle, it gets 503.
     connections: int = 512
-    """Open at a time. One more takes the place of an idle one; where none is idle, it gets 503."""
+    # Objects and lists inside of one another in a JSON body.
     json_depth: int = 16
-    """Objects and lists inside of one another in a JSON body."""
+    # Of all images in hand, by their headers; a request with more gets 413, one more than that 429.
     megapixels: int = 512
-    """Of all images in hand, by their headers; a request with more gets 413, one more than that 429."""
+    # Seconds for a request's body to arrive.
     body_time: float = 30.0
-    """Seconds for a request's body to arrive."""
+    # Seconds for a request's headers to arrive, from the opening of the connection or from the last answer on it; also
+    # for a client to take an answer.
     idle_time: float = 10.0
-    """Seconds for a request's headers to arrive, from the opening of the connection or from the last answer on it; also
-    for a client to take an answer."""
+    # Seconds for requests in hand to be answered when the service ends.
     grace_time: float = 30.0
-    """Seconds for requests in hand to be answered when the service ends."""
 
     def __post_init__(self) -> None:
         for name in _COUNTS:
@@ -59,12 +62,12 @@ class Access:
     """From whom requests are taken. A page in a browser may send requests to this machine; it cannot choose their Host
     (so a name that somebody points at this address is not one of `hosts`) and it cannot hide its Origin."""
 
+    # Names and addresses that a request may give as its Host, in lower case.
     hosts: frozenset[str] = _LOOPBACK
-    """Names and addresses that a request may give as its Host, in lower case."""
+    # Any IP address is taken as a Host too: the service listens on all addresses of the machine.
     any_address: bool = False
-    """Any IP address is taken as a Host too: the service listens on all addresses of the machine."""
+    # Bearer token that `POST /classify` has to bring; None: none is asked for.
     token: bytes | None = None
-    """Bearer token that `POST /classify` has to bring; None: none is asked for."""
 
     @classmethod
     def of(
@@ -153,3 +156,18 @@ def _is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def reserve_descriptors(connections: int) -> None:
+    """Raise this process's limit of open files as far as the connections need it, so that none takes the descriptor of
+    an image. Raises: InputError where the limit cannot be raised so far."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = connections + _OTHER_FILES
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise InputError(
+            f"--max-connections {connections} needs {needed} open files, and this process may have {hard}: give "
+            f"--max-connections {max(1, hard - _OTHER_FILES)}, or raise the limit (ulimit -Hn, LimitNOFILE=)"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

@@ -17,8 +17,8 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+# Of the environment: what open_clip and torch set when they are imported.
 _VARIABLES = ("TOKENIZERS_PARALLELISM", "TORCHINDUCTOR_CACHE_DIR")
-"""Of the environment: what open_clip and torch set when they are imported."""
 _lock = threading.Lock()
 _borrowers, _forks = 0, 0
 

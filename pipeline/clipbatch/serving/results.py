@@ -20,8 +20,8 @@ class Results:
     """
 
     def __init__(self, table: pa.Table) -> None:
+        # The rows as a `pyarrow.Table`.
         self.table = table
-        """The rows as a `pyarrow.Table`."""
 
     def __len__(self) -> int:
         return int(self.table.num_rows)

@@ -18,9 +18,9 @@ from collections.abc import Callable, Collection
 from clipbatch.config import Settings
 from clipbatch.errors import ClipbatchError, InputError, InterruptedRunError
 from clipbatch.serving import Classifier, jobs
-from clipbatch.serving.connections import listen, reserve_descriptors
+from clipbatch.serving.connections import listen
 from clipbatch.serving.http import Api, Server
-from clipbatch.serving.limits import Access, Limits
+from clipbatch.serving.limits import Access, Limits, reserve_descriptors
 from clipbatch.serving.metrics import Metrics
 from clipbatch.serving.planning import PlanProcess
 from clipbatch.serving.spool import Spool

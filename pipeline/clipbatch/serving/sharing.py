@@ -20,8 +20,8 @@ from clipbatch.stages.decode.header import inspect
 from clipbatch.stages.pillow import with_image
 from clipbatch.types import Encoded, Item, ItemBatch, Picture, ReadBatch, Reject
 
+# 33.6 megapixels: images with more take the lane.
 LARGE_PIXELS = 2**25
-"""33.6 megapixels: images with more take the lane."""
 _READS_AT_ONCE = 32
 
 
@@ -30,8 +30,8 @@ class Entry(NamedTuple):
 
     item: Item
     content: Encoded | Picture | Reject | None
+    # As the image's header states them; 0 where there is no image, or one that is too large to be decoded.
     pixels: int
-    """As the image's header states them; 0 where there is no image, or one that is too large to be decoded."""
 
 
 class SharedBatches:

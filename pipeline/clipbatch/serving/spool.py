@@ -30,8 +30,8 @@ from clipbatch.errors import InputError
 from clipbatch.storage.atomic import locked, remove_leftovers, sync_folder, write_json, writing_failed
 from clipbatch.storage.paths import as_path
 
+# Of a job; a longer name is shortened, as temp files have names of up to 100 bytes more, and 255 is Linux's limit.
 MAX_NAME_BYTES = 150
-"""Of a job; a longer name is shortened, as temp files have names of up to 100 bytes more, and 255 is Linux's limit."""
 _UNFINISHED = (".tmp", ".part")
 _RESULTS = ("done", "failed")
 

@@ -26,8 +26,8 @@ from clipbatch.serving.images import to_batches
 from clipbatch.serving.labeller import Labeller
 
 INPUT = "image"
+# Files of a version folder: settings, labels and the model's facts; the labels' features.
 RECORD, TEXT = "clipbatch.json", "text.npy"
-"""Files of a version folder: settings, labels and the model's facts; the labels' features."""
 
 
 class TritonModel:

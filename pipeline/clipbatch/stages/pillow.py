@@ -63,8 +63,8 @@ _ROUNDING = 1e-3
 # Of damaged metadata, above all; what matters becomes a status.
 _NO_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL\..*"), 0)
 _changing = threading.Lock()
+# The limit that the process had, once for each image that is being decoded.
 _users: list[int | None] = []
-"""The limit that the process had, once for each image that is being decoded."""
 
 
 @contextlib.contextmanager

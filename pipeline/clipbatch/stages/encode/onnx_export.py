@@ -21,10 +21,10 @@ from clipbatch.stages.encode.model import DTYPES, Model
 
 OnnxPrecision = Literal["fp32", "fp16"]
 INPUT, OUTPUT = "pixels", "embedding"
+# Between the file's embeddings and torch's in fp32, by the file's precision.
 MIN_COSINE = {"fp32": 0.99999, "fp16": 0.999}
-"""Between the file's embeddings and torch's in fp32, by the file's precision."""
+# Images that are compared, where the batch is dynamic.
 _COMPARED = 3
-"""Images that are compared, where the batch is dynamic."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,10 +32,10 @@ class OnnxFile:
     """What was written."""
 
     opset: int
+    # Its length.
     embedding: int
-    """Its length."""
+    # Between ONNX Runtime's embeddings and torch's in fp32, on a few images.
     worst_cosine: float
-    """Between ONNX Runtime's embeddings and torch's in fp32, on a few images."""
 
 
 class _ImageTower(nn.Module):

@@ -24,30 +24,30 @@ class Request(TypedDict):
     """What is to be exported, and into which files."""
 
     settings: SettingValues
+    # A label set's identity.
     labels: JsonObject | None
-    """A label set's identity."""
+    # File for the features of `labels`.
     text: str | None
-    """File for the features of `labels`."""
+    # File for the image tower.
     onnx: str | None
-    """File for the image tower."""
+    # Of the image tower in that file.
     precision: Literal["fp32", "fp16"]
-    """Of the image tower in that file."""
+    # Of the image tower in that file; None: dynamic.
     batch_size: int | None
-    """Of the image tower in that file; None: dynamic."""
 
 
 class Answer(TypedDict, total=False):
     """What was exported."""
 
     facts: ModelFacts
+    # How scores are made.
     score: str
-    """How scores are made."""
+    # Its length.
     embedding: int
-    """Its length."""
     text_sha256: str
     opset: int
+    # Between the file's embeddings and torch's, of a few images.
     worst_cosine: float
-    """Between the file's embeddings and torch's, of a few images."""
 
 
 def ask(

@@ -9,8 +9,8 @@ from clipbatch import __version__
 from clipbatch.config import Settings
 from clipbatch.config.labels import LabelSet
 
+# Microseconds for which a batch waits for further images, as `clipbatch serve` waits.
 QUEUE_DELAY_US = 2000
-"""Microseconds for which a batch waits for further images, as `clipbatch serve` waits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,12 +18,12 @@ class Output:
     """An output of the model."""
 
     name: str
+    # As Triton names data types.
     kind: str
-    """As Triton names data types."""
+    # Values for an image.
     length: int
-    """Values for an image."""
+    # Names its values, one a line.
     label_file: str | None = None
-    """Names its values, one a line."""
 
 
 MODEL = '''\
