@@ -25,7 +25,7 @@ from markdown_it import MarkdownIt
 from safetensors.torch import save_file
 
 import clipbatch
-from clipbatch.runs import report as summary
+from clipbatch.runs import report_text as summary
 from tests.conftest import Cli
 
 ROOT = Path(__file__).parents[2]

@@ -46,7 +46,10 @@ class DecodeProcess:
     """Stands in for `stages.decode.Decode`: called with a `ReadBatch`, by up to `threads` threads at a time."""
 
     def __init__(self, settings: DecodeSettings, target: Target, *, batch_size: int, threads: int) -> None:
-        """Starts the processes, and returns before they are ready."""
+        """Start the processes; returns when the first one can decode, so that no request waits for that.
+
+        Raises: ClipbatchError if it cannot be started.
+        """
         self.threads = threads
         self._target, self._batch_size = target, batch_size
         self._batch_s, self._alone_s = settings.worker_timeout, settings.decode_timeout
@@ -64,6 +67,7 @@ class DecodeProcess:
             self._lanes.put(number)
         self._process, self._spare = (_Process(self._arguments, self._fds[:-1]) for _ in range(2))
         self._probe = _Process(self._arguments, self._fds[-1:])
+        self._process.wait_until_ready()
 
     def __call__(self, batch: ReadBatch) -> PixelBatch:
         """Decode all slots; what cannot be decoded keeps a blank one."""
@@ -167,17 +171,21 @@ class _Process:
         """The status of the image that this process, which is dead, was alone with."""
         return "timeout" if self._slow else "crashed"
 
+    def wait_until_ready(self) -> None:
+        """Return when the process can decode, or could and has died. Raises: ClipbatchError if it cannot start."""
+        if not self._ready.wait(_START_S):
+            self._child.kill()
+        if not self._began:
+            log = "\n".join(self._child.log())
+            raise ClipbatchError(f"the process that decodes cannot start; its last words:\n{log}")
+
     def decode(self, lane: int, fd: int, start: int, slots: Sequence[Slot], timeout_s: float) -> list[Any]:
         """What became of each of `slots`, whose pixels are in `fd` then. Raises: EOFError where the process dies."""
         sizes = [len(slot.data) if isinstance(slot, Encoded) else None for slot in slots]
         _fill(fd, [slot.data for slot in slots if isinstance(slot, Encoded)])
         future: Future[Any] = Future()
-        if not self._ready.wait(_START_S):
-            self._child.kill()
+        self.wait_until_ready()
         with self._lock:
-            if not self._began:
-                log = "\n".join(self._child.log())
-                raise ClipbatchError(f"the process that decodes cannot start; its last words:\n{log}")
             if self._death is not None:
                 raise EOFError(self._death)
             self._waiting[lane] = future
