@@ -55,7 +55,7 @@ RUNTIME: dict[str, Any] = {
     **{"template": ["a photo of a {}."], "labels": "zebra , ant", "decode_timeout": 9, "worker_timeout": 9},
     **{"decode_threads": 3, "profile": "trace.json"},
     **{"gpus": "0,1", "workers": 3, "rank": 1, "world_size": 2, "shards": "0-1"},
-    **{"engine": "ray", "cpus_per_worker": 2},
+    **{"engine": "ray", "cpus_per_worker": 2, "workers_per_gpu": 2, "decoder_asked": True, "compile_asked": True},
 }
 
 

@@ -88,7 +88,7 @@ check("closed in the order of opening", before)
 try:
     Classifier(model="clipbatch-demo", labels="cifar10", device="cpu", pretrained=paths[0])
 except Exception as error:
-    assert "cannot be made with the weights" in str(error), error
+    assert "cannot be built with the weights" in str(error), error
 else:
     raise AssertionError("a picture has been loaded as weights")
 check("a Classifier that cannot be opened", before)
