@@ -148,8 +148,8 @@ def test_when_a_node_goes_down_its_task_is_done_on_the_other(
         cluster.kill_node_daemon("n2")
     assert cluster.wait_for_end(check) == "COMPLETED"
     assert (cluster.node_of(lost), cluster.restarts(lost)) == ("n1", 1)
-    assert "on n2: begun" in log(out, lost)
-    assert "on n1: begun" in log(out, lost)
+    assert "on n2: started" in log(out, lost)
+    assert "on n1: started" in log(out, lost)
     assert parts(out) == whole
 
 
