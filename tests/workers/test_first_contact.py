@@ -145,7 +145,7 @@ def test_an_encoder_that_computes_wrong_numbers_is_found(warm: Cli) -> None:
     exact_BD = right_BD[:2]
     first_contact.check_encoder(Encoder(right_BD, right_BD), pixels, exact_BD)
     off_BD = right_BD.clone()
-    off_BD[5, 3] = np.nextafter(np.float32(right_BD[5, 3]), np.float32(2))
+    off_BD[5, 3] = float(np.nextafter(right_BD[5, 3].numpy(), np.float32(2)))
     with pytest.raises(first_contact.UnfitError, match="other embeddings each time"):
         first_contact.check_encoder(Encoder(right_BD, off_BD), pixels, exact_BD)
     with pytest.raises(first_contact.UnfitError, match="not those of fp32: cosine"):

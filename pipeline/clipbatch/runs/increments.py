@@ -85,6 +85,9 @@ def run(
         remove_leftovers(folder)
         done = increments(folder)
         _note_highest(folder, done)  # before this invocation adds rows that somebody may see
+        for run_dir in map(RunDir, done[-1:]):  # its last part may be there, and yet temp files of killed workers
+            remove_leftovers(run_dir.path)
+            remove_leftovers(run_dir.parts)
         again = from_flat(settings.within("invocation", "worker", "placement"))
         finished: list[Report] = [
             {**runner.run(again, path, quiet=quiet, log_json=log_json), "folder": str(path)}
