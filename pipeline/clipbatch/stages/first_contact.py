@@ -39,11 +39,12 @@ class UnfitError(RuntimeError):
 
 
 def check_decoder(decode: Decode, settings: DecodeSettings, target: Target) -> PixelBatch:
-    """Decode `PICTURES` pictures in each lane of `decode`, after priming it; returns the pixels of the last lane.
+    """Decode `PICTURES` pictures in each lane of `decode`, after priming its JPEG engines; returns the pixels
+    of the last lane.
 
     Raises: UnfitError if a lane fails on one, or its pixels are not those of Pillow; whatever the decoder raises.
     """
-    if settings.decoder == "dali":
+    if decode.engine_share is not None:
         decode.prime(primer())
     batch = _batch(pictures()[: decode.batch_size])
     by_pillow = Decode(
