@@ -61,7 +61,7 @@ class Decode:
         self.decoder = settings.decoder
         # Of JPEGs, for the GPU's JPEG engines.
         self.engine_share = settings.hw_decoder_load
-        if self.engine_share is None and device.startswith("cuda"):
+        if self.engine_share is None and settings.decoder == "dali" and device.startswith("cuda"):
             self.engine_share = ENGINE_SHARE
         self._cores = CpuPool(target, threads=self._threads) if settings.decoder == "dali" else None
         self._torchvision, self._reduced = (make(target.interpolation) for make in (TorchvisionDecoder, ReducedDecoder))
