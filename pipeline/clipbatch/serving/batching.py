@@ -1,9 +1,9 @@
-"""Many callers' images -> shared batches. Knows nothing of images, of models or of event loops.
+"""Puts the images of many callers into shared batches. It knows nothing about images, models or event loops.
 
-Threads take turns at collecting a batch, until enough images wait or no more come; then each works on its own, while
-the next one collects. What waits is shared with the threads that are idle too: with a full batch for one and none for
-the others, all callers would be answered, and ask again, at once, and the threads be idle in between. Images wait in
-the order in which they came, so nobody is passed over.
+Threads take turns at collecting a batch. A thread stops collecting when enough images wait or no more arrive. Then it
+works on its batch while the next thread collects. A thread leaves a share of the waiting images to the other idle
+threads. If one thread took them all, all callers would get their answers, and send their next requests, at the same
+moment, and the threads would be idle in between. Images wait in the order of their arrival.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from typing import Any
 
 import pyarrow as pa
 
-# A batch of this part of the full one wastes little.
+# A thread stops waiting for images when its batch has this fraction (1/4) of the full size.
 ENOUGH = 4
-# How long a batch waits for the next image.
+# How long a thread waits for the next image, seconds.
 LINGER_S = 0.002
-# How long it waits for all of them.
+# How long it waits for a batch in all, seconds.
 PATIENCE_S = 0.02
 
 
 class Batcher:
-    """Calls `work` with a list of entries, and gives each caller the rows of its own."""
+    """Calls `work` with lists of entries, and gives each caller the rows of its own entries."""
 
     def __init__(self, work: Callable[[list[Any]], pa.Table], *, size: int, threads: int) -> None:
-        """work: makes a row of each entry, in order; called by `threads` threads at a time with at most `size`
-        entries."""
+        """work: returns a table with a row for each entry, in order. `threads` threads call it at the same time, each
+        with at most `size` entries."""
         self._work, self._size, self._idle = work, size, threads
         self._waiting: collections.deque[tuple[_Request, int, Any]] = collections.deque()
         self._changed, self._turn, self._closed = threading.Condition(), threading.Lock(), False
@@ -41,17 +41,20 @@ class Batcher:
             thread.start()
 
     def submit(self, entries: Sequence[Any]) -> Future[pa.Table]:
-        """The rows of `entries`, one or more, in order; fails as `work` does. Raises: RuntimeError once closed."""
+        """Queue `entries`, at least one. The future gets their rows, in order, or the exception of `work`.
+
+        Raises: RuntimeError after `close`.
+        """
         request = _Request(len(entries))
         with self._changed:
             if self._closed:
-                raise RuntimeError("it is closed, and takes nothing more")
+                raise RuntimeError("it has been closed and takes no more images")
             self._waiting.extend((request, number, entry) for number, entry in enumerate(entries))
             self._changed.notify_all()
         return request.future
 
     def close(self) -> None:
-        """Take nothing more, and return when all that was taken is answered."""
+        """Take no more entries, and return when all entries that were taken have been answered."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -70,7 +73,7 @@ class Batcher:
                 with self._changed:
                     self._idle += 1
             at = 0
-            while at < len(batch):  # a caller's entries stand together
+            while at < len(batch):  # the entries of a caller are next to each other
                 request, number, _ = batch[at]
                 end = at
                 while end < len(batch) and batch[end][0] is request:
@@ -79,7 +82,7 @@ class Batcher:
                 at = end
 
     def _collect(self) -> list[tuple[_Request, int, Any]]:
-        """The next batch; empty when it is closed and nothing waits."""
+        """The next batch. Empty if the batcher is closed and no entries wait."""
         with self._turn, self._changed:
             while not self._waiting and not self._closed:
                 self._changed.wait()
@@ -95,15 +98,15 @@ class Batcher:
 
 
 class _Request:
-    """One caller's entries, which may be spread over batches."""
+    """The entries of one caller, which may be in several batches."""
 
     def __init__(self, entries: int) -> None:
         self.future: Future[pa.Table] = Future()
-        self.future.set_running_or_notify_cancel()  # from now on nobody can cancel it, so it can always be answered
+        self.future.set_running_or_notify_cancel()  # now nobody can cancel it, so it can always be answered
         self._left, self._pieces, self._lock = entries, dict[int, pa.Table](), threading.Lock()
 
     def deliver(self, number: int, rows: pa.Table) -> None:
-        """rows: of the entries from `number` on."""
+        """rows: those of the entries from `number` on."""
         with self._lock:
             self._pieces[number] = rows
             self._left -= rows.num_rows

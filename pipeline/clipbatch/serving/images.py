@@ -1,6 +1,7 @@
-"""What callers hand over -> items to read, or images that are in memory already. Opens and decodes nothing.
+"""Turns what callers pass into items: paths and urls to be read, or images in memory. It opens and decodes nothing.
 
-What is no image by its type is a mistake of the caller's, and a TypeError; what is wrong with an image is its row.
+A value whose type cannot be an image is the caller's mistake and raises TypeError. An image that is damaged becomes a
+row with a status.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from PIL import Image
 from clipbatch.storage.uris import is_outside, path_of, uri_of
 from clipbatch.types import Encoded, Item, ItemBatch, Picture, ReadBatch, Reject
 
-# A path or url, an encoded file's bytes, a PIL image, a NumPy array (uint8, HWC, HW), a tensor (uint8, CHW, HW).
+# A path or url, the bytes of an image file, a PIL image, a NumPy array (uint8, HWC, HW), a tensor (uint8, CHW, HW).
 AnyImage = Union[str, os.PathLike[str], bytes, bytearray, memoryview, Image.Image, NDArray[np.uint8], torch.Tensor]
 _BYTES = (bytes, bytearray, memoryview)
 _CHANNELS = (1, 3, 4)
@@ -29,15 +30,15 @@ ROWS = pa.schema([("row_id", pa.int64()), ("uri", pa.string())])
 def to_batches(
     images: Iterable[AnyImage] | AnyImage, size: int, *, root: str | None, max_bytes: int
 ) -> Iterator[ItemBatch]:
-    """Batches of `size` images, the last one of fewer; `images` is read no further than that. A lone image counts as a
-    list of one.
+    """Yield batches of `size` images; the last one may be smaller. `images` may be one image, and is read only as far
+    as the current batch.
 
-    root: what relative names start from, and none may leave. max_bytes: of an encoded image.
-    Raises: TypeError naming what is no image, and where it stands.
+    root: the folder or url that relative names start from and that no name may leave. max_bytes: of an image file.
+    Raises: TypeError for a value that is not an image, with its position.
     """
-    found = iter([images] if is_image(images) else _iterable(images))
+    remaining = iter([images] if is_image(images) else _iterable(images))
     start = 0
-    while chunk := list(islice(found, size)):
+    while chunk := list(islice(remaining, size)):
         items = tuple(_item(image, start + at, root, max_bytes) for at, image in enumerate(chunk))
         uris = [item.uri or None for item in items]
         rows = pa.table([range(start, start + len(items)), uris], schema=ROWS)
@@ -46,15 +47,15 @@ def to_batches(
 
 
 def already_read(batch: ItemBatch) -> ReadBatch | None:
-    """`batch` as read, where nothing of it has to be read."""
+    """`batch` as the read stage would return it, if no image in it has to be read; otherwise None."""
     slots = tuple(item.reject or item.content if item else None for item in batch.items)
     return ReadBatch(source=batch, slots=slots) if all(slots) else None
 
 
 def is_image(value: object) -> bool:
-    """Whether `value` is one image and no collection of them."""
+    """Whether `value` is one image and not a collection of images."""
     if isinstance(value, (np.ndarray, torch.Tensor)):
-        return value.ndim in (2, 3)  # of one dimension: names
+        return value.ndim in (2, 3)  # an array with one dimension holds names
     return isinstance(value, (str, os.PathLike, *_BYTES, Image.Image))
 
 
@@ -67,7 +68,7 @@ def _iterable(images: Any) -> Iterable[Any]:
 def _item(image: Any, number: int, root: str | None, max_bytes: int) -> Item:
     if isinstance(image, (str, os.PathLike)):
         return _named(os.fspath(image), number, root)
-    given: Encoded | Picture
+    content: Encoded | Picture
     if isinstance(image, _BYTES):
         size = image.nbytes if isinstance(image, memoryview) else len(image)
         if not size:
@@ -75,22 +76,22 @@ def _item(image: Any, number: int, root: str | None, max_bytes: int) -> Item:
         if size > max_bytes:
             reject = Reject(status="too_large", error=f"{size} bytes, over the limit of {max_bytes}")
             return Item(row_id=number, uri="", path="", reject=reject)
-        given = Encoded(data=bytearray(image))
+        content = Encoded(data=bytearray(image))
     elif isinstance(image, Image.Image):
-        given = Picture(image=image)
+        content = Picture(image=image)
     elif isinstance(image, np.ndarray):
-        given = Picture(image=_from_array(image, number, "HWC", image))
+        content = Picture(image=_from_array(image, number, "HWC", image))
     elif isinstance(image, torch.Tensor):
         array_HWC = image.detach().cpu().numpy() if image.dtype == torch.uint8 else None
         if array_HWC is not None and array_HWC.ndim == 3:
             array_HWC = array_HWC.transpose(1, 2, 0)
-        given = Picture(image=_from_array(array_HWC, number, "CHW", image))
+        content = Picture(image=_from_array(array_HWC, number, "CHW", image))
     else:
         raise TypeError(
             f"image {number} is {_shown(image)}: give a path, a url, bytes, a PIL image, a uint8 array (HWC), or a "
             "uint8 tensor (CHW)"
         )
-    return Item(row_id=number, uri="", path="", content=given)
+    return Item(row_id=number, uri="", path="", content=content)
 
 
 def _named(name: str | bytes, number: int, root: str | None) -> Item:
@@ -106,23 +107,23 @@ def _named(name: str | bytes, number: int, root: str | None) -> Item:
     return Item(row_id=number, uri=uri, path=path, fence=root, reject=reject)
 
 
-def _from_array(array_HWC: NDArray[Any] | None, number: int, order: str, given: Any) -> Image.Image:
-    """A PIL image of an array; one of a single channel is gray, and of four transparent."""
+def _from_array(array_HWC: NDArray[Any] | None, number: int, order: str, value: Any) -> Image.Image:
+    """A PIL image from an array. One channel means gray; a fourth channel is alpha."""
     if (
         array_HWC is None
         or array_HWC.dtype != np.uint8
         or not (array_HWC.ndim == 2 or (array_HWC.ndim == 3 and array_HWC.shape[2] in _CHANNELS))
     ):
-        raise TypeError(f"image {number} is {_shown(given)}: give uint8 in the order {order}, with 1, 3 or 4 channels")
+        raise TypeError(f"image {number} is {_shown(value)}: give uint8 in the order {order}, with 1, 3 or 4 channels")
     if array_HWC.ndim == 3 and array_HWC.shape[2] == 1:
         array_HWC = array_HWC[:, :, 0]
-    if not array_HWC.size:  # of which Pillow makes none; its row gets a status
+    if not array_HWC.size:  # Pillow refuses an empty array; an image of that size gets a status in its row
         return Image.new("RGB", (array_HWC.shape[1], array_HWC.shape[0]))
     return Image.fromarray(np.ascontiguousarray(array_HWC))
 
 
 def _shown(value: Any) -> str:
-    """`value` in a few words."""
+    """`value` for an error message."""
     if isinstance(value, (np.ndarray, torch.Tensor)):
         return f"a {type(value).__name__} of {value.dtype} and shape {tuple(value.shape)}"
     text = repr(value)

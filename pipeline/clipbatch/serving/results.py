@@ -1,4 +1,4 @@
-"""Answers as an Arrow table that shows itself in a notebook."""
+"""The answer of a Classifier: an Arrow table that notebooks display."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _SHOWN_COLUMNS = ("row_id", "uri", "status", "error", "width", "height")
 class Results:
     """One row for each image, in order, with the columns of a run's parts.
 
-    `row_id` counts the images of the call from 0; `uri` is the name that was given, null for an image in memory;
-    `status` is `ok`, or says with `error` what is wrong with an image that has no scores. Anything that takes Arrow
-    data takes a `Results`: `polars.DataFrame(results)`, `pyarrow.table(results)`, DuckDB by its variable's name.
+    `row_id` counts the images of the call from 0. `uri` is the name that the caller passed, null for images in memory.
+    `status` is `ok`, or says together with `error` why an image has no scores. Every library that accepts Arrow data
+    accepts a `Results`: `polars.DataFrame(results)`, `pyarrow.table(results)`, DuckDB by the name of the variable.
     """
 
     def __init__(self, table: pa.Table) -> None:
@@ -30,17 +30,17 @@ class Results:
         return self.table.__arrow_c_stream__(requested_schema)
 
     def numbered(self, first: int) -> Results:
-        """The same with `row_id` from `first` on."""
+        """The same rows, with `row_id` counted from `first`."""
         row_ids = pa.array(range(first, first + len(self)), pa.int64())
         return Results(self.table.set_column(0, self.table.schema.field(0), row_ids))
 
     def to_pylist(self) -> list[dict[str, Any]]:
-        """A dict for each row."""
+        """The rows as a list of dicts."""
         rows: list[dict[str, Any]] = self.table.to_pylist()
         return rows
 
     def to_pandas(self) -> Any:
-        """A pandas.DataFrame; needs pandas."""
+        """The rows as a pandas.DataFrame. pandas must be installed."""
         return self.table.to_pandas()
 
     def __repr__(self) -> str:
@@ -48,7 +48,7 @@ class Results:
         return f"<Results: {len(self)} images, {bad} bad; columns {', '.join(self.table.column_names)}>"
 
     def _repr_html_(self) -> str:
-        """The first rows for a notebook, without the lists of scores."""
+        """The first rows as HTML, without the lists of scores."""
         names = [
             field.name
             for field in self.table.schema
