@@ -46,7 +46,8 @@ def check_decoder(decode: Decode, settings: DecodeSettings, target: Target) -> P
     """
     if decode.engine_share is not None:
         decode.prime(primer())
-    batch = _batch(pictures()[: decode.batch_size])
+    small = [data for data in pictures() if _pixels(data) <= settings.max_pixels]
+    batch = _batch(small[: decode.batch_size])
     by_pillow = Decode(
         replace(settings, decoder="pil", hw_decoder_load=None, cpu_share=0.0, jpeg_scale="full"),
         target,
@@ -61,10 +62,10 @@ def check_decoder(decode: Decode, settings: DecodeSettings, target: Target) -> P
         if pixels.ready:
             pixels.ready.synchronize()
         decoders = [outcome.decoder if isinstance(outcome, Decoded) else None for outcome in pixels.outcomes]
-        if settings.decoder not in decoders or not {settings.decoder, "torchvision"}.issuperset(decoders):
+        if (small and settings.decoder not in decoders) or not {settings.decoder, "torchvision"}.issuperset(decoders):
             raise UnfitError("it fails on sound JPEGs")
         off_BCHW = (pixels.pixels_BCHW[: len(batch.slots)].cpu().float() - expected_BCHW).abs()
-        worst = float(off_BCHW.mean(dim=(1, 2, 3)).max())
+        worst = float(off_BCHW.mean(dim=(1, 2, 3)).max()) if small else 0.0
         if worst > MAX_DIFFERENCE:
             raise UnfitError(f"it decodes sound JPEGs wrongly: pixels are {worst:.0f} of 255 away from Pillow's")
     return pixels
@@ -95,6 +96,11 @@ def check_encoder(encode: Encode, pixels: PixelBatch, exact_BD: Tensor) -> None:
     cosines = functional.cosine_similarity(first_BD[: len(exact_BD)].float(), exact_BD)
     if not bool((cosines >= MIN_COSINE).all()):
         raise UnfitError(f"its embeddings are not those of fp32: cosine {float(cosines.min()):.3f}")
+
+
+def _pixels(data: bytearray) -> int:
+    width, height = Image.open(io.BytesIO(data)).size
+    return width * height
 
 
 @functools.cache
