@@ -20,8 +20,9 @@ import urllib3
 from clipbatch import Classifier
 from clipbatch.cli import app
 from clipbatch.errors import InputError
-from clipbatch.serving.connections import SLOW_AFTER_S, reserve_descriptors
+from clipbatch.serving.connections import SLOW_AFTER_S
 from clipbatch.serving.http import SMALL_PIXELS, Limits, Metrics
+from clipbatch.serving.limits import reserve_descriptors
 from clipbatch.serving.sharing import LARGE_PIXELS
 from clipbatch.serving.spool import MAX_NAME_BYTES
 from tests.conftest import DEMO, start

@@ -41,7 +41,7 @@ _CREDENTIALS = re.compile(
     re.IGNORECASE,
 )
 _ACCESS = re.compile(
-    r"ACCESS_DENIED|AccessDenied|PermissionDenied|PERMISSION_DENIED|AllAccessDisabled|INVALID_OBJECT_STATE"
+    r"ACCESS_DENIED|AccessDenied|PermissionDenied|PERMISSION_DENIED|AllAccessDisabled|INVALID_OBJECT_STATE|storage class"
     r"|NO_SUCH_BUCKET|NoSuchBucket|INVALID_BUCKET_NAME"
 )
 _SLOW_DOWN = re.compile(

@@ -217,7 +217,7 @@ def explained(error: RemoteError, url: str) -> RemoteError:
     if refusal is not None:
         return refusal
     # GetObject is refused although the HEAD request before it was allowed.
-    if re.search(r"(ACCESS_DENIED|INVALID_OBJECT_STATE) during GetObject", str(error)):
+    if re.search(r"(ACCESS_DENIED|INVALID_OBJECT_STATE|\[code 136\]) during GetObject", str(error)):
         return RemoteError("unreadable", f"{error}; {_ARCHIVED}")
     return error
 
