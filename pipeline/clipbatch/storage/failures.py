@@ -41,8 +41,8 @@ _CREDENTIALS = re.compile(
     re.IGNORECASE,
 )
 _ACCESS = re.compile(
-    r"ACCESS_DENIED|AccessDenied|PermissionDenied|PERMISSION_DENIED|AllAccessDisabled|INVALID_OBJECT_STATE|storage class"
-    r"|NO_SUCH_BUCKET|NoSuchBucket|INVALID_BUCKET_NAME"
+    r"ACCESS_DENIED|AccessDenied|PermissionDenied|PERMISSION_DENIED|AllAccessDisabled|INVALID_OBJECT_STATE"
+    r"|storage class|NO_SUCH_BUCKET|NoSuchBucket|INVALID_BUCKET_NAME"
 )
 _SLOW_DOWN = re.compile(
     r"SLOW_DOWN|SlowDown|THROTTLING|REQUEST_LIMIT_EXCEEDED|SERVICE_UNAVAILABLE|RESOURCE_EXHAUSTED|TooManyRequests"
