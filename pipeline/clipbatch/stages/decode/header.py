@@ -52,9 +52,12 @@ def inspect(data: bytearray, pixels: int | None = PIXELS) -> Header | None:
         segments = jpeg_segments(data)
         if not _is_read_once(data, segments) and data.count(b"\xff\xda") > 100:
             return None
-        is_rgb = _is_rgb(data, segments)
-        exif, xmp = jpeg_metadata(data, segments)
-        orientation = orientation_by(exif, xmp) if exif or xmp else 1
+        markers = [marker for marker, _, _ in segments]
+        is_rgb = data[6:11] != b"JFIF\0" and _is_rgb(data, segments)
+        orientation = 1
+        if 0xE1 in markers:
+            exif, xmp = jpeg_metadata(data, segments)
+            orientation = orientation_by(exif, xmp) if exif or xmp else 1
     elif kind == "png":
         chunks = {name for name, _, _ in png_chunks(data)}
         alpha = bytes(data[25:26]) in (b"\4", b"\6")
