@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
-from clipbatch.stages.metadata import (
+from clipbatch.stages.orientation import (
     jpeg_behind,
     kind_of,
     orientation,

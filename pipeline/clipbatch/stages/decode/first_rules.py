@@ -11,7 +11,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from clipbatch.stages.decode.geometry import Geometry, Target, geometry_of
-from clipbatch.stages.metadata import orientation, png_chunks, valid_orientation
+from clipbatch.stages.orientation import orientation, png_chunks, valid_orientation
 
 # The channel counts that fast decoders accepted, by kind.
 CHANNELS = {"jpeg": (1, 3), "png": (1, 2, 3, 4), "webp": (3, 4)}

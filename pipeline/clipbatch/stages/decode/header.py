@@ -14,8 +14,8 @@ from nvidia import nvimgcodec
 
 from clipbatch.config import PIXELS
 from clipbatch.stages.decode import first_rules
-from clipbatch.stages.metadata import Segment, jpeg_metadata, jpeg_segments, kind_of, png_chunks, png_metadata
-from clipbatch.stages.metadata import orientation as orientation_by
+from clipbatch.stages.orientation import Segment, jpeg_metadata, jpeg_segments, kind_of, png_chunks, png_metadata
+from clipbatch.stages.orientation import orientation as orientation_by
 
 # The kinds and channel counts for which fast decoders produce the same RGB as Pillow, on every device.
 _CHANNELS = {"jpeg": (1, 3), "png": (1, 3), "webp": (3,)}

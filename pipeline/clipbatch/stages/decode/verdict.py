@@ -16,7 +16,7 @@ from typing import Any
 from PIL import TiffImagePlugin, UnidentifiedImageError
 
 from clipbatch.stages.decode.header import is_cut_off
-from clipbatch.stages.metadata import MAX_BEFORE_JPEG, jpeg_behind, jpeg_segments, kind_of
+from clipbatch.stages.orientation import MAX_BEFORE_JPEG, jpeg_behind, jpeg_segments, kind_of
 from clipbatch.stages.pillow import FORMATS
 from clipbatch.types import Reject
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from clipbatch.stages.decode.header import inspect
-from clipbatch.stages.metadata import kind_of, orientation_in, without_metadata
+from clipbatch.stages.orientation import kind_of, orientation_in, without_metadata
 from clipbatch.types import Decoded
 from tests.support.decoding import DECODERS, decoded, open_clips
 from tests.support.pictures import (
