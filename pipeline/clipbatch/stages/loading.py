@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 
@@ -60,7 +60,7 @@ class LoadedModel:
     read: Read
     decode: Decoding
     encode: Encode
-    # What was changed or measured for this device: those of `FITTED` that differ from the settings.
+    # Those of `FITTED` that were changed or measured for this device, or that the first worker of the run froze.
     facts: ModelFacts = field(default_factory=ModelFacts)
 
     @staticmethod
@@ -115,9 +115,9 @@ class LoadedModel:
         ]
 
 
-def fitted(settings: Settings, facts: ModelFacts) -> Settings:
-    """`settings` with what the first worker of the run froze in `model.json`."""
-    return settings.replace(**{name: value for name, value in facts.items() if name in FITTED})
+def frozen_choices(facts: ModelFacts) -> ModelFacts:
+    """Those of `FITTED` that the first worker of a run froze in `model.json`."""
+    return cast(ModelFacts, {name: value for name, value in facts.items() if name in FITTED})
 
 
 def fit(
@@ -135,11 +135,13 @@ def fit(
     Raises: InputError if the model cannot be loaded. UnfitSeatError, with the remedy, if the device cannot do what
     `settings` and `standing` ask.
     """
-    settings = fitted(settings, standing or {})
+    facts = frozen_choices(standing or {})
+    settings = settings.replace(**facts)
     model = load(settings.model)
     if not (device.startswith("cuda") or settings.decode.decoder == "dali"):
-        return LoadedModel.around(model, settings, batch_size, device)
-    facts = ModelFacts()
+        loaded = LoadedModel.around(model, settings, batch_size, device)
+        loaded.facts.update(facts)
+        return loaded
     decode, pixels = _decoder(settings, Target.from_facts(model.facts()), batch_size, device, standing)
     if (name := decode.decoder) != settings.decode.decoder:
         facts["decoder"] = name

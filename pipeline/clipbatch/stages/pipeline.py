@@ -13,7 +13,7 @@ import functools
 import resource
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,12 +26,11 @@ from clipbatch.rundir import features
 from clipbatch.rundir.damage import protect
 from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.manifest import Manifest
-from clipbatch.rundir.records import ModelFacts
 from clipbatch.stages.batches import Task, item_batches, row_batches
 from clipbatch.stages.encode import Model, check_device, device_facts, label_features, load
 from clipbatch.stages.flow import Flow, Stage, bottleneck
 from clipbatch.stages.journal import Journal
-from clipbatch.stages.loading import FITTED, LoadedModel, fit
+from clipbatch.stages.loading import LoadedModel, fit, frozen_choices
 from clipbatch.stages.profiling import ranged
 from clipbatch.stages.read import Backpressure, Read, Refusals
 from clipbatch.stages.saved_embeddings import SavedEmbeddings
@@ -110,12 +109,15 @@ class ShardPipeline:
         text_LD, text_sha256 = features.freeze(run, plan, encode_labels)
         more = {"score": kind, "text_sha256": text_sha256}
         try:
-            sealed = run.freeze_model({**facts, **self._fitted(run, model), **more})
-        except OtherRunError:  # perhaps another worker was first, and found out other things about its device
-            if model is None or not model.facts:
+            sealed = run.freeze_model({**facts, **(model.facts if model else {}), **more})
+        except OtherRunError:  # another worker may have been first, and have found out other things about its device
+            standing = frozen_choices(run.model_facts() or {})
+            if model is None or model.facts == standing:
                 raise
-            model = self._loaded(run, None)
-            sealed = run.freeze_model({**facts, **self._fitted(run, model), **more})
+            model.decode.close()
+            model = None  # frees its memory before the model is loaded again
+            model = self._loaded(run, model)
+            sealed = run.freeze_model({**facts, **model.facts, **more})
         protect(run, plan)
         score = scorer(text_LD, facts, kind, labels=plan.labels, embeddings=settings.output.embeddings, device=device)
         write = Write(run, plan, fingerprint=sealed, score=kind, embedding=text_LD.shape[1])
@@ -147,14 +149,9 @@ class ShardPipeline:
     def _loaded(self, run: RunDir, model: LoadedModel | None) -> LoadedModel:
         """`model` if it does what the first worker froze, or else one that is loaded now."""
         standing = run.model_facts()
-        if model and all(model.facts.get(name) == (standing or model.facts).get(name) for name in FITTED):
+        if model and (standing is None or model.facts == frozen_choices(standing)):
             return model
         return fit(self._settings, self._plan.batch_size, self._device, standing, self._sample)
-
-    def _fitted(self, run: RunDir, model: LoadedModel | None) -> ModelFacts:
-        """What is known of the devices of this run."""
-        standing = run.model_facts() or (model.facts if model else {})
-        return cast(ModelFacts, {name: value for name, value in standing.items() if name in FITTED})
 
     def _sample(self) -> list[bytearray]:
         """The first files of the run."""

@@ -39,8 +39,8 @@ def answer(parent: Parent) -> None:
     with fast_import.fast_imports(transformers=False):
         from clipbatch.stages.decode import Decode
         from clipbatch.stages.decode.geometry import Target
-        from clipbatch.stages.loading import fitted
-    settings = fitted(settings, facts)
+        from clipbatch.stages.loading import frozen_choices
+    settings = settings.replace(**frozen_choices(facts))
     read = Read(settings.read)
     target = Target.from_facts(facts)
     ways = [settings.decode]
