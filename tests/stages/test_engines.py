@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from clipbatch.config import DecodeSettings
 from clipbatch.stages import first_contact
@@ -16,6 +17,7 @@ from clipbatch.stages.decode.engines import goes_to_engines
 from clipbatch.stages.decode.geometry import Target, geometry_of
 from clipbatch.stages.decode.header import inspect
 from clipbatch.stages.decode.pixels import DecodeJob, blank
+from clipbatch.stages.orientation import jpeg_pixels
 
 TARGET = Target(height=64, width=64, resize_mode="shortest", interpolation="bicubic", fill=0)
 
@@ -157,3 +159,13 @@ def test_without_the_drivers_library_there_are_no_engines_and_the_remedy_is_said
     count, why = engines.count_engines()
     assert count == 0
     assert "libnvcuvid.so.1 is not here: in a container, start it with NVIDIA_DRIVER_CAPABILITIES=" in why
+
+
+def test_the_size_of_a_jpeg_is_read_from_its_bytes_alone_and_each_class_has_an_example(photos: Path) -> None:
+    for path in photos.glob("*.jpg"):
+        with Image.open(path) as image:
+            width, height = image.size
+        assert jpeg_pixels(path.read_bytes()) == width * height
+    for data in (b"", b"\xff\xd8\xff", b"GIF89a", b"\xff\xd8\xff\xc0\x00\x04\x08"):
+        assert jpeg_pixels(data) is None
+    assert [engines.size_class(width * height) for width, height in engines.SIDES] == [0, 1, 2, 3, 4]

@@ -112,12 +112,12 @@ def pictures() -> list[bytearray]:
 
 
 @functools.cache
-def primer() -> list[bytearray]:
-    """Baseline JPEGs with 4:2:0 chroma of 640 x 480 pixels, which JPEG engines decode; made from the pictures."""
+def primer(width: int = 640, height: int = 480) -> list[bytearray]:
+    """Baseline JPEGs with 4:2:0 chroma of `width` x `height` pixels, for JPEG engines; made from the pictures."""
     files = []
     for data in pictures():
         out = io.BytesIO()
-        Image.open(io.BytesIO(data)).convert("RGB").resize((640, 480)).save(out, "JPEG", quality=85, subsampling=2)
+        Image.open(io.BytesIO(data)).convert("RGB").resize((width, height)).save(out, "JPEG", quality=85, subsampling=2)
         files.append(bytearray(out.getvalue()))
     return files
 

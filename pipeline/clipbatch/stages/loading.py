@@ -24,12 +24,12 @@ from clipbatch.rundir.records import ModelFacts
 from clipbatch.stages import first_contact
 from clipbatch.stages.cuda import is_device_error
 from clipbatch.stages.decode import Decode
-from clipbatch.stages.decode.engines import calibrated_share, count_engines, size_class
+from clipbatch.stages.decode.engines import SIDES, calibrated_share, count_engines, size_class
 from clipbatch.stages.decode.geometry import Target
-from clipbatch.stages.decode.header import inspect
 from clipbatch.stages.encode import Encode, Model, load
 from clipbatch.stages.flow import Stage
 from clipbatch.stages.journal import Journal
+from clipbatch.stages.orientation import jpeg_pixels
 from clipbatch.stages.read import Backpressure, Read, Refusals
 from clipbatch.types import EmbeddedBatch, ItemBatch, PixelBatch, ReadBatch
 
@@ -147,7 +147,7 @@ def fit(
         facts["decoder"] = name
         settings = settings.replace(decoder=name, hw_decoder_load=None, cpu_share=0.0)
     if device.startswith("cuda") and name == "dali" and settings.decode.hw_decoder_load is None:
-        facts["hw_decoder_load"] = _engine_share(decode, sample() or first_contact.primer())
+        facts["hw_decoder_load"] = _engine_share(decode, sample())
         decode.engine_share = facts["hw_decoder_load"]
     exact_BD = _in_fp32(model, pixels) if device.startswith("cuda") else None
     loaded = LoadedModel.joined(model, decode, settings, batch_size, device)
@@ -198,23 +198,22 @@ def _reason(error: Exception) -> str:
 
 
 def _engine_share(decode: Decode, files: list[bytearray]) -> float:
-    """The share of JPEGs for the JPEG engines, 0 if there are none."""
+    """The share of JPEGs for the JPEG engines, for images as large as `files`; 0 if there are no engines."""
     engines, why = count_engines()
     if not engines:
         _log.warning(f"no JPEG engines: {why}; CUDA decodes all JPEGs, which is slower")
         return 0.0
-    headers = [(data, header) for data in files if (header := inspect(data)) and header.kind == "jpeg"]
-    if not headers:
-        return _engine_share(decode, first_contact.primer())
-    jpegs = [data for data, _ in headers]
-    sizes = sorted(header.height * header.width for _, header in headers)
+    sizes = sorted(pixels for data in files if (pixels := jpeg_pixels(data))) or [640 * 480]
+    size = size_class(sizes[len(sizes) // 2])
+    # JPEGs of about that size. The files themselves may be damaged, and no quarantine is at work yet.
+    jpegs = first_contact.primer(*SIDES[size])
     version = re.search(r"\d+\.\d+(\.\d+)?", hardware.text_of(Path("/proc/driver/nvidia/version")))
     return calibrated_share(
         lambda share: decode.rate(jpegs, share),
         gpu=torch.cuda.get_device_name(),
         driver=version[0] if version else "",
         cores=hardware.cores(),
-        size=size_class(sizes[len(sizes) // 2]),
+        size=size,
     )
 
 

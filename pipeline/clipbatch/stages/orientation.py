@@ -117,6 +117,15 @@ def jpeg_segments(data: bytes | bytearray | memoryview) -> list[Segment]:
     return segments
 
 
+def jpeg_pixels(data: bytes | bytearray) -> int | None:
+    """Height times width of a JPEG by its frame header (ITU-T T.81, B.2.2), or None if there is none."""
+    for marker, start, end in jpeg_segments(data) if kind_of(data) == "jpeg" else ():
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and start + 5 <= min(end, len(data)):
+            height, width = struct.unpack(">HH", data[start + 1 : start + 5])
+            return int(height * width)
+    return None
+
+
 def jpeg_metadata(data: bytes | bytearray, segments: list[Segment]) -> tuple[bytes | None, bytes | None]:
     """A JPEG's Exif, joined from all its segments (the first one may be empty), and its last XMP packet."""
     blocks, xmp = list[bytes | bytearray](), None

@@ -27,6 +27,8 @@ _DECODING_LIBRARY = "libnvcuvid.so.1"
 _STEP = 0.1
 # The upper bounds of the classes of image size, in megapixels; photographs of a class behave alike.
 _MEGAPIXELS = (0.3, 1.0, 4.0, 16.0)
+# Width and height of the images that stand for each class.
+SIDES = ((448, 336), (960, 720), (1920, 1440), (3264, 2448), (5440, 4080))
 
 
 def goes_to_engines(row_id: int, share: float) -> bool:
