@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -154,11 +155,12 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pafs.S3FileSystem]:
             server.wait()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def bucket(s3: pafs.S3FileSystem) -> str:
-    """The url of a bucket of `s3`."""
-    s3.create_dir("bucket")
-    return "s3://bucket"
+    """The url of a new, empty bucket of `s3`: no test finds another's run there."""
+    name = f"bucket-{uuid.uuid4().hex}"
+    s3.create_dir(name)
+    return f"s3://{name}"
 
 
 @pytest.fixture(scope="session")

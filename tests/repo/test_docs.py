@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import open_clip
+import pyarrow.fs as pafs
 import pytest
 import yaml
 from huggingface_hub import constants
@@ -116,10 +117,11 @@ def test_a_section_runs_and_prints_what_it_shows(
     steps: list[tuple[str, str]],
     folder: Path,
     hub: Path,
-    bucket: str,
+    s3: pafs.S3FileSystem,
     warm: Cli,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    s3.create_dir("bucket")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub / "hub"))
     monkeypatch.setenv("HF_HOME", str(hub))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

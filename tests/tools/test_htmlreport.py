@@ -269,9 +269,9 @@ def test_the_page_stays_under_five_megabytes_whatever_the_run_holds(warm: Cli, t
 
 
 def test_a_run_in_a_store_gets_its_page_there(warm: Cli, run: Path, s3: pafs.S3FileSystem, bucket: str) -> None:
-    pafs.copy_files(str(run), "bucket/reported", destination_filesystem=s3)
+    pafs.copy_files(str(run), f"{bucket}/reported".removeprefix("s3://"), destination_filesystem=s3)
     assert warm("report", f"{bucket}/reported").stdout == f"{bucket}/reported/report.html\n"
-    with s3.open_input_file("bucket/reported/report.html") as file:
+    with s3.open_input_file(f"{bucket}/reported/report.html".removeprefix("s3://")) as file:
         page = file.read().decode()
     assert "<bdi>reported</bdi></h1>" in page
     assert page.count("data:image/webp;base64,") > 20
