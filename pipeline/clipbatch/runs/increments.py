@@ -44,6 +44,8 @@ from clipbatch.workers.progress import Progress
 
 _NAME = re.compile(r"increment-(0[0-9]{4}|[1-9][0-9]{4,})")
 _HIGHEST = ".highest"
+# The report page of a dataset.
+_PAGE = "report.html"
 # The columns of the manifest that tell whether an image is known.
 _COMPARED = ["row_id", "uri", "root", "span", *(field.name for field in STAMPS)]
 
@@ -121,7 +123,8 @@ def increments(folder: Path) -> list[Path]:
 
     Raises: InputError if `folder` holds something else, or an increment without its `run.json`.
     """
-    strangers = sorted(name for name in os.listdir(folder) if not _NAME.fullmatch(name) and not name.startswith("."))
+    beside = (_PAGE, *(name for name in os.listdir(folder) if name.startswith(".")))
+    strangers = sorted(name for name in os.listdir(folder) if not _NAME.fullmatch(name) and name not in beside)
     if strangers:
         raise InputError(
             f"{folder} holds {strangers[0]!r}, so it is not a dataset of increments: give a new or empty folder as "
@@ -149,6 +152,17 @@ def each(source: str, out: str) -> list[tuple[str, str]]:
     if not os.path.isdir(source) or RunDir(source).exists() or not any(map(_NAME.fullmatch, os.listdir(source))):
         return [(source, out)]
     return [(str(path), os.path.join(out, path.name)) for path in increments(Path(source))]
+
+
+def runs_in(place: str) -> list[str]:
+    """The run directories that `place` stands for: a run itself, or the increments of a dataset, oldest first.
+
+    Raises: InputError as `increments` does, and if a dataset holds none.
+    """
+    runs = [run for run, _ in each(place, "")]
+    if not runs:
+        raise InputError(f"{place} holds no increment yet: clipbatch run INPUT --incremental --out {place} makes one")
+    return runs
 
 
 def _name(number: int) -> str:
