@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from clipbatch.runs import words
 from clipbatch.tools.htmlreport import rankings, series, template
 from clipbatch.tools.htmlreport.rankings import Example, Ranking
 
@@ -139,14 +140,14 @@ def test_long_names_and_durations_are_shortened() -> None:
         "-0.250",
     ]
     assert template.shown("a" * 150 + "b" * 150, 20) == "a" * 10 + " … " + "b" * 10
-    assert [template.seconds(s) for s in (0.25, 240, 3599, 7260, 200_000)] == [
+    assert [words.seconds(s) for s in (0.25, 240, 3599, 7260, 200_000)] == [
         "0.25 s",
         "4 min",
         "59 min 59 s",
         "2 h 1 min",
         "2 d 7 h",
     ]
-    assert [template.share(*of) for of in ((1, 100_000), (99_999, 100_000), (1, 1), (0, 0))] == [
+    assert [words.share(*of) for of in ((1, 100_000), (99_999, 100_000), (1, 1), (0, 0))] == [
         "under 0.1%",
         "over 99.9%",
         "100%",

@@ -23,7 +23,7 @@ from clipbatch.config.nesting import JsonObject
 from clipbatch.errors import InputError
 from clipbatch.rundir.layout import Plan, RunDir, part_name
 from clipbatch.rundir.records import seal, unseal
-from clipbatch.rundir.shapes import DamagedRecordError
+from clipbatch.rundir.shapes import COUNT, DamagedRecordError, Every, check
 from clipbatch.storage.atomic import publish
 from clipbatch.storage.paths import AnyPath, StorePath, parquet_source
 
@@ -80,6 +80,7 @@ def _count(
 def _read(run: RunDir, path: AnyPath) -> Counts:
     try:
         counts: Counts = json.loads(pq.read_metadata(parquet_source(path)).metadata[b"clipbatch.counts"])
+        check(counts, Every(dict, COUNT))
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is damaged: clipbatch run --out {run.path} --repair writes it again") from error
     return counts

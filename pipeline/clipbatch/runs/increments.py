@@ -33,6 +33,7 @@ from clipbatch.rundir import creation
 from clipbatch.rundir.counts import count_statuses
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.schema import STAMPS
+from clipbatch.runs import causes
 from clipbatch.runs import plan as planner
 from clipbatch.runs import run as runner
 from clipbatch.runs.report import Increment, Report
@@ -112,6 +113,9 @@ def run(
                 progress.say(f"the rules for pixels have changed since {done[-1]}; other scores result for: {MOVED}")
                 progress.close()
             report = runner.run(again, target, quiet=quiet, log_json=log_json)
+        elif done:
+            last = RunDir(done[-1]).plan()
+            causes.check_finished(RunDir(done[-1]), last, settings.bad_allowed(last.rows))
         rows = known.comparison
         name = str(target) if is_new else None
         increment = Increment(folder=name, new=rows.new, changed=rows.changed, known=rows.known)

@@ -71,7 +71,7 @@ class _Status(TypedDict):
     images_per_s: float | None
     # Of the last increment, while somebody worked.
     images_per_s_overall: float | None
-    # At the rate of those at work.
+    # At the rate of those at work, or over all; None if nobody is at work.
     left_s: float | None
     # UTC, ISO 8601.
     last_activity: str | None
@@ -113,6 +113,7 @@ def status(place: str) -> Status:
     entries = [entry for look in looks for entry in look.entries]
     rates = [entry.images_per_s for entry in entries if entry.images_per_s is not None]
     rate, overall = sum(rates) if rates else None, pace.overall(last.published)
+    expected = overall if rate is None else rate
     rows, rows_done = sum(look.plan.rows for look in looks), sum(look.rows_done for look in looks)
     left = max(0, rows - rows_done - sum(entry.rows_open for entry in entries))
     active = [*(at for look in looks for at, _ in look.published), *(entry.time for entry in entries)]
@@ -130,7 +131,7 @@ def status(place: str) -> Status:
         "parts_failed": _failed(unfinished[0]) if unfinished else [],
         "images_per_s": None if rate is None else round(rate, 2),
         "images_per_s_overall": None if overall is None else round(overall, 2),
-        "left_s": round(left / rate, 1) if rate and unfinished else None,
+        "left_s": round(left / expected, 1) if expected and entries and unfinished else None,
         "last_activity": _iso(max(active)) if active else None,
         "at_work": [_at_work(entry) for entry in entries],
         "next_step": _next_step(place, looks),

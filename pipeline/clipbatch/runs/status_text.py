@@ -49,7 +49,7 @@ def _images(status: Status) -> str:
     bad = total - counts.get("ok", 0)
     left = status["parts_done"] - status["parts_counted"]
     where = f", without {left} parts that are not counted yet" if left else ""
-    return f"{share(bad, total)} bad: {counts_text(counts)}{where}"
+    return f"{share(bad, total) if bad else 'none'} bad: {counts_text(counts)}{where}"
 
 
 def _worker(entry: AtWork) -> str:
