@@ -23,13 +23,13 @@ from clipbatch.errors import InputError
 from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.shapes import COUNT, NOTHING, NUMBER, SIZE, TEXT, Every, Shape, fits
 from clipbatch.storage.atomic import publish, remove_leftovers
-from clipbatch.storage.paths import AnyPath, StorePath, list_names
+from clipbatch.storage.paths import AnyPath, StorePath, list_names, modified
 
 FOLDER = ".activity"
 EVERY_S = 30.0
 # Four files may be late or lost, or the clocks of two machines may differ by as much, before an entry counts no more.
 EXPIRES_S = 4 * EVERY_S
-# An entry that is so old is removed by the next supervisor that ends.
+# A file that is so old is removed by the next supervisor that ends.
 _FORGOTTEN_S = 3600.0
 _MAX_BYTES = 2**16
 _THREADS = 16
@@ -94,9 +94,8 @@ def remove(run: RunDir, name: str) -> None:
     with contextlib.suppress(OSError, InputError):
         (folder / name).unlink(missing_ok=True)
         remove_leftovers(folder)
-        for other in list_names(folder):
-            entry = _read(folder / other)
-            if entry is not None and time.time() - entry.time > _FORGOTTEN_S:
+        for other, written in modified(folder).items():
+            if time.time() - written > _FORGOTTEN_S:
                 (folder / other).unlink(missing_ok=True)
         if isinstance(folder, Path):
             folder.rmdir()  # fails unless it is empty

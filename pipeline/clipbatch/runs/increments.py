@@ -74,7 +74,8 @@ def run(
     Returns the report of the new increment. In addition it has `increment`: the folder (None if nothing was new) and
     how many rows were new, changed and known; `finished`: the reports of increments that were finished, each with its
     `folder`; `notes`: further remarks for the user.
-    Raises: BusyError if another process makes an increment; InputError if an increment is damaged; as `runs.run` does.
+    Raises: BusyError if another process makes an increment; InputError if an increment is damaged; NothingLabelledError
+    if no row of any increment is ok; as `runs.run` does.
     """
     folder = as_path(out)
     if isinstance(folder, StorePath):
@@ -93,7 +94,7 @@ def run(
             remove_leftovers(run_dir.parts)
         again = from_flat(settings.within("invocation", "worker", "placement"))
         finished: list[Report] = [
-            {**runner.run(again, path, quiet=quiet, log_json=log_json), "folder": str(path)}
+            {**runner.run(again, path, quiet=quiet, log_json=log_json, judge=False), "folder": str(path)}
             for path in done
             if not _is_complete(path)
         ]
@@ -112,10 +113,9 @@ def run(
                 progress = Progress(total=0, done=0, bad=0, quiet=quiet, as_json=log_json)
                 progress.say(f"the rules for pixels have changed since {done[-1]}; other scores result for: {MOVED}")
                 progress.close()
-            report = runner.run(again, target, quiet=quiet, log_json=log_json)
-        elif done:
-            last = RunDir(done[-1]).plan()
-            causes.check_finished(RunDir(done[-1]), last, settings.bad_allowed(last.rows))
+            report = runner.run(again, target, quiet=quiet, log_json=log_json, judge=False)
+        for run_dir in map(RunDir, [target] if is_new else done[-1:]):
+            causes.check_finished(run_dir, last := run_dir.plan(), settings.bad_allowed(last.rows))
         rows = known.comparison
         name = str(target) if is_new else None
         increment = Increment(folder=name, new=rows.new, changed=rows.changed, known=rows.known)

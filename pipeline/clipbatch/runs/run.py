@@ -57,6 +57,7 @@ def run(
     overwrite: bool = False,
     quiet: bool = False,
     log_json: bool = False,
+    judge: bool = True,
 ) -> Report:
     """Label the images of `settings` into the run directory `out`. Parts that exist are not made again.
 
@@ -64,7 +65,7 @@ def run(
     for which part of the run this process is responsible. retry_bad: also do the rows of finished parts that have no
     scores. repair: first verify the parts, and make damaged ones again. A damaged part stays until its new part exists;
     it also stays if the new part has fewer ok rows (`replacement`), unless `force`. log_json: show progress as JSON
-    lines. Returns the report, as in `report.json`.
+    lines. judge: whether a complete run without an ok row is an error. Returns the report, as in `report.json`.
     Raises: InputError, TooManyBadError, InterruptedRunError; NothingLabelledError if none of the first images is ok, or
     none of the whole run; DamagedError if a damaged part was kept, or files of the run have been deleted. Whatever
     happens, there is never an incomplete part.
@@ -92,7 +93,7 @@ def run(
         report = label(
             settings, run_dir, frozen, workers, rank, mine, start, progress, again=again, retry_bad=retry_bad
         )
-        if frozen.rescored is None:
+        if judge and frozen.rescored is None:
             causes.check_finished(run_dir, frozen, settings.bad_allowed(frozen.rows))
         return report
 

@@ -58,6 +58,7 @@ class _Status(TypedDict):
     rows_done: int
     parts: int
     parts_done: int
+    parts_open: int
     complete: bool
     # Of the last increment.
     model: str
@@ -123,6 +124,7 @@ def status(place: str) -> Status:
         "rows_done": rows_done,
         "parts": sum(look.plan.shards for look in looks),
         "parts_done": sum(len(look.done) for look in looks),
+        "parts_open": sum(look.plan.shards - len(look.done) for look in looks),
         "complete": not unfinished,
         "model": last.plan.settings["model"],
         "fingerprint": last.run.fingerprint() or "(no worker has loaded the model yet)",

@@ -6,9 +6,7 @@ running, is reported as far as it is done.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +20,8 @@ from numpy.typing import NDArray
 
 from clipbatch.config.nesting import JsonObject
 from clipbatch.errors import InputError
-from clipbatch.storage.paths import AnyPath, StorePath, parquet_source
+from clipbatch.rundir.counts import listing
+from clipbatch.storage.paths import AnyPath, parquet_source
 from clipbatch.tools.htmlreport import rankings
 from clipbatch.tools.htmlreport.rankings import Example, Ranking, RunnersUp, ScoreColumns
 from clipbatch.tools.htmlreport.series import Histogram
@@ -183,28 +182,16 @@ def gather(sources: Sequence[Source], *, examples: int) -> Gathered:
 
 
 def _add_run(gathered: Gathered, source: Source, groups: list[ScoreColumns]) -> None:
-    run, plan, times = source.run, source.plan, _times(source.run.parts)
+    run, plan, listed = source.run, source.plan, listing(source.run)
     for shard in sorted(run.done(plan)):
         path = run.part(shard, plan.shards)
         try:
             rows = _add_part(gathered, path, groups, source)
-            gathered.published.append((times.get(path.name, 0.0), rows))
+            gathered.published.append((listed.get(path.name, [0, 0])[1] / 1e9, rows))
         except FileNotFoundError:  # somebody has just deleted it
             continue
         except (OSError, pa.ArrowException, KeyError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise InputError(f"{path} is damaged: clipbatch run --out {run.path} --repair makes it again") from error
-
-
-def _times(folder: AnyPath) -> dict[str, float]:
-    """When each file of `folder` was last written; unix time in seconds."""
-    if isinstance(folder, StorePath):
-        return {entry.base_name: (entry.mtime_ns or 0) / 1e9 for entry in folder.entries()}
-    times = {}
-    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
-        for entry in entries:
-            with contextlib.suppress(OSError):
-                times[entry.name] = entry.stat().st_mtime
-    return times
 
 
 def _add_part(gathered: Gathered, path: AnyPath, groups: list[ScoreColumns], source: Source) -> int:
