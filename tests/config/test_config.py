@@ -90,7 +90,7 @@ def test_replace_returns_a_copy_with_the_named_field_changed() -> None:
     assert second.flat() == OTHER | {"max_pixels": 99}
     assert first.flat() == OTHER
     with pytest.raises(dataclasses.FrozenInstanceError):
-        first.batch_size = 1  # type: ignore[misc]
+        first.model = second.model  # type: ignore[misc]
 
 
 def test_lists_become_tuples_and_seconds_may_be_whole_numbers() -> None:
