@@ -115,7 +115,7 @@ def run(
                 progress.close()
             report = runner.run(again, target, quiet=quiet, log_json=log_json, judge=False)
         for run_dir in map(RunDir, [target] if is_new else done[-1:]):
-            causes.check_finished(run_dir, last := run_dir.plan(), settings.bad_allowed(last.rows))
+            causes.check_finished(run_dir, last := run_dir.plan(), settings.launch.bad_allowed(last.rows))
         rows = known.comparison
         name = str(target) if is_new else None
         increment = Increment(folder=name, new=rows.new, changed=rows.changed, known=rows.known)

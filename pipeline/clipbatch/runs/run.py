@@ -94,7 +94,7 @@ def run(
             settings, run_dir, frozen, workers, rank, mine, start, progress, again=again, retry_bad=retry_bad
         )
         if judge and frozen.rescored is None:
-            causes.check_finished(run_dir, frozen, settings.bad_allowed(frozen.rows))
+            causes.check_finished(run_dir, frozen, settings.launch.bad_allowed(frozen.rows))
         return report
 
 
