@@ -116,7 +116,7 @@ def run(
             report = runner.run(again, target, quiet=quiet, log_json=log_json, judge=False)
         if not report["status"].get("ok") and (is_new or done):
             last = RunDir(target if is_new else done[-1])
-            causes.check_finished(last, last.plan(), settings.bad_allowed(last.plan().rows))
+            causes.check_finished(last, last.plan(), settings.launch.bad_allowed(last.plan().rows))
         rows = known.comparison
         name = str(target) if is_new else None
         increment = Increment(folder=name, new=rows.new, changed=rows.changed, known=rows.known)
