@@ -177,10 +177,13 @@ def _decoder(
     instead = standing is None and settings.decode.decoder_asked is False and asked == "dali"
     for name in (asked, *(["torchvision"] if instead else [])):
         now = settings.replace(decoder=name, **({} if name == asked else {"hw_decoder_load": None, "cpu_share": 0.0}))
+        decode: Decode | None = None
         try:
             decode = Decode(now.decode, target, batch_size=batch_size, device=device)
             return decode, first_contact.check_decoder(decode, now.decode, target)
         except Exception as error:  # libraries that are missing or broken raise all kinds of exceptions
+            if decode is not None:  # what its lanes hold of the GPU's memory is for the next one
+                decode.close()
             why = f"{name} cannot be used on {_name_of(device)}: {_reason(error)}"
             if is_device_error(error) or not instead or name != asked:
                 remedy = "see clipbatch doctor, or use --decoder torchvision"

@@ -173,15 +173,13 @@ class _Pipeline:
 
     def start(self, jobs: list[DecodeJob]) -> None:
         """Begin with `jobs`. An error is kept for `crops`."""
-        axes = [(job.geometry.y, job.geometry.x) for job in jobs]
-        regions = np.array([(y.region, x.region) for y, x in axes], np.float32)  # image, axis, start or end
+        boxes = np.array([job.geometry.box for job in jobs], np.float32)
         feed = self._pipeline.feed_input  # DALI loops in Python over lists of ours, but not over its own and arrays
         self._error = None
         try:
             feed("encoded", _listed([job.data for job in jobs]))
-            feed("start", np.ascontiguousarray(regions[:, :, 0]))
-            feed("end", np.ascontiguousarray(regions[:, :, 1]))
-            feed("size", np.array([(y.kept, x.kept) for y, x in axes], np.float32))
+            for name, columns in (("start", boxes[:, :2]), ("end", boxes[:, 2:4]), ("size", boxes[:, 4:])):
+                feed(name, np.ascontiguousarray(columns))
             self._pipeline.schedule_run()
         except (RuntimeError, MemoryError) as error:
             self._error = error
@@ -201,7 +199,7 @@ class _Pipeline:
 
 def _listed(encoded: list[bytearray]) -> Any:
     """A DALI list of the images' bytes, without a copy."""
-    images = [tensors.TensorCPU(np.frombuffer(data, np.uint8)) for data in encoded]
+    images = [tensors.TensorCPU(data) for data in encoded]
     return tensors.TensorListCPU(images, contiguous=False)  # type: ignore[call-overload]  # not in DALI's stubs
 
 

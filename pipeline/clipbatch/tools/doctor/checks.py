@@ -23,7 +23,6 @@ _WITH_ENGINES = [[8, 0], [9, 0], [10, 0], [10, 3]]
 _DRIVERS = {12: "R525", 13: "R580"}
 # The last torch for CUDA 12 that comes without naming another index; docs/guides/installing.md has the same line.
 _FOR_CUDA_12 = "pip install 'torch<2.11' 'torchvision<0.26'"
-_CONTAINER = "in a container, start it with NVIDIA_DRIVER_CAPABILITIES=compute,utility,video (or all)"
 
 
 class Gpu(TypedDict):
@@ -143,7 +142,7 @@ def judge_engines(answer: Answer, gpu: Gpu) -> Finding:
         name="JPEG engines",
         level="warning",
         text=f"do not answer ({answer.get('error', 'nothing was decoded')}); CUDA cores decode, slower",
-        remedy=f"{_CONTAINER}; on a GPU that is split (MIG), use an instance with a JPEG engine",
+        remedy=f"{hardware.VIDEO_REMEDY}; on a GPU that is split (MIG), use an instance with a JPEG engine",
     )
 
 
