@@ -41,9 +41,11 @@ def text(out: str, report: Report) -> str:
     if report["duplicates"]:
         lines.append(f"{report['duplicates']} rows name an image that an earlier row names")
     if this_run["rows"]:
+        reached = this_run.get("ceiling", "")
         lines.append(
             f"{this_run['rows']} images in {this_run['seconds']:.1f} s ({this_run['load_s']:.1f} s of it starting and "
             f"loading the model), {this_run['images_per_s']:.0f} images/s, bound by {this_run['bottleneck']}"
+            + (f" ({reached})" if reached not in ("", this_run["bottleneck"]) else "")
         )
     else:
         lines.append("nothing was left to do")

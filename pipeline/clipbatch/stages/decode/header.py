@@ -67,9 +67,8 @@ def inspect(data: bytearray, pixels: int | None = PIXELS) -> Header | None:
     try:
         stream = nvimgcodec.CodeStream(np.frombuffer(data, np.uint8))
         height, width, channels = stream.height, stream.width, stream.num_channels
-        plain = stream.codec_name == kind and (
-            stream.precision == 8 or (not stream.precision and stream.dtype == _UINT8)
-        )
+        bits = stream.precision  # 0: as many as the type has
+        plain = stream.codec_name == kind and (bits == 8 or (bits == 0 and stream.dtype == _UINT8))
     except (RuntimeError, TypeError, ValueError):  # nvImageCodec parses the header when a field is read
         return None
     known = _CHANNELS if pixels is not None else first_rules.CHANNELS

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from clipbatch.config import DecodeSettings, hardware
+from clipbatch.stages.ceilings import CORES, CUDA, ENGINES
 from clipbatch.stages.cuda import mark, stream_on
 from clipbatch.stages.decode import pil
 from clipbatch.stages.decode.choosing import Chooser
@@ -62,6 +63,8 @@ class Decode:
         self._choose = Chooser(settings, target)
         self._reference = self._open_clip_transform()
         self._helpers = ThreadPoolExecutor(self._threads, initializer=torch.set_num_threads, initargs=(1,))
+        # By way of decoding, seconds for which batches waited: for `_cores`, and in each lane.
+        self._waited_s: list[dict[str, float]] = [{CORES: 0.0}]
         # A lane for each thread: a fast decoder and a CUDA stream.
         self._lanes: queue.SimpleQueue[tuple[FastDecoder | None, torch.cuda.Stream | None]] = queue.SimpleQueue()
         for _ in range(self.threads):
@@ -74,13 +77,15 @@ class Decode:
             from clipbatch.stages.decode.dali import DaliDecoder
 
             index = self._device.partition(":")[2] or "0"
-            return DaliDecoder(
+            decoder = DaliDecoder(
                 batch_size=self.batch_size,
                 interpolation=self._target.interpolation,
                 device_id=int(index) if self._device.startswith("cuda") else None,
                 threads=self._threads,
                 engines=self.engine_share is not None,
             )
+            self._waited_s.append(decoder.waited_s)
+            return decoder
         return None
 
     def _open_clip_transform(self) -> OpenClipTransform | None:
@@ -125,6 +130,16 @@ class Decode:
         finally:
             self._lanes.put(lane)
 
+    def waited_s(self) -> dict[str, float]:
+        """On a GPU, seconds for which batches waited for each way of decoding, so far, by its name in `ceilings`."""
+        if not self._device.startswith("cuda"):
+            return {}
+        total = dict.fromkeys((ENGINES, CUDA, CORES), 0.0)
+        for waited_s in self._waited_s:
+            for way, seconds in waited_s.items():
+                total[way] += seconds
+        return total
+
     def close(self) -> None:
         """End the threads, and give back what the lanes hold. No batch may be in work."""
         self._helpers.shutdown()
@@ -155,7 +170,9 @@ class Decode:
         else:
             failed = decoder.fill(pixels_BCHW, jobs) if decoder and jobs else []
         if finish:
+            begun = time.perf_counter()
             failed += finish(pixels_BCHW)
+            self._waited_s[0][CORES] += time.perf_counter() - begun
         else:
             failed += [job for other, one in for_cpu for job in other.fill(pixels_BCHW, [one])]
         for_pillow += [job.slot for job in failed]

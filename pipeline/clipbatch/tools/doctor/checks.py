@@ -46,6 +46,7 @@ class Answer(TypedDict, total=False):
     nvimgcodec: str
     nvimgcodec_cuda: int  # 1000 times the major version, like all versions of CUDA
     answer: bool
+    engines: int
     where: str
 
 
@@ -135,13 +136,14 @@ def judge_dali(answer: Answer, driver_cuda: int | None) -> Finding:
 
 def judge_engines(answer: Answer, gpu: Gpu) -> Finding:
     if answer.get("answer"):
-        return Finding(name="JPEG engines", level="ok", text="decode")
+        return Finding(name="JPEG engines", level="ok", text=f"{answer.get('engines') or ''} decode".strip())
     if gpu["capability"] not in _WITH_ENGINES and not gpu["name"].startswith("NVIDIA L4"):
         return Finding(name="JPEG engines", level="ok", text=f"{gpu['name']} has none; its CUDA cores decode")
     return Finding(
         name="JPEG engines",
         level="warning",
-        text=f"do not answer ({answer.get('error', 'nothing was decoded')}); CUDA cores decode, slower",
+        text=f"do not answer ({answer.get('error') or answer.get('reason') or 'nothing was decoded'}); CUDA cores "
+        "decode, slower",
         remedy=f"{hardware.VIDEO_REMEDY}; on a GPU that is split (MIG), use an instance with a JPEG engine",
     )
 
