@@ -17,7 +17,7 @@ from itertools import cycle, islice
 
 import torch
 
-from clipbatch.config import Settings, SettingValues
+from clipbatch.config import Settings, SettingValues, hardware
 from clipbatch.errors import brief
 from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.manifest import Manifest
@@ -117,6 +117,7 @@ class Trials:
 
 def main() -> None:
     path, device, cores = sys.argv[1:]
+    device = hardware.hide_other_gpus(device)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
 
