@@ -103,7 +103,8 @@ class DaliDecoder:
             for pipeline, some in work.items():
                 failed += self._finish(pixels_BCHW, pipeline, some)
                 ends.append((CUDA if pipeline is self._cuda else ENGINES, moment(stream)))
-            self._moments.append((begun, ends))
+            if ends:
+                self._moments.append((begun, ends))
             return failed
         except BaseException:
             for pipeline in work:  # or else the next batch would get these images
