@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from clipbatch.config import DecodeSettings, from_flat
+from clipbatch.runs import plan as planner
 from clipbatch.stages import first_contact, loading
 from clipbatch.stages.decode import Decode
 from clipbatch.stages.decode.dali import DaliDecoder
@@ -101,7 +102,15 @@ def test_a_device_that_cannot_do_it_is_given_up_by_name_and_the_others_go_on(
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
         pytest.skip("needs two cores")
-    only_there = f"import os\nif {cores[0]} in os.sched_getaffinity(0): {MISSING}"
+    only_there = f"""
+import os, pathlib, time
+flag = pathlib.Path({str(tmp_path / "given-up")!r})
+if {cores[0]} in os.sched_getaffinity(0):
+    flag.touch()
+    {MISSING}
+while not flag.exists():  # or the other worker might do all of it before
+    time.sleep(0.01)
+"""
     env = injected(tmp_path / "fault", {DALI: only_there})
     plan(warm, photos, tmp_path / "out")
     cli("run", "--out", tmp_path / "out", "--shards", "0")  # so that the run has begun with DALI
@@ -178,8 +187,27 @@ def freeze(run, plan, compute):
         wait(run.model_file.exists)
     return frozen
 """
-    only_there = f"import os\nif {here}: {MISSING}"
-    env = injected(tmp_path / "fault", {DALI: only_there, "clipbatch.rundir.features": in_turn})
+    tries = tmp_path / "tries"
+    only_there = f"""
+import os
+if {here}:
+    with open({str(tries)!r}, "a") as file: file.write(".")
+    {MISSING}
+"""
+    # Where DALI was first, its worker does not begin before the other one has tried to follow.
+    after_that = f"""
+import os, sys, time
+protect_now = protect
+def protect(run, plan):
+    until = time.monotonic() + 120
+    while {first == "dali"} and "clipbatch.stages.pipeline" in sys.modules and time.monotonic() < until:
+        if os.path.getsize({str(tries)!r}) > 1:
+            break
+        time.sleep(0.01)
+    protect_now(run, plan)
+"""
+    code = {DALI: only_there, "clipbatch.rundir.features": in_turn, "clipbatch.rundir.damage": after_that}
+    env = injected(tmp_path / "fault", code)
     plan(warm, photos, tmp_path / "out")
     done = cli("run", "--out", tmp_path / "out", "--workers", 2, env=env).stderr
     assert len(list(tmp_path.glob("chosen-*"))) == 2
@@ -249,8 +277,8 @@ def test_a_decoder_that_fails_is_closed_before_the_next_one_is_tried(monkeypatch
     monkeypatch.setattr(DaliDecoder, "_place", DaliDecoder._place)  # so that it is put back
     exec(WRONG, {"DaliDecoder": DaliDecoder})
     monkeypatch.setattr(loading, "Decode", Noted)
-    settings = from_flat({"model": "clipbatch-demo", "decoder": "dali", "decoder_asked": False, "precision": "fp32"})
-    loaded = loading.fit(settings, 8, "cpu")
+    settings = planner.resolve(from_flat({"model": "clipbatch-demo", "decoder": "dali", "device": "cpu"}))
+    loaded = loading.fit(settings.replace(decoder_asked=False), 8, "cpu")
     assert events == [("made", "dali"), ("closed", "dali"), ("made", "torchvision")]
     assert loaded.facts == {"decoder": "torchvision"}
     loaded.decode.close()

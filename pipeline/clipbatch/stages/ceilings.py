@@ -53,16 +53,17 @@ class Meter:
         self._looks = self._late = 0
         # The CPU time and the time at the beginning of the context; None outside.
         self._since: tuple[float, float] | None = None
-        self._stop = threading.Event()
 
     def __enter__(self) -> Meter:
         self._stop = threading.Event()
         self._since = time.process_time(), time.perf_counter()
-        threading.Thread(target=self._look, args=(self._stop,), name="meter", daemon=True).start()
+        self._thread = threading.Thread(target=self._look, args=(self._stop,), name="meter", daemon=True)
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
+        self._thread.join()
         self._cpu_s, self._seconds = self._so_far()
         self._since = None
 
