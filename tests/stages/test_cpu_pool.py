@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from clipbatch.config import DecodeSettings
-from clipbatch.stages.decode import Decode, cpu_pool
+from clipbatch.stages.decode import Decode, choosing
 from clipbatch.stages.decode.cpu_pool import goes_to_cpu
 from clipbatch.stages.decode.geometry import Target
 from clipbatch.types import Decoded, Encoded, ItemBatch, PixelBatch, ReadBatch, Reject
