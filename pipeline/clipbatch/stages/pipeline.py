@@ -39,7 +39,7 @@ from clipbatch.stages.read import Backpressure, Read, Refusals
 from clipbatch.stages.saved_embeddings import SavedEmbeddings
 from clipbatch.stages.score import Score
 from clipbatch.stages.write import Write, Written
-from clipbatch.storage import hosts
+from clipbatch.storage import retries
 from clipbatch.types import Encoded, ItemBatch, PartDone, ScoredBatch, WorkerReport
 
 _REPORT_EVERY_S = 0.2
@@ -150,7 +150,7 @@ class ShardPipeline:
         last = _checked_write(journal if model else None, write, check, settle)
         self.stages = [*first, Stage(name="score", work=score), Stage(name="write", work=last)]
         self._flow: Flow | None = None
-        self._waits_before, self._waited_before_s = hosts.waits(), self._waited_s()
+        self._waits_before, self._waited_before_s = retries.waits(), self._waited_s()
         # Measures while `execute` runs.
         self.meter = Meter()
 
@@ -177,7 +177,7 @@ class ShardPipeline:
         decoding_s = {way: seconds - self._waited_before_s[way] for way, seconds in waited_s.items()}
         reached = ceiling(times, loads, decoding_s, remote=isinstance(self.read, Read) and self.read.remote)
         facts = device_facts(self._device) | self._encoded() | loads | ({"ceiling": reached} if reached else {})
-        waits = hosts.waits_since(self._waits_before)
+        waits = retries.waits_since(self._waits_before)
         return WorkerReport(times=times, peak_mib=peak_mib, facts=facts, waits=waits)
 
     def label(self, tasks: Iterable[Task]) -> Flow:

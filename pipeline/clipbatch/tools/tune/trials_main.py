@@ -56,15 +56,16 @@ class Trials:
     def rate(self, changes: SettingValues, seconds: float) -> Rate:
         """The rate with `changes` to the plan's settings, measured from the end of the first batch on."""
         settings = self._plan.run_settings().replace(**{"shard_size": None, "compile": "off", **changes})
-        assert settings.batch_size
+        size = settings.model.batch_size
+        assert size
         target = Target.from_facts(self._model.facts())
-        decode = Decode(settings.decode, target, batch_size=settings.batch_size, device=self._device)
-        model = LoadedModel.joined(self._model, decode, settings, settings.batch_size, self._device)
+        decode = Decode(settings.decode, target, batch_size=size, device=self._device)
+        model = LoadedModel.joined(self._model, decode, settings, size, self._device)
         gate = Backpressure()
         flow = None
         try:
             measured = self._share_engines(decode, settings)
-            flow = Flow(gate.admit(self._batches(settings.batch_size)), model.stages(gate))
+            flow = Flow(gate.admit(self._batches(size)), model.stages(gate))
             return self._measure(flow, seconds) | measured
         finally:  # or the next trial shares cores and memory with this one
             gate.close()
