@@ -175,6 +175,7 @@ def _fixed(facts: Facts) -> dict[str, Any]:
         "ok": gathered.statuses["ok"],
         "bad_rows": gathered.rows - gathered.statuses["ok"],
         "this_run": _complete(facts.report.get("this_run"), _THIS_RUN),
+        "ceiling": (_complete(facts.report.get("this_run"), {"ceiling": TEXT}) or {}).get("ceiling", ""),
         "waits": (_complete(facts.report.get("this_run"), _WAITS) or {}).get("waits", {}),
         "hardware": _complete(facts.report.get("hardware"), _HARDWARE),
         "model": facts.run.model_facts() or {},
