@@ -101,14 +101,8 @@ def held_us(listed: Path, images: int, batch_size: int, scratch: Path) -> dict[s
     options = ("--decoder", "dali", "--batch-size", batch_size, "--quiet", "--out", Path(out, "run"))
     spy = [str(Path(sys.executable).with_name("py-spy")), "record", "--gil", "--subprocesses", "--threads"]
     spy += ["--rate", str(HZ), "--format", "raw", "--output", str(samples), "--"]
-    processes.run_command(
-        [
-            *spy,
-            *processes.clipbatch_command(
-                "run", listed, "--labels", "cifar10", "--model", models.DEMO, "--device", "cpu", *options
-            ),
-        ]
-    )
+    demo = ("--labels", "cifar10", "--model", models.DEMO, "--device", "cpu")
+    processes.run_command([*spy, *processes.clipbatch_command("run", listed, *demo, *options)])
     counts = Counter[str]()
     for line in samples.read_text().splitlines():
         stack, count = line.rsplit(" ", 1)

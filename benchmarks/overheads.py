@@ -65,7 +65,7 @@ def lock(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         figures = harness.take_turns(turns, args.rounds)
     held, cpu = ({stage: values[kind] for stage, values in figures.items() if kind in values} for kind in turns)
     tables, result = [f"{about(photos, args.rounds)} {args.images} rows, batch {LOCK_BATCH}."], {}
-    for title, kind in (("with the lock, by py-spy", held), ("of CPU time", cpu)):
+    for name, title, kind in (("held_us", "with the lock, by py-spy", held), ("cpu_us", "of CPU time", cpu)):
         summed = [stage for stage in kind if stage not in lock_held.ASIDE]
         kind["sum"] = [sum(values) for values in zip(*(kind[stage] for stage in summed), strict=True)]
         rows = {
@@ -76,8 +76,8 @@ def lock(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         tables.append(harness.spread_table("", {f"microseconds an image {title}": (rows, 0)}))
         total = harness.spread(kind["sum"]).median
         tables.append(f"By that, one process can hand on {1e6 / total:,.0f} images/s." if total else "Too few images.")
-        result[title] = harness.spreads(kind)
-    return "\n\n".join(tables), {"us": result}
+        result[name] = harness.spreads(kind)
+    return "\n\n".join(tables), result
 
 
 # heap
