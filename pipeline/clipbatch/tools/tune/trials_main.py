@@ -9,6 +9,7 @@ parent then starts another one.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -59,20 +60,16 @@ class Trials:
         size = settings.model.batch_size
         assert size
         target = Target.from_facts(self._model.facts())
-        decode = Decode(settings.decode, target, batch_size=size, device=self._device)
-        model = LoadedModel.joined(self._model, decode, settings, size, self._device)
-        gate = Backpressure()
-        flow = None
-        try:
-            measured = self._share_engines(decode, settings)
+        with contextlib.ExitStack() as ends:  # or the next trial would share cores and memory with this one
+            decode = Decode(settings.decode, target, batch_size=size, device=self._device)
+            ends.callback(decode.close)
+            model = LoadedModel.joined(self._model, decode, settings, size, self._device)
+            ends.callback(model.read.close)
+            measured, gate = self._share_engines(decode, settings), Backpressure()
             flow = Flow(gate.admit(self._batches(size)), model.stages(gate))
+            ends.callback(flow.join)
+            ends.callback(gate.close)
             return self._measure(flow, seconds) | measured
-        finally:  # or the next trial shares cores and memory with this one
-            gate.close()
-            if flow:
-                flow.join()
-            decode.close()
-            model.read.close()
 
     def _share_engines(self, decode: Decode, settings: Settings) -> Rate:
         """Measure the share of the JPEG engines as a run does, where there are some and no setting names it."""
