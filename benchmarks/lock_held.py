@@ -1,9 +1,9 @@
 """How long the stages of a run hold Python's lock for an image, for `overheads.py lock`, in two ways.
 
 py-spy looks which thread has the lock. Where cores are few or busy, a thread that has it may be without a core, so that
-is an upper bound. The CPU time of the threads of each stage is another one, since reading files, copying pixels and
-waiting need no lock; other work on the machine hardly moves it. For that, small JPEGs are read, so that copying their
-bytes counts for little. DALI decodes in threads of its own, which are not counted.
+is an upper bound. The CPU time of the threads of each stage is another one, since system calls, page faults and copies
+of pixels need no lock. For that, small JPEGs are read, so that copying their bytes counts for little. Both are high
+where other work shares the machine. DALI decodes in threads of its own, which are not counted.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ lock: how long each stage holds Python's lock (the GIL) for an image, and so how
     the figures are upper bounds. Encoding is not in the sum: on a GPU a batch is one launch of a recorded graph, on a
     CPU Python calls each layer. Nor are the messages to the supervisor, five a second however many images there are.
     Loading the model and first contact are not counted. Beside it, the CPU time of the threads of each stage
-    (`lock_held`), which other work on the machine hardly moves.
+    (`lock_held`), an upper bound, too.
 heap: the same run with glibc's malloc as it is, and as a worker has it (`clipbatch.heap`), in a process each.
 supervision: a run with a supervisor and the journal, and the same stages alone. Small pictures and the embedded model:
     the most images a second that there can be, and so the most messages, journal entries and shards. Both are watched
