@@ -41,6 +41,7 @@ from clipbatch.workers import signals
 
 # Files that were passed over are counted for this many suffixes, and the rest together.
 _SUFFIXES = 20
+# At most so many rows in a file and in a row group of the manifest, unless a shard has more.
 MANIFEST_ROWS = 2**20
 ROW_GROUP_ROWS = 2**14
 
@@ -51,6 +52,16 @@ PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "nvidia-dali-cuda
 def identity(settings: Settings, labels: LabelSet, inputs: list[str]) -> JsonObject:
     """The fields of a run's identity: two runs with the same fields are the same run. inputs: identities of listers."""
     return settings.within("identity", "output") | {"inputs": inputs} | labels.identity()
+
+
+def manifest_rows(shard_size: int) -> int:
+    """Rows in a file of the manifest: whole shards."""
+    return shard_size * max(1, MANIFEST_ROWS // shard_size)
+
+
+def row_group_rows(shard_size: int) -> int:
+    """Rows in a row group of the manifest: whole shards."""
+    return shard_size * max(1, ROW_GROUP_ROWS // shard_size)
 
 
 def freeze(
@@ -74,8 +85,7 @@ def freeze(
     assert settings.batch_size
     if settings.shard_size % settings.batch_size:
         raise SettingError(f"shard_size {settings.shard_size} is not a multiple of batch_size {settings.batch_size}")
-    per_file = settings.shard_size * max(1, MANIFEST_ROWS // settings.shard_size)
-    row_group = settings.shard_size * max(1, ROW_GROUP_ROWS // settings.shard_size)
+    per_file, row_group = manifest_rows(settings.shard_size), row_group_rows(settings.shard_size)
     with creation.staged(run) as folder:
         duplicates, writer = Duplicates(), ManifestWriter(folder, per_file, row_group)
         with writer, ThreadPoolExecutor(1, thread_name_prefix="duplicates") as pool:
@@ -133,13 +143,14 @@ def plan(
     overwrite: bool = False,
     like: RunDir | None = None,
     select: Select | None = None,
+    carried: pa.Schema | None = None,
 ) -> Plan:
     """Freeze the input of `settings` into the run directory `out`, or return the plan that it has already.
 
     Settings without inputs: return the plan in `out`. If `out` already holds a plan with the same settings, that plan
     is used. A plan with other settings is replaced if no worker has loaded a model for it yet. like: every setting
     except the input and the rules for pixels must equal that run's. select: chooses rows of the listing, and may add
-    columns; only for a new run.
+    columns; only for a new run. carried: as for `Listing`.
     Raises: InputError if something is refused; OtherRunError if `out` belongs to a run with other settings or, with
     `select`, to any run.
     """
@@ -173,7 +184,7 @@ def plan(
         resolved = resolved.replace(pixels=PIXELS)
     else:
         check_labels(resolved, names)
-    return _freeze(run_dir, resolved, names, identities, inputs, replace, select)
+    return _freeze(run_dir, resolved, names, identities, inputs, replace, select, carried)
 
 
 def resolve(settings: Settings) -> Settings:
@@ -220,11 +231,12 @@ def _freeze(
     inputs: list[lister.Lister],
     replace: bool,
     select: Select | None,
+    carried: pa.Schema | None,
 ) -> Plan:
     results = [field.name for field in result_fields(group_columns(names, settings.output), settings.output, 0)]
     source, taken = settings.source, [*results, "row_id", *(f.name for f in STAMPS)]
     sample = Sample(source.sample, source.seed or 0) if source.sample else None
-    listing = listings.Listing(inputs, source.limit, taken, sample)
+    listing = listings.Listing(inputs, source.limit, taken, sample, carried)
     return freeze(
         run_dir,
         settings,
