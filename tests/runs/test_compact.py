@@ -1,4 +1,4 @@
-"""`clipbatch compact`: the same rows in the same order, verified, and nothing else in the folder."""
+"""`clipbatch compact`: the same rows in the same order, verified, as a run directory or as plain files."""
 
 import json
 import shutil
@@ -196,3 +196,81 @@ def test_rows_that_were_done_again_are_copied_again(warm: Cli, tmp_path: Path) -
     api.compact(tmp_path / "run", tmp_path / "out", flat=True)
     (path,) = (tmp_path / "out").iterdir()
     assert set(pq.read_table(path)["status"].to_pylist()) == {"ok"}
+
+
+def test_a_compacted_run_is_a_run_with_larger_shards(warm: Cli, run: Path, tmp_path: Path) -> None:
+    source, out = tmp_path / "source", tmp_path / "out"
+    shutil.copytree(run, source)
+    command = ("compact", source, "--out", out, "--rows-per-file", 64)
+    said = warm(*command).stdout
+    assert f"all rows of {source} are in {out}, compared and verified: {source} may be deleted" in said
+    before, after = RunDir(run).plan(), RunDir(out).plan()
+    assert (after.shard_size, after.shards) == (64, 3)
+    assert after.identity == before.identity | {"shard_size": 64}
+    names = [f"part-{number:05d}.parquet" for number in range(3)]
+    assert sorted(path.name for path in (out / "parts").iterdir()) == names
+    assert _plain(rows(out)) == _plain(rows(run))
+    manifests = (pq.read_table(folder / "manifest").to_pylist() for folder in (out, run))
+    assert next(manifests) == next(manifests)
+    shutil.rmtree(source)
+    warm("verify", out)
+    status = json.loads(warm("status", out, "--json").stdout)
+    assert (status["complete"], status["rows"], status["parts"]) == (True, FILES, 3)
+    warm("report", out, "--examples", 1)
+    page = (out / "report.html").read_text()
+    assert f"{FILES} images" in page
+    assert "Bound by" in page
+    assert "nothing was left to do" in warm("run", "--out", out).stdout
+    warm("rescore", out, "--labels", "cat,dog", "--out", tmp_path / "again")
+    warm("rescore", run, "--labels", "cat,dog", "--out", tmp_path / "expected")
+    assert _plain(rows(tmp_path / "again")) == _plain(rows(tmp_path / "expected"))
+
+
+def test_a_part_of_a_compacted_run_is_made_again_from_the_images_with_the_same_scores(
+    warm: Cli, run: Path, tmp_path: Path
+) -> None:
+    for source, kept in ((run, "run"), (tmp_path / "scored", "scored")):
+        if kept == "scored":
+            warm("rescore", run, "--labels", "cat,dog", "--out", source)
+        out = tmp_path / f"few-{kept}"
+        warm("compact", source, "--out", out, "--rows-per-file", 64)
+        (out / "parts" / "part-00001.parquet").unlink()
+        warm("run", "--out", out, "--repair")
+        warm("verify", out)
+        assert _plain(rows(out)) == _plain(rows(source))
+
+
+def test_compacting_again_makes_only_what_is_missing_and_never_replaces_another_run(
+    warm: Cli, run: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    command = ("compact", run, "--out", out, "--rows-per-file", 64)
+    warm(*command)
+    parts = sorted((out / "parts").iterdir())
+    whole, stamp = {path: path.read_bytes() for path in parts}, parts[0].stat().st_mtime_ns
+    parts[1].unlink()
+    parts[2].write_bytes(whole[parts[2]][:-50])
+    warm(*command)
+    assert {path: path.read_bytes() for path in parts} == whole
+    assert parts[0].stat().st_mtime_ns == stamp
+    assert "shard_size is 32 now and 64 there" in warm(*command[:-1], 32, code=3).stderr
+    assert "is the run that is compacted" in warm("compact", run, "--out", run, code=3).stderr
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "notes.txt").touch()
+    assert "holds other files ('notes.txt'" in warm("compact", run, "--out", tmp_path / "notes", code=3).stderr
+    table = pq.read_table(parts[0])
+    footer = {key: value for key, value in table.schema.metadata.items() if key != b"clipbatch.counts"}
+    better = table.set_column(2, "status", pa.array(["ok"] * len(table)).dictionary_encode())
+    with PartFile(parts[0], better.schema.with_metadata(footer), "zstd") as file:
+        file.write(better.cast(better.schema))
+        file.close({"clipbatch.counts": json.dumps({"ok": len(table)})})
+    assert f"{parts[0]} stays: its footer counts 64 ok" in warm(*command, code=3).stderr
+    assert {path: path.read_bytes() for path in parts[1:]} == {path: whole[path] for path in parts[1:]}
+
+
+def test_a_run_goes_into_a_store_as_a_run(warm: Cli, run: Path, bucket: str) -> None:
+    out = f"{bucket}/compact"
+    for _ in range(2):
+        said = json.loads(warm("compact", run, "--out", out, "--rows-per-file", 64, "--json").stdout)
+        assert (said["files"], said["source_may_be_deleted"]) == (3, True)
+    warm("verify", out)

@@ -245,6 +245,11 @@ class Listing:
                     f"column {field.name!r} is {field.type} in this dataset, and {where} has {error}: correct the "
                     "value, or label this input into another dataset"
                 ) from error
+            if portable(values.type) == field.type:
+                raise InputError(
+                    f"column {field.name!r} is written as {field.type}, and {where} has {error}: leave it out with "
+                    "--columns"
+                ) from error
             raise InputError(
                 f"column {field.name!r} of {text} has to be {field.type}, as in the other inputs, and {where} has "
                 f"{error}; label them in separate runs, or leave it out with --columns"

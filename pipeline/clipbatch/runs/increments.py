@@ -37,7 +37,7 @@ from clipbatch.runs import latest
 from clipbatch.runs import plan as planner
 from clipbatch.runs import run as runner
 from clipbatch.runs.known import Known
-from clipbatch.runs.latest import DELETED, LATEST
+from clipbatch.runs.latest import DELETED, LATEST, Latest
 from clipbatch.runs.report import Increment, Report
 from clipbatch.runs.stamps import Stamper
 from clipbatch.storage.atomic import locked, publish, remove_leftovers
@@ -110,8 +110,9 @@ def run(
             nonlocal gone
             yield from known.select(listing, stamper)
             notes.extend(_notes_on_columns(listing) if done else ())
-            if mark_deleted:
-                gone = _gone(settings, folder, known, confirm_deleted)
+            if mark_deleted and done:
+                gone, remarks = _gone(folder, known, settings.source.inputs, confirm_deleted)
+                notes.extend(remarks)
             if not known.comparison.new + known.comparison.changed:
                 raise _NothingNewError("nothing is new or changed")
 
@@ -152,28 +153,33 @@ def _notes_on_columns(listing: listings.Listing) -> list[str]:
     return notes
 
 
-def _gone(settings: Settings, folder: Path, known: Known, confirmed: bool) -> NDArray[np.int64]:
-    """The numbers of the latest rows of the same input whose image the listing does not have.
-
-    Raises: InputError if these are more than `_MAX_GONE` of its rows, unless that is confirmed.
-    """
-    rows = known.latest()
-    places = {real_place(text if is_url(text) else os.path.abspath(text)) for text in settings.source.inputs}
+def _of_same_input(rows: Latest, inputs: tuple[str, ...]) -> NDArray[np.int64]:
+    """The numbers of the rows of increments all of whose inputs are among `inputs`."""
+    places = {real_place(text if is_url(text) else os.path.abspath(text)) for text in inputs}
     same = [np.empty(0, np.int64)]
     for path, start, size in zip(rows.increments, rows.starts.values(), rows.sizes, strict=True):
         if {place_of(identity) for identity in RunDir(path).plan().identity["inputs"]} <= places:
             same.append(np.arange(start, start + size))
-    there = np.setdiff1d(
-        np.intersect1d(rows.numbers, np.concatenate(same)), latest.read_deleted(folder, rows), assume_unique=True
-    )
+    return np.concatenate(same)
+
+
+def _gone(folder: Path, known: Known, inputs: tuple[str, ...], confirmed: bool) -> tuple[NDArray[np.int64], list[str]]:
+    """The numbers of the latest rows of the same input whose image the listing does not have, and remarks.
+
+    Raises: InputError if these are more than `_MAX_GONE` of its rows, unless that is confirmed.
+    """
+    rows, named = known.latest(), ", ".join(inputs)
+    same = np.intersect1d(rows.numbers, _of_same_input(rows, inputs))
+    if not len(same):
+        return same, [f"no image is marked as deleted, since no increment has all of its INPUT in {named}"]
+    there = np.setdiff1d(same, latest.read_deleted(folder, rows))
     gone = np.intersect1d(known.gone(), there)
     if len(gone) > _MAX_GONE * len(there) and not confirmed:
         raise InputError(
-            f"{len(gone)} of {len(there)} images of {', '.join(settings.source.inputs)} are gone, more than "
-            f"{_MAX_GONE:.0%}, so nothing is marked as deleted: see whether all of it is mounted; if they are gone "
-            "indeed, add --confirm-deleted"
+            f"{len(gone)} of {len(there)} images of {named} are gone, more than {_MAX_GONE:.0%}, so nothing is marked "
+            "as deleted: see whether all of it is mounted; if they are gone indeed, add --confirm-deleted"
         )
-    return gone
+    return gone, []
 
 
 def _keep_tables(folder: Path, known: Known, gone: NDArray[np.int64], new: Path | None) -> list[str]:
