@@ -383,3 +383,36 @@ def test_failures_that_may_pass_are_tried_again_the_next_night(warm: Cli, tmp_pa
 )
 def test_which_failures_may_pass(status: str, error: str, passes: bool) -> None:
     assert may_pass(status, error) is passes
+
+
+OLD = Path(__file__).parents[1] / "fixtures" / "dataset-10ea018"
+TIME_NS = 1_600_000_000_123_456_789  # of its pictures, by `fixtures/make_dataset.py`
+
+
+def test_a_dataset_of_an_older_version_goes_on_with_its_columns(
+    warm: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(shutil.copytree(OLD, tmp_path / "old"))
+    for path in Path("images").iterdir():
+        set_time(path, TIME_NS)
+    settings = ("--model", "clipbatch-demo", "--precision", "fp32", "--device", "cpu", "--labels", "cat,dog,bird")
+    here = "/proc/self/cwd"
+    command = ("run", f"{here}/list.csv", *settings, "--root", f"{here}/images", "--incremental", "--out", "dataset")
+    assert "nothing is new or changed: 5 images are known" in warm(*command).stdout
+    out = Path("dataset")
+    index = pq.read_table(out / "latest.parquet").to_pylist()
+    expected = {(path.name, row["row_id"], row["uri"]) for path in increments(out) for row in rows_of(path)}
+    assert {(row["increment"], row["row_id"], row["uri"]) for row in index} == expected
+    table = Path("list.csv").read_text().replace("bird-1.jpg,5", "bird-1.jpg,5.0")
+    Path("list.csv").write_text(table.replace("deer-1.jpg,7", "deer-1.jpg,8"))
+    assert "0 new images, 1 changed, 4 known" in warm(*command).stdout
+    schemas = [pq.read_schema(next(path.glob("parts/*.parquet"))) for path in increments(out)]
+    assert [schema.field("file_modified").type for schema in schemas] == [pa.timestamp("ns")] * 3
+    assert all(schema.equals(schemas[0], check_metadata=False) for schema in schemas)
+    for path in increments(out):
+        warm("verify", path)
+    warm("compact", "dataset", "--out", "few")
+    few = pq.read_table("few")
+    assert few.schema.field("file_modified").type == pa.timestamp("us")
+    assert few.schema.field("taken").type == pa.timestamp("us")
+    assert sorted(few["price"].drop_null().to_pylist()) == [4, 5, 6, 8]

@@ -23,7 +23,7 @@ import pytest
 
 from clipbatch.rundir.part_file import PartFile
 from tests.conftest import DEMO, Cli, needs, rows
-from tests.support.corpus import make_folder
+from tests.support.corpus import make_folder, photo
 
 FILES, SHARD = 128, 16
 GROUPS = (
@@ -327,19 +327,24 @@ CARRIED: dict[str, tuple[pa.DataType, Any, Any]] = {
 """Columns of a user's table: type, value, and the value that readers find."""
 
 
+def two_photos(folder: Path) -> list[str]:
+    """The names of two new images in `folder`."""
+    for name in ("a.jpg", "b.jpg"):
+        photo(np.random.default_rng(0), 60, 40).save(folder / name)
+    return ["a.jpg", "b.jpg"]
+
+
 @pytest.fixture(scope="module")
 def carried(warm: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset of two increments of an Arrow file with a column of every type that Parquet can hold."""
     folder = tmp_path_factory.mktemp("carried")
-    make_folder(folder, 2, seed=42, bad_fraction=0)
+    names = two_photos(folder)
     columns = {name: pa.array([value, None], kind) for name, (kind, value, _) in CARRIED.items()}
-    names = sorted(path.name for path in folder.rglob("*.jpg"))
     for count in (1, 2):
         table = pa.table({"uri": names} | columns).slice(0, count)
         with pa.ipc.new_file(str(folder / "in.arrow"), table.schema) as file:
             file.write_table(table)
-        root = next(folder.rglob(names[0])).parent
-        command = ("run", folder / "in.arrow", "--uri-column", "uri", "--image-column", "", "--root", root, *DEMO)
+        command = ("run", folder / "in.arrow", "--uri-column", "uri", "--image-column", "", *DEMO)
         warm(*command, "--incremental", "--out", folder / "dataset")
     return folder / "dataset"
 
@@ -393,8 +398,7 @@ def test_every_reader_reads_every_type_of_a_carried_column_and_both_increments(
 
 
 def test_nanoseconds_that_are_cut_off_are_said(warm: Cli, tmp_path: Path) -> None:
-    make_folder(tmp_path, 2, seed=43, bad_fraction=0)
-    names = sorted(str(path) for path in tmp_path.rglob("*.jpg"))
+    names = two_photos(tmp_path)
     table = pa.table({"uri": names, "at": pa.array([1_001, 2_000], pa.timestamp("ns"))})
     pq.write_table(table, tmp_path / "in.parquet")
     command = ("run", tmp_path / "in.parquet", "--uri-column", "uri", *DEMO, "--json", "--out", tmp_path / "run")
