@@ -411,6 +411,8 @@ def test_a_dataset_of_an_older_version_goes_on_with_its_columns(
     assert all(schema.equals(schemas[0], check_metadata=False) for schema in schemas)
     for path in increments(out):
         warm("verify", path)
+    assert "keep dataset/increment-00001, an increment" in warm("compact", increments(out)[0], "--out", "one").stdout
+    warm("verify", "one")
     warm("compact", "dataset", "--out", "few")
     few = pq.read_table("few")
     assert few.schema.field("file_modified").type == pa.timestamp("us")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import duckdb
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -161,6 +162,8 @@ def test_a_dataset_is_scored_again_increment_by_increment(warm: Cli, tmp_path: P
         assert after.select(["row_id", "uri", "status"]).equals(before.select(["row_id", "uri", "status"]))
         assert set(after["label"].drop_null().to_pylist()) <= {"cat", "dog"}
         warm("verify", new)
+    index, scored = (pq.read_table(folder / "latest.parquet") for folder in (out, again))
+    assert scored.equals(index)
     before = [path.stat().st_mtime_ns for path in again.rglob("part-*.parquet")]
     assert warm(*command).stdout.count("nothing was left to do") == 2
     assert [path.stat().st_mtime_ns for path in again.rglob("part-*.parquet")] == before

@@ -205,12 +205,16 @@ def compact_command(
     from clipbatch.runs import run as api
 
     result_is_on_disk()
-    if compact_dataset.is_dataset(run):
+    if is_dataset := compact_dataset.is_dataset(run):
         done = compact_dataset.compact(run, out, rows_per_file=rows_per_file)
     else:
         done = api.compact(run, out, rows_per_file=rows_per_file, flat=flat)
     print_facts(done, as_json)
-    if not as_json and done["source_may_be_deleted"]:
-        print(f"all rows of {run} are in {out}, compared and verified: {run} may be deleted")
-    elif not as_json:
+    if as_json:
+        return
+    if flat or is_dataset:
         print(f"{out} has rows and nothing else of {run}: keep {run} to verify, retry, rescore or add to it")
+    elif done["source_may_be_deleted"]:
+        print(f"all rows of {run} are in {out}, compared and verified: {run} may be deleted")
+    else:
+        print(f"all rows of {run} are in {out}, compared and verified: keep {run}, an increment, for the next night")

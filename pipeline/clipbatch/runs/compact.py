@@ -23,6 +23,7 @@ from clipbatch.rundir.counts import count_statuses
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.manifest import ManifestWriter
 from clipbatch.rundir.records import unseal
+from clipbatch.rundir.schema import STAMPS
 from clipbatch.rundir.shapes import DamagedRecordError
 from clipbatch.rundir.verify import problems
 from clipbatch.runs import copying
@@ -67,8 +68,14 @@ def compact(source: RunDir, out: RunDir, rows_per_file: int | None) -> Compacted
     _copy_report(source, out, plan)
     if wrong := [text for _, text in problems(out, plan, range(plan.shards))]:
         raise DamagedError(f"{wrong[0]}\nremedy: run the same command again; it copies that part anew")
+    # An increment tells the next night which images are known.
+    is_increment = STAMPS[0].name in copying.schema_of(source, frozen, 0).names
     return Compacted(
-        rows=frozen.rows, parts=frozen.shards, files=plan.shards, out=str(out.path), source_may_be_deleted=True
+        rows=frozen.rows,
+        parts=frozen.shards,
+        files=plan.shards,
+        out=str(out.path),
+        source_may_be_deleted=not is_increment,
     )
 
 

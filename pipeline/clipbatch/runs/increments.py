@@ -240,6 +240,15 @@ def each(source: str, out: str) -> list[tuple[str, str]]:
     return [(str(path), os.path.join(out, path.name)) for path in increments(Path(source))]
 
 
+def copy_tables(source: str, out: str) -> None:
+    """Give `out` the tables of latest and deleted rows, if it is a dataset on a disk, made by rescoring `source`."""
+    if os.path.isdir(source) and not RunDir(source).exists() and not is_url(out):
+        if (deleted := Path(source) / DELETED).exists():
+            with publish(Path(out) / DELETED) as file:
+                file.write(deleted.read_bytes())
+        latest.write_latest(Path(out), latest.latest(increments(Path(out))))
+
+
 def _name(number: int) -> str:
     return f"increment-{number:05d}"
 

@@ -114,7 +114,8 @@ def manifest_schema(path: Path) -> pa.Schema:
         return pa.schema(STAMPS)
     file = run.manifest / names[0]
     try:
-        schema = pq.read_schema(parquet_source(file))
+        with open(path / run.manifest.name / names[0], "rb") as opened:
+            schema = pq.read_schema(opened)
     except (OSError, pa.ArrowException) as error:
         raise _unreadable(file, error) from error
     absent = [field.name for field in STAMPS if field.name not in schema.names]

@@ -103,7 +103,7 @@ class Folders:
 
     def real(self, path: str) -> str:
         """`path` with the links in its folder resolved. A url stays as it is."""
-        if is_url(path) or is_data_uri(path):
+        if not path.startswith("/") and (is_url(path) or is_data_uri(path)):
             return path
         folder, slash, name = path.rpartition("/")
         return f"{self._folder(folder)}{slash}{name}"
