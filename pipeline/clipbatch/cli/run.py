@@ -184,7 +184,7 @@ def rescore_command(
     for source, target in increments.each(run, out):
         report = runner.rescore(source, target, values, device=device, overwrite=overwrite, quiet=quiet)
         show(report, target, quiet, as_json)
-    increments.copy_tables(run, out)
+    increments.follow(run, out)
 
 
 @app.command("demo", rich_help_panel=PANEL)

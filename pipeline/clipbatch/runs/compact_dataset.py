@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,11 +39,6 @@ class _Shard:
     plan: Plan
     number: int
     wanted: NDArray[np.bool_]
-
-
-def is_dataset(path: str) -> bool:
-    """Whether `path` is a folder with increments."""
-    return os.path.isdir(path) and not RunDir(path).exists() and any(Path(path).glob("increment-*/run.json"))
 
 
 def compact(source: str, out: str, *, rows_per_file: int | None = None) -> Compacted:

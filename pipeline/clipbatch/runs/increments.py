@@ -25,30 +25,27 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from clipbatch.config import MOVED, PIXELS, Settings, from_flat
 from clipbatch.errors import ClipbatchError, InputError, reading_failed
 from clipbatch.inputs import listing as listings
-from clipbatch.inputs.listing import place_of, real_place
 from clipbatch.rundir import creation
 from clipbatch.rundir.layout import RunDir
-from clipbatch.runs import latest
+from clipbatch.runs import causes, dataset_tables
 from clipbatch.runs import plan as planner
 from clipbatch.runs import run as runner
 from clipbatch.runs.known import Known
-from clipbatch.runs.latest import DELETED, LATEST, Latest
+from clipbatch.runs.latest import DELETED, LATEST
 from clipbatch.runs.report import Increment, Report
 from clipbatch.runs.stamps import Stamper
 from clipbatch.storage.atomic import locked, publish, remove_leftovers
 from clipbatch.storage.paths import StorePath, as_path, list_names
-from clipbatch.storage.uris import is_url
 from clipbatch.workers.progress import Progress
 
 _NAME = re.compile(r"increment-(0[0-9]{4}|[1-9][0-9]{4,})")
 _HIGHEST = ".highest"
-# Without --confirm-deleted, no larger share of the images may be marked as deleted.
-_MAX_GONE = 0.1
+# The report page of a dataset.
+_PAGE = "report.html"
 
 
 class _NothingNewError(ClipbatchError):
@@ -74,7 +71,8 @@ def run(
     Returns the report of the new increment. In addition it has `increment`: the folder (None if nothing was new) and
     how many rows were new, changed and known; `finished`: the reports of increments that were finished, each with its
     `folder`; `notes`: further remarks for the user.
-    Raises: BusyError if another process makes an increment; InputError if an increment is damaged; as `runs.run` does.
+    Raises: BusyError if another process makes an increment; InputError if an increment is damaged; NothingLabelledError
+    if no row of any increment is ok; as `runs.run` does.
     """
     folder = as_path(out)
     if isinstance(folder, StorePath):
@@ -97,7 +95,7 @@ def run(
             remove_leftovers(run_dir.parts)
         again = from_flat(settings.within("invocation", "worker", "placement"))
         finished: list[Report] = [
-            {**runner.run(again, path, quiet=quiet, log_json=log_json), "folder": str(path)}
+            {**runner.run(again, path, quiet=quiet, log_json=log_json, judge=False), "folder": str(path)}
             for path in done
             if not _is_complete(path)
         ]
@@ -111,7 +109,7 @@ def run(
             yield from known.select(listing, stamper)
             notes.extend(_notes_on_columns(listing) if done else ())
             if mark_deleted and done:
-                gone, remarks = _gone(folder, known, settings.source.inputs, confirm_deleted)
+                gone, remarks = dataset_tables.gone(folder, known, settings.source.inputs, confirm_deleted)
                 notes.extend(remarks)
             if not known.comparison.new + known.comparison.changed:
                 raise _NothingNewError("nothing is new or changed")
@@ -129,8 +127,10 @@ def run(
                 progress = Progress(total=0, done=0, bad=0, quiet=quiet, as_json=log_json)
                 progress.say(f"the rules for pixels have changed since {done[-1]}; other scores result for: {MOVED}")
                 progress.close()
-            report = runner.run(again, target, quiet=quiet, log_json=log_json)
-        notes += _keep_tables(folder, known, gone, target if is_new else None)
+            report = runner.run(again, target, quiet=quiet, log_json=log_json, judge=False)
+        notes += dataset_tables.keep(folder, known, gone, target if is_new else None)
+        for run_dir in map(RunDir, [target] if is_new else done[-1:]):
+            causes.check_finished(run_dir, last := run_dir.plan(), settings.launch.bad_allowed(last.rows))
         rows = known.comparison
         if rows.again:
             notes.append(f"{rows.again} of the changed images are tried again, as their failure may have passed")
@@ -153,64 +153,13 @@ def _notes_on_columns(listing: listings.Listing) -> list[str]:
     return notes
 
 
-def _of_same_input(rows: Latest, inputs: tuple[str, ...]) -> NDArray[np.int64]:
-    """The numbers of the rows of increments all of whose inputs are among `inputs`."""
-    places = {real_place(text if is_url(text) else os.path.abspath(text)) for text in inputs}
-    same = [np.empty(0, np.int64)]
-    for path, start, size in zip(rows.increments, rows.starts.values(), rows.sizes, strict=True):
-        if {place_of(identity) for identity in RunDir(path).plan().identity["inputs"]} <= places:
-            same.append(np.arange(start, start + size))
-    return np.concatenate(same)
-
-
-def _gone(folder: Path, known: Known, inputs: tuple[str, ...], confirmed: bool) -> tuple[NDArray[np.int64], list[str]]:
-    """The numbers of the latest rows of the same input whose image the listing does not have, and remarks.
-
-    Raises: InputError if these are more than `_MAX_GONE` of its rows, unless that is confirmed.
-    """
-    rows, named = known.latest(), ", ".join(inputs)
-    same = np.intersect1d(rows.numbers, _of_same_input(rows, inputs))
-    if not len(same):
-        return same, [f"no image is marked as deleted, since no increment has all of its INPUT in {named}"]
-    there = np.setdiff1d(same, latest.read_deleted(folder, rows))
-    gone = np.intersect1d(known.gone(), there)
-    if len(gone) > _MAX_GONE * len(there) and not confirmed:
-        raise InputError(
-            f"{len(gone)} of {len(there)} images of {named} are gone, more than {_MAX_GONE:.0%}, so nothing is marked "
-            "as deleted: see whether all of it is mounted; if they are gone indeed, add --confirm-deleted"
-        )
-    return gone, []
-
-
-def _keep_tables(folder: Path, known: Known, gone: NDArray[np.int64], new: Path | None) -> list[str]:
-    """Write `deleted.parquet` and `latest.parquet` anew where they have changed. Returns remarks for the user.
-
-    gone: the numbers of rows to mark. new: the increment that was made.
-    """
-    rows = known.latest()
-    deleted = latest.read_deleted(folder, rows)
-    back = known.back(deleted)
-    if new is not None:
-        rows = rows.with_increment(new)
-    marked = np.intersect1d(np.union1d(np.setdiff1d(deleted, back), gone), rows.numbers)
-    latest.write_deleted(folder, rows, marked)
-    if not latest.is_fresh(folder, rows.increments):
-        latest.write_latest(folder, rows)
-    notes = []
-    if len(gone):
-        notes.append(f"images that are gone, now marked in {folder / DELETED}: {len(gone)}")
-    if len(back):
-        notes.append(f"images that were marked as deleted and are back: {len(back)}")
-    return notes
-
-
 def increments(folder: Path) -> list[Path]:
     """The run directories of a dataset, oldest first.
 
     Raises: InputError if `folder` holds something else, or an increment without its `run.json`.
     """
-    names = (name for name in os.listdir(folder) if name not in (LATEST, DELETED) and not name.startswith("."))
-    strangers = sorted(name for name in names if not _NAME.fullmatch(name))
+    beside = (_PAGE, LATEST, DELETED, *(name for name in os.listdir(folder) if name.startswith(".")))
+    strangers = sorted(name for name in os.listdir(folder) if not _NAME.fullmatch(name) and name not in beside)
     if strangers:
         raise InputError(
             f"{folder} holds {strangers[0]!r}, so it is not a dataset of increments: give a new or empty folder as "
@@ -240,13 +189,26 @@ def each(source: str, out: str) -> list[tuple[str, str]]:
     return [(str(path), os.path.join(out, path.name)) for path in increments(Path(source))]
 
 
-def copy_tables(source: str, out: str) -> None:
-    """Give `out` the tables of latest and deleted rows, if it is a dataset on a disk, made by rescoring `source`."""
-    if os.path.isdir(source) and not RunDir(source).exists() and not is_url(out):
-        if (deleted := Path(source) / DELETED).exists():
-            with publish(Path(out) / DELETED) as file:
-                file.write(deleted.read_bytes())
-        latest.write_latest(Path(out), latest.latest(increments(Path(out))))
+def is_dataset(place: str) -> bool:
+    """Whether `place` is a folder on a disk with increments."""
+    return [run for run, _ in each(place, "")] != [place] and os.path.isdir(place)
+
+
+def follow(source: str, out: str) -> None:
+    """Give `out` the tables of latest and deleted rows, if it is a dataset that was made by rescoring `source`."""
+    if is_dataset(source) and is_dataset(out):
+        dataset_tables.follow(Path(source), Path(out), increments(Path(out)))
+
+
+def runs_in(place: str) -> list[str]:
+    """The run directories that `place` stands for: a run itself, or the increments of a dataset, oldest first.
+
+    Raises: InputError as `increments` does, and if a dataset holds none.
+    """
+    runs = [run for run, _ in each(place, "")]
+    if not runs:
+        raise InputError(f"{place} holds no increment yet: clipbatch run INPUT --incremental --out {place} makes one")
+    return runs
 
 
 def _name(number: int) -> str:
