@@ -79,7 +79,6 @@ class Known:
             stamped = stamper.stamped(batch)
             at, known = self._compare(stamped)
             seen = at >= 0
-            self._listed[at[seen]] = True
             self._emitted[at[seen & ~known]] = True
             self.comparison.new += int((~seen).sum())
             self.comparison.changed += int((seen & ~known).sum())
@@ -95,13 +94,13 @@ class Known:
     def gone(self) -> NDArray[np.int64]:
         """The numbers, as in `latest`, of rows that the listing does not have any more. Call it after `select`."""
         alike = _mixed(self._names, self._looks)
-        rest = ~self._matched & ~self._emitted[self._first]
+        rest = ~self._matched & ~self._emitted[self._firsts()]
         rest[rest] = ~np.isin(alike[rest], alike[self._matched])  # the same row twice
         return self._numbers[rest]
 
     def back(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """Those of `numbers`, rows that had been marked as deleted, that the listing has. Call it after `select`."""
-        return np.intersect1d(numbers, self._numbers[self._matched | self._emitted[self._first]])
+        return np.intersect1d(numbers, self._numbers[self._matched | self._emitted[self._firsts()]])
 
     def _read(self, absent: Collection[str]) -> None:
         """Read the manifests. absent: columns that the input does not have tonight."""
@@ -127,10 +126,8 @@ class Known:
         self._looks = np.concatenate(looks)[self._numbers]
         # Rows that are tried again.
         self._again = every_again[self._numbers] & np.isin(self._names, tried[count < MAX_TRIES])
-        # Where the rows of the same image begin, and end.
-        self._first = np.searchsorted(self._names, self._names)
-        self._end = np.searchsorted(self._names, self._names, side="right")
-        self._matched, self._listed, self._emitted = (np.zeros(len(self._names), bool) for _ in range(3))
+        # Rows that the listing has, and the first rows of images of which the listing has another row.
+        self._matched, self._emitted = (np.zeros(len(self._names), bool) for _ in range(2))
 
     def _compare(self, stamped: pa.RecordBatch) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """For each row of a listing, where the rows of its image begin (-1: nowhere), and whether it is known. Notes
@@ -146,10 +143,15 @@ class Known:
             while len(rows):  # once for most rows: few images have several
                 same = (self._looks[places] == looks[rows]) & ~self._again[places]
                 self._matched[places[same]] = known[rows[same]] = True
-                more = ~same & (places + 1 < self._end[places])
+                following = np.minimum(places + 1, len(self._names) - 1)
+                more = ~same & (following > places) & (self._names[following] == self._names[places])
                 rows, places = rows[more], places[more] + 1
             open_rows = open_rows[~known[open_rows]]
         return at, known
+
+    def _firsts(self) -> NDArray[np.int64]:
+        """For each row, where the rows of its image begin."""
+        return np.searchsorted(self._names, self._names)
 
     def _at(self, names: NDArray[np.int64]) -> NDArray[np.int64]:
         if not len(self._names):
@@ -160,7 +162,7 @@ class Known:
     def _siblings(self, listing: listings.Listing, stamper: Stamper) -> Iterator[pa.RecordBatch]:
         """The known rows of images of which another row is new or changed. Lists the input again if there are any."""
         matched = np.zeros_like(self._matched)
-        matched[self._first[self._matched]] = True
+        matched[self._firsts()[self._matched]] = True
         mixed = self._emitted & matched
         if not mixed.any():
             return
