@@ -23,7 +23,8 @@ PLANNING = (
 )
 SURFACE = {
     "run": PLANNING
-    + " --force --hash-contents --incremental --log-format --metrics --one-line --quiet --repair --retry-bad",
+    + " --confirm-deleted --force --hash-contents --incremental --log-format --mark-deleted --metrics --one-line"
+    " --quiet --repair --retry-bad",
     "plan": PLANNING,
     "estimate": PLANNING.replace(" --out --overwrite", "") + " --plan --seconds --usd-per-gpu-hour",
     "submit slurm": PLANNING
@@ -36,7 +37,7 @@ SURFACE = {
     "--top-k --uri-column",
     "rescore": "--compression --device --embeddings --json --labels --layout --out --overwrite --quiet --score "
     "--scores-dtype --template --top-k",
-    "compact": "--json --out --rows-per-file",
+    "compact": "--flat --json --out --rows-per-file",
     "status": "--json --watch",
     "verify": "--json --restore",
     "report": "--examples --out --zoom",

@@ -36,6 +36,12 @@ def run_command(
     hash_contents: Annotated[
         bool, typer.Option("--hash-contents", help="With --incremental: compare contents, not size and time.")
     ] = False,
+    mark_deleted: Annotated[
+        bool, typer.Option("--mark-deleted", help="With --incremental: mark images that the same INPUT has no more.")
+    ] = False,
+    confirm_deleted: Annotated[
+        bool, typer.Option("--confirm-deleted", help="With --mark-deleted: also if more than 10% are gone.")
+    ] = False,
     metrics: Annotated[
         Optional[Path],
         typer.Option("--metrics", help="Also write metrics to FILE.prom, for Prometheus' node exporter."),
@@ -62,9 +68,18 @@ def run_command(
             raise InputError(
                 "--incremental adds a run: give --retry-bad, --repair, --force or --overwrite to one of its runs"
             )
-        report = increments.run(settings, out, hash_contents=hash_contents, quiet=silent, log_json=logs_json())
-    elif hash_contents:
-        raise InputError("--hash-contents is for --incremental: add --incremental, or leave --hash-contents out")
+        report = increments.run(
+            settings,
+            out,
+            hash_contents=hash_contents,
+            mark_deleted=mark_deleted,
+            confirm_deleted=confirm_deleted,
+            quiet=silent,
+            log_json=logs_json(),
+        )
+    elif hash_contents or mark_deleted or confirm_deleted:
+        option = "--hash-contents" if hash_contents else "--mark-deleted" if mark_deleted else "--confirm-deleted"
+        raise InputError(f"{option} is for --incremental: add --incremental, or leave {option} out")
     else:
         report = runner.run(
             settings,
@@ -169,6 +184,7 @@ def rescore_command(
     for source, target in increments.each(run, out):
         report = runner.rescore(source, target, values, device=device, overwrite=overwrite, quiet=quiet)
         show(report, target, quiet, as_json)
+    increments.follow(run, out)
 
 
 @app.command("demo", rich_help_panel=PANEL)

@@ -42,6 +42,7 @@ from clipbatch.workers import signals
 
 # Files that were passed over are counted for this many suffixes, and the rest together.
 _SUFFIXES = 20
+# At most so many rows in a file and in a row group of the manifest, unless a shard has more.
 MANIFEST_ROWS = 2**20
 ROW_GROUP_ROWS = 2**14
 
@@ -52,6 +53,16 @@ PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "nvidia-dali-cuda
 def identity(settings: Settings, labels: LabelSet, inputs: list[str]) -> JsonObject:
     """The fields of a run's identity: two runs with the same fields are the same run. inputs: identities of listers."""
     return settings.within("identity", "output") | {"inputs": inputs} | labels.identity()
+
+
+def manifest_rows(shard_size: int) -> int:
+    """Rows in a file of the manifest: whole shards."""
+    return shard_size * max(1, MANIFEST_ROWS // shard_size)
+
+
+def row_group_rows(shard_size: int) -> int:
+    """Rows in a row group of the manifest: whole shards."""
+    return shard_size * max(1, ROW_GROUP_ROWS // shard_size)
 
 
 def freeze(
@@ -78,8 +89,8 @@ def freeze(
         raise SettingError(
             f"shard_size {settings.output.shard_size} is not a multiple of batch_size {settings.model.batch_size}"
         )
-    per_file = settings.output.shard_size * max(1, MANIFEST_ROWS // settings.output.shard_size)
-    row_group = settings.output.shard_size * max(1, ROW_GROUP_ROWS // settings.output.shard_size)
+    shard_size = settings.output.shard_size
+    per_file, row_group = manifest_rows(shard_size), row_group_rows(shard_size)
     with creation.staged(run) as folder:
         duplicates, writer = Duplicates(), ManifestWriter(folder, per_file, row_group)
         with writer, ThreadPoolExecutor(1, thread_name_prefix="duplicates") as pool:
@@ -138,14 +149,15 @@ def plan(
     overwrite: bool = False,
     like: RunDir | None = None,
     select: Select | None = None,
+    carried: pa.Schema | None = None,
 ) -> Plan:
     """Freeze the input of `settings` into the run directory `out`, or return the plan that it has already.
 
     Settings without inputs: return the plan in `out`. If `out` already holds a plan with the same settings, that plan
     is used. A plan with other settings is replaced if no worker has loaded a model for it yet. like: every setting
     except the input and the rules for pixels must equal that run's, and the new run takes over what the first worker of
-    that one chose and measured. select: chooses rows of the listing, and may add
-    columns; only for a new run.
+    that one chose and measured. select: chooses rows of the listing, and may add columns; only for a new run. carried:
+    as for `Listing`.
     Raises: InputError if something is refused; OtherRunError if `out` belongs to a run with other settings or, with
     `select`, to any run.
     """
@@ -180,7 +192,7 @@ def plan(
         fitted = None if facts is None else frozen_choices(facts)
     else:
         check_labels(resolved, names)
-    return _freeze(run_dir, resolved, names, identities, inputs, replace, select, fitted)
+    return _freeze(run_dir, resolved, names, identities, inputs, replace, select, fitted, carried)
 
 
 def resolve(settings: Settings) -> Settings:
@@ -228,11 +240,12 @@ def _freeze(
     replace: bool,
     select: Select | None,
     fitted: ModelFacts | None,
+    carried: pa.Schema | None,
 ) -> Plan:
     results = [field.name for field in result_fields(group_columns(names, settings.output), settings.output, 0)]
     source, taken = settings.source, [*results, "row_id", *(f.name for f in STAMPS)]
     sample = Sample(source.sample, source.seed or 0) if source.sample else None
-    listing = listings.Listing(inputs, source.limit, taken, sample)
+    listing = listings.Listing(inputs, source.limit, taken, sample, carried)
     return freeze(
         run_dir,
         settings,

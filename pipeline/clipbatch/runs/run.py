@@ -18,8 +18,9 @@ from clipbatch.rundir.counts import count_statuses
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.runs import causes, report
 from clipbatch.runs import compact as compactor
+from clipbatch.runs import flat as flattener
 from clipbatch.runs import rescore as rescorer
-from clipbatch.runs.compact import Compacted
+from clipbatch.runs.copying import Compacted
 from clipbatch.runs.plan import plan
 from clipbatch.runs.report import Report
 from clipbatch.storage.atomic import remove_leftovers
@@ -177,14 +178,19 @@ def rescore(
 
 
 def compact(
-    source: str | os.PathLike[str], out: str | os.PathLike[str], *, rows_per_file: int | None = None
+    source: str | os.PathLike[str], out: str | os.PathLike[str], *, rows_per_file: int | None = None, flat: bool = False
 ) -> Compacted:
-    """Copy the parts of the finished run in `source` into a few large files in the folder `out`, and verify them.
+    """Copy the finished run in `source` into the run directory `out`, whose parts are few and large, and verify it.
 
-    rows_per_file: the maximum; but a file holds whole parts, and at least one. Returns how many files there are.
-    Raises: InputError if the run is not finished or `out` holds other files; DamagedError for damaged parts.
+    rows_per_file: the maximum of rows in a part; but a part holds whole parts of `source`, and at least one; None: as
+    many as have about 512 MiB. flat: write the files into `out` itself, and nothing else of the run. Returns how many
+    files there are.
+    Raises: InputError if the run is not finished, or `out` holds other files; OtherRunError if it is another run;
+    DamagedError for damaged parts.
     """
-    return compactor.compact(RunDir(source), as_path(out), rows_per_file)
+    if flat:
+        return flattener.compact(RunDir(source), as_path(out), rows_per_file)
+    return compactor.compact(RunDir(source), RunDir(out), rows_per_file)
 
 
 def verify(out: str | os.PathLike[str]) -> tuple[Plan, list[tuple[int, str]]]:
