@@ -56,6 +56,8 @@ class Plan:
     duplicates: int | None = None
     # The run directory whose saved embeddings are scored instead of images: a url or an absolute path.
     rescored: str | None = None
+    # For which device the settings were chosen: cpu or cuda. None: an older version planned the run.
+    device: str | None = None
     # The format in which the run was created.
     format: int = FORMAT
     # Digest in `run.json`. None if that has not been written yet, or was written by an old version without digests.

@@ -62,11 +62,12 @@ def freeze(
     passed_over: Callable[[], Counter[str]],
     *,
     replace: bool = False,
+    device: str | None = None,
 ) -> Plan:
     """Write the manifest and `run.json` of a new run. Returns the plan, or that of a process that was faster.
 
     rows: the listing, with the same columns in every batch. passed_over: called after the listing has ended. replace:
-    delete the existing run.
+    delete the existing run. device: as in `Plan`; None: that of `settings`.
     Raises: InputError if the folder cannot be written or the listing refuses its input; nothing stays behind then.
     OtherRunError if another process was faster and has other settings.
     """
@@ -96,6 +97,7 @@ def freeze(
             duplicates=duplicates.count(),
             passed_over=_most_frequent(passed_over()),
             versions=versions(),
+            device=device or auto.device_of(settings).partition(":")[0],
         )
         valid = creation.create(run, plan, folder, replace=replace)
     run.check_same(valid, plan.identity)
@@ -155,16 +157,9 @@ def plan(
     if run_dir.exists() and select:
         raise OtherRunError(f"another process has made {run_dir.path} a run meanwhile: run the same command again")
     if run_dir.exists() and not overwrite:
-        frozen = run_dir.plan()
-        identities = listings.identities(inputs, frozen.identity.get("inputs", ()))
-        try:
-            as_then = names.by_rules(frozen.labels.scoring)
-            run_dir.check_same(frozen, identity(_resolve(settings, frozen.identity), as_then, identities))
+        if frozen := _same(settings, names, inputs, run_dir):
             return frozen
-        except OtherRunError:
-            if run_dir.model_facts() is not None or run_dir.done(frozen):
-                raise
-            replace = True
+        replace = True
     identities = listings.identities(inputs)
     resolved = _resolve(settings, like.plan().identity if like else {})
     if like:
@@ -173,7 +168,32 @@ def plan(
         resolved = resolved.replace(pixels=PIXELS)
     else:
         check_labels(resolved, names)
-    return _freeze(run_dir, resolved, names, identities, inputs, replace, select)
+    return _freeze(run_dir, resolved, names, identities, inputs, replace, select, like.plan().device if like else None)
+
+
+def existing(settings: Settings, run_dir: RunDir) -> Plan | None:
+    """The plan that `run_dir` has, if it fits `settings`; None if `plan` would replace it. Changes nothing.
+
+    Raises: InputError as `plan` does; OtherRunError if `run_dir` belongs to a run with other settings.
+    """
+    if not settings.source.inputs:
+        return run_dir.plan()
+    names = label_files.load(settings.labels)
+    settings = dataclasses.replace(_checked(settings), launch=LaunchSettings())
+    return _same(settings, names, listings.listers(settings.source), run_dir)
+
+
+def _same(settings: Settings, names: LabelSet, inputs: list[lister.Lister], run_dir: RunDir) -> Plan | None:
+    frozen = run_dir.plan()
+    identities = listings.identities(inputs, frozen.identity.get("inputs", ()))
+    try:
+        as_then = names.by_rules(frozen.labels.scoring)
+        run_dir.check_same(frozen, identity(_resolve(settings, frozen.identity), as_then, identities))
+    except OtherRunError:
+        if run_dir.model_facts() is not None or run_dir.done(frozen):
+            raise
+        return None
+    return frozen
 
 
 def resolve(settings: Settings) -> Settings:
@@ -220,6 +240,7 @@ def _freeze(
     inputs: list[lister.Lister],
     replace: bool,
     select: Select | None,
+    device: str | None,
 ) -> Plan:
     results = [field.name for field in result_fields(group_columns(names, settings.output), settings.output, 0)]
     source, taken = settings.source, [*results, "row_id", *(f.name for f in STAMPS)]
@@ -233,4 +254,5 @@ def _freeze(
         select(listing) if select else listing.batches(),
         listing.passed_over,
         replace=replace,
+        device=device,
     )

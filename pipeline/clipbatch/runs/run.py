@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 
 from clipbatch.config import MOVED, PIXELS, Settings, from_flat
 from clipbatch.config.labels import remarks
-from clipbatch.errors import ClipbatchError, InputError
+from clipbatch.errors import ClipbatchError, InputError, InterruptedRunError
 from clipbatch.rundir import damage, replacement
 from clipbatch.rundir import verify as verifier
 from clipbatch.rundir.counts import count_statuses
@@ -22,11 +22,13 @@ from clipbatch.runs import rescore as rescorer
 from clipbatch.runs.compact import Compacted
 from clipbatch.runs.plan import plan
 from clipbatch.runs.report import Report
+from clipbatch.runs.warnings import device_remark
 from clipbatch.storage.atomic import remove_leftovers
 from clipbatch.storage.paths import as_path
 from clipbatch.workers import ranks
 from clipbatch.workers import supervisor as launch
 from clipbatch.workers.engine import Engine, check_trace, numbered
+from clipbatch.workers.helping import Helper
 from clipbatch.workers.progress import Progress, check_bad
 from clipbatch.workers.ranks import Rank
 from clipbatch.workers.scheduler import Assignment
@@ -78,7 +80,8 @@ def run(
         frozen = plan(settings, out, overwrite=overwrite)
         run_dir = RunDir(out)
         damage.protect(run_dir, frozen)
-        mine = rank.part(ranks.named_shards(settings.launch.shards, frozen.shards))
+        shards = ranks.named_shards(settings.launch.shards, frozen.shards)
+        mine = rank.part(shards)
         remove_leftovers(run_dir.path)
         remove_leftovers(run_dir.parts)
         damaged = {shard for shard, _ in _problems(run_dir, frozen, mine)} if repair else set()
@@ -87,7 +90,9 @@ def run(
         run_dir.make_parts()
         again = {shard: Assignment(shard=shard, again=True, force=force) for shard in damaged}
         progress = functools.partial(Progress, quiet=quiet, as_json=log_json)
-        return label(settings, run_dir, frozen, workers, rank, mine, start, progress, again=again, retry_bad=retry_bad)
+        return label(
+            settings, run_dir, frozen, workers, rank, shards, start, progress, again=again, retry_bad=retry_bad
+        )
 
 
 def label(
@@ -96,15 +101,20 @@ def label(
     frozen: Plan,
     workers: Engine,
     rank: ranks.Rank,
-    mine: list[int],
+    shards: list[int],
     start: float,
     progress_of: Callable[..., Progress],
     *,
     again: Mapping[int, Assignment],
     retry_bad: bool,
 ) -> Report:
-    """Do those shards of `mine` that are not done, and make the report. start: of this invocation, in seconds of
-    time.perf_counter(). again: the assignments for shards whose part is damaged."""
+    """Do what is open of this rank's part of `shards`, then help the other ranks, and make the report. start: of this
+    invocation, in seconds of time.perf_counter(). again: the assignments for shards whose part is damaged.
+
+    The report, the limit of bad images and the exit code are those of this rank's part. So a signal that ends the
+    process while it helps is no failure.
+    """
+    mine, helper = rank.part(shards), Helper(run_dir, frozen, rank, shards)
     finished = run_dir.done(frozen) - again.keys()
     assignments = [again.get(shard, Assignment(shard=shard)) for shard in mine if shard not in finished]
     counted = finished.intersection(mine) if retry_bad or settings.max_bad is not None else ()
@@ -118,20 +128,26 @@ def label(
     retried = sum(len(a.rows) for a in assignments if a.rows is not None)
     progress = progress_of(total=total, done=total - still_open - retried, bad=sum(bad.values()))
     allowed = settings.bad_allowed(total)
-    supervisor = launch.Supervisor(run_dir, frozen, settings.runtime(), workers, progress, allowed)
+    supervisor = launch.Supervisor(run_dir, frozen, settings.runtime(), workers, progress, helper, allowed)
 
     def make_report() -> Report:
         return report.make(run_dir, frozen, supervisor.done, time.perf_counter() - start, rank, mine, again)
 
-    for remark in remarks(frozen.labels) if assignments else ():
-        progress.say(remark)
+    for remark in [*remarks(frozen.labels), device_remark(frozen, settings)] if assignments else ():
+        if remark:
+            progress.say(remark)
     if assignments and frozen.pixels != PIXELS and frozen.rescored is None:
         progress.say(
             f"{run_dir.path} was planned by an older version and is finished with its rules for pixels; a new run "
             f"treats these images differently: {MOVED}"
         )
     try:
-        supervisor.work(assignments)
+        try:
+            supervisor.work(assignments)
+        except InterruptedRunError as error:
+            if helper.alone or supervisor.lacks(assignments):
+                raise
+            progress.say(f"{error}; the part of this rank is done, and it was helping the others")
         report.check_nothing_vanished(run_dir, frozen, mine)
     except ClipbatchError:
         with contextlib.suppress(ClipbatchError):  # the first error is the one to show

@@ -13,7 +13,6 @@ import queue
 import signal
 import time
 from collections.abc import Hashable
-from dataclasses import dataclass
 from typing import Any
 
 from clipbatch.config import SettingValues
@@ -23,9 +22,10 @@ from clipbatch.types import PartDone, Reject, WorkerReport
 from clipbatch.workers import messages, signals
 from clipbatch.workers.child import describe_exit
 from clipbatch.workers.engine import Engine, Killable, WorkerContext
+from clipbatch.workers.helping import Helper
 from clipbatch.workers.progress import Progress, check_bad
 from clipbatch.workers.scheduler import Assignment, ShardScheduler
-from clipbatch.workers.worker import WorkDone, WorkerHandle
+from clipbatch.workers.worker import Death, Searched, WorkDone, WorkerHandle
 
 # A seat is given up when more workers than this have died on it one after the other without finishing a part.
 MAX_DEATHS = 10
@@ -33,41 +33,9 @@ MAX_DEATHS = 10
 DEATHS_OF_A_BATCH = 3
 # If a model loads for longer than this, the user is told what the worker is doing.
 EXPLAIN_AFTER_S = 15.0
-# How long a worker may take to load its model, including a download of the weights over a slow line.
-LOADING_S = 3600.0
-# How long a worker may take to report and exit after a Finish or Stop.
-EXIT_TIMEOUT_S = 10.0
+# How often a rank that has nothing else left looks whether other ranks have done what its workers still do.
+LOOK_S = 10.0
 _POLL_S = 1.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Death:
-    """A worker has ended although nobody told it to."""
-
-    # How it ended, in words.
-    cause: str
-    # The worker got a SIGKILL that is not ours. It usually comes from an operator, sometimes from the kernel when
-    # memory runs out. The first one is ignored; after a second one we look for the image that caused it.
-    from_outside: bool
-    # A signal ended it, or its GPU failed.
-    by_itself: bool
-    # How many workers have died while processing one of its shards.
-    times: int
-    # The row_ids of rows that it had started to decode and had not finished.
-    suspects: list[int]
-    # Its shards that no other worker is processing.
-    lost: list[Assignment]
-    # The last lines of its log.
-    log: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Searched:
-    """A search for the rows that killed a worker has ended."""
-
-    # What each killing row did; an error if the search failed; None if it was cut off.
-    killers: dict[int, Reject] | ClipbatchError | None
-    death: _Death
 
 
 class Supervisor:
@@ -80,26 +48,31 @@ class Supervisor:
         runtime: SettingValues,
         engine: Engine,
         progress: Progress,
+        helper: Helper,
         bad_allowed: int | None = None,
     ) -> None:
-        """runtime: the settings of this invocation, `Settings.runtime`. bad_allowed: how many images may be bad,
-        including those that `progress` has counted already; None: any number."""
+        """runtime: the settings of this invocation, `Settings.runtime`. helper: gives shards of other ranks.
+        bad_allowed: how many images may be bad, with those that `progress` has counted already, but without those in
+        shards of other ranks; None: any number."""
         self._run, self._plan, self._engine, self._progress = run, plan, engine, progress
-        self._runtime, self._bad_allowed = runtime, bad_allowed
+        self._runtime, self._bad_allowed, self._helper = runtime, bad_allowed, helper
         self._events: queue.SimpleQueue[tuple[WorkerHandle, Any]] = queue.SimpleQueue()
         self._scheduler = ShardScheduler([])
         # Deaths by shard, and by seat.
         self._deaths: collections.Counter[int] = collections.Counter()
         self._deaths_in_a_row: collections.Counter[Hashable] = collections.Counter()
         self._last_error = ""
-        self._said: set[tuple[str, str]] = set()
+        self._said: set[str] = set()
         self._workers: list[WorkerHandle] = []
         self._searches: dict[WorkerHandle, Killable] = {}
         self._rows, self._bad, self._bottleneck = progress.done, progress.bad, ""
+        # How many of `_bad` are in shards of other ranks; shards in progress that they have done; when we last looked.
+        self._bad_elsewhere, self._elsewhere, self._looked = 0, set[int](), 0.0
         self.done = WorkDone()
 
     def work(self, assignments: list[Assignment]) -> WorkDone:
-        """Process all `assignments`, except shards that get a part from somebody else before their turn.
+        """Process all `assignments`, except shards that get a part from somebody else before their turn. Then process
+        what `helper` gives.
 
         Raises: InputError if a worker raises it; TooManyBadError; ClipbatchError if workers keep dying.
         """
@@ -110,6 +83,7 @@ class Supervisor:
             while self._workers_left():
                 signals.check()
                 self._check_silent_workers()
+                self._look_elsewhere()
                 self._send_orders()
                 try:
                     worker, message = self._events.get(timeout=_POLL_S)
@@ -124,19 +98,40 @@ class Supervisor:
                 search.kill()
         return self.done
 
+    def lacks(self, assignments: list[Assignment]) -> bool:
+        """Whether a shard of `assignments` is not done."""
+        return any(self._scheduler.is_open(assignment.shard) for assignment in assignments)
+
+    @property
+    def _complete(self) -> bool:
+        return self._scheduler.complete and self._helper.exhausted
+
     def _workers_left(self) -> bool:
         """Take in workers that have started. Returns whether any worker or search is running or may still start."""
-        self._workers += self._engine.arrivals(self._scheduler.open)
-        return bool(self._workers or self._searches or (self._engine.expecting and not self._scheduler.complete))
+        if not self._scheduler.unassigned:
+            self._scheduler.add(self._helper.more(self.done.counts))
+        self._workers += self._engine.arrivals(self._scheduler.unassigned + self._helper.available)
+        return bool(self._workers or self._searches or (self._engine.expecting and not self._complete))
+
+    def _look_elsewhere(self) -> None:
+        """When nothing is left to assign: if other ranks have done what workers still process, count it as done."""
+        if self._helper.alone or self._scheduler.unassigned or time.monotonic() - self._looked < LOOK_S:
+            return
+        self._looked = time.monotonic()
+        for shard, assignment in self._scheduler.in_progress.items():
+            if not assignment.redo and self._run.part(shard, self._plan.shards).exists():
+                self._scheduler.done_elsewhere(shard)
+                self._elsewhere.add(shard)
+                self.done.outrun = True
 
     def _send_orders(self) -> None:
         """Give a shard to each worker that asks. When all shards are done, dismiss all workers: a worker that still
         loads its model or processes a copy is no longer needed."""
         for worker in self._workers:
-            if worker.asks and not self._scheduler.complete:
+            if worker.asks and not self._complete:
                 self._assign(worker)
             unneeded = worker.asks or not worker.loaded or self._scheduler.assigned(worker)
-            if self._scheduler.complete and not worker.dismissed and unneeded:
+            if self._complete and not worker.dismissed and unneeded:
                 worker.dismissed = True
                 worker.last_heard = time.monotonic()
                 worker.send(messages.Finish() if worker.asks else messages.Stop())
@@ -144,11 +139,15 @@ class Supervisor:
     def _assign(self, worker: WorkerHandle) -> None:
         while assignment := self._scheduler.next_for(worker, time.monotonic()):
             rows = self._plan.shard_rows(assignment.shard)
-            redo = assignment.again or assignment.rows is not None
-            if not redo and self._run.part(assignment.shard, self._plan.shards).exists():
+            helps = assignment.shard in self._helper.taken
+            if not assignment.redo and self._run.part(assignment.shard, self._plan.shards).exists():
                 self._scheduler.skip(worker, assignment.shard)
-                self._rows += len(rows)
+                self._rows += 0 if helps else len(rows)
+                self.done.outrun = True
                 continue
+            if helps:
+                self._progress.extend(len(rows))
+                self._say_once("all shards of this rank are done or in progress: it helps the other ranks")
             rejects = {row: reject for row, reject in self.done.quarantined.items() if row in rows}
             worker.asks = False
             worker.last_heard = time.monotonic()
@@ -161,16 +160,12 @@ class Supervisor:
             if not worker.loaded and not worker.explained and time.monotonic() - worker.started > EXPLAIN_AFTER_S:
                 worker.explained = True
                 self._progress.say(f"still loading the model on {worker.seat}, or fetching its weights")
-            if worker.dismissed:
-                limit_s = EXIT_TIMEOUT_S
-            else:
-                limit_s = self._runtime["worker_timeout"] if worker.loaded else LOADING_S
-            busy = self._scheduler.assigned(worker) or worker.dismissed or not worker.loaded
-            if busy and not worker.hung and time.monotonic() - worker.last_heard > limit_s:
+            busy = bool(self._scheduler.assigned(worker))
+            if not worker.hung and worker.overdue(busy, self._runtime["worker_timeout"]):
                 worker.hung = True
                 worker.kill()
 
-    def _handle(self, worker: WorkerHandle, message: messages.Report | _Searched) -> None:
+    def _handle(self, worker: WorkerHandle, message: messages.Report | Searched) -> None:
         match message:
             case messages.Loaded():
                 worker.loaded = True
@@ -180,7 +175,7 @@ class Supervisor:
             case messages.Alive():
                 pass  # `work` has noted the time, which is all that this message is for
             case messages.Remark(text=text):
-                self._say_once(str(worker.seat), text)
+                self._say_once(f"on {worker.seat}: {text}")
             case messages.BatchDone():
                 worker.rows += message.rows
                 worker.bad += message.bad
@@ -194,32 +189,37 @@ class Supervisor:
                 self._on_failed(worker, message)
             case messages.Ended():
                 self._on_ended(worker, message)
-            case _Searched():
+            case Searched():
                 self._on_searched(worker, message)
 
-    def _say_once(self, seat: str, text: str) -> None:
-        if (seat, text) not in self._said:
-            self._said.add((seat, text))
-            self._progress.say(f"on {seat}: {text}")
+    def _say_once(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            self._progress.say(text)
 
     def _show(self) -> None:
         """Show how many rows are done. Of a shard that two workers process, the worker that is further counts."""
         in_progress: dict[int, tuple[int, int]] = {}
         for worker in self._workers:
-            for shard in list(self._scheduler.assigned(worker))[:1]:
+            for shard in filter(self._scheduler.is_open, list(self._scheduler.assigned(worker))[:1]):
                 in_progress[shard] = max(in_progress.get(shard, (0, 0)), (worker.rows, worker.bad))
         bad = self._bad + sum(bad for _, bad in in_progress.values())
         self._progress.show(self._rows + sum(rows for rows, _ in in_progress.values()), bad, self._bottleneck)
-        check_bad(bad, self._bad_allowed, self._run)
+        elsewhere = sum(bad for shard, (_, bad) in in_progress.items() if shard in self._helper.taken)
+        check_bad(bad - self._bad_elsewhere - elsewhere, self._bad_allowed, self._run)
 
     def _on_part(self, worker: WorkerHandle, part: PartDone) -> None:
-        if self._scheduler.done(worker, part.shard, time.monotonic()):
+        first = self._scheduler.done(worker, part.shard, time.monotonic())
+        if first or part.shard in self._elsewhere:  # if both did it at the same time, both count it
+            self._elsewhere.discard(part.shard)
             self.done.counts[part.shard] = part.counts
             self._rows += worker.rows
             if part.kept:
                 self.done.kept[part.shard] = f"{self._run.part(part.shard, self._plan.shards)}: {part.kept}"
             else:
                 self._bad += worker.bad
+                self._bad_elsewhere += worker.bad if part.shard in self._helper.taken else 0
+            self.done.outrun = False
         worker.rows = worker.bad = 0
         self._deaths_in_a_row[worker.seat] = 0
 
@@ -249,7 +249,7 @@ class Supervisor:
         self._deaths_in_a_row[worker.seat] += 1
         self.done.restarts += 1
         self._progress.say(f"a worker on {worker.seat} ended {cause}; restarting it")
-        death = _Death(
+        death = Death(
             cause=cause,
             from_outside=ended.code == -signal.SIGKILL and not worker.hung,
             by_itself=ended.code < 0 or worker.failed_by("device"),
@@ -263,14 +263,14 @@ class Supervisor:
         else:
             self._restart(worker, death)
 
-    def _search(self, worker: WorkerHandle, death: _Death) -> None:
+    def _search(self, worker: WorkerHandle, death: Death) -> None:
         """Find out which row killed the worker. Until then, no other worker gets its shards."""
         self._progress.say(f"decoding one by one the {len(death.suspects)} images that it was processing")
         self._searches[worker] = self._engine.search(
-            worker, death.suspects, lambda killers: self._events.put((worker, _Searched(killers=killers, death=death)))
+            worker, death.suspects, lambda killers: self._events.put((worker, Searched(killers=killers, death=death)))
         )
 
-    def _on_searched(self, worker: WorkerHandle, searched: _Searched) -> None:
+    def _on_searched(self, worker: WorkerHandle, searched: Searched) -> None:
         del self._searches[worker]
         killers, death = searched.killers, searched.death
         if isinstance(killers, ClipbatchError):
@@ -285,7 +285,7 @@ class Supervisor:
         self.done.quarantined |= killers
         self._restart(worker, death)
 
-    def _restart(self, worker: WorkerHandle, death: _Death) -> None:
+    def _restart(self, worker: WorkerHandle, death: Death) -> None:
         self._scheduler.requeue(death.lost)
         if self._deaths_in_a_row[worker.seat] <= MAX_DEATHS:
             if new_worker := self._engine.again(worker):
