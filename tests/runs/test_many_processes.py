@@ -3,11 +3,13 @@
 import io
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -49,6 +51,13 @@ def wait_until(happened: Callable[[], bool]) -> None:
     while not happened():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def listed(whole: dict[str, bytes]) -> list[str]:
+    """The names of the good images of the folder."""
+    table = pa.concat_tables(pq.read_table(io.BytesIO(whole[name])) for name in sorted(whole))
+    return [row["uri"] for row in table.select(["uri", "status"]).to_pylist() if row["status"] == "ok"]
 
 
 def test_a_rank_does_its_part_first_and_then_what_is_open_of_the_others(
@@ -118,41 +127,46 @@ def test_max_bad_counts_only_the_rows_of_the_rank(
     assert parts(tmp_path / "out") == whole  # with the bad rows of the other ranks
 
 
-def test_a_rank_whose_rows_are_mostly_bad_leaves_the_others_alone(warm: Cli, folder: Path, tmp_path: Path) -> None:
+def test_a_rank_whose_rows_are_mostly_bad_leaves_the_others_alone(
+    warm: Cli, listed: list[str], folder: Path, tmp_path: Path
+) -> None:
     """Perhaps its machine does not see the images. It would take every shard, and be done in no time."""
-    names = sorted(path.name for path in folder.glob("*.jpg"))[:32]
+    names = listed[:32]
     rows = [*[f"gone-{name}" for name in names], *names, *[f"lost-{name}" for name in names], *names]
-    (folder / "list.txt").write_text("".join(f"{name}\n" for name in rows))
-    command = ("run", folder / "list.txt", *DEMO, "--shard-size", 32, "--out", tmp_path / "out", "--world-size", 2)
+    (tmp_path / "list.txt").write_text("".join(f"{name}\n" for name in rows))
+    (given, out) = (tmp_path / "list.txt", "--root", folder, *DEMO, "--shard-size", 32), tmp_path / "out"
+    command = ("run", *given, "--out", out, "--world-size", 2)
     made = json.loads(warm(*command, "--rank", 0, "--json").stdout)
-    assert (made["status"], numbers(tmp_path / "out")) == ({"missing": 64}, [0, 2])
+    assert (made["status"], numbers(out)) == ({"missing": 64}, [0, 2])
     warm(*command, "--rank", 1)
-    assert numbers(tmp_path / "out") == [0, 1, 2, 3]
+    assert numbers(out) == [0, 1, 2, 3]
 
 
 @pytest.fixture(scope="module")
-def long_list(folder: Path) -> Path:
-    """A manifest of 16,000 rows in the folder: some seconds of work."""
-    names = [path.name for path in sorted(folder.iterdir()) if path.suffix != ".txt"]
-    (folder / "long.txt").write_text("".join(f"{name}\n" for name in (names * 50)))
-    return folder / "long.txt"
+def long_list(folder: Path, listed: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[object, ...]:
+    """A manifest of over 14,000 rows, as arguments: some seconds of work."""
+    path = tmp_path_factory.mktemp("list") / "long.txt"
+    path.write_text("".join(f"{name}\n" for name in listed * 50))
+    return path, "--root", folder
 
 
-def test_a_signal_that_ends_a_rank_while_it_helps_is_no_failure(long_list: Path, tmp_path: Path) -> None:
+def test_a_signal_that_ends_a_rank_while_it_helps_is_no_failure(long_list: tuple[object, ...], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    rank = start(*("run", long_list, *DEMO, "--shard-size", 32, "--out", out, "--rank", 7, "--world-size", 250))
-    wait_until(lambda: (out / "parts").is_dir() and len(numbers(out)) > 2)
+    rank = start(*("run", *long_list, *DEMO, "--shard-size", 32, "--out", out, "--rank", 7, "--world-size", 250))
+    wait_until(lambda: (out / "parts").is_dir() and len(numbers(out)) > 6)
     rank.send_signal(signal.SIGUSR1)
     said = rank.communicate(timeout=60)
     assert rank.returncode == 0, said
     assert "interrupted by SIGUSR1: finished parts stay, and the same command resumes the run; the part" in said[1]
     assert {7, 257} < set(numbers(out))
-    assert f"rank 7 of 250: 2 of its 2 shards are done, and it did {len(numbers(out)) - 2} of other ranks" in said[0]
+    assert re.search(r"rank 7 of 250: 2 of its 2 shards are done, and it did \d+ of other ranks", said[0])
 
 
-def test_a_rank_that_hangs_holds_up_neither_the_run_nor_itself(cli: Cli, long_list: Path, tmp_path: Path) -> None:
+def test_a_rank_that_hangs_holds_up_neither_the_run_nor_itself(
+    cli: Cli, long_list: tuple[object, ...], tmp_path: Path
+) -> None:
     out = tmp_path / "out"
-    command = ("run", long_list, "--limit", 2048, *DEMO, "--shard-size", 32, "--out", out, "--world-size", 2)
+    command = ("run", *long_list, "--limit", 2048, *DEMO, "--shard-size", 32, "--out", out, "--world-size", 2)
     hung = start(*command, "--rank", 0)
     wait_until(lambda: (out / "parts").is_dir() and len(numbers(out)) > 2)
     (worker,) = children_of(hung.pid)

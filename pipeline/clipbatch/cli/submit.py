@@ -71,7 +71,6 @@ def slurm_command(
     from clipbatch.runs.slurm_scripts import SlurmJob
 
     result_is_on_disk()
-    slurm.check_launcher(launcher)
     job = SlurmJob(
         array=array,
         gres=gres,
@@ -85,6 +84,7 @@ def slurm_command(
         launcher=launcher,
         requeues=requeues,
     )
+    slurm.check_launcher(launcher)
     submitted = slurm.submit(settings, out, job, folder=slurm_dir, overwrite=overwrite, dry_run=dry_run)
     print(json.dumps(dataclasses.asdict(submitted), indent=2) if as_json else _text(submitted, job, out))
 

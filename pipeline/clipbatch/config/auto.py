@@ -10,9 +10,9 @@ from clipbatch.config.validation import SettingError
 
 COMPILE_S, COMPILE_GAIN = 90.0, 0.1
 # Photographs that a core decodes in a second, and GFLOP/s that it computes, measured with ViT-B-32 on one core of an
-# EPYC of 2025, which has hardware for bf16 and none for fp16.
+# EPYC of 2025, which has hardware for bf16 and none for fp16 (benchmarks/results/2026-11-30-cpu-precision.md).
 CORE_DECODES = 400
-CORE_GFLOPS = {"fp32": 80, "bf16": 290}
+CORE_GFLOPS = {"fp32": 80, "bf16": 290, "fp16": 17}
 
 
 def resolve(settings: Settings, gflop: float, frozen: Mapping[str, Any] | None = None) -> Settings:
@@ -83,7 +83,7 @@ def one_minute_shard_size(gpu: bool, gflop: float, precision: str, batch_size: i
 
 def cpu_rate(gflop: float, precision: str, cores: int) -> float:
     """Images per second that `cores` cores of a CPU label, as measured (`CORE_GFLOPS`). gflop: as in `resolve`."""
-    return cores / (1 / CORE_DECODES + gflop / CORE_GFLOPS.get(precision, CORE_GFLOPS["fp32"]))
+    return cores / (1 / CORE_DECODES + gflop / CORE_GFLOPS[precision])
 
 
 def worth_compiling(settings: Settings, rows: int, gflop: float) -> bool:

@@ -33,8 +33,8 @@ WARNING_S = 60
 MAX_LOG_BYTES = 2 * 2**20
 _ARRAY = re.compile(r"[1-9][0-9]*(%[1-9][0-9]*)?")
 _GPU_GRES = re.compile(r"(^|,)(gres/)?(gpu|mps|shard)\b")
-_GPU_OPTION = re.compile(r"(--gpus(-per-(node|socket|task))?|-G)([= ]|$|(?<=-G)\d)")
-_OPTION = re.compile(r"(--[a-z][a-z0-9-]*|-[A-Za-z])(?:(=| +)(.*))?")
+_GPU_OPTION = re.compile(r"--gpus(-per-(node|socket|task))?[= ]|-G")
+_OPTION = re.compile(r"(--[a-z][a-z0-9-]*)(?:(?:=| +)(.*))?|(-[A-Za-z]) *(.*)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,13 +147,13 @@ def array_script(
 task=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID restarts=${{SLURM_RESTART_COUNT:-0}}
 log={shlex.quote(os.fspath(folder / "logs"))}/$task run= warned=
 say() {{ echo "$(date '+%F %T') task $task on $SLURMD_NODENAME: $*"; }}
-if [ "$(wc -c <"$log.out")" -gt {MAX_LOG_BYTES} ]; then
+if [ -f "$log.out" ] && [ "$(wc -c <"$log.out")" -gt {MAX_LOG_BYTES} ]; then
     tail -c {MAX_LOG_BYTES // 2} "$log.out" >"$log.cut" && cat "$log.cut" >"$log.out" && say "the log was shortened"
     rm -f "$log.cut"
 fi
 
 parts() {{
-    {_indented(job.command(["status", run, "--json"]))} | sed -n 's/.*"parts_done": *\([0-9]*\).*/\1/p'
+    {_indented(job.command(["status", run, "--json"]))} | sed -n 's/.*"parts_done": *\\([0-9]*\\).*/\\1/p'
 }}
 # How many parts the run had when the task was last requeued; and how often the task has failed.
 parts_before() {{ cat "$log.parts" 2>/dev/null || echo {finished}; }}
@@ -201,7 +201,7 @@ trap 'again=yes' TERM
 trap 'end $?' EXIT
 say "started, requeued $restarts times before"
 {_setup(job)}
-{command} \
+{command} \\
     --rank="$SLURM_ARRAY_TASK_ID" &
 run=$!
 [ -z "$warned" ] || kill -USR1 "$run"
@@ -237,8 +237,14 @@ def _quoted(option: str) -> str:
     """An option with its value quoted as sbatch reads it: as a shell does, but a backslash escapes also in quotes."""
     match = _OPTION.fullmatch(option)
     assert match
-    name, separator, value = match.groups()
-    return name if value is None else name + separator[0] + shlex.quote(value.replace("\\", "\\\\"))
+    name, value, letter, letter_value = match.groups()
+    if letter:
+        return f"{letter} {_quoted_value(letter_value)}" if letter_value else letter
+    return name if value is None else f"{name}={_quoted_value(value)}"
+
+
+def _quoted_value(value: str) -> str:
+    return shlex.quote(value.replace("\\", "\\\\"))
 
 
 def _placed(folder: Path, log: str) -> list[str]:

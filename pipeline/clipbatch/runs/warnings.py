@@ -53,6 +53,8 @@ def device_remark(plan: Plan, settings: Settings, cores: int | None = None) -> s
     device = "cuda" if settings.launch.gpus is not None else auto.device_of(settings).partition(":")[0]
     if plan.rescored is not None or plan.device in (None, device):
         return None
+    if device == "cpu" and plan.identity["precision"] == "fp8":  # which is refused there
+        return None
     cores, chosen, gflop = cores or hardware.cores(), plan.identity, models.gflop(plan.settings["model"])
     how = f"({chosen['precision']}, batches of {chosen['batch_size']}, decoder {chosen['decoder']})"
     if device == "cpu":

@@ -6,7 +6,7 @@ to finish counts: a rank may be slow, and nobody can tell whether it still lives
 Simulated with 512 ranks, this keeps 0.89 of their time, where fixed parts keep 0.51 (benchmarks/scaling.py).
 
 A rank whose rows are mostly bad does not help. Perhaps its machine does not see the images: it would be done with each
-shard in no time, and take one after the other from ranks whose rows would be ok.
+shard in no time, and take one after the other from ranks whose rows would be ok. So it first finishes one of its own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from clipbatch.workers.scheduler import Assignment
 # A rank helps only if at least this share of its rows are ok.
 MIN_OK = 0.5
 # The folder of parts is listed again after this many shards, and sooner while no row tells whether images can be read.
-_LISTED, _LISTED_AT_FIRST = 32, 4
+_LISTED, _LISTED_AT_FIRST = 32, 8
 
 
 class Helper:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import collections
 import statistics
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Set
 from dataclasses import dataclass
 
 # An idle worker gets a copy of a shard that takes longer than this many times the median of recent shards. Simulated
@@ -102,9 +102,14 @@ class ShardScheduler:
         self._started[worker] = now
         return first
 
-    def done_elsewhere(self, shard: int) -> None:
-        """Count `shard`, which workers may be processing, as complete: another process has done it."""
-        self._incomplete.discard(shard)
+    def done_elsewhere(self, shards: Set[int]) -> Set[int]:
+        """Count `shards` as complete, since other processes have done them; workers may be at some. Returns those that
+        were not complete before. A shard to redo is not complete then."""
+        redo = {task.shard for task in (*self._unassigned, *self.in_progress.values()) if task.redo}
+        completed = (self._incomplete & shards) - redo
+        self._incomplete -= completed
+        self._unassigned = collections.deque(task for task in self._unassigned if self.is_open(task.shard))
+        return completed
 
     def skip(self, worker: Hashable, shard: int) -> None:
         """Take `shard` back from `worker`, to which it has just been assigned, and count it as complete."""

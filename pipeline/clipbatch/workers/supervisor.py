@@ -71,8 +71,7 @@ class Supervisor:
         self.done = WorkDone()
 
     def work(self, assignments: list[Assignment]) -> WorkDone:
-        """Process all `assignments`, except shards that get a part from somebody else before their turn. Then process
-        what `helper` gives.
+        """Process `assignments`, except shards that somebody else does before their turn, and then what `helper` gives.
 
         Raises: InputError if a worker raises it; TooManyBadError; ClipbatchError if workers keep dying.
         """
@@ -108,21 +107,22 @@ class Supervisor:
 
     def _workers_left(self) -> bool:
         """Take in workers that have started. Returns whether any worker or search is running or may still start."""
-        if not self._scheduler.unassigned:
+        if not self._scheduler.unassigned and (self.done.counts or not self._scheduler.in_progress):
             self._scheduler.add(self._helper.more(self.done.counts))
         self._workers += self._engine.arrivals(self._scheduler.unassigned + self._helper.available)
         return bool(self._workers or self._searches or (self._engine.expecting and not self._complete))
 
     def _look_elsewhere(self) -> None:
-        """When nothing is left to assign: if other ranks have done what workers still process, count it as done."""
-        if self._helper.alone or self._scheduler.unassigned or time.monotonic() - self._looked < LOOK_S:
+        """If other ranks have done what workers still process, count it as done, and then all else that is done."""
+        if self._helper.alone or time.monotonic() - self._looked < LOOK_S:
             return
-        self._looked = time.monotonic()
-        for shard, assignment in self._scheduler.in_progress.items():
-            if not assignment.redo and self._run.part(shard, self._plan.shards).exists():
-                self._scheduler.done_elsewhere(shard)
-                self._elsewhere.add(shard)
-                self.done.outrun = True
+        self._looked, at_work = time.monotonic(), self._scheduler.in_progress
+        done = {shard for shard in at_work if self._run.part(shard, self._plan.shards).exists()}
+        completed = self._scheduler.done_elsewhere(done)
+        if any(map(self._scheduler.assigned, self._workers)) and not self._scheduler.in_progress:  # perhaps all hang
+            completed = completed | self._scheduler.done_elsewhere(self._run.done(self._plan))
+        self._elsewhere |= completed
+        self.done.outrun |= bool(completed)
 
     def _send_orders(self) -> None:
         """Give a shard to each worker that asks. When all shards are done, dismiss all workers: a worker that still
