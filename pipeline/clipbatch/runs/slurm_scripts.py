@@ -160,7 +160,7 @@ parts_before() {{ cat "$log.parts" 2>/dev/null || echo {finished}; }}
 failures() {{ cat "$log.failures" 2>/dev/null | wc -l; }}
 got_on() {{
     now=$(parts)
-    [ "${{now:-0}}" -gt "$(parts_before)" ] && echo "$now" >"$log.parts" && return
+    [ "${{now:-0}}" -gt "$(parts_before)" ] && echo "$now" >"$log.parts" && return 0
     say "the run has got no part since this task was last queued, so this counts as a failure: is --time too short?"
     return 1
 }}
