@@ -28,7 +28,7 @@ class Helper:
 
     def __init__(self, run: RunDir, plan: Plan, rank: Rank, shards: Sequence[int]) -> None:
         """shards: those that all ranks divide among themselves, in the same order."""
-        self._run, self._plan, self._others = run, plan, rank.others(shards)
+        self._run, self._plan, self.rank, self._others = run, plan, rank, rank.others(shards)
         # The shards that `more` has given.
         self.taken: set[int] = set()
         # No other rank shares the run.

@@ -23,8 +23,9 @@ from clipbatch.workers import messages, signals
 from clipbatch.workers.child import describe_exit
 from clipbatch.workers.engine import Engine, Killable, WorkerContext
 from clipbatch.workers.helping import Helper
-from clipbatch.workers.progress import Progress, check_bad
+from clipbatch.workers.progress import Progress
 from clipbatch.workers.scheduler import Assignment, ShardScheduler
+from clipbatch.workers.tally import Announcer, Limits, Tally
 from clipbatch.workers.worker import Death, Searched, WorkDone, WorkerHandle
 
 # A seat is given up when more workers than this have died on it one after the other without finishing a part.
@@ -49,13 +50,12 @@ class Supervisor:
         engine: Engine,
         progress: Progress,
         helper: Helper,
-        bad_allowed: int | None = None,
+        limits: Limits,
     ) -> None:
-        """runtime: the settings of this invocation, `Settings.runtime`. helper: gives shards of other ranks.
-        bad_allowed: how many images may be bad, with those that `progress` has counted already, but without those in
-        shards of other ranks; None: any number."""
+        """runtime: the settings of this invocation, `Settings.runtime`. helper: gives shards of other ranks."""
         self._run, self._plan, self._engine, self._progress = run, plan, engine, progress
-        self._runtime, self._bad_allowed, self._helper = runtime, bad_allowed, helper
+        self._runtime, self._helper = runtime, helper
+        self._tally = Tally(run, progress, limits)
         self._events: queue.SimpleQueue[tuple[WorkerHandle, Any]] = queue.SimpleQueue()
         self._scheduler = ShardScheduler([])
         # Deaths by shard, and by seat.
@@ -65,9 +65,8 @@ class Supervisor:
         self._said: set[str] = set()
         self._workers: list[WorkerHandle] = []
         self._searches: dict[WorkerHandle, Killable] = {}
-        self._rows, self._bad, self._bottleneck = progress.done, progress.bad, ""
-        # How many of `_bad` are in shards of other ranks; shards in progress that they have done; when we last looked.
-        self._bad_elsewhere, self._elsewhere, self._looked = 0, set[int](), 0.0
+        # Shards that other ranks have done while workers had them, and when we last looked for such shards.
+        self._elsewhere, self._looked = set[int](), 0.0
         self.done = WorkDone()
 
     def work(self, assignments: list[Assignment]) -> WorkDone:
@@ -75,15 +74,20 @@ class Supervisor:
 
         Raises: InputError if a worker raises it; TooManyBadError; ClipbatchError if workers keep dying.
         """
+        if not assignments and self._helper.exhausted:
+            return self.done
         self._scheduler = ShardScheduler(assignments)
         events, say = self._events, self._progress.say
         self._engine.open(WorkerContext(run=self._run, plan=self._plan, runtime=self._runtime, events=events, say=say))
+        announcer = Announcer(self._run, self._plan, self._helper.rank)
         try:
             while self._workers_left():
                 signals.check()
                 self._check_silent_workers()
                 self._look_elsewhere()
                 self._send_orders()
+                if announcer.is_due():
+                    announcer.say(self._tally, {str(worker.seat) for worker in self._workers}, self._deaths)
                 try:
                     worker, message = self._events.get(timeout=_POLL_S)
                 except queue.Empty:
@@ -91,10 +95,9 @@ class Supervisor:
                 worker.last_heard = time.monotonic()
                 self._handle(worker, message)
         finally:
-            for worker in self._workers:
-                worker.kill()
-            for search in self._searches.values():
-                search.kill()
+            for running in (*self._workers, *self._searches.values()):
+                running.kill()
+            announcer.close()
         return self.done
 
     def lacks(self, assignments: list[Assignment]) -> bool:
@@ -142,7 +145,8 @@ class Supervisor:
             helps = assignment.shard in self._helper.taken
             if not assignment.redo and self._run.part(assignment.shard, self._plan.shards).exists():
                 self._scheduler.skip(worker, assignment.shard)
-                self._rows += 0 if helps else len(rows)
+                if not helps:
+                    self._tally.skip(len(rows))
                 self.done.outrun = True
                 continue
             if helps:
@@ -177,9 +181,7 @@ class Supervisor:
             case messages.Remark(text=text):
                 self._say_once(f"on {worker.seat}: {text}")
             case messages.BatchDone():
-                worker.rows += message.rows
-                worker.bad += message.bad
-                self._bottleneck = message.bottleneck
+                self._tally.add(worker, message)
                 self._show()
             case PartDone():
                 self._on_part(worker, message)
@@ -198,27 +200,22 @@ class Supervisor:
             self._progress.say(text)
 
     def _show(self) -> None:
-        """Show how many rows are done. Of a shard that two workers process, the worker that is further counts."""
+        """Show how many rows are done. Of a shard that two workers process, the one that is further counts."""
         in_progress: dict[int, tuple[int, int]] = {}
         for worker in self._workers:
             for shard in filter(self._scheduler.is_open, list(self._scheduler.assigned(worker))[:1]):
                 in_progress[shard] = max(in_progress.get(shard, (0, 0)), (worker.rows, worker.bad))
-        bad = self._bad + sum(bad for _, bad in in_progress.values())
-        self._progress.show(self._rows + sum(rows for rows, _ in in_progress.values()), bad, self._bottleneck)
-        elsewhere = sum(bad for shard, (_, bad) in in_progress.items() if shard in self._helper.taken)
-        check_bad(bad - self._bad_elsewhere - elsewhere, self._bad_allowed, self._run)
+        self._tally.show(in_progress, self._helper.taken)
 
     def _on_part(self, worker: WorkerHandle, part: PartDone) -> None:
         first = self._scheduler.done(worker, part.shard, time.monotonic())
         if first or part.shard in self._elsewhere:  # if both did it at the same time, both count it
             self._elsewhere.discard(part.shard)
             self.done.counts[part.shard] = part.counts
-            self._rows += worker.rows
+            helps = part.shard in self._helper.taken
+            self._tally.finish(worker, kept=part.kept is not None, helps=helps)
             if part.kept:
                 self.done.kept[part.shard] = f"{self._run.part(part.shard, self._plan.shards)}: {part.kept}"
-            else:
-                self._bad += worker.bad
-                self._bad_elsewhere += worker.bad if part.shard in self._helper.taken else 0
             self.done.outrun = False
         worker.rows = worker.bad = 0
         self._deaths_in_a_row[worker.seat] = 0
