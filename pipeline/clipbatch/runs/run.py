@@ -120,8 +120,8 @@ def label(
     The report, the limit of bad images and the exit code are those of this rank's part. So a signal that ends the
     process while it helps is no failure.
     """
-    mine, helper = rank.part(shards), Helper(run_dir, frozen, rank, shards)
-    finished = run_dir.done(frozen) - again.keys()
+    mine, finished = rank.part(shards), run_dir.done(frozen) - again.keys()
+    helper = Helper(run_dir, frozen, rank, shards, finished)
     assignments = [again.get(shard, Assignment(shard=shard)) for shard in mine if shard not in finished]
     counted = finished.intersection(mine) if retry_bad or settings.launch.max_bad is not None else ()
     known = count_statuses(run_dir, frozen, counted) if counted else {}

@@ -11,7 +11,7 @@ shard in no time, and take one after the other from ranks whose rows would be ok
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.workers.ranks import Rank
@@ -26,9 +26,10 @@ _LISTED, _LISTED_AT_FIRST = 32, 8
 class Helper:
     """The shards of other ranks that this rank may do."""
 
-    def __init__(self, run: RunDir, plan: Plan, rank: Rank, shards: Sequence[int]) -> None:
-        """shards: those that all ranks divide among themselves, in the same order."""
-        self._run, self._plan, self.rank, self._others = run, plan, rank, rank.others(shards)
+    def __init__(self, run: RunDir, plan: Plan, rank: Rank, shards: Sequence[int], done: Set[int]) -> None:
+        """shards: those that all ranks divide among themselves, in the same order. done: those that have a part."""
+        self._run, self._plan, self.rank = run, plan, rank
+        self._others = [shard for shard in rank.others(shards) if shard not in done]
         # The shards that `more` has given.
         self.taken: set[int] = set()
         # No other rank shares the run.
