@@ -75,11 +75,12 @@ def freeze(
     *,
     replace: bool = False,
     fitted: ModelFacts | None = None,
+    device: str | None = None,
 ) -> Plan:
     """Write the manifest and `run.json` of a new run. Returns the plan, or that of a process that was faster.
 
     rows: the listing, with the same columns in every batch. passed_over: called after the listing has ended. replace:
-    delete the existing run. fitted: as in `Plan`.
+    delete the existing run. fitted, device: as in `Plan`; device None: that of `settings`.
     Raises: InputError if the folder cannot be written or the listing refuses its input; nothing stays behind then.
     OtherRunError if another process was faster and has other settings.
     """
@@ -112,6 +113,7 @@ def freeze(
             passed_over=_most_frequent(passed_over()),
             versions=versions(),
             fitted=fitted,
+            device=device or auto.device_of(settings).partition(":")[0],
         )
         valid = creation.create(run, plan, folder, replace=replace)
     run.check_same(valid, plan.identity)
@@ -173,16 +175,9 @@ def plan(
     if run_dir.exists() and select:
         raise OtherRunError(f"another process has made {run_dir.path} a run meanwhile: run the same command again")
     if run_dir.exists() and not overwrite:
-        frozen = run_dir.plan()
-        identities = listings.identities(inputs, frozen.identity.get("inputs", ()))
-        try:
-            as_then = names.by_rules(frozen.labels.scoring)
-            run_dir.check_same(frozen, identity(_resolve(settings, frozen.identity), as_then, identities))
+        if frozen := _same(settings, names, inputs, run_dir):
             return frozen
-        except OtherRunError:
-            if run_dir.model_facts() is not None or run_dir.done(frozen):
-                raise
-            replace = True
+        replace = True
     identities, fitted = listings.identities(inputs), None
     resolved = _resolve(settings, like.plan().identity if like else {})
     if like:
@@ -192,7 +187,33 @@ def plan(
         fitted = None if facts is None else frozen_choices(facts)
     else:
         check_labels(resolved, names)
-    return _freeze(run_dir, resolved, names, identities, inputs, replace, select, fitted, carried)
+    device = like.plan().device if like else None
+    return _freeze(run_dir, resolved, names, identities, inputs, replace, select, fitted, device, carried)
+
+
+def existing(settings: Settings, run_dir: RunDir) -> Plan | None:
+    """The plan that `run_dir` has, if it fits `settings`; None if `plan` would replace it. Changes nothing.
+
+    Raises: InputError as `plan` does; OtherRunError if `run_dir` belongs to a run with other settings.
+    """
+    if not settings.source.inputs:
+        return run_dir.plan()
+    names = label_files.load(settings.labels)
+    settings = dataclasses.replace(_checked(settings), launch=LaunchSettings())
+    return _same(settings, names, listings.listers(settings.source), run_dir)
+
+
+def _same(settings: Settings, names: LabelSet, inputs: list[lister.Lister], run_dir: RunDir) -> Plan | None:
+    frozen = run_dir.plan()
+    identities = listings.identities(inputs, frozen.identity.get("inputs", ()))
+    try:
+        as_then = names.by_rules(frozen.labels.scoring)
+        run_dir.check_same(frozen, identity(_resolve(settings, frozen.identity), as_then, identities))
+    except OtherRunError:
+        if run_dir.model_facts() is not None or run_dir.done(frozen):
+            raise
+        return None
+    return frozen
 
 
 def resolve(settings: Settings) -> Settings:
@@ -240,6 +261,7 @@ def _freeze(
     replace: bool,
     select: Select | None,
     fitted: ModelFacts | None,
+    device: str | None,
     carried: pa.Schema | None,
 ) -> Plan:
     results = [field.name for field in result_fields(group_columns(names, settings.output), settings.output, 0)]
@@ -255,4 +277,5 @@ def _freeze(
         listing.passed_over,
         replace=replace,
         fitted=fitted,
+        device=device,
     )
