@@ -60,6 +60,8 @@ class Plan:
     # What the first worker of an earlier increment changed or measured, and this run takes over. None: nothing is
     # settled yet.
     fitted: ModelFacts | None = None
+    # For which device the settings were chosen: cpu or cuda. None: an older version planned the run.
+    device: str | None = None
     # The format in which the run was created.
     format: int = FORMAT
     # Digest in `run.json`. None if that has not been written yet, or was written by an old version without digests.
