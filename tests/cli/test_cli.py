@@ -28,7 +28,8 @@ SURFACE = {
     "plan": PLANNING,
     "estimate": PLANNING.replace(" --out --overwrite", "") + " --plan --seconds --usd-per-gpu-hour",
     "submit slurm": PLANNING
-    + " --array --cpus-per-task --dry-run --gres --mem --partition --requeues --sbatch-option --slurm-dir --time",
+    + " --array --check-sbatch-option --cpus-per-task --dry-run --gres --launcher --mem --partition --requeues "
+    "--sbatch-option --setup --slurm-dir --time",
     "serve": "--allow-host --background --batch-size --body-time --columns --compression --config --decoder --device "
     "--embeddings --grace-time --http --idle-time --image-column --labels --layout --max-body-mib --max-bytes "
     "--max-connections --max-header-kib --max-images --max-json-depth --max-megapixels --max-pixels --max-refused "

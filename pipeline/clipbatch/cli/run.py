@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
@@ -13,6 +13,9 @@ from clipbatch.cli.output import LogFormat, Quiet, RunDirectory, logs_json, prin
 from clipbatch.cli.standard_streams import result_is_on_disk
 from clipbatch.config import Settings, SettingValues
 from clipbatch.errors import InputError
+
+if TYPE_CHECKING:
+    from clipbatch.rundir.layout import Plan
 
 app = typer.Typer()
 PANEL = "Label images"
@@ -117,11 +120,18 @@ def plan_command(settings: Settings, *, out: Out, overwrite: Overwrite = False, 
         "rows": plan.rows,
         "shards": plan.shards,
         "shard_size": plan.shard_size,
+        "device": plan.device if as_json else _device_text(plan, settings),
         "passed_over": plan.passed_over,
         "duplicates": "not counted" if plan.duplicates is None and not as_json else plan.duplicates,
         "fingerprint": plan.fingerprint,
     }
     print_facts(facts, as_json)
+
+
+def _device_text(plan: Plan, settings: Settings) -> str:
+    if plan.device != "cpu" or settings.model.device != "auto":
+        return plan.device or "not recorded"
+    return "cpu (to plan for GPUs: --device cuda)"
 
 
 @app.command("estimate", rich_help_panel=PANEL)

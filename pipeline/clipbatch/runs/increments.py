@@ -129,8 +129,9 @@ def run(
                 progress.close()
             report = runner.run(again, target, quiet=quiet, log_json=log_json, judge=False)
         notes += dataset_tables.keep(folder, known, gone, target if is_new else None)
-        for run_dir in map(RunDir, [target] if is_new else done[-1:]):
-            causes.check_finished(run_dir, last := run_dir.plan(), settings.launch.bad_allowed(last.rows))
+        if not report["status"].get("ok") and (is_new or done):
+            last = RunDir(target if is_new else done[-1])
+            causes.check_finished(last, last.plan(), settings.launch.bad_allowed(last.plan().rows))
         rows = known.comparison
         if rows.again:
             notes.append(f"{rows.again} of the changed images are tried again, as their failure may have passed")
