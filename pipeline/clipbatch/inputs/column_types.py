@@ -6,7 +6,7 @@
     date64                           date32
     decimal32, 64 and 256            decimal128; text if it has more than 38 digits
     map                              list of structs of key and value
-    list_view                        list
+    list_view                        list, but not inside of other types
     a dictionary of one of these     its values
     a list or struct of these        the same inside
     any other                        the same
@@ -16,6 +16,7 @@ Runs that were planned by older versions keep the types of their plan.
 
 from __future__ import annotations
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -58,6 +59,9 @@ def portable(kind: pa.DataType) -> pa.DataType:
 
 
 def _inside(field: pa.Field) -> pa.Field:
+    """A field of a list or struct. A list view stays one there."""
+    if pa.types.is_list_view(field.type) or pa.types.is_large_list_view(field.type):
+        return field
     return field.with_type(portable(field.type))
 
 
@@ -66,6 +70,8 @@ def to_portable(values: pa.Array) -> tuple[pa.Array, int]:
 
     Raises: LossError for a value that the type cannot hold.
     """
+    if pa.types.is_list_view(values.type) or pa.types.is_large_list_view(values.type):
+        values = _as_list(values)
     kind = portable(values.type)
     try:
         return values.cast(kind), 0
@@ -76,6 +82,15 @@ def to_portable(values: pa.Array) -> tuple[pa.Array, int]:
     if values.type.num_fields:
         return cut, len(values) - values.null_count
     return cut, pc.sum(pc.not_equal(cut.cast(values.type), values)).as_py() or 0
+
+
+def _as_list(values: pa.Array) -> pa.Array:
+    """A list of each list view. pyarrow 26 casts them to lists whose offsets are too short."""
+    large = pa.types.is_large_list_view(values.type)
+    lengths = pc.list_value_length(values).fill_null(0).to_numpy()
+    offsets = pa.array(np.append(0, np.cumsum(lengths)), pa.int64() if large else pa.int32())
+    kind = pa.LargeListArray if large else pa.ListArray
+    return kind.from_arrays(offsets, values.flatten(), mask=values.is_null())
 
 
 def _units(kind: pa.DataType) -> set[str]:
