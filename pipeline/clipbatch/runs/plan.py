@@ -12,7 +12,7 @@ import functools
 import os
 import platform
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from typing import Any
@@ -20,9 +20,11 @@ from typing import Any
 import pyarrow as pa
 
 from clipbatch import __version__
-from clipbatch.config import PIXELS, LaunchSettings, Settings, auto, models
+from clipbatch.config import PIXELS, LaunchSettings, Settings, auto, head_files, models
+from clipbatch.config import heads as head_records
 from clipbatch.config import labels as label_files
 from clipbatch.config.auto import worth_compiling
+from clipbatch.config.heads import HeadFile
 from clipbatch.config.label_set import LabelSet
 from clipbatch.config.nesting import JsonObject
 from clipbatch.config.scoring import check_scoring
@@ -31,11 +33,11 @@ from clipbatch.errors import InputError, OtherRunError
 from clipbatch.inputs import lister
 from clipbatch.inputs import listing as listings
 from clipbatch.inputs.sample import Sample
-from clipbatch.rundir import creation
+from clipbatch.rundir import creation, head_weights
 from clipbatch.rundir.duplicates import Duplicates
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.manifest import ManifestWriter
-from clipbatch.rundir.schema import STAMPS, group_columns, result_fields
+from clipbatch.rundir.schema import STAMPS, check_head_columns, group_columns, result_fields
 from clipbatch.storage.uris import is_url
 from clipbatch.workers import signals
 
@@ -48,9 +50,10 @@ ROW_GROUP_ROWS = 2**14
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "nvidia-dali-cuda120", "pillow", "pyarrow", "numpy")
 
 
-def identity(settings: Settings, labels: LabelSet, inputs: list[str]) -> JsonObject:
+def identity(settings: Settings, labels: LabelSet, inputs: list[str], heads: Sequence[HeadFile] = ()) -> JsonObject:
     """The fields of a run's identity: two runs with the same fields are the same run. inputs: identities of listers."""
-    return settings.within("identity", "output") | {"inputs": inputs} | labels.identity()
+    of_heads = head_records.identity([file.head for file in heads])
+    return settings.within("identity", "output") | {"inputs": inputs} | labels.identity() | of_heads
 
 
 def freeze(
@@ -61,6 +64,7 @@ def freeze(
     rows: Iterable[pa.RecordBatch],
     passed_over: Callable[[], Counter[str]],
     *,
+    heads: Sequence[HeadFile] = (),
     replace: bool = False,
 ) -> Plan:
     """Write the manifest and `run.json` of a new run. Returns the plan, or that of a process that was faster.
@@ -89,7 +93,7 @@ def freeze(
             settings = settings.replace(compile="on" if gains else "off")
         plan = Plan(
             rows=writer.rows,
-            identity=identity(settings, labels, inputs),
+            identity=identity(settings, labels, inputs, heads),
             settings=settings.flat(),
             manifest_rows=per_file,
             manifest_sha256=writer.digests,
@@ -97,7 +101,7 @@ def freeze(
             passed_over=_most_frequent(passed_over()),
             versions=versions(),
         )
-        valid = creation.create(run, plan, folder, replace=replace)
+        valid = creation.create(run, plan, folder, replace=replace, heads=head_weights.content(heads))
     run.check_same(valid, plan.identity)
     return valid
 
@@ -150,6 +154,7 @@ def plan(
         return run_dir.plan()
     names = label_files.load(settings.labels)
     settings = dataclasses.replace(_checked(settings), launch=LaunchSettings())
+    heads = head_files.load(settings.labels.head)
     inputs = listings.listers(settings.source)
     replace = overwrite
     if run_dir.exists() and select:
@@ -159,7 +164,7 @@ def plan(
         identities = listings.identities(inputs, frozen.identity.get("inputs", ()))
         try:
             as_then = names.by_rules(frozen.labels.scoring)
-            run_dir.check_same(frozen, identity(_resolve(settings, frozen.identity), as_then, identities))
+            run_dir.check_same(frozen, identity(_resolve(settings, frozen.identity), as_then, identities, heads))
             return frozen
         except OtherRunError:
             if run_dir.model_facts() is not None or run_dir.done(frozen):
@@ -169,11 +174,12 @@ def plan(
     resolved = _resolve(settings, like.plan().identity if like else {})
     if like:
         names = names.by_rules((frozen := like.plan()).labels.scoring)
-        like.check_same(frozen, identity(resolved, names, frozen.identity["inputs"]))
+        like.check_same(frozen, identity(resolved, names, frozen.identity["inputs"], heads))
         resolved = resolved.replace(pixels=PIXELS)
     else:
         check_labels(resolved, names)
-    return _freeze(run_dir, resolved, names, identities, inputs, replace, select)
+        check_heads(resolved, names, heads)
+    return _freeze(run_dir, resolved, names, heads, identities, inputs, replace, select)
 
 
 def resolve(settings: Settings) -> Settings:
@@ -188,6 +194,24 @@ def check_labels(settings: Settings, names: LabelSet) -> None:
     """
     model = settings.model
     check_scoring(names, settings.output.score, models.has_logit_bias(model.model, model.pretrained), model.model)
+
+
+def check_heads(settings: Settings, names: LabelSet, files: Sequence[HeadFile]) -> None:
+    """Whether the heads go with the model and with the other columns of a new run. settings: resolved.
+
+    Raises: InputError with the reason and the remedy.
+    """
+    heads, model, anyway = [file.head for file in files], settings.model, bool(settings.labels.head_anyway)
+    head_records.check(heads, model.model, model.pretrained, anyway=anyway)
+    others = result_fields(group_columns(names, settings.output), settings.output, 0)
+    check_head_columns(heads, [field.name for field in others])
+
+
+def load_heads(settings: Settings, names: LabelSet) -> tuple[HeadFile, ...]:
+    """The heads of `settings`, which are resolved, after `check_heads`. Raises: InputError."""
+    files = head_files.load(settings.labels.head)
+    check_heads(settings, names, files)
+    return files
 
 
 def _checked(settings: Settings) -> Settings:
@@ -216,12 +240,13 @@ def _freeze(
     run_dir: RunDir,
     settings: Settings,
     names: LabelSet,
+    heads: Sequence[HeadFile],
     identities: list[str],
     inputs: list[lister.Lister],
     replace: bool,
     select: Select | None,
 ) -> Plan:
-    results = [field.name for field in result_fields(group_columns(names, settings.output), settings.output, 0)]
+    results = result_names(settings, names, heads)
     source, taken = settings.source, [*results, "row_id", *(f.name for f in STAMPS)]
     sample = Sample(source.sample, source.seed or 0) if source.sample else None
     listing = listings.Listing(inputs, source.limit, taken, sample)
@@ -232,5 +257,12 @@ def _freeze(
         identities,
         select(listing) if select else listing.batches(),
         listing.passed_over,
+        heads=heads,
         replace=replace,
     )
+
+
+def result_names(settings: Settings, names: LabelSet, heads: Sequence[HeadFile] = ()) -> list[str]:
+    """The names of the columns beside those of the manifest."""
+    fields = result_fields(group_columns(names, settings.output), settings.output, 0, [file.head for file in heads])
+    return [field.name for field in fields]

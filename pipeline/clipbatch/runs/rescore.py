@@ -9,18 +9,20 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
-from clipbatch.config import Settings
+from clipbatch.config import Settings, head_files
+from clipbatch.config import heads as head_records
+from clipbatch.config.heads import HeadFile
 from clipbatch.config.label_set import SCORING
 from clipbatch.config.labels import load
 from clipbatch.config.scoring import check_scoring
 from clipbatch.errors import InputError
-from clipbatch.rundir import creation
+from clipbatch.rundir import creation, head_weights
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.schema import group_columns, result_fields
 from clipbatch.runs import plan as planner
@@ -34,8 +36,8 @@ _MAX_ROWS_AT_ONCE = 4096
 def plan(source: RunDir, run: RunDir, overrides: Mapping[str, Any], *, overwrite: bool) -> Plan:
     """Freeze the rescoring of `source` into `run`, or return the plan that it has already.
 
-    overrides: labels, template, and settings of the scope `output` that are to differ. Embeddings are saved again only
-    if `overrides` says so.
+    overrides: labels, template, heads, and settings of the scope `output` that are to differ. Embeddings are saved
+    again only if `overrides` says so.
     Raises: InputError if `source` is not finished or has no embeddings; OtherRunError if `run` is another run.
     """
     frozen = source.plan()
@@ -45,10 +47,12 @@ def plan(source: RunDir, run: RunDir, overrides: Mapping[str, Any], *, overwrite
         raise InputError("--template is for labels: give --labels with it")
     labels = load(settings.labels) if "labels" in overrides else frozen.labels
     labels = labels.by_rules(run.plan().labels.scoring if run.exists() and not overwrite else SCORING)
+    files = head_files.load(settings.labels.head) if "head" in overrides else head_weights.load(source, frozen)
+    heads = [file.head for file in files]
     settings = settings.replace(batch_size=_rows_at_once(frozen.shard_size, len(labels.names)))
-    fields = result_fields(group_columns(labels, settings.output), settings.output, 0)
+    fields = result_fields(group_columns(labels, settings.output), settings.output, 0, heads)
     identity = frozen.identity | settings.within("output") | {"batch_size": settings.batch_size} | labels.identity()
-    identity["rescored"] = source.fingerprint()
+    identity |= {"rescored": source.fingerprint(), **head_records.identity(heads)}
     if run.exists() and not overwrite:
         existing = run.plan()
         run.check_same(existing, identity)
@@ -56,6 +60,7 @@ def plan(source: RunDir, run: RunDir, overrides: Mapping[str, Any], *, overwrite
     facts = source.model_facts()
     has_bias = facts is not None and facts["logit_bias"] is not None
     check_scoring(labels, settings.output.score, has_bias, settings.model.model)
+    planner.check_heads(settings, labels, files)
     new = dataclasses.replace(
         frozen,
         identity=identity,
@@ -63,7 +68,7 @@ def plan(source: RunDir, run: RunDir, overrides: Mapping[str, Any], *, overwrite
         versions=planner.versions(),
         rescored=_absolute_path(source),
     )
-    return _freeze(source, run, new, {field.name.lower() for field in fields}, overwrite)
+    return _freeze(source, run, new, {field.name.lower() for field in fields}, files, overwrite)
 
 
 def _check_source(source: RunDir, frozen: Plan, run: RunDir) -> None:
@@ -101,11 +106,13 @@ def _check_columns(source: RunDir, manifest: Path, taken: set[str]) -> None:
         if name.lower() in taken:
             raise InputError(
                 f"{source.path} carries a column {name!r} of its input, and the new scores need that name: rename the "
-                "label group, or choose another --layout"
+                "label group or the head, or choose another --layout"
             )
 
 
-def _freeze(source: RunDir, run: RunDir, plan: Plan, taken: set[str], overwrite: bool) -> Plan:
+def _freeze(
+    source: RunDir, run: RunDir, plan: Plan, taken: set[str], heads: Sequence[HeadFile], overwrite: bool
+) -> Plan:
     """taken: the names of the columns of scores, in lower case."""
     with creation.staged(run) as folder:
         for name, digest in plan.manifest_sha256.items():
@@ -115,7 +122,7 @@ def _freeze(source: RunDir, run: RunDir, plan: Plan, taken: set[str], overwrite:
                     f"the manifest {source.manifest / name} has changed since its run was planned: restore it"
                 )
             _check_columns(source, folder / name, taken)
-        valid = creation.create(run, plan, folder, replace=overwrite)
+        valid = creation.create(run, plan, folder, replace=overwrite, heads=head_weights.content(heads))
     run.check_same(valid, plan.identity)
     return valid
 
