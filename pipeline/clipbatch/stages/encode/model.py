@@ -87,7 +87,7 @@ def load(settings: ModelSettings) -> Model:
     try:
         if settings.model.endswith(".json") or settings.model == models.DEMO:
             open_clip.add_model_config(models.config_file(settings.model))
-        weights = _weights(name, pretrained)
+        weights = weights_of(name, pretrained)
         trained = trained_with(name, pretrained)
         quick_gelu = bool(trained.pop("quick_gelu", False))  # not in the lambda, which may be called twice
         with warnings.catch_warnings():
@@ -173,7 +173,7 @@ def _local_weights(name: str, pretrained: str | None) -> Path | None:
     return _only_weights_in(Path(name.removeprefix("local-dir:"))) if name.startswith("local-dir:") else None
 
 
-def _weights(name: str, pretrained: str | None) -> Path:
+def weights_of(name: str, pretrained: str | None) -> Path:
     """The file of the weights; downloads it if it is neither a local file nor cached. Uses the network only then."""
     if local := _local_weights(name, pretrained):
         return local
