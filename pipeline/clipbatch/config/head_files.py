@@ -50,11 +50,13 @@ def specs(value: str | Sequence[str] | Mapping[str, str | os.PathLike[str]]) -> 
     return (value,) if isinstance(value, str) else tuple(value)
 
 
-def load(wanted: Sequence[str] | None) -> tuple[HeadFile, ...]:
-    """The heads of --head. wanted: NAME=FILE of each; FILE is one of its two files.
+def load(wanted: Sequence[str] | None, standing: Sequence[HeadFile] = ()) -> tuple[HeadFile, ...]:
+    """The heads of --head. wanted: NAME=FILE of each; FILE is one of its two files. standing: those of the run that
+    goes on; they take the place of files that have gone since.
 
     Raises: InputError naming the file and what is wrong with it.
     """
+    by_name = {file.head.name: file for file in standing}
     heads: list[HeadFile] = []
     for spec in wanted or ():
         name, equals, file = spec.partition("=")
@@ -65,7 +67,8 @@ def load(wanted: Sequence[str] | None) -> tuple[HeadFile, ...]:
             )
         if name.lower() in (other.head.name.lower() for other in heads):
             raise InputError(f"--head: {name!r} is there twice: give each head a name of its own")
-        heads.append(read(name, Path(file)))
+        has_gone = name in by_name and not os.path.lexists(file)
+        heads.append(by_name[name] if has_gone else read(name, Path(file)))
     return tuple(heads)
 
 

@@ -54,3 +54,8 @@ def load(run: RunDir, plan: Plan) -> tuple[HeadFile, ...]:
         return parse(data, plan.heads)
     except DamagedRecordError as error:
         raise copies.damaged(run.path, NAME, str(error)) from error
+
+
+def standing(run: RunDir, *, overwrite: bool) -> tuple[HeadFile, ...]:
+    """The heads of the run that goes on; () if there is none, or it is to be replaced. Raises: as `load`."""
+    return load(run, run.plan()) if run.exists() and not overwrite else ()

@@ -154,7 +154,7 @@ def plan(
         return run_dir.plan()
     names = label_files.load(settings.labels)
     settings = dataclasses.replace(_checked(settings), launch=LaunchSettings())
-    heads = head_files.load(settings.labels.head)
+    heads = head_files.load(settings.labels.head, head_weights.standing(run_dir, overwrite=overwrite))
     inputs = listings.listers(settings.source)
     replace = overwrite
     if run_dir.exists() and select:

@@ -47,7 +47,10 @@ def plan(source: RunDir, run: RunDir, overrides: Mapping[str, Any], *, overwrite
         raise InputError("--template is for labels: give --labels with it")
     labels = load(settings.labels) if "labels" in overrides else frozen.labels
     labels = labels.by_rules(run.plan().labels.scoring if run.exists() and not overwrite else SCORING)
-    files = head_files.load(settings.labels.head) if "head" in overrides else head_weights.load(source, frozen)
+    if "head" in overrides:
+        files = head_files.load(settings.labels.head, head_weights.standing(run, overwrite=overwrite))
+    else:
+        files = head_weights.load(source, frozen)
     heads = [file.head for file in files]
     settings = settings.replace(batch_size=_rows_at_once(frozen.shard_size, len(labels.names)))
     fields = result_fields(group_columns(labels, settings.output), settings.output, 0, heads)

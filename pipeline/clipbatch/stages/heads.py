@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from clipbatch.config import ModelSettings, models
 from clipbatch.config.heads import Activation, Head, HeadFile, Result, check_width, is_for, refused
+from clipbatch.errors import InputError
 from clipbatch.rundir.records import ModelFacts
 from clipbatch.stages.encode.model import hub
 
@@ -59,6 +60,15 @@ class Heads:
     @torch.inference_mode()
     def __call__(self, image_BD: Tensor) -> Tensor:
         return torch.cat([self._block(block_BD) for block_BD in blocks_of(image_BD)])[: len(image_BD)]
+
+    def check(self, heads_BO: Tensor) -> None:
+        """Raises: InputError naming the head that gives something else than numbers. heads_BO: of images."""
+        sizes = [len(head.outputs) for head, _ in self._networks]
+        for (head, _), outputs_BO in zip(self._networks, torch.split(heads_BO, sizes, dim=-1), strict=True):
+            if not torch.isfinite(outputs_BO).all():
+                raise InputError(
+                    f"--head {head.name}=...: it gives NaN or infinite values: check its numbers, or leave it out"
+                )
 
     def _block(self, block_BD: Tensor) -> Tensor:
         outputs = []

@@ -96,8 +96,8 @@ class Score:
         scored = [isinstance(outcome, Decoded) for outcome in batch.outcomes]
         if not torch.isfinite(scores_BL[scored]).all():
             raise InputError("the model gives NaN or infinite scores: use --precision bf16 or fp32, or other weights")
-        if not torch.isfinite(heads_BO[scored]).all():
-            raise InputError("a head of --head gives NaN or infinite values: check its numbers, or leave it out")
+        if self._heads:
+            self._heads.check(heads_BO[scored])
         return ScoredBatch(
             source=batch.source,
             outcomes=batch.outcomes,
