@@ -68,7 +68,7 @@ def fit(path: str, out: Path, request: Request) -> JsonObject:
     image_BD, code_B = _embeddings(run, plan, truth.codes)
     names, code_B = _classes(truth.names, code_B, request.truth)
     rng = np.random.default_rng(request.seed)
-    train, held_out = _divided(code_B, request.held_out, rng)
+    train, held_out = divided(code_B, request.held_out, rng)
     c = request.c or _chosen_c(image_BD[train], code_B[train], rng)
     layer, converged = _probe(image_BD[train], code_B[train], c)
     best_B = _outputs(layer, image_BD[held_out]).argmax(axis=1)
@@ -122,7 +122,7 @@ def _classes(names: list[str], code_B: NDArray[np.int32], spec: str) -> tuple[li
     return [names[number] for number in order], places[code_B]
 
 
-def _divided(
+def divided(
     code_B: NDArray[np.int32], held_out: float, rng: np.random.Generator
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The numbers of two parts of the rows, drawn at random, with one row at least of each class in both."""
@@ -136,7 +136,7 @@ def _divided(
 
 
 def _chosen_c(image_BD: NDArray[np.float32], code_B: NDArray[np.int32], rng: np.random.Generator) -> float:
-    train, tried = _divided(code_B, _VALIDATION, rng)
+    train, tried = divided(code_B, _VALIDATION, rng)
     if not len(tried):
         return 1.0
 
