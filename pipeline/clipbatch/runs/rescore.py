@@ -54,7 +54,9 @@ def plan(source: RunDir, run: RunDir, overrides: Mapping[str, Any], *, overwrite
     heads = [file.head for file in files]
     settings = settings.replace(batch_size=_rows_at_once(frozen.shard_size, len(labels.names)))
     fields = result_fields(group_columns(labels, settings.output), settings.output, 0, heads)
-    identity = frozen.identity | settings.within("output") | {"batch_size": settings.batch_size} | labels.identity()
+    identity = (
+        frozen.identity | settings.within("output") | {"batch_size": settings.model.batch_size} | labels.identity()
+    )
     identity |= {"rescored": source.fingerprint(), **head_records.identity(heads)}
     if run.exists() and not overwrite:
         existing = run.plan()
