@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 from scipy.special import expit, softmax
 
+import clipbatch
 from clipbatch import Classifier
 from clipbatch.errors import InputError
 from clipbatch.rundir.layout import RunDir
@@ -156,14 +157,12 @@ def test_heads_that_do_not_fit_are_refused_with_the_remedy(
         assert rows(tmp_path / "out")["a"].null_count < 4
 
 
-def test_a_run_with_another_head_is_another_run_and_columns_of_the_input_step_aside(
-    warm: Cli, folder: Path, run: Path, tmp_path: Path
-) -> None:
+def test_a_run_with_another_head_is_another_run_and_columns_of_the_input_step_aside(warm: Cli, tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
     first, second = (
         save_head(tmp_path / f"{name}.safetensors", random_layers(rng, [DEMO_WIDTH, 1])) for name in ("a", "b")
     )
-    picture = next(path for path in sorted((folder / "in").rglob("*.jpg")) if path.stat().st_size)
+    picture = Path(clipbatch.__file__).parent / "data" / "demo" / "images" / "cat-1.jpg"
     (tmp_path / "in.csv").write_text(f"uri,good\n{picture},7\n")
     command = ("run", tmp_path / "in.csv", *DEMO, "--out", tmp_path / "out", "--head")
     warm(*command, f"good={first}")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from safetensors.numpy import save_file
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
@@ -94,16 +95,16 @@ class Evil:
         ("pickle.pth", "holds more than tensors"),
         ("object.npz", "cannot be read without pickles"),
         ("model.pkl", "a pickle of scikit-learn is not read"),
-        ("conv.pth", "which is no linear layer"),
-        ("order.pth", "takes 9 numbers, and the layer before it gives 4"),
-        ("nan.pth", "values that are not finite"),
+        ("conv.safetensors", "which is no linear layer"),
+        ("order.safetensors", "takes 9 numbers, and the layer before it gives 4"),
+        ("nan.safetensors", "values that are not finite"),
         ("other.npz", "it has to have coef and intercept"),
     ],
 )
 def test_what_is_no_head_is_refused_and_nothing_is_written(
     tmp_path: Path, kind: str, said: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    path, ones = tmp_path / kind, torch.ones
+    path = tmp_path / kind
     if kind in ("pickle.pth", "model.pkl"):
         path.write_bytes(pickle.dumps({"weight": Evil()}))
     elif kind == "object.npz":
@@ -112,13 +113,13 @@ def test_what_is_no_head_is_refused_and_nothing_is_written(
         np.savez(path, weights=np.zeros(3))
     else:
         tensors = {
-            "conv.pth": {"0.weight": ones(4, 3, 2, 2)},
-            "order.pth": {"layers.0.weight": ones(4, 8), "layers.2.weight": ones(2, 9)},
-            "nan.pth": {"weight": ones(1, 96) * torch.nan, "bias": ones(1)},
+            "conv": {"0.weight": np.ones((4, 3, 2, 2))},
+            "order": {"layers.0.weight": np.ones((4, 8)), "layers.2.weight": np.ones((2, 9))},
+            "nan": {"weight": np.full((1, 96), np.nan), "bias": np.ones(1)},
         }
-        torch.save(tensors[kind], path)
+        save_file(tensors[path.stem], path)
     with pytest.raises(InputError, match=said):
-        importing.import_head(path, tmp_path / "a.safetensors", DEMO)
+        importing.import_head(path, tmp_path / "out.safetensors", DEMO)
     assert "this ran" not in capfd.readouterr().out
     assert [file.name for file in tmp_path.iterdir()] == [kind]
 

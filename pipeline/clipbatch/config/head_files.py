@@ -168,9 +168,11 @@ def layers_of(sizes: Sequence[int], tensors: Mapping[str, NDArray[np.float32]]) 
 
 def tensors_of(file: HeadFile, prefix: str = "") -> dict[str, NDArray[np.float32]]:
     """The tensors of a head, as its file has them. prefix: for their names."""
+    import numpy as np
+
     names = ("weight", "bias")
-    return {
-        f"{prefix}layers.{number}.{name}": array
+    return {  # safetensors writes the memory of an array, whatever its order
+        f"{prefix}layers.{number}.{name}": np.ascontiguousarray(array)
         for number, layer in enumerate(file.numbers)
         for name, array in zip(names, layer, strict=True)
     }

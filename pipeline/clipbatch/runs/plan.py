@@ -167,7 +167,9 @@ def plan(
         try:
             as_then = names.by_rules(frozen.labels.scoring)
             run_dir.check_same(frozen, identity(_resolve(settings, frozen.identity), as_then, identities, heads))
-            return frozen
+            if not gives_way(run_dir, frozen, settings):
+                return frozen
+            replace = True
         except OtherRunError:
             if run_dir.model_facts() is not None or run_dir.done(frozen):
                 raise
@@ -182,6 +184,12 @@ def plan(
         check_labels(resolved, names)
         check_heads(resolved, names, heads)
     return _freeze(run_dir, resolved, names, heads, identities, inputs, replace, select)
+
+
+def gives_way(run: RunDir, frozen: Plan, settings: Settings) -> bool:
+    """Whether the plan `frozen`, which is for the same run, gives way to one with another --head-anyway: a worker has
+    refused its heads, or none has begun."""
+    return frozen.settings.get("head_anyway") != settings.labels.head_anyway and run.model_facts() is None
 
 
 def resolve(settings: Settings) -> Settings:

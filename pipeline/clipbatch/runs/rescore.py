@@ -61,7 +61,9 @@ def plan(source: RunDir, run: RunDir, overrides: Mapping[str, Any], *, overwrite
     if run.exists() and not overwrite:
         existing = run.plan()
         run.check_same(existing, identity)
-        return existing
+        if not planner.gives_way(run, existing, settings):
+            return existing
+        overwrite = True
     facts = source.model_facts()
     has_bias = facts is not None and facts["logit_bias"] is not None
     check_scoring(labels, settings.output.score, has_bias, settings.model.model)
