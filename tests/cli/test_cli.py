@@ -44,8 +44,7 @@ SURFACE = {
     "verify": "--json --restore",
     "report": "--examples --out --zoom",
     "evaluate": "--group --json --labels --mapping --page --precision --thresholds --truth",
-    "import-head": "--activation --json --model --no-unit-length --out --outputs --pretrained --result --run "
-    "--unit-length",
+    "import-head": "--activation --json --model --out --outputs --pretrained --result --run --unit-length",
     "fit-head": "--c --held-out --json --out --seed --truth",
     "review": "--doubtful --group --out --per-label --random --seed --url-prefix",
     "doctor": "--json --model --pretrained",

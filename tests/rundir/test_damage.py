@@ -156,7 +156,7 @@ def test_a_run_in_a_store_is_repaired_like_one_on_a_disk(warm: Cli, whole: Path,
     for name in copies.NAMES:
         path = RunDir(out).path / name
         content = path.read_bytes()
-        for spoil in (lambda p=path: p.unlink(), lambda p=path, c=content: p.write_bytes(c[:-1] + b"?")):
+        for spoil in (lambda p=path: p.unlink(), lambda p=path, c=content: p.write_bytes(c[:-1] + bytes([c[-1] ^ 1]))):
             spoil()
             assert f"{path} is damaged: " in refused(warm, whole, "verify", out)
             warm("verify", out, "--restore", cwd=whole)
@@ -231,7 +231,8 @@ from clipbatch.rundir.layout import RunDir
 
 what, whole, out, inputs, step = *sys.argv[1:5], int(sys.argv[5])
 settings = {"inputs": [inputs], "labels": "groups.toml", "model": "clipbatch-demo", "device": "cpu"}
-settings = from_flat(settings | {"embeddings": True, "batch_size": 4, "shard_size": 4})
+settings |= {"head": ["fine=fine.safetensors"], "embeddings": True, "batch_size": 4, "shard_size": 4}
+settings = from_flat(settings)
 
 def work():
     if what == "restore":
