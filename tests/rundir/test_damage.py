@@ -280,7 +280,7 @@ while killed(at):
         work()
     run = RunDir(out)
     assert damage.problems(run, run.plan()) == [], at
-    for name in copies.NAMES if what != "overwrite" else copies.NAMES[:1]:
+    for name in copies.NAMES if what != "overwrite" else copies.NAMES[:2]:
         data = Path(out, name).read_bytes()
         assert data == Path(out, "copies", name).read_bytes() == Path(whole, name).read_bytes(), (at, name)
     at += step
