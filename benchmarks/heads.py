@@ -93,7 +93,8 @@ def heads(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     body += f"{took.wall_s:.0f} s.\n\n{harness.table(['', 'accuracy'], lines)}\n\n"
     body += f"The two probes agree on {figures['same_answer']:.2%} of the pictures. On the {fitted['held_out']:,} "
     body += f"pictures that it held out, fit-head stated {fitted['accuracy']['value']:.2%}.\n"
-    body += "The embedded model was trained on the training split, so pictures of it are easier than those of the test split."
+    body += "The embedded model was trained on the training split, so pictures of it are easier than those of the test "
+    body += "split."
     return body, figures
 
 
