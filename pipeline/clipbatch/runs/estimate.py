@@ -36,6 +36,7 @@ from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.manifest import Manifest
 from clipbatch.rundir.part_file import PartFile
 from clipbatch.rundir.schema import STAMPS
+from clipbatch.runs import heads as run_heads
 from clipbatch.runs import plan as planner
 from clipbatch.runs import run as runner
 from clipbatch.runs.report import Report
@@ -120,16 +121,17 @@ def estimate(settings: Settings, offer: Offer, *, plan: str | None = None, quiet
         frozen = RunDir(plan).plan()
         if frozen.rescored is not None:
             raise InputError(f"{plan} is a rescoring, which reads no image: it takes seconds for a million rows")
-        resolved, labels, heads = frozen.run_settings(), frozen.labels, head_weights.load(RunDir(plan), frozen)
+        resolved, labels = frozen.run_settings().replace(device=settings.model.device), frozen.labels
+        heads = head_weights.load(RunDir(plan), frozen)
         identities = frozen.identity["inputs"]
         batches = _left_over(RunDir(plan), frozen)
     else:
         labels = load(settings.labels)
         resolved = planner.resolve(settings)
         planner.check_labels(resolved, labels)
-        heads = planner.load_heads(resolved, labels)
+        heads = run_heads.load(resolved, labels)
         identities = listings.identities(inputs := listings.listers(resolved.source))
-        taken = [*planner.result_names(resolved, labels, heads), "row_id", *(f.name for f in STAMPS)]
+        taken = [*run_heads.result_names(resolved, labels, heads), "row_id", *(f.name for f in STAMPS)]
         limit, rows, seed = resolved.source.limit, resolved.source.sample, resolved.source.seed
         batches = listings.Listing(inputs, limit, taken, Sample(rows, seed or 0) if rows else None).batches()
     for batch in batches:

@@ -37,12 +37,15 @@ from clipbatch.rundir import creation, head_weights
 from clipbatch.rundir.duplicates import Duplicates
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.manifest import ManifestWriter
-from clipbatch.rundir.schema import STAMPS, check_head_columns, group_columns, result_fields
+from clipbatch.rundir.records import ModelFacts, frozen_choices
+from clipbatch.rundir.schema import STAMPS
+from clipbatch.runs import heads as run_heads
 from clipbatch.storage.uris import is_url
 from clipbatch.workers import signals
 
 # Files that were passed over are counted for this many suffixes, and the rest together.
 _SUFFIXES = 20
+# At most so many rows in a file and in a row group of the manifest, unless a shard has more.
 MANIFEST_ROWS = 2**20
 ROW_GROUP_ROWS = 2**14
 
@@ -56,6 +59,16 @@ def identity(settings: Settings, labels: LabelSet, inputs: list[str], heads: Seq
     return settings.within("identity", "output") | {"inputs": inputs} | labels.identity() | of_heads
 
 
+def manifest_rows(shard_size: int) -> int:
+    """Rows in a file of the manifest: whole shards."""
+    return shard_size * max(1, MANIFEST_ROWS // shard_size)
+
+
+def row_group_rows(shard_size: int) -> int:
+    """Rows in a row group of the manifest: whole shards."""
+    return shard_size * max(1, ROW_GROUP_ROWS // shard_size)
+
+
 def freeze(
     run: RunDir,
     settings: Settings,
@@ -66,11 +79,13 @@ def freeze(
     *,
     heads: Sequence[HeadFile] = (),
     replace: bool = False,
+    fitted: ModelFacts | None = None,
+    device: str | None = None,
 ) -> Plan:
     """Write the manifest and `run.json` of a new run. Returns the plan, or that of a process that was faster.
 
     rows: the listing, with the same columns in every batch. passed_over: called after the listing has ended. replace:
-    delete the existing run.
+    delete the existing run. fitted, device: as in `Plan`; device None: that of `settings`.
     Raises: InputError if the folder cannot be written or the listing refuses its input; nothing stays behind then.
     OtherRunError if another process was faster and has other settings.
     """
@@ -80,8 +95,8 @@ def freeze(
         raise SettingError(
             f"shard_size {settings.output.shard_size} is not a multiple of batch_size {settings.model.batch_size}"
         )
-    per_file = settings.output.shard_size * max(1, MANIFEST_ROWS // settings.output.shard_size)
-    row_group = settings.output.shard_size * max(1, ROW_GROUP_ROWS // settings.output.shard_size)
+    shard_size = settings.output.shard_size
+    per_file, row_group = manifest_rows(shard_size), row_group_rows(shard_size)
     with creation.staged(run) as folder:
         duplicates, writer = Duplicates(), ManifestWriter(folder, per_file, row_group)
         with writer, ThreadPoolExecutor(1, thread_name_prefix="duplicates") as pool:
@@ -102,6 +117,8 @@ def freeze(
             duplicates=duplicates.count(),
             passed_over=_most_frequent(passed_over()),
             versions=versions(),
+            fitted=fitted,
+            device=device or auto.device_of(settings).partition(":")[0],
         )
         valid = creation.create(run, plan, folder, replace=replace, heads=head_weights.content(heads))
     run.check_same(valid, plan.identity)
@@ -139,13 +156,15 @@ def plan(
     overwrite: bool = False,
     like: RunDir | None = None,
     select: Select | None = None,
+    carried: pa.Schema | None = None,
 ) -> Plan:
     """Freeze the input of `settings` into the run directory `out`, or return the plan that it has already.
 
     Settings without inputs: return the plan in `out`. If `out` already holds a plan with the same settings, that plan
     is used. A plan with other settings is replaced if no worker has loaded a model for it yet. like: every setting
-    except the input and the rules for pixels must equal that run's. select: chooses rows of the listing, and may add
-    columns; only for a new run.
+    except the input and the rules for pixels must equal that run's, and the new run takes over what the first worker of
+    that one chose and measured. select: chooses rows of the listing, and may add columns; only for a new run. carried:
+    as for `Listing`.
     Raises: InputError if something is refused; OtherRunError if `out` belongs to a run with other settings or, with
     `select`, to any run.
     """
@@ -162,34 +181,49 @@ def plan(
     if run_dir.exists() and select:
         raise OtherRunError(f"another process has made {run_dir.path} a run meanwhile: run the same command again")
     if run_dir.exists() and not overwrite:
-        frozen = run_dir.plan()
-        identities = listings.identities(inputs, frozen.identity.get("inputs", ()))
-        try:
-            as_then = names.by_rules(frozen.labels.scoring)
-            run_dir.check_same(frozen, identity(_resolve(settings, frozen.identity), as_then, identities, heads))
-            if not gives_way(run_dir, frozen, settings):
-                return frozen
-            replace = True
-        except OtherRunError:
-            if run_dir.model_facts() is not None or run_dir.done(frozen):
-                raise
-            replace = True
-    identities = listings.identities(inputs)
+        if frozen := _same(settings, names, heads, inputs, run_dir):
+            return frozen
+        replace = True
+    identities, fitted = listings.identities(inputs), None
     resolved = _resolve(settings, like.plan().identity if like else {})
     if like:
         names = names.by_rules((frozen := like.plan()).labels.scoring)
         like.check_same(frozen, identity(resolved, names, frozen.identity["inputs"], heads))
-        resolved = resolved.replace(pixels=PIXELS)
+        resolved, facts = resolved.replace(pixels=PIXELS), like.model_facts()
+        fitted = None if facts is None else frozen_choices(facts)
     else:
         check_labels(resolved, names)
-        check_heads(resolved, names, heads)
-    return _freeze(run_dir, resolved, names, heads, identities, inputs, replace, select)
+        run_heads.check(resolved, names, heads)
+    device = like.plan().device if like else None
+    return _freeze(run_dir, resolved, names, heads, identities, inputs, replace, select, fitted, device, carried)
 
 
-def gives_way(run: RunDir, frozen: Plan, settings: Settings) -> bool:
-    """Whether the plan `frozen`, which is for the same run, gives way to one with another --head-anyway: a worker has
-    refused its heads, or none has begun."""
-    return frozen.settings.get("head_anyway") != settings.labels.head_anyway and run.model_facts() is None
+def existing(settings: Settings, run_dir: RunDir) -> Plan | None:
+    """The plan that `run_dir` has, if it fits `settings`; None if `plan` would replace it. Changes nothing.
+
+    Raises: InputError as `plan` does; OtherRunError if `run_dir` belongs to a run with other settings.
+    """
+    if not settings.source.inputs:
+        return run_dir.plan()
+    names = label_files.load(settings.labels)
+    settings = dataclasses.replace(_checked(settings), launch=LaunchSettings())
+    heads = head_files.load(settings.labels.head, head_weights.standing(run_dir, overwrite=False))
+    return _same(settings, names, heads, listings.listers(settings.source), run_dir)
+
+
+def _same(
+    settings: Settings, names: LabelSet, heads: Sequence[HeadFile], inputs: list[lister.Lister], run_dir: RunDir
+) -> Plan | None:
+    frozen = run_dir.plan()
+    identities = listings.identities(inputs, frozen.identity.get("inputs", ()))
+    try:
+        as_then = names.by_rules(frozen.labels.scoring)
+        run_dir.check_same(frozen, identity(_resolve(settings, frozen.identity), as_then, identities, heads))
+    except OtherRunError:
+        if run_dir.model_facts() is not None or run_dir.done(frozen):
+            raise
+        return None
+    return None if run_heads.gives_way(run_dir, frozen, settings) else frozen
 
 
 def resolve(settings: Settings) -> Settings:
@@ -204,24 +238,6 @@ def check_labels(settings: Settings, names: LabelSet) -> None:
     """
     model = settings.model
     check_scoring(names, settings.output.score, models.has_logit_bias(model.model, model.pretrained), model.model)
-
-
-def check_heads(settings: Settings, names: LabelSet, files: Sequence[HeadFile]) -> None:
-    """Whether the heads go with the model and with the other columns of a new run. settings: resolved.
-
-    Raises: InputError with the reason and the remedy.
-    """
-    heads, model, anyway = [file.head for file in files], settings.model, bool(settings.labels.head_anyway)
-    head_records.check(heads, model.model, model.pretrained, anyway=anyway)
-    others = result_fields(group_columns(names, settings.output), settings.output, 0)
-    check_head_columns(heads, [field.name for field in others])
-
-
-def load_heads(settings: Settings, names: LabelSet) -> tuple[HeadFile, ...]:
-    """The heads of `settings`, which are resolved, after `check_heads`. Raises: InputError."""
-    files = head_files.load(settings.labels.head)
-    check_heads(settings, names, files)
-    return files
 
 
 def _checked(settings: Settings) -> Settings:
@@ -255,11 +271,14 @@ def _freeze(
     inputs: list[lister.Lister],
     replace: bool,
     select: Select | None,
+    fitted: ModelFacts | None,
+    device: str | None,
+    carried: pa.Schema | None,
 ) -> Plan:
-    results = result_names(settings, names, heads)
+    results = run_heads.result_names(settings, names, heads)
     source, taken = settings.source, [*results, "row_id", *(f.name for f in STAMPS)]
     sample = Sample(source.sample, source.seed or 0) if source.sample else None
-    listing = listings.Listing(inputs, source.limit, taken, sample)
+    listing = listings.Listing(inputs, source.limit, taken, sample, carried)
     return freeze(
         run_dir,
         settings,
@@ -269,10 +288,6 @@ def _freeze(
         listing.passed_over,
         heads=heads,
         replace=replace,
+        fitted=fitted,
+        device=device,
     )
-
-
-def result_names(settings: Settings, names: LabelSet, heads: Sequence[HeadFile] = ()) -> list[str]:
-    """The names of the columns beside those of the manifest."""
-    fields = result_fields(group_columns(names, settings.output), settings.output, 0, [file.head for file in heads])
-    return [field.name for field in fields]

@@ -25,6 +25,7 @@ from clipbatch.errors import InputError
 from clipbatch.rundir import creation, head_weights
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.schema import group_columns, result_fields
+from clipbatch.runs import heads as run_heads
 from clipbatch.runs import plan as planner
 from clipbatch.storage.atomic import file_sha256
 from clipbatch.storage.paths import as_path
@@ -61,13 +62,13 @@ def plan(source: RunDir, run: RunDir, overrides: Mapping[str, Any], *, overwrite
     if run.exists() and not overwrite:
         existing = run.plan()
         run.check_same(existing, identity)
-        if not planner.gives_way(run, existing, settings):
+        if not run_heads.gives_way(run, existing, settings):
             return existing
         overwrite = True
     facts = source.model_facts()
     has_bias = facts is not None and facts["logit_bias"] is not None
     check_scoring(labels, settings.output.score, has_bias, settings.model.model)
-    planner.check_heads(settings, labels, files)
+    run_heads.check(settings, labels, files)
     new = dataclasses.replace(
         frozen,
         identity=identity,

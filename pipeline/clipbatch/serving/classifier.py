@@ -17,6 +17,7 @@ import pyarrow as pa
 from clipbatch.config import Settings, from_flat, head_files
 from clipbatch.config import labels as label_sets
 from clipbatch.config.label_set import LabelSet
+from clipbatch.runs import heads as run_heads
 from clipbatch.runs import plan
 from clipbatch.serving import process_state
 from clipbatch.serving.images import AnyImage, is_image, to_batches
@@ -109,7 +110,7 @@ class Classifier:
         self.labels = label_sets.load(settings.labels) if labels is None else labels
         self.settings = plan.resolve(settings)
         plan.check_labels(self.settings, self.labels)
-        heads = plan.load_heads(self.settings, self.labels)
+        heads = run_heads.load(self.settings, self.labels)
         self._origin = process_state.Origin()
         self._sharing = threading.Lock()
         self._shared: SharedBatches | None = None
