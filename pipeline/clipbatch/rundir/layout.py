@@ -23,7 +23,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from clipbatch.config import Settings, SettingValues, from_flat, heads
+from clipbatch.config import Settings, SettingValues, from_flat
+from clipbatch.config.heads import Head, from_identity
 from clipbatch.config.label_set import LabelSet
 from clipbatch.config.nesting import JsonObject
 from clipbatch.errors import InputError, OtherRunError
@@ -93,8 +94,8 @@ class Plan:
         return LabelSet.from_identity(self.identity)
 
     @property
-    def heads(self) -> tuple[heads.Head, ...]:
-        return heads.from_identity(self.identity)
+    def heads(self) -> tuple[Head, ...]:
+        return from_identity(self.identity)
 
     def run_settings(self) -> Settings:
         return from_flat({"pixels": None} | self.settings)
