@@ -68,7 +68,7 @@ def run(warm: Cli, folder: Path, heads: dict[str, Numbers]) -> Path:
 
 
 def test_columns_are_what_numpy_computes_of_the_saved_embeddings(
-    warm: Cli, run: Path, heads: dict[str, Numbers]
+    warm: Cli, run: Path, heads: dict[str, Numbers], tmp_path: Path
 ) -> None:
     table = rows(run)
     names = ["aesthetic", "animal_label", "animal_score", "animal_scores", "flags_nude_", "flags_blood"]
@@ -94,6 +94,10 @@ def test_columns_are_what_numpy_computes_of_the_saved_embeddings(
     footer = json.loads(table.schema.metadata[b"clipbatch.heads"])
     assert footer == {"aesthetic": ["score"], "animal": ANIMALS, "flags": ["Nude!", "blood"]}
     assert "every one there once, in order and whole" in warm("verify", run).stdout
+    warm("compact", run, "--out", tmp_path / "few")  # a run like any other, with the heads
+    assert "every one there once, in order and whole" in warm("verify", tmp_path / "few").stdout
+    assert (tmp_path / "few" / "heads.safetensors").read_bytes() == (run / "heads.safetensors").read_bytes()
+    assert rows(tmp_path / "few").equals(table)
 
 
 def test_a_rescoring_keeps_the_heads_to_the_bit_or_takes_others(
