@@ -56,13 +56,15 @@ def verify_command(
     run: RunDirectory,
     restore: Annotated[
         bool,
-        typer.Option("--restore", help="First restore run.json, model.json and text.npy if they are damaged."),
+        typer.Option(
+            "--restore", help="First restore run.json, model.json, text.npy and heads.safetensors if damaged."
+        ),
     ] = False,
     as_json: Json = False,
 ) -> None:
     """Check that every row is there once, in order, intact and of this run. Exit code 5 if not.
 
-    --restore replaces a damaged one of the three files by its second copy, or a damaged copy by the file. It changes
+    --restore replaces a damaged one of these files by its second copy, or a damaged copy by the file. It changes
     no part. RUN may be a dataset of increments.
 
     Example: clipbatch verify scores/

@@ -16,7 +16,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict, cast
 
-from clipbatch.config import SettingValues, from_flat, names_of
+from clipbatch.config import SettingValues, from_flat, heads, names_of
 from clipbatch.config.label_set import SCORING, LabelSet
 from clipbatch.config.nesting import JsonObject
 from clipbatch.errors import InputError
@@ -67,7 +67,7 @@ FACTS_3 = _names(
 )
 _GROUP = _names("group names phrases")
 # Optional fields of the identity that are not settings.
-LATER_IDENTITY = frozenset(("rescored", "thresholds", "multiple", "opposites", "scoring"))
+LATER_IDENTITY = frozenset(("rescored", "thresholds", "multiple", "opposites", "scoring", "heads"))
 
 _PLAN: dict[str, Shape] = {
     "rows": SIZE,
@@ -92,6 +92,7 @@ _IDENTITY: dict[str, Shape] = {
     "multiple": Every(list, None, 1),
     "opposites": Every(list, None, 1),
     "scoring": integers(SCORING, SCORING),
+    "heads": Every(list, Kind("the record of a head", dict, heads.is_record), 1),
     "rescored": DIGEST,
 }
 _FACTS: dict[str, Shape] = {

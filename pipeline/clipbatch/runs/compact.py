@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipbatch.errors import DamagedError, InputError, OtherRunError
-from clipbatch.rundir import copies, creation, features, replacement
+from clipbatch.rundir import copies, creation, features, head_weights, replacement
 from clipbatch.rundir.counts import count_statuses
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.manifest import ManifestWriter
@@ -99,7 +99,8 @@ def _freeze(source: RunDir, frozen: Plan, out: RunDir, shard_size: int) -> Plan:
             manifest_sha256=writer.digests,
             sha256=None,
         )
-        valid = creation.create(out, plan, folder, replace=False)
+        heads = head_weights.content(head_weights.load(source, frozen))
+        valid = creation.create(out, plan, folder, replace=False, heads=heads)
     out.check_same(valid, plan.identity)
     if valid.fingerprint != plan.fingerprint:
         raise OtherRunError(f"{out.path} belongs to a run over other rows: choose a new or empty folder as --out")

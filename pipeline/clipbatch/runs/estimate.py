@@ -12,7 +12,7 @@ import functools
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipbatch.config import LaunchSettings, Settings, auto, models
+from clipbatch.config.heads import HeadFile
 from clipbatch.config.label_set import LabelSet
 from clipbatch.config.labels import load
 from clipbatch.config.nesting import JsonObject
@@ -30,10 +31,12 @@ from clipbatch.config.validation import at_least
 from clipbatch.errors import InputError, InterruptedRunError
 from clipbatch.inputs import listing as listings
 from clipbatch.inputs.sample import Sample
+from clipbatch.rundir import head_weights
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.manifest import Manifest
 from clipbatch.rundir.part_file import PartFile
-from clipbatch.rundir.schema import STAMPS, group_columns, result_fields
+from clipbatch.rundir.schema import STAMPS
+from clipbatch.runs import heads as run_heads
 from clipbatch.runs import plan as planner
 from clipbatch.runs import run as runner
 from clipbatch.runs.report import Report
@@ -51,7 +54,6 @@ _SHARDS_A_MINUTE = 10
 _WARM_UP = 0.2
 # How often the count of rows has to rise before the time is up, and by how much the time is extended for that.
 _MOMENTS, _PATIENCE = 6, 4
-_TOP_LEVEL = ("row_id",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,25 +122,24 @@ def estimate(settings: Settings, offer: Offer, *, plan: str | None = None, quiet
         if frozen.rescored is not None:
             raise InputError(f"{plan} is a rescoring, which reads no image: it takes seconds for a million rows")
         resolved, labels = frozen.run_settings().replace(device=settings.model.device), frozen.labels
+        heads = head_weights.load(RunDir(plan), frozen)
         identities = frozen.identity["inputs"]
         batches = _left_over(RunDir(plan), frozen)
     else:
         labels = load(settings.labels)
         resolved = planner.resolve(settings)
         planner.check_labels(resolved, labels)
-        inputs = listings.listers(resolved.source)
-        identities = listings.identities(inputs)
-        results = [f.name for f in result_fields(group_columns(labels, resolved.output), resolved.output, 0)]
-        taken = [*results, "row_id", *(f.name for f in STAMPS)]
-        source = resolved.source
-        drawn = Sample(source.sample, source.seed or 0) if source.sample else None
-        batches = listings.Listing(inputs, source.limit, taken, drawn).batches()
+        heads = run_heads.load(resolved, labels)
+        identities = listings.identities(inputs := listings.listers(resolved.source))
+        taken = [*run_heads.result_names(resolved, labels, heads), "row_id", *(f.name for f in STAMPS)]
+        limit, rows, seed = resolved.source.limit, resolved.source.sample, resolved.source.seed
+        batches = listings.Listing(inputs, limit, taken, Sample(rows, seed or 0) if rows else None).batches()
     for batch in batches:
         sample.add(batch)
     list_s = time.perf_counter() - begun
     if not sample.rows:
         raise InputError("there is nothing to label: the run is finished")
-    rates, sizes = _label(resolved, labels, identities, sample, offer, settings, quiet)
+    rates, sizes = _label(resolved, labels, heads, identities, sample, offer, settings, quiet)
     return _figures(resolved, sample.rows, list_s, rates, sizes, offer)
 
 
@@ -147,12 +148,13 @@ def _left_over(run: RunDir, plan: Plan) -> Iterator[pa.RecordBatch]:
     manifest, done = Manifest(run, plan), run.done(plan)
     for shard in range(plan.shards):
         if shard not in done:
-            yield from manifest.rows(shard).drop_columns(_TOP_LEVEL).combine_chunks().to_batches()
+            yield from manifest.rows(shard).drop_columns(["row_id"]).combine_chunks().to_batches()
 
 
 def _label(
     settings: Settings,
     labels: LabelSet,
+    heads: Sequence[HeadFile],
     identities: list[str],
     sample: Sample,
     offer: Offer,
@@ -172,8 +174,8 @@ def _label(
     rates: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="clipbatch-estimate-") as folder:
         run = RunDir(Path(folder) / "run")
-        rows = sample.batches(shuffled=True)
-        frozen = planner.freeze(run, small, labels, identities, rows, Counter[str])
+        drawn = sample.batches(shuffled=True)
+        frozen = planner.freeze(run, small, labels, identities, drawn, Counter[str], heads=heads)
         launched = given.replace(gpus="0" if auto.device_of(given) == "cuda" else None, shards=None)
         with contextlib.closing(runner.engine(launched, Rank())) as workers:
             run.make_parts()

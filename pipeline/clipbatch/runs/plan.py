@@ -12,7 +12,7 @@ import functools
 import os
 import platform
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from typing import Any
@@ -20,9 +20,11 @@ from typing import Any
 import pyarrow as pa
 
 from clipbatch import __version__
-from clipbatch.config import PIXELS, LaunchSettings, Settings, auto, models
+from clipbatch.config import PIXELS, LaunchSettings, Settings, auto, head_files, models
+from clipbatch.config import heads as head_records
 from clipbatch.config import labels as label_files
 from clipbatch.config.auto import worth_compiling
+from clipbatch.config.heads import HeadFile
 from clipbatch.config.label_set import LabelSet
 from clipbatch.config.nesting import JsonObject
 from clipbatch.config.scoring import check_scoring
@@ -31,12 +33,13 @@ from clipbatch.errors import InputError, OtherRunError
 from clipbatch.inputs import lister
 from clipbatch.inputs import listing as listings
 from clipbatch.inputs.sample import Sample
-from clipbatch.rundir import creation
+from clipbatch.rundir import creation, head_weights
 from clipbatch.rundir.duplicates import Duplicates
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.manifest import ManifestWriter
 from clipbatch.rundir.records import ModelFacts, frozen_choices
-from clipbatch.rundir.schema import STAMPS, group_columns, result_fields
+from clipbatch.rundir.schema import STAMPS
+from clipbatch.runs import heads as run_heads
 from clipbatch.storage.uris import is_url
 from clipbatch.workers import signals
 
@@ -50,9 +53,10 @@ ROW_GROUP_ROWS = 2**14
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "nvidia-dali-cuda120", "pillow", "pyarrow", "numpy")
 
 
-def identity(settings: Settings, labels: LabelSet, inputs: list[str]) -> JsonObject:
+def identity(settings: Settings, labels: LabelSet, inputs: list[str], heads: Sequence[HeadFile] = ()) -> JsonObject:
     """The fields of a run's identity: two runs with the same fields are the same run. inputs: identities of listers."""
-    return settings.within("identity", "output") | {"inputs": inputs} | labels.identity()
+    of_heads = head_records.identity([file.head for file in heads])
+    return settings.within("identity", "output") | {"inputs": inputs} | labels.identity() | of_heads
 
 
 def manifest_rows(shard_size: int) -> int:
@@ -73,6 +77,7 @@ def freeze(
     rows: Iterable[pa.RecordBatch],
     passed_over: Callable[[], Counter[str]],
     *,
+    heads: Sequence[HeadFile] = (),
     replace: bool = False,
     fitted: ModelFacts | None = None,
     device: str | None = None,
@@ -105,7 +110,7 @@ def freeze(
             settings = settings.replace(compile="on" if gains else "off")
         plan = Plan(
             rows=writer.rows,
-            identity=identity(settings, labels, inputs),
+            identity=identity(settings, labels, inputs, heads),
             settings=settings.flat(),
             manifest_rows=per_file,
             manifest_sha256=writer.digests,
@@ -115,7 +120,7 @@ def freeze(
             fitted=fitted,
             device=device or auto.device_of(settings).partition(":")[0],
         )
-        valid = creation.create(run, plan, folder, replace=replace)
+        valid = creation.create(run, plan, folder, replace=replace, heads=head_weights.content(heads))
     run.check_same(valid, plan.identity)
     return valid
 
@@ -170,25 +175,27 @@ def plan(
         return run_dir.plan()
     names = label_files.load(settings.labels)
     settings = dataclasses.replace(_checked(settings), launch=LaunchSettings())
+    heads = head_files.load(settings.labels.head, head_weights.standing(run_dir, overwrite=overwrite))
     inputs = listings.listers(settings.source)
     replace = overwrite
     if run_dir.exists() and select:
         raise OtherRunError(f"another process has made {run_dir.path} a run meanwhile: run the same command again")
     if run_dir.exists() and not overwrite:
-        if frozen := _same(settings, names, inputs, run_dir):
+        if frozen := _same(settings, names, heads, inputs, run_dir):
             return frozen
         replace = True
     identities, fitted = listings.identities(inputs), None
     resolved = _resolve(settings, like.plan().identity if like else {})
     if like:
         names = names.by_rules((frozen := like.plan()).labels.scoring)
-        like.check_same(frozen, identity(resolved, names, frozen.identity["inputs"]))
+        like.check_same(frozen, identity(resolved, names, frozen.identity["inputs"], heads))
         resolved, facts = resolved.replace(pixels=PIXELS), like.model_facts()
         fitted = None if facts is None else frozen_choices(facts)
     else:
         check_labels(resolved, names)
+        run_heads.check(resolved, names, heads)
     device = like.plan().device if like else None
-    return _freeze(run_dir, resolved, names, identities, inputs, replace, select, fitted, device, carried)
+    return _freeze(run_dir, resolved, names, heads, identities, inputs, replace, select, fitted, device, carried)
 
 
 def existing(settings: Settings, run_dir: RunDir) -> Plan | None:
@@ -200,20 +207,23 @@ def existing(settings: Settings, run_dir: RunDir) -> Plan | None:
         return run_dir.plan()
     names = label_files.load(settings.labels)
     settings = dataclasses.replace(_checked(settings), launch=LaunchSettings())
-    return _same(settings, names, listings.listers(settings.source), run_dir)
+    heads = head_files.load(settings.labels.head, head_weights.standing(run_dir, overwrite=False))
+    return _same(settings, names, heads, listings.listers(settings.source), run_dir)
 
 
-def _same(settings: Settings, names: LabelSet, inputs: list[lister.Lister], run_dir: RunDir) -> Plan | None:
+def _same(
+    settings: Settings, names: LabelSet, heads: Sequence[HeadFile], inputs: list[lister.Lister], run_dir: RunDir
+) -> Plan | None:
     frozen = run_dir.plan()
     identities = listings.identities(inputs, frozen.identity.get("inputs", ()))
     try:
         as_then = names.by_rules(frozen.labels.scoring)
-        run_dir.check_same(frozen, identity(_resolve(settings, frozen.identity), as_then, identities))
+        run_dir.check_same(frozen, identity(_resolve(settings, frozen.identity), as_then, identities, heads))
     except OtherRunError:
         if run_dir.model_facts() is not None or run_dir.done(frozen):
             raise
         return None
-    return frozen
+    return None if run_heads.gives_way(run_dir, frozen, settings) else frozen
 
 
 def resolve(settings: Settings) -> Settings:
@@ -256,6 +266,7 @@ def _freeze(
     run_dir: RunDir,
     settings: Settings,
     names: LabelSet,
+    heads: Sequence[HeadFile],
     identities: list[str],
     inputs: list[lister.Lister],
     replace: bool,
@@ -264,7 +275,7 @@ def _freeze(
     device: str | None,
     carried: pa.Schema | None,
 ) -> Plan:
-    results = [field.name for field in result_fields(group_columns(names, settings.output), settings.output, 0)]
+    results = run_heads.result_names(settings, names, heads)
     source, taken = settings.source, [*results, "row_id", *(f.name for f in STAMPS)]
     sample = Sample(source.sample, source.seed or 0) if source.sample else None
     listing = listings.Listing(inputs, source.limit, taken, sample, carried)
@@ -275,6 +286,7 @@ def _freeze(
         identities,
         select(listing) if select else listing.batches(),
         listing.passed_over,
+        heads=heads,
         replace=replace,
         fitted=fitted,
         device=device,

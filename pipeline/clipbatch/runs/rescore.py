@@ -9,20 +9,23 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
-from clipbatch.config import Settings
+from clipbatch.config import Settings, head_files
+from clipbatch.config import heads as head_records
+from clipbatch.config.heads import HeadFile
 from clipbatch.config.label_set import SCORING
 from clipbatch.config.labels import load
 from clipbatch.config.scoring import check_scoring
 from clipbatch.errors import InputError
-from clipbatch.rundir import creation
+from clipbatch.rundir import creation, head_weights
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.schema import group_columns, result_fields
+from clipbatch.runs import heads as run_heads
 from clipbatch.runs import plan as planner
 from clipbatch.storage.atomic import file_sha256
 from clipbatch.storage.paths import as_path
@@ -34,8 +37,8 @@ _MAX_ROWS_AT_ONCE = 4096
 def plan(source: RunDir, run: RunDir, overrides: Mapping[str, Any], *, overwrite: bool) -> Plan:
     """Freeze the rescoring of `source` into `run`, or return the plan that it has already.
 
-    overrides: labels, template, and settings of the scope `output` that are to differ. Embeddings are saved again only
-    if `overrides` says so.
+    overrides: labels, template, heads, and settings of the scope `output` that are to differ. Embeddings are saved
+    again only if `overrides` says so.
     Raises: InputError if `source` is not finished or has no embeddings; OtherRunError if `run` is another run.
     """
     frozen = source.plan()
@@ -45,19 +48,27 @@ def plan(source: RunDir, run: RunDir, overrides: Mapping[str, Any], *, overwrite
         raise InputError("--template is for labels: give --labels with it")
     labels = load(settings.labels) if "labels" in overrides else frozen.labels
     labels = labels.by_rules(run.plan().labels.scoring if run.exists() and not overwrite else SCORING)
+    if "head" in overrides:
+        files = head_files.load(settings.labels.head, head_weights.standing(run, overwrite=overwrite))
+    else:
+        files = head_weights.load(source, frozen)
+    heads = [file.head for file in files]
     settings = settings.replace(batch_size=_rows_at_once(frozen.shard_size, len(labels.names)))
-    fields = result_fields(group_columns(labels, settings.output), settings.output, 0)
+    fields = result_fields(group_columns(labels, settings.output), settings.output, 0, heads)
     identity = (
         frozen.identity | settings.within("output") | {"batch_size": settings.model.batch_size} | labels.identity()
     )
-    identity["rescored"] = source.fingerprint()
+    identity |= {"rescored": source.fingerprint(), **head_records.identity(heads)}
     if run.exists() and not overwrite:
         existing = run.plan()
         run.check_same(existing, identity)
-        return existing
+        if not run_heads.gives_way(run, existing, settings):
+            return existing
+        overwrite = True
     facts = source.model_facts()
     has_bias = facts is not None and facts["logit_bias"] is not None
     check_scoring(labels, settings.output.score, has_bias, settings.model.model)
+    run_heads.check(settings, labels, files)
     new = dataclasses.replace(
         frozen,
         identity=identity,
@@ -65,7 +76,7 @@ def plan(source: RunDir, run: RunDir, overrides: Mapping[str, Any], *, overwrite
         versions=planner.versions(),
         rescored=_absolute_path(source),
     )
-    return _freeze(source, run, new, {field.name.lower() for field in fields}, overwrite)
+    return _freeze(source, run, new, {field.name.lower() for field in fields}, files, overwrite)
 
 
 def _check_source(source: RunDir, frozen: Plan, run: RunDir) -> None:
@@ -103,11 +114,13 @@ def _check_columns(source: RunDir, manifest: Path, taken: set[str]) -> None:
         if name.lower() in taken:
             raise InputError(
                 f"{source.path} carries a column {name!r} of its input, and the new scores need that name: rename the "
-                "label group, or choose another --layout"
+                "label group or the head, or choose another --layout"
             )
 
 
-def _freeze(source: RunDir, run: RunDir, plan: Plan, taken: set[str], overwrite: bool) -> Plan:
+def _freeze(
+    source: RunDir, run: RunDir, plan: Plan, taken: set[str], heads: Sequence[HeadFile], overwrite: bool
+) -> Plan:
     """taken: the names of the columns of scores, in lower case."""
     with creation.staged(run) as folder:
         for name, digest in plan.manifest_sha256.items():
@@ -117,7 +130,7 @@ def _freeze(source: RunDir, run: RunDir, plan: Plan, taken: set[str], overwrite:
                     f"the manifest {source.manifest / name} has changed since its run was planned: restore it"
                 )
             _check_columns(source, folder / name, taken)
-        valid = creation.create(run, plan, folder, replace=overwrite)
+        valid = creation.create(run, plan, folder, replace=overwrite, heads=head_weights.content(heads))
     run.check_same(valid, plan.identity)
     return valid
 

@@ -57,7 +57,8 @@ class Write:
         row_bytes = len(labels.names) * 4 + (embedding * 2 if output.embeddings else 0)
         row_group_rows = row_group_rows or rows_per_group(row_bytes)
         batches = min(plan.shard_size, row_group_rows) // plan.batch_size
-        self._rows = RowGroup(labels, output, capacity=max(1, batches) * plan.batch_size, embedding=embedding)
+        capacity = max(1, batches) * plan.batch_size
+        self._rows = RowGroup(labels, output, capacity=capacity, embedding=embedding, heads=plan.heads)
         self._compression, self._fingerprint = output.compression, fingerprint
         self._footer = {
             "clipbatch.fingerprint": fingerprint,
@@ -78,6 +79,8 @@ class Write:
                 for group, names in zip(labels.groups, self._rows.groups, strict=True)
             ]
             self._footer["clipbatch.columns"] = _json(labels.by_group(columns))
+        if plan.heads:
+            self._footer["clipbatch.heads"] = _json({head.name: head.outputs for head in plan.heads})
         self._part: PartFile | None = None
         self._counts: Counter[str] = Counter()
         self._again: list[pa.Table] = []
