@@ -6,6 +6,7 @@
     date64                           date32
     decimal32, 64 and 256            decimal128; text if it has more than 38 digits
     map                              list of structs of key and value
+    string_view, binary_view         string, binary
     list_view                        list, but not inside of other types
     a dictionary of one of these     its values
     a list or struct of these        the same inside
@@ -39,6 +40,10 @@ def portable(kind: pa.DataType) -> pa.DataType:
         return pa.string()
     if pa.types.is_date(kind):
         return pa.date32()
+    if pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_binary_view(kind):
+        return pa.binary()
     if pa.types.is_decimal(kind):
         return pa.decimal128(kind.precision, kind.scale) if kind.precision <= _MAX_DIGITS else pa.string()
     if pa.types.is_dictionary(kind):
