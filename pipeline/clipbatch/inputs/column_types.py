@@ -6,8 +6,9 @@
     date64                           date32
     decimal32, 64 and 256            decimal128; text if it has more than 38 digits
     map                              list of structs of key and value
+    string_view, binary_view         string, binary
     list_view                        list, but not inside of other types
-    a dictionary of one of these     its values
+    a dictionary of no text          its values
     a list or struct of these        the same inside
     any other                        the same
 
@@ -39,11 +40,15 @@ def portable(kind: pa.DataType) -> pa.DataType:
         return pa.string()
     if pa.types.is_date(kind):
         return pa.date32()
+    if pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_binary_view(kind):
+        return pa.binary()
     if pa.types.is_decimal(kind):
         return pa.decimal128(kind.precision, kind.scale) if kind.precision <= _MAX_DIGITS else pa.string()
     if pa.types.is_dictionary(kind):
-        inner = portable(kind.value_type)
-        return kind if inner == kind.value_type else inner
+        inner = portable(kind.value_type)  # Parquet keeps dictionaries of text alone
+        return kind if inner == kind.value_type and pa.types.is_string(inner) else inner
     if pa.types.is_map(kind):
         entry = pa.struct([_inside(kind.key_field).with_name("key"), _inside(kind.item_field).with_name("value")])
         return pa.list_(entry)
@@ -102,6 +107,8 @@ def _units(kind: pa.DataType) -> set[str]:
 
 def cast_whole(values: pa.Array, kind: pa.DataType) -> pa.Array:
     """`values` as type `kind`. Raises: LossError for the first value that would be lost or changed."""
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
     if (cast := _cast(values, kind)) is not None:
         return cast
     for row in range(len(values)):
