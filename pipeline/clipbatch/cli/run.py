@@ -145,7 +145,10 @@ def estimate_command(
 
 
 @app.command("rescore", rich_help_panel=PANEL)
-@takes_some("labels", "template", "score", "layout", "top_k", "scores_dtype", "compression", "embeddings")
+@takes_some(
+    *("labels", "template", "caption_column", "score"),
+    *("layout", "top_k", "scores_dtype", "compression", "embeddings"),
+)
 def rescore_command(
     values: SettingValues,
     *,
@@ -156,7 +159,8 @@ def rescore_command(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Score the saved embeddings of a run with other labels, without reading images. The same command resumes.
+    """Score the saved embeddings of a run with other labels or captions, without reading images. The same command
+    resumes.
 
     RUN may be a dataset of increments. Then --out becomes one too.
 

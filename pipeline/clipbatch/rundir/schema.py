@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from clipbatch.config import OutputSettings
 from clipbatch.errors import InputError
+from clipbatch.rundir.captions import EMBEDDING, SIMILARITY, TOKENS
 
 if TYPE_CHECKING:
     from clipbatch.config.label_set import LabelSet
@@ -41,6 +42,8 @@ _FACTS = (
     pa.field("height", pa.int32()),
     pa.field("decoder", WORDS),
 )
+# The cosine of image and caption, and how many tokens the caption has before it is cut.
+CAPTIONS = (pa.field(SIMILARITY, pa.float32()), pa.field(TOKENS, pa.int32()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,11 +124,18 @@ def _safe_names(prefix: str, labels: list[str], taken: set[str]) -> Iterator[str
         yield name
 
 
-def result_fields(groups: list[GroupColumns], output: OutputSettings, embedding: int) -> list[pa.Field]:
-    """The columns beside those of the manifest. embedding: its length, if it is written."""
+def result_fields(
+    groups: list[GroupColumns], output: OutputSettings, embedding: int, *, captions: bool = False
+) -> list[pa.Field]:
+    """The columns beside those of the manifest. embedding: its length, if it is written. captions: whether images are
+    compared with captions."""
     fields = [*_FACTS, *(field for group in groups for field in group.fields)]
+    if captions:
+        fields += CAPTIONS
     if output.embeddings:
         fields.append(pa.field("embedding", pa.list_(pa.float16(), embedding)))
+    if output.embeddings and captions:
+        fields.append(pa.field(EMBEDDING, pa.list_(pa.float16(), embedding)))
     return fields
 
 

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from clipbatch.config import LaunchSettings, Settings, auto, models
 from clipbatch.config.label_set import LabelSet
-from clipbatch.config.labels import load
+from clipbatch.config.labels import for_run
 from clipbatch.config.nesting import JsonObject
 from clipbatch.config.sampling import wilson
 from clipbatch.config.validation import at_least
@@ -33,7 +33,6 @@ from clipbatch.inputs.sample import Sample
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.manifest import Manifest
 from clipbatch.rundir.part_file import PartFile
-from clipbatch.rundir.schema import STAMPS, group_columns, result_fields
 from clipbatch.runs import plan as planner
 from clipbatch.runs import run as runner
 from clipbatch.runs.report import Report
@@ -123,16 +122,12 @@ def estimate(settings: Settings, offer: Offer, *, plan: str | None = None, quiet
         identities = frozen.identity["inputs"]
         batches = _left_over(RunDir(plan), frozen)
     else:
-        labels = load(settings.labels)
+        labels = for_run(settings)
         resolved = planner.resolve(settings)
         planner.check_labels(resolved, labels)
         inputs = listings.listers(resolved.source)
         identities = listings.identities(inputs)
-        results = [f.name for f in result_fields(group_columns(labels, resolved.output), resolved.output, 0)]
-        taken = [*results, "row_id", *(f.name for f in STAMPS)]
-        source = resolved.source
-        drawn = Sample(source.sample, source.seed or 0) if source.sample else None
-        batches = listings.Listing(inputs, source.limit, taken, drawn).batches()
+        batches = planner.listing_of(resolved, labels, inputs).batches()
     for batch in batches:
         sample.add(batch)
     list_s = time.perf_counter() - begun

@@ -32,6 +32,7 @@ from clipbatch.inputs import lister
 from clipbatch.inputs import listing as listings
 from clipbatch.inputs.sample import Sample
 from clipbatch.rundir import creation
+from clipbatch.rundir.captions import CaptionColumn
 from clipbatch.rundir.duplicates import Duplicates
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.manifest import ManifestWriter
@@ -148,7 +149,7 @@ def plan(
         if overwrite:
             raise InputError("--overwrite plans the run again and needs an INPUT: name one, or leave --overwrite out")
         return run_dir.plan()
-    names = label_files.load(settings.labels)
+    names = label_files.for_run(settings)
     settings = dataclasses.replace(_checked(settings), launch=LaunchSettings())
     inputs = listings.listers(settings.source)
     replace = overwrite
@@ -212,6 +213,19 @@ def _resolve(settings: Settings, frozen: Mapping[str, Any]) -> Settings:
     return auto.resolve(settings.replace(pretrained=weights, root=root), models.gflop(settings.model.model), frozen)
 
 
+def listing_of(settings: Settings, names: LabelSet, inputs: list[lister.Lister]) -> listings.Listing:
+    """What the run of `settings` is to label. Raises: InputError, also if no column holds the captions."""
+    spec, source = settings.source.caption_column, settings.source
+    groups = group_columns(names, settings.output)
+    results = [field.name for field in result_fields(groups, settings.output, 0, captions=spec is not None)]
+    taken = [*results, "row_id", *(f.name for f in STAMPS)]
+    sample = Sample(source.sample, source.seed or 0) if source.sample else None
+    listing = listings.Listing(inputs, source.limit, taken, sample)
+    if spec is not None:
+        CaptionColumn.find(spec, listing.schema)
+    return listing
+
+
 def _freeze(
     run_dir: RunDir,
     settings: Settings,
@@ -221,10 +235,7 @@ def _freeze(
     replace: bool,
     select: Select | None,
 ) -> Plan:
-    results = [field.name for field in result_fields(group_columns(names, settings.output), settings.output, 0)]
-    source, taken = settings.source, [*results, "row_id", *(f.name for f in STAMPS)]
-    sample = Sample(source.sample, source.seed or 0) if source.sample else None
-    listing = listings.Listing(inputs, source.limit, taken, sample)
+    listing = listing_of(settings, names, inputs)
     return freeze(
         run_dir,
         settings,

@@ -17,10 +17,11 @@ import pyarrow.parquet as pq
 
 from clipbatch.config import Settings
 from clipbatch.config.label_set import SCORING
-from clipbatch.config.labels import load
+from clipbatch.config.labels import load, wants_no_labels
 from clipbatch.config.scoring import check_scoring
 from clipbatch.errors import InputError
 from clipbatch.rundir import creation
+from clipbatch.rundir.captions import CaptionColumn
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.schema import group_columns, result_fields
 from clipbatch.runs import plan as planner
@@ -34,8 +35,8 @@ _MAX_ROWS_AT_ONCE = 4096
 def plan(source: RunDir, run: RunDir, overrides: Mapping[str, Any], *, overwrite: bool) -> Plan:
     """Freeze the rescoring of `source` into `run`, or return the plan that it has already.
 
-    overrides: labels, template, and settings of the scope `output` that are to differ. Embeddings are saved again only
-    if `overrides` says so.
+    overrides: labels, template, and settings of the scope `output` that are to differ. Embeddings are saved again, and
+    images compared with captions, only if `overrides` says so.
     Raises: InputError if `source` is not finished or has no embeddings; OtherRunError if `run` is another run.
     """
     frozen = source.plan()
@@ -44,9 +45,14 @@ def plan(source: RunDir, run: RunDir, overrides: Mapping[str, Any], *, overwrite
     if "template" in overrides and "labels" not in overrides:
         raise InputError("--template is for labels: give --labels with it")
     labels = load(settings.labels) if "labels" in overrides else frozen.labels
+    if not labels.groups and not wants_no_labels(settings):
+        raise InputError(
+            f"{source.path} has no labels, so there is nothing to score: give --labels or --caption-column"
+        )
     labels = labels.by_rules(run.plan().labels.scoring if run.exists() and not overwrite else SCORING)
     settings = settings.replace(batch_size=_rows_at_once(frozen.shard_size, len(labels.names)))
-    fields = result_fields(group_columns(labels, settings.output), settings.output, 0)
+    spec = settings.source.caption_column
+    fields = result_fields(group_columns(labels, settings.output), settings.output, 0, captions=spec is not None)
     identity = frozen.identity | settings.within("output") | {"batch_size": settings.batch_size} | labels.identity()
     identity["rescored"] = source.fingerprint()
     if run.exists() and not overwrite:
@@ -83,7 +89,7 @@ def _check_source(source: RunDir, frozen: Plan, run: RunDir) -> None:
 
 def _settings(frozen: Plan, overrides: Mapping[str, Any]) -> Settings:
     """The settings of the run that is rescored, changed by `overrides`."""
-    changes = {"template": (), "embeddings": False} | dict(overrides)
+    changes = {"template": (), "embeddings": False, "caption_column": None} | dict(overrides)
     if "layout" in overrides or "top_k" in overrides:  # each of them sets the layout, so the other is reset
         changes = {"layout": "list", "top_k": None} | changes
     return frozen.run_settings().replace(**changes)
@@ -91,7 +97,7 @@ def _settings(frozen: Plan, overrides: Mapping[str, Any]) -> Settings:
 
 def _rows_at_once(shard_size: int, labels: int) -> int:
     """The batch size: limited by memory, and a divisor of the shard size."""
-    limit = max(1, min(_MAX_ROWS_AT_ONCE, shard_size, _SCORES_AT_ONCE // labels))
+    limit = max(1, min(_MAX_ROWS_AT_ONCE, shard_size, _SCORES_AT_ONCE // max(1, labels)))
     return next(size for size in range(limit, 0, -1) if shard_size % size == 0)
 
 
@@ -115,6 +121,8 @@ def _freeze(source: RunDir, run: RunDir, plan: Plan, taken: set[str], overwrite:
                     f"the manifest {source.manifest / name} has changed since its run was planned: restore it"
                 )
             _check_columns(source, folder / name, taken)
+            if spec := plan.settings.get("caption_column"):
+                CaptionColumn.find(spec, pq.read_schema(folder / name))
         valid = creation.create(run, plan, folder, replace=overwrite)
     run.check_same(valid, plan.identity)
     return valid

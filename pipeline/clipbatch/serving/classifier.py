@@ -103,7 +103,7 @@ class Classifier:
 
     def _open(self, settings: Settings, labels: LabelSet | None, *, decode_apart: bool = False) -> None:
         """labels: None for those of `settings`."""
-        self.labels = label_sets.load(settings.labels) if labels is None else labels
+        self.labels = label_sets.for_run(settings) if labels is None else labels
         self.settings = plan.resolve(settings)
         plan.check_labels(self.settings, self.labels)
         self._origin = process_state.Origin()

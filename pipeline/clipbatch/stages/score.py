@@ -95,13 +95,15 @@ class Score:
             if arrived := mark(self._stream):
                 arrived.synchronize()
         scored = [isinstance(outcome, Decoded) for outcome in batch.outcomes]
-        if not torch.isfinite(scores_BL[scored]).all():
+        shown = scores_BL if self._labels.groups else torch.as_tensor(batch.image_BD)[:count].cpu()
+        if not torch.isfinite(shown[scored]).all():
             raise InputError("the model gives NaN or infinite scores: use --precision bf16 or fp32, or other weights")
         return ScoredBatch(
             source=batch.source,
             outcomes=batch.outcomes,
             scores_BL=scores_BL.numpy(),
             image_BD=None if embeddings_BD is None else embeddings_BD.numpy(),
+            captions=batch.captions,
         )
 
     def _score(self, image_BD: Tensor) -> Tensor:

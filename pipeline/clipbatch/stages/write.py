@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from clipbatch.rundir import replacement
+from clipbatch.rundir import captions, replacement
+from clipbatch.rundir.captions import CaptionColumn
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.part_file import ROW_GROUP_BYTES, PartFile
 from clipbatch.rundir.row_group import RowGroup
@@ -56,10 +57,13 @@ class Write:
         self._run, self._plan = run, plan
         labels, settings = plan.labels, plan.run_settings()
         output = settings.output
-        row_bytes = len(labels.names) * 4 + (embedding * 2 if output.embeddings else 0)
-        row_group_rows = row_group_rows or max(_MIN_ROWS, ROW_GROUP_BYTES // row_bytes)
+        self._caption_column = settings.source.caption_column
+        compares = self._caption_column is not None
+        row_bytes = len(labels.names) * 4 + (embedding * 2 * (1 + compares) if output.embeddings else 0) + 8 * compares
+        row_group_rows = row_group_rows or max(_MIN_ROWS, ROW_GROUP_BYTES // max(1, row_bytes))
         batches = min(plan.shard_size, row_group_rows) // plan.batch_size
-        self._rows = RowGroup(labels, output, capacity=max(1, batches) * plan.batch_size, embedding=embedding)
+        capacity = max(1, batches) * plan.batch_size
+        self._rows = RowGroup(labels, output, capacity=capacity, embedding=embedding, captions=compares)
         self._compression, self._fingerprint = output.compression, fingerprint
         self._footer = {
             "clipbatch.fingerprint": fingerprint,
@@ -82,6 +86,7 @@ class Write:
             self._footer["clipbatch.columns"] = _json(labels.by_group(columns))
         self._part: PartFile | None = None
         self._counts: Counter[str] = Counter()
+        self._compared: Counter[str] = Counter()
         self._again: list[pa.Table] = []
 
     def __call__(self, batch: ScoredBatch) -> Written:
@@ -118,6 +123,8 @@ class Write:
         self._part.write(table)
         counted = table["status"].value_counts().to_pylist()
         self._counts.update({entry["values"]: entry["counts"] for entry in counted})
+        if self._caption_column is not None:
+            self._compared.update(captions.count(table, CaptionColumn.find(self._caption_column, table.schema)))
 
     def _merged(self, shard: int) -> Iterator[pa.Table]:
         """The row groups of the existing part, with the rows that were done again in their places.
@@ -143,11 +150,15 @@ class Write:
         assert self._part is not None
         part, self._part = self._part, None
         counts, self._counts = dict(self._counts), Counter()
+        compared, self._compared = dict(self._compared), Counter()
+        footer = {"clipbatch.counts": json.dumps(counts, sort_keys=True)}
+        if self._caption_column is not None:
+            footer[captions.FOOTER] = json.dumps(compared, sort_keys=True)
         path = self._run.part(shard, self._plan.shards)
         with part:
             kept = None if force else replacement.refusal(path, shard, counts)
             if kept is None:
-                part.close({"clipbatch.counts": json.dumps(counts, sort_keys=True)})
+                part.close(footer)
         return PartDone(shard=shard, rows=sum(counts.values()), counts=counts, kept=kept)
 
 
