@@ -10,14 +10,17 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections import Counter
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipbatch.config.nesting import JsonObject
 from clipbatch.errors import InputError
+from clipbatch.rundir import captions
 from clipbatch.rundir.layout import Plan, RunDir, part_name
 from clipbatch.rundir.records import seal, unseal
 from clipbatch.rundir.shapes import DamagedRecordError
@@ -33,6 +36,18 @@ Counts = dict[str, int]
 
 def count_statuses(run: RunDir, plan: Plan, shards: Collection[int]) -> dict[int, Counts]:
     """The rows by status of each of `shards`, which must be finished. Raises: InputError naming a damaged part."""
+    return {shard: entry[1] for shard, entry in _entries(run, plan, shards).items()}
+
+
+def count_captions(run: RunDir, plan: Plan, shards: Collection[int]) -> Counts | None:
+    """The captions of `shards` together, by `captions.count`; None if the run has none. Raises: as above."""
+    if plan.run_settings().source.caption_column is None:
+        return None
+    return dict(sum((Counter(entry[2]) for entry in _entries(run, plan, shards).values()), Counter[str]()))
+
+
+def _entries(run: RunDir, plan: Plan, shards: Collection[int]) -> dict[int, Any]:
+    """For each shard the facts of its part, its counts by status and, if the run has captions, those by `captions`."""
     cached, facts = _cached(run), _facts(run)
     names = {shard: part_name(shard, plan.shards) for shard in shards}
     unread = [shard for shard, name in names.items() if name not in cached or cached[name][0] != facts.get(name)]
@@ -40,16 +55,18 @@ def count_statuses(run: RunDir, plan: Plan, shards: Collection[int]) -> dict[int
         with ThreadPoolExecutor(_THREADS) as pool:
             fresh = pool.map(lambda shard: _read(run, run.part(shard, plan.shards)), unread)
             cached |= {
-                names[shard]: [facts.get(names[shard]), counts] for shard, counts in zip(unread, fresh, strict=True)
+                names[shard]: [facts.get(names[shard]), *counts] for shard, counts in zip(unread, fresh, strict=True)
             }
         with contextlib.suppress(InputError), publish(run.path / CACHE) as file:
             file.write(seal(json.dumps({name: entry for name, entry in cached.items() if name in facts}).encode()))
-    return {shard: cached[name][1] for shard, name in names.items()}
+    return {shard: cached[name] for shard, name in names.items()}
 
 
-def _read(run: RunDir, path: AnyPath) -> Counts:
+def _read(run: RunDir, path: AnyPath) -> list[Counts]:
     try:
-        counts: Counts = json.loads(pq.read_metadata(parquet_source(path)).metadata[b"clipbatch.counts"])
+        footer = pq.read_metadata(parquet_source(path)).metadata
+        keys = [b"clipbatch.counts", *([captions.FOOTER.encode()] if captions.FOOTER.encode() in footer else [])]
+        counts: list[Counts] = [json.loads(footer[key]) for key in keys]
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is damaged: clipbatch run --out {run.path} --repair writes it again") from error
     return counts

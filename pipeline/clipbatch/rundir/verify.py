@@ -6,7 +6,7 @@ Reads every byte of the parts.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -97,7 +97,7 @@ def _problem(
     for group, columns in zip(plan.labels.groups, groups, strict=True):
         if wrong := group_problem(table, ok, group, columns):
             return wrong
-    if wrong := _other_problem(table, ok, settings):
+    if wrong := _other_problem(table, ok, settings, footer):
         return wrong
     counted = {entry["values"]: entry["counts"] for entry in table["status"].value_counts().to_pylist()}
     if json.loads(footer.get("clipbatch.counts", "null")) != counted:
@@ -105,7 +105,7 @@ def _problem(
     return None
 
 
-def _other_problem(table: pa.Table, ok: pa.ChunkedArray, settings: Settings) -> str | None:
+def _other_problem(table: pa.Table, ok: pa.ChunkedArray, settings: Settings, footer: Mapping[str, str]) -> str | None:
     """What is wrong with the columns that do not come from labels, in words; None if nothing is."""
     if settings.output.embeddings:
         if "embedding" not in table.column_names:
@@ -113,5 +113,9 @@ def _other_problem(table: pa.Table, ok: pa.ChunkedArray, settings: Settings) -> 
         if not pc.is_valid(table["embedding"]).equals(ok):
             return "its embedding does not match its status"
     if (spec := settings.source.caption_column) is not None:
-        return captions.problem(table, ok, captions.CaptionColumn.find(spec, table.schema))
+        column = captions.CaptionColumn.find(spec, table.schema)
+        if wrong := captions.problem(table, ok, column):
+            return wrong
+        if json.loads(footer.get(captions.FOOTER, "null")) != captions.count(table, column):
+            return "the counts of captions in its footer differ from its rows"
     return None

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipbatch.errors import DamagedError, InputError
+from clipbatch.rundir import captions
 from clipbatch.rundir.checksum import verify_file
 from clipbatch.rundir.counts import count_statuses
 from clipbatch.rundir.layout import Plan, RunDir
@@ -131,6 +132,8 @@ def _write(
     if wrong:
         raise DamagedError(f"{wrong[0]}\nremedy: clipbatch run --out {run.path} --repair")
     counts: Counter[str] = Counter()
+    compared: Counter[str] = Counter()
+    spec = plan.run_settings().source.caption_column
     inherited: dict[str, str] = {}
     with pq.ParquetFile(parquet_source(run.part(shards[0], plan.shards))) as first:
         schema = first.schema_arrow
@@ -142,8 +145,11 @@ def _write(
             file.write(table)
             counted = table["status"].value_counts().to_pylist()
             counts.update({entry["values"]: entry["counts"] for entry in counted})
+            if spec is not None:
+                compared.update(captions.count(table, captions.CaptionColumn.find(spec, table.schema)))
+        of_captions = {} if spec is None else {captions.FOOTER: json.dumps(compared, sort_keys=True)}
         file.close(
-            {"clipbatch.counts": json.dumps(counts, sort_keys=True)},
+            {"clipbatch.counts": json.dumps(counts, sort_keys=True), **of_captions},
             check=lambda written: check_copy(written, run, plan, shards, target),
         )
 

@@ -150,7 +150,7 @@ class ShardPipeline:
         last = _checked_write(journal if model else None, write, check, settle)
         self._captions: Captions | None = None
         if spec := settings.source.caption_column:
-            column = CaptionColumn.find(spec, self._manifest.rows(0).schema)
+            column = CaptionColumn.find(spec, run.manifest_schema())
             tower = TextTower(text_model(), precision=settings.model.precision, device=device)
             self._captions = Captions(tower, column, device=device, embeddings=settings.output.embeddings)
             first.append(Stage(name="captions", work=self._captions.compare))
