@@ -87,6 +87,16 @@ class SourceSettings(Checked):
         at_least("sample", self.sample, 1)
         at_least("seed", self.seed, 0)
 
+    @property
+    def caption_file(self) -> str | None:
+        """The suffix of the files with captions, without its dot; the column that they become."""
+        return None if self.caption_column is None else self.caption_column.partition(":")[0].lstrip(".")
+
+    @property
+    def caption_names(self) -> tuple[str, ...]:
+        """The columns of a table that may hold the captions: `a:b` is field b of column a, unless it is a name."""
+        return () if self.caption_column is None else (self.caption_column, self.caption_column.partition(":")[0])
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelSettings(Checked):
