@@ -13,8 +13,8 @@ from tests.conftest import DEMO, Cli, rows
 from tests.support.corpus import make_folder
 
 PLANNING = (
-    "--all-files --background --batch-size --columns --compile --compression --config --cpu-share --cpus-per-worker "
-    "--decode-threads --decode-timeout --decoder --device --embeddings --engine --gpus --hw-decoder-load "
+    "--all-files --background --batch-size --caption-column --columns --compile --compression --config --cpu-share "
+    "--cpus-per-worker --decode-threads --decode-timeout --decoder --device --embeddings --engine --gpus --hw-decoder-load "
     "--image-column --jpeg-scale --json --labels --layout --limit --max-bad --max-bytes --max-pixels "
     "--max-refused --model --no-header --orientation --out --overwrite --precision --pretrained --profile --rank "
     "--read-retries --read-threads --read-timeout --reference --root --sample --score --scores-dtype --seed "
@@ -28,14 +28,14 @@ SURFACE = {
     "estimate": PLANNING.replace(" --out --overwrite", "") + " --plan --seconds --usd-per-gpu-hour",
     "submit slurm": PLANNING
     + " --array --cpus-per-task --dry-run --gres --mem --partition --requeues --sbatch-option --slurm-dir --time",
-    "serve": "--allow-host --background --batch-size --body-time --columns --compression --config --decoder --device "
-    "--embeddings --grace-time --http --idle-time --image-column --labels --layout --max-body-mib --max-bytes "
+    "serve": "--allow-host --background --batch-size --body-time --caption-column --columns --compression --config "
+    "--decoder --device --embeddings --grace-time --http --idle-time --image-column --labels --layout --max-body-mib --max-bytes "
     "--max-connections --max-header-kib --max-images --max-json-depth --max-megapixels --max-pixels --max-refused "
     "--max-requests --model --no-header --no-token --only-own-files --orientation --precision --pretrained --quiet "
     "--read-retries --read-threads --read-timeout --root --score --scores-dtype --shard-size --template --token-file "
     "--top-k --uri-column",
-    "rescore": "--compression --device --embeddings --json --labels --layout --out --overwrite --quiet --score "
-    "--scores-dtype --template --top-k",
+    "rescore": "--caption-column --compression --device --embeddings --json --labels --layout --out --overwrite "
+    "--quiet --score --scores-dtype --template --top-k",
     "compact": "--json --out --rows-per-file",
     "status": "--json",
     "verify": "--json --restore",

@@ -41,7 +41,7 @@ class CaptionColumn:
 
     @staticmethod
     def find(spec: str, schema: pa.Schema) -> CaptionColumn:
-        """The column that `--caption-column SPEC` names. schema: of a listing, a manifest or a part.
+        """The column that `--caption-column SPEC` names. schema: of a listing or a manifest.
 
         Raises: InputError if there is none, or it cannot hold captions.
         """

@@ -97,7 +97,7 @@ def _problem(
     for group, columns in zip(plan.labels.groups, groups, strict=True):
         if wrong := group_problem(table, ok, group, columns):
             return wrong
-    if wrong := _other_problem(table, ok, settings, footer):
+    if wrong := _other_problem(table, ok, settings, rows.schema, footer):
         return wrong
     counted = {entry["values"]: entry["counts"] for entry in table["status"].value_counts().to_pylist()}
     if json.loads(footer.get("clipbatch.counts", "null")) != counted:
@@ -105,15 +105,20 @@ def _problem(
     return None
 
 
-def _other_problem(table: pa.Table, ok: pa.ChunkedArray, settings: Settings, footer: Mapping[str, str]) -> str | None:
-    """What is wrong with the columns that do not come from labels, in words; None if nothing is."""
+def _other_problem(
+    table: pa.Table, ok: pa.ChunkedArray, settings: Settings, carried: pa.Schema, footer: Mapping[str, str]
+) -> str | None:
+    """What is wrong with the columns that do not come from labels, in words; None if nothing is.
+
+    carried: the schema of the manifest.
+    """
     if settings.output.embeddings:
         if "embedding" not in table.column_names:
             return "it has no column embedding"
         if not pc.is_valid(table["embedding"]).equals(ok):
             return "its embedding does not match its status"
     if (spec := settings.source.caption_column) is not None:
-        column = captions.CaptionColumn.find(spec, table.schema)
+        column = captions.CaptionColumn.find(spec, carried)
         if wrong := captions.problem(table, ok, column):
             return wrong
         if json.loads(footer.get(captions.FOOTER, "null")) != captions.count(table, column):

@@ -134,6 +134,7 @@ def _write(
     counts: Counter[str] = Counter()
     compared: Counter[str] = Counter()
     spec = plan.run_settings().source.caption_column
+    column = None if spec is None else captions.CaptionColumn.find(spec, run.manifest_schema())
     inherited: dict[str, str] = {}
     with pq.ParquetFile(parquet_source(run.part(shards[0], plan.shards))) as first:
         schema = first.schema_arrow
@@ -145,9 +146,9 @@ def _write(
             file.write(table)
             counted = table["status"].value_counts().to_pylist()
             counts.update({entry["values"]: entry["counts"] for entry in counted})
-            if spec is not None:
-                compared.update(captions.count(table, captions.CaptionColumn.find(spec, table.schema)))
-        of_captions = {} if spec is None else {captions.FOOTER: json.dumps(compared, sort_keys=True)}
+            if column:
+                compared.update(captions.count(table, column))
+        of_captions = {} if column is None else {captions.FOOTER: json.dumps(compared, sort_keys=True)}
         file.close(
             {"clipbatch.counts": json.dumps(counts, sort_keys=True), **of_captions},
             check=lambda written: check_copy(written, run, plan, shards, target),

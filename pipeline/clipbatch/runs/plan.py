@@ -42,6 +42,8 @@ from clipbatch.workers import signals
 
 # Files that were passed over are counted for this many suffixes, and the rest together.
 _SUFFIXES = 20
+# The names that a rescoring of a run without labels gives to its columns of labels.
+_LABEL_COLUMNS = ("label", "score", "labels", "margin", "scores", "top")
 MANIFEST_ROWS = 2**20
 ROW_GROUP_ROWS = 2**14
 
@@ -218,7 +220,7 @@ def listing_of(settings: Settings, names: LabelSet, inputs: list[lister.Lister])
     spec, source = settings.source.caption_column, settings.source
     groups = group_columns(names, settings.output)
     results = [field.name for field in result_fields(groups, settings.output, 0, captions=spec is not None)]
-    taken = [*results, "row_id", *(f.name for f in STAMPS)]
+    taken = [*results, "row_id", *(f.name for f in STAMPS), *(() if names.groups else _LABEL_COLUMNS)]
     sample = Sample(source.sample, source.seed or 0) if source.sample else None
     listing = listings.Listing(inputs, source.limit, taken, sample)
     if spec is not None:

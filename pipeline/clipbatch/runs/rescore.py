@@ -107,7 +107,7 @@ def _check_columns(source: RunDir, manifest: Path, taken: set[str]) -> None:
         if name.lower() in taken:
             raise InputError(
                 f"{source.path} carries a column {name!r} of its input, and the new scores need that name: rename the "
-                "label group, or choose another --layout"
+                "label group, choose another --layout, or label the images again without it (--columns)"
             )
 
 

@@ -57,8 +57,9 @@ class Write:
         self._run, self._plan = run, plan
         labels, settings = plan.labels, plan.run_settings()
         output = settings.output
-        self._caption_column = settings.source.caption_column
-        compares = self._caption_column is not None
+        spec = settings.source.caption_column
+        self._captions = None if spec is None else CaptionColumn.find(spec, run.manifest_schema())
+        compares = spec is not None
         row_bytes = len(labels.names) * 4 + (embedding * 2 * (1 + compares) if output.embeddings else 0) + 8 * compares
         row_group_rows = row_group_rows or max(_MIN_ROWS, ROW_GROUP_BYTES // max(1, row_bytes))
         batches = min(plan.shard_size, row_group_rows) // plan.batch_size
@@ -123,8 +124,8 @@ class Write:
         self._part.write(table)
         counted = table["status"].value_counts().to_pylist()
         self._counts.update({entry["values"]: entry["counts"] for entry in counted})
-        if self._caption_column is not None:
-            self._compared.update(captions.count(table, CaptionColumn.find(self._caption_column, table.schema)))
+        if self._captions:
+            self._compared.update(captions.count(table, self._captions))
 
     def _merged(self, shard: int) -> Iterator[pa.Table]:
         """The row groups of the existing part, with the rows that were done again in their places.
@@ -152,7 +153,7 @@ class Write:
         counts, self._counts = dict(self._counts), Counter()
         compared, self._compared = dict(self._compared), Counter()
         footer = {"clipbatch.counts": json.dumps(counts, sort_keys=True)}
-        if self._caption_column is not None:
+        if self._captions:
             footer[captions.FOOTER] = json.dumps(compared, sort_keys=True)
         path = self._run.part(shard, self._plan.shards)
         with part:
