@@ -14,12 +14,12 @@ from tests.support.corpus import make_folder
 
 PLANNING = (
     "--all-files --background --batch-size --caption-column --columns --compile --compression --config --cpu-share "
-    "--cpus-per-worker --decode-threads --decode-timeout --decoder --device --embeddings --engine --gpus --hw-decoder-load "
-    "--image-column --jpeg-scale --json --labels --layout --limit --max-bad --max-bytes --max-pixels "
-    "--max-refused --model --no-header --orientation --out --overwrite --precision --pretrained --profile --rank "
-    "--read-retries --read-threads --read-timeout --reference --root --sample --score --scores-dtype --seed "
-    "--shard-size --shards --template --top-k --uri-column --worker-timeout --workers "
-    "--workers-per-gpu --world-size"
+    "--cpus-per-worker --decode-threads --decode-timeout --decoder --device --embeddings --engine --gpus "
+    "--hw-decoder-load --image-column --jpeg-scale --json --labels --layout --limit --max-bad --max-bytes "
+    "--max-pixels --max-refused --model --no-header --orientation --out --overwrite --precision --pretrained "
+    "--profile --rank --read-retries --read-threads --read-timeout --reference --root --sample --score --scores-dtype "
+    "--seed --shard-size --shards --template --top-k --uri-column --worker-timeout --workers --workers-per-gpu "
+    "--world-size"
 )
 SURFACE = {
     "run": PLANNING
@@ -29,11 +29,11 @@ SURFACE = {
     "submit slurm": PLANNING
     + " --array --cpus-per-task --dry-run --gres --mem --partition --requeues --sbatch-option --slurm-dir --time",
     "serve": "--allow-host --background --batch-size --body-time --caption-column --columns --compression --config "
-    "--decoder --device --embeddings --grace-time --http --idle-time --image-column --labels --layout --max-body-mib --max-bytes "
-    "--max-connections --max-header-kib --max-images --max-json-depth --max-megapixels --max-pixels --max-refused "
-    "--max-requests --model --no-header --no-token --only-own-files --orientation --precision --pretrained --quiet "
-    "--read-retries --read-threads --read-timeout --root --score --scores-dtype --shard-size --template --token-file "
-    "--top-k --uri-column",
+    "--decoder --device --embeddings --grace-time --http --idle-time --image-column --labels --layout "
+    "--max-body-mib --max-bytes --max-connections --max-header-kib --max-images --max-json-depth --max-megapixels "
+    "--max-pixels --max-refused --max-requests --model --no-header --no-token --only-own-files --orientation "
+    "--precision --pretrained --quiet --read-retries --read-threads --read-timeout --root --score --scores-dtype "
+    "--shard-size --template --token-file --top-k --uri-column",
     "rescore": "--caption-column --compression --device --embeddings --json --labels --layout --out --overwrite "
     "--quiet --score --scores-dtype --template --top-k",
     "compact": "--json --out --rows-per-file",

@@ -55,7 +55,7 @@ class Classifier:
     def __init__(
         self,
         *,
-        labels: str | os.PathLike[str] | Sequence[str],
+        labels: str | os.PathLike[str] | Sequence[str] | None = None,
         model: str = "ViT-B-32",
         template: str | Sequence[str] = (),
         pretrained: str | os.PathLike[str] | None = None,
@@ -79,8 +79,8 @@ class Classifier:
     ) -> None:
         """Load the model. Every setting is the option of `clipbatch run` of that name; None is its default.
 
-        labels: a file, a shipped set's name or a,b,c, as there, or a list of names. root: where relative names start
-        from, and what none may lead out of.
+        labels: a file, a shipped set's name or a,b,c, as there, or a list of names; with embeddings they may be left
+        out. root: where relative names start from, and what none may lead out of.
         Raises: InputError (SettingError, a ValueError, for a setting) naming the value and the remedy.
         """
         given = {name: value for name, value in locals().items() if name != "self" and value is not None}
@@ -89,6 +89,7 @@ class Classifier:
             given[name] = os.fspath(given[name])
         if isinstance(labels, (str, os.PathLike)):
             given["labels"] = os.fspath(labels)
+        if labels is None or isinstance(labels, (str, os.PathLike)):
             self._open(from_flat(given), None)
         else:
             del given["labels"]
