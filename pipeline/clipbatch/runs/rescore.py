@@ -53,7 +53,9 @@ def plan(source: RunDir, run: RunDir, overrides: Mapping[str, Any], *, overwrite
     settings = settings.replace(batch_size=_rows_at_once(frozen.shard_size, len(labels.names)))
     spec = settings.source.caption_column
     fields = result_fields(group_columns(labels, settings.output), settings.output, 0, captions=spec is not None)
-    identity = frozen.identity | settings.within("output") | {"batch_size": settings.batch_size} | labels.identity()
+    identity = (
+        frozen.identity | settings.within("output") | {"batch_size": settings.model.batch_size} | labels.identity()
+    )
     identity["rescored"] = source.fingerprint()
     if run.exists() and not overwrite:
         existing = run.plan()

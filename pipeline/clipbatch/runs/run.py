@@ -1,4 +1,4 @@
-"""The commands run, rescore, compact, status and verify as functions. `plan` has a module of its own."""
+"""The commands run, rescore, compact and verify as functions. `plan` and `status` have modules of their own."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import functools
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypedDict
+from typing import Any
 
 from clipbatch.config import MOVED, PIXELS, Settings, from_flat
 from clipbatch.config.labels import remarks
-from clipbatch.errors import ClipbatchError, InputError
+from clipbatch.errors import ClipbatchError, InputError, NothingLabelledError
 from clipbatch.rundir import damage, replacement
 from clipbatch.rundir import verify as verifier
 from clipbatch.rundir.counts import count_statuses
 from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.runs import causes, report
 from clipbatch.runs import compact as compactor
-from clipbatch.runs import report
 from clipbatch.runs import rescore as rescorer
 from clipbatch.runs.compact import Compacted
 from clipbatch.runs.plan import plan
@@ -30,6 +30,7 @@ from clipbatch.workers.engine import Engine, check_trace, numbered
 from clipbatch.workers.progress import Progress, check_bad
 from clipbatch.workers.ranks import Rank
 from clipbatch.workers.scheduler import Assignment
+from clipbatch.workers.tally import Limits
 
 
 def engine(settings: Settings, rank: Rank) -> Engine:
@@ -56,6 +57,7 @@ def run(
     overwrite: bool = False,
     quiet: bool = False,
     log_json: bool = False,
+    judge: bool = True,
 ) -> Report:
     """Label the images of `settings` into the run directory `out`. Parts that exist are not made again.
 
@@ -63,9 +65,10 @@ def run(
     for which part of the run this process is responsible. retry_bad: also do the rows of finished parts that have no
     scores. repair: first verify the parts, and make damaged ones again. A damaged part stays until its new part exists;
     it also stays if the new part has fewer ok rows (`replacement`), unless `force`. log_json: show progress as JSON
-    lines. Returns the report, as in `report.json`.
-    Raises: InputError, TooManyBadError, InterruptedRunError; DamagedError if a damaged part was kept, or files of the
-    run have been deleted. Whatever happens, there is never an incomplete part.
+    lines. judge: whether a complete run without an ok row is an error. Returns the report, as in `report.json`.
+    Raises: InputError, TooManyBadError, InterruptedRunError; NothingLabelledError if none of the first images is ok, or
+    none of the whole run; DamagedError if a damaged part was kept, or files of the run have been deleted. Whatever
+    happens, there is never an incomplete part.
     """
     if force and not repair:
         raise InputError("--force is for --repair, which may then replace any part: add --repair, or leave --force out")
@@ -87,7 +90,12 @@ def run(
         run_dir.make_parts()
         again = {shard: Assignment(shard=shard, again=True, force=force) for shard in damaged}
         progress = functools.partial(Progress, quiet=quiet, as_json=log_json)
-        return label(settings, run_dir, frozen, workers, rank, mine, start, progress, again=again, retry_bad=retry_bad)
+        report = label(
+            settings, run_dir, frozen, workers, rank, mine, start, progress, again=again, retry_bad=retry_bad
+        )
+        if judge and frozen.rescored is None:
+            causes.check_finished(run_dir, frozen, settings.launch.bad_allowed(frozen.rows))
+        return report
 
 
 def label(
@@ -107,7 +115,7 @@ def label(
     time.perf_counter(). again: the assignments for shards whose part is damaged."""
     finished = run_dir.done(frozen) - again.keys()
     assignments = [again.get(shard, Assignment(shard=shard)) for shard in mine if shard not in finished]
-    counted = finished.intersection(mine) if retry_bad or settings.max_bad is not None else ()
+    counted = finished.intersection(mine) if retry_bad or settings.launch.max_bad is not None else ()
     known = count_statuses(run_dir, frozen, counted) if counted else {}
     bad = {shard: sum(counts.values()) - counts.get("ok", 0) for shard, counts in sorted(known.items())}
     if retry_bad:
@@ -117,8 +125,10 @@ def label(
     total, still_open = (sum(len(frozen.shard_rows(s)) for s in shards) for shards in (mine, set(mine) - finished))
     retried = sum(len(a.rows) for a in assignments if a.rows is not None)
     progress = progress_of(total=total, done=total - still_open - retried, bad=sum(bad.values()))
-    allowed = settings.bad_allowed(total)
-    supervisor = launch.Supervisor(run_dir, frozen, settings.runtime(), workers, progress, allowed)
+    allowed = settings.launch.bad_allowed(total)
+    any_ok = not retry_bad and frozen.rescored is None and (allowed is None or allowed < total)
+    limits = Limits(bad=allowed, any_ok=any_ok)
+    supervisor = launch.Supervisor(run_dir, frozen, settings.runtime(), workers, progress, rank, limits)
 
     def make_report() -> Report:
         return report.make(run_dir, frozen, supervisor.done, time.perf_counter() - start, rank, mine, again)
@@ -133,9 +143,11 @@ def label(
     try:
         supervisor.work(assignments)
         report.check_nothing_vanished(run_dir, frozen, mine)
-    except ClipbatchError:
+    except ClipbatchError as error:
         with contextlib.suppress(ClipbatchError):  # the first error is the one to show
             make_report()
+        if isinstance(error, NothingLabelledError):
+            raise causes.explained(error, run_dir, frozen) from error
         raise
     finally:
         progress.close()
@@ -173,35 +185,6 @@ def compact(
     Raises: InputError if the run is not finished or `out` holds other files; DamagedError for damaged parts.
     """
     return compactor.compact(RunDir(source), as_path(out), rows_per_file)
-
-
-class Status(TypedDict):
-    """How far a run is."""
-
-    rows: int
-    rows_done: int
-    parts: int
-    parts_done: int
-    complete: bool
-    model: str
-    fingerprint: str
-
-
-def status(out: str | os.PathLike[str]) -> Status:
-    """How far the run in `out` is. Raises: InputError if `out` is not a run directory."""
-    run_dir = RunDir(out)
-    frozen = run_dir.plan()
-    finished = run_dir.done(frozen)
-    rows = sum(len(frozen.shard_rows(shard)) for shard in finished)
-    return {
-        "rows": frozen.rows,
-        "rows_done": rows,
-        "parts": frozen.shards,
-        "parts_done": len(finished),
-        "complete": len(finished) == frozen.shards,
-        "model": frozen.settings["model"],
-        "fingerprint": run_dir.fingerprint() or "(no worker has loaded the model yet)",
-    }
 
 
 def verify(out: str | os.PathLike[str]) -> tuple[Plan, list[tuple[int, str]]]:

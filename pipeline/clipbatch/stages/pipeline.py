@@ -12,6 +12,7 @@ import contextlib
 import functools
 import resource
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -39,7 +40,7 @@ from clipbatch.stages.read import Backpressure, Read, Refusals
 from clipbatch.stages.saved_embeddings import SavedEmbeddings
 from clipbatch.stages.score import Score
 from clipbatch.stages.write import Write, Written
-from clipbatch.storage import hosts
+from clipbatch.storage import retries
 from clipbatch.types import Encoded, ItemBatch, PartDone, ScoredBatch, WorkerReport
 
 _REPORT_EVERY_S = 0.2
@@ -156,7 +157,7 @@ class ShardPipeline:
             first.append(Stage(name="captions", work=self._captions.compare))
         self.stages = [*first, Stage(name="score", work=score), Stage(name="write", work=last)]
         self._flow: Flow | None = None
-        self._waits_before = hosts.waits()
+        self._waits_before = retries.waits()
 
     def _loaded(self, run: RunDir, model: LoadedModel | None) -> LoadedModel:
         """`model` if it does what the first worker froze, or else one that is loaded now."""
@@ -179,7 +180,7 @@ class ShardPipeline:
         peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
         times = self._flow.times() if self._flow else {}
         facts = device_facts(self._device) | self._encoded()
-        waits = hosts.waits_since(self._waits_before)
+        waits = retries.waits_since(self._waits_before)
         return WorkerReport(times=times, peak_mib=peak_mib, facts=facts, waits=waits)
 
     def label(self, tasks: Iterable[Task]) -> Flow:
@@ -208,14 +209,14 @@ def execute(
     tasks: Iterable[Task],
     *,
     on_part: Callable[[PartDone], object],
-    on_batches: Callable[[int, int, str], object] = lambda *_: None,
+    on_batches: Callable[[int, Counter[str], str], object] = lambda *_: None,
 ) -> Iterator[Written]:
     """Process `tasks`, and yield a `Written` for each batch, in order. Every worker runs this loop.
 
     on_part: called with each part after it is published. on_batches: called every 0.2 seconds, and before `on_part`,
-    with the rows and bad rows since its last call and the name of the slowest stage.
+    with the rows since its last call, the bad ones of them by status, and the name of the slowest stage.
     """
-    flow, rows, bad = pipeline.label(tasks), 0, 0
+    flow, rows, bad = pipeline.label(tasks), 0, Counter[str]()
     last_report = time.perf_counter()
     with contextlib.closing(pipeline), contextlib.closing(iter(flow)) as results:  # type: ignore[type-var]
         for written in results:
@@ -223,7 +224,7 @@ def execute(
             now = time.perf_counter()
             if written.part or now - last_report > _REPORT_EVERY_S:
                 on_batches(rows, bad, bottleneck(flow.times()))
-                rows, bad, last_report = 0, 0, now
+                rows, bad, last_report = 0, Counter(), now
             if written.part:
                 on_part(written.part)
             yield written

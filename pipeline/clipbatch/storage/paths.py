@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Union
 
 from clipbatch.errors import InputError
-from clipbatch.storage.hosts import patiently
+from clipbatch.storage.retries import patiently
 from clipbatch.storage.stores import open_store
 from clipbatch.storage.uris import is_text, is_url
 
@@ -112,6 +112,18 @@ def list_names(folder: AnyPath) -> set[str]:
     with contextlib.suppress(FileNotFoundError):
         return set(os.listdir(folder))
     return set()
+
+
+def modified(folder: AnyPath) -> dict[str, float]:
+    """By the names in `folder`, when each was last written; unix time in seconds. Raises: OSError; InputError."""
+    if isinstance(folder, StorePath):
+        return {entry.base_name: (entry.mtime_ns or 0) / 1e9 for entry in folder.entries()}
+    times = {}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):
+                times[entry.name] = entry.stat(follow_symlinks=False).st_mtime
+    return times
 
 
 def parquet_source(file: AnyPath) -> Any:

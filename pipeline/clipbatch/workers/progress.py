@@ -10,12 +10,18 @@ import datetime
 import json
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
-from clipbatch.errors import TooManyBadError
+from clipbatch.errors import NothingLabelledError, TooManyBadError
 from clipbatch.rundir.layout import RunDir
+from clipbatch.types import counts_text
 
 LINE_EVERY_S = 30.0
+# Work that took less than this has no rate and no bottleneck worth a word.
+MIN_RATE_S = 10.0
+# A process stops if none of its first rows, so many, is ok.
+FIRST_ROWS = 1000
 
 
 def log_json(event: str, **values: Any) -> None:
@@ -32,6 +38,12 @@ def check_bad(bad: int, allowed: int | None, run: RunDir) -> None:
             f"{bad} bad images, more than --max-bad allows ({allowed}): look at status and error in {run.parts}, or "
             "raise --max-bad; finished parts stay"
         )
+
+
+def check_any_ok(rows: int, bad: Mapping[str, int]) -> None:
+    """Raises: NothingLabelledError if none of `rows` is ok, the first that a process has done. bad: by status."""
+    if rows >= FIRST_ROWS and sum(bad.values()) >= rows:
+        raise NothingLabelledError(f"none of the first {rows} images could be labelled: {counts_text(bad)}")
 
 
 class Progress:
