@@ -17,9 +17,9 @@ from clipbatch import __version__
 from clipbatch.config.nesting import JsonObject
 from clipbatch.config.scoring import chance_remark
 from clipbatch.rundir.shapes import NUMBER, TEXT, Every, Shape, fits
-from clipbatch.runs import report_text
+from clipbatch.runs import report_text, words
 from clipbatch.runs.report import has_pace
-from clipbatch.runs.words import bad_share, number
+from clipbatch.runs.words import bad_share
 from clipbatch.storage.paths import AnyPath, StorePath
 from clipbatch.tools.htmlreport import evaluation, figures, series, template
 from clipbatch.tools.htmlreport.gather import MAX_BAD, BadImage, Gathered, LabelFacts, Message, SetFacts
@@ -171,7 +171,7 @@ def _fixed(facts: Facts) -> dict[str, Any]:
 
 def _compared_with(labels: int, captions: bool) -> str:
     """What the images were compared with, in words."""
-    others = [f"{number(labels)} labels"] if labels else []
+    others = [f"{words.number(labels)} labels"] if labels else []
     others += ["their captions"] if captions else []
     return f"compared with {' and '.join(others)}" if others else "embedded"
 
