@@ -43,10 +43,11 @@ class TextTower:
         self.rows = _CPU_ROWS if device == "cpu" else _GPU_ROWS
         # How many tokens the model reads of a caption, with the marks of its beginning and end.
         self.context_length = int(model.tokenizer.context_length)
-        self._tokenizer, self._device, self._stream = model.tokenizer, device, stream_on(device)
+        self._tokenizer, self._device = model.tokenizer, device
         module = _with(model.module, _modules={n: m for n, m in model.module._modules.items() if n != "visual"})
         if (device, dtype := DTYPES[precision]) != ("cpu", torch.float32):
             module = copy.deepcopy(module).to(device, dtype)
+        self._stream = stream_on(device)  # behind what copies and converts the weights
         self._is_causal = _is_causal(_text_part(module))
         lengths = [n for n in _LENGTHS if n < self.context_length] if self._is_causal else []
         # By the tokens of a row, the shortest first.
