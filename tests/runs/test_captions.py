@@ -70,7 +70,7 @@ def test_the_similarity_is_open_clips_pairwise_cosine(warm: Cli, pairs: Path, tm
     else:
         write_model(tmp_path, family, text_scale=4)
         name = f"local-dir:{tmp_path}"
-    limit = 96 if "SigLIP" in family else ROWS
+    limit = 48 if "SigLIP" in family else ROWS
     warm("run", pairs, "--model", name, *EXACT, "--limit", limit, "--caption-column", "text", "--out", tmp_path / "out")
     table = rows(tmp_path / "out")
     captions, ok = mixed(ROWS)[:limit], [status == "ok" for status in table["status"].to_pylist()]

@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(warm: Cli, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run") / "run"
     said = warm("run", folder, *MODEL, "--embeddings", "--out", out).stdout
-    assert said.startswith(f"{FILES} images: 64 ok")
+    assert f"{FILES} images: 64 ok" in said
     return out
 
 
