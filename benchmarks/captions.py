@@ -67,6 +67,7 @@ def pairs(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     from tests.support.captions import ODD, pairwise, reason
     from tests.support.families import write_model
 
+    open_clip.add_model_config(models.config_file(models.DEMO))
     pictures = _pictures(args.cifar.resolve() / "test", args.pairs)
     captions = _sentences(pictures, ODD)
     result: dict[str, dict[str, Any]] = {}

@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -66,6 +67,7 @@ def _compared(table: pa.Table) -> np.ndarray:
 def test_the_similarity_is_open_clips_pairwise_cosine(warm: Cli, pairs: Path, tmp_path: Path, family: str) -> None:
     name, loading = family, {}
     if family == "clipbatch-demo":
+        open_clip.add_model_config(models.config_file(family))
         loading = {"pretrained": models.weights_file("embedded")}
     else:
         write_model(tmp_path, family, text_scale=4)
