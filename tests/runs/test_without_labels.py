@@ -28,6 +28,7 @@ def run(warm: Cli, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     out = tmp_path_factory.mktemp("run") / "run"
     said = warm("run", folder, *MODEL, "--embeddings", "--out", out).stdout
     assert f"{FILES} images: 64 ok" in said
+    assert f"results: {out}/parts/*.parquet" in said
     return out
 
 

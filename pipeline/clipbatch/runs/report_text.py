@@ -60,7 +60,8 @@ def text(out: str, report: Report) -> str:
     for host, waits in this_run.get("waits", {}).items():
         lines.append(f"waited {waits['waited_s']:.1f} s for {host}, and tried {waits['tries_again']:.0f} reads again")
     whole = report["parts"]["done"] == report["parts"]["planned"] or part["planned"] == report["parts"]["planned"]
-    lines.append(f"scores: {out}/parts/*.parquet" + (f"   report: {out}/report.json" if whole else ""))
+    what = "scores" if report["settings"]["labels"] else "results"
+    lines.append(f"{what}: {out}/parts/*.parquet" + (f"   report: {out}/report.json" if whole else ""))
     if whole:
         lines.append(f"to look at it: clipbatch report {shlex.quote(out)}")
     return "\n".join(lines)
