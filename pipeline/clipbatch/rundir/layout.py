@@ -29,6 +29,7 @@ from clipbatch.config.nesting import JsonObject
 from clipbatch.errors import InputError, OtherRunError
 from clipbatch.rundir import copies, records
 from clipbatch.rundir.records import ModelFacts
+from clipbatch.rundir.shapes import difference
 from clipbatch.storage.atomic import as_json, publish, sync_folder, temp_name, writing_failed
 from clipbatch.storage.paths import AnyPath, StorePath, as_path, list_names, parquet_source
 
@@ -59,6 +60,9 @@ class Plan:
     duplicates: int | None = None
     # The run directory whose saved embeddings are scored instead of images: a url or an absolute path.
     rescored: str | None = None
+    # What the first worker of an earlier increment changed or measured, and this run takes over. None: nothing is
+    # settled yet.
+    fitted: ModelFacts | None = None
     # The format in which the run was created.
     format: int = FORMAT
     # Digest in `run.json`. None if that has not been written yet, or was written by an old version without digests.
@@ -302,5 +306,5 @@ def _check_rows(run: RunDir, plan: Plan) -> None:
 
 
 def _check_equal(frozen: Mapping[str, Any], current: Mapping[str, Any], what: str, remedy: str) -> None:
-    if differs := records.difference(frozen, current):
+    if differs := difference(frozen, current):
         raise OtherRunError(f"{what}: {differs}; {remedy}")

@@ -114,6 +114,9 @@ LATER_FACTS: dict[str, Shape] = {
     "hw_decoder_load": Kind("a number from 0 to 1", (int, float), lambda value: 0 <= value <= 1),
 }
 
+# The settings that the first worker may change or fill in, as far as they are in `model.json`.
+FITTED = ("decoder", "compile", "hw_decoder_load")
+
 _SEAL = re.compile(rb'\{"sha256": "([0-9a-f]{64})"(,|\})')
 
 
@@ -142,6 +145,11 @@ class ModelFacts(TypedDict, total=False):
     hw_decoder_load: float
 
 
+def frozen_choices(facts: ModelFacts) -> ModelFacts:
+    """Those of `FITTED` that the first worker of a run froze in `model.json`."""
+    return cast(ModelFacts, {name: value for name, value in facts.items() if name in FITTED})
+
+
 class OtherVersionError(ValueError):
     """Another version wrote the file. The message says which one, and how we know."""
 
@@ -149,24 +157,6 @@ class OtherVersionError(ValueError):
 def sparse(values: Mapping[str, Any], always: frozenset[str]) -> JsonObject:
     """`values` without optional fields that are None. Those are not written, and not part of a fingerprint."""
     return {name: value for name, value in values.items() if value is not None or name in always}
-
-
-def difference(frozen: Mapping[str, Any], current: Mapping[str, Any]) -> str | None:
-    """The first field that differs, with both values, as text; None if all are equal. Missing and None are equal."""
-    for name in sorted(frozen.keys() | current.keys()):
-        before, now = (json.dumps(side.get(name)) for side in (frozen, current))
-        if before != now:
-            return f"{name} is {_shortened(now, before)} now and {_shortened(before, now)} there"
-    return None
-
-
-def _shortened(text: str, other: str) -> str:
-    """`text`, shortened to about a line around the first character that differs from `other`."""
-    if len(text) <= 80:
-        return text
-    first = next((at for at, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), 0)
-    at = max(0, first - 20)
-    return f"{'...' if at else ''}{text[at : at + 60]}... ({len(text)} characters)"
 
 
 def seal(body: bytes) -> bytes:
@@ -216,8 +206,12 @@ def check_format(value: Mapping[str, Any], known: int) -> None:
 
 def check_plan(value: Mapping[str, Any]) -> None:
     """Check the content of `run.json`. Raises: DamagedRecordError, OtherVersionError."""
-    _keys(value, PLAN_3, frozenset())
+    _keys(value, PLAN_3, frozenset(["fitted"]))
     check({name: value[name] for name in _PLAN}, _PLAN, "")
+    if "fitted" in value:
+        check(value["fitted"], Every(dict, None), "fitted")
+        _keys(value["fitted"], frozenset(), frozenset(FITTED), "fitted.")
+        check(value["fitted"], _present(LATER_FACTS, value["fitted"]), "fitted.")
     settings, identity = value["settings"], value["identity"]
     _settings(settings)
     _keys(identity, IDENTITY_3, (settings.keys() | LATER_IDENTITY) - _NOT_SHARED, "identity.")

@@ -114,8 +114,9 @@ def run(
                 progress.say(f"the rules for pixels have changed since {done[-1]}; other scores result for: {MOVED}")
                 progress.close()
             report = runner.run(again, target, quiet=quiet, log_json=log_json, judge=False)
-        for run_dir in map(RunDir, [target] if is_new else done[-1:]):
-            causes.check_finished(run_dir, last := run_dir.plan(), settings.launch.bad_allowed(last.rows))
+        if not report["status"].get("ok") and (is_new or done):
+            last = RunDir(target if is_new else done[-1])
+            causes.check_finished(last, last.plan(), settings.launch.bad_allowed(last.plan().rows))
         rows = known.comparison
         name = str(target) if is_new else None
         increment = Increment(folder=name, new=rows.new, changed=rows.changed, known=rows.known)

@@ -36,6 +36,7 @@ from clipbatch.rundir.captions import CaptionColumn
 from clipbatch.rundir.duplicates import Duplicates
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.manifest import ManifestWriter
+from clipbatch.rundir.records import ModelFacts, frozen_choices
 from clipbatch.rundir.schema import STAMPS, group_columns, result_fields
 from clipbatch.storage.uris import is_url
 from clipbatch.workers import signals
@@ -65,11 +66,12 @@ def freeze(
     passed_over: Callable[[], Counter[str]],
     *,
     replace: bool = False,
+    fitted: ModelFacts | None = None,
 ) -> Plan:
     """Write the manifest and `run.json` of a new run. Returns the plan, or that of a process that was faster.
 
     rows: the listing, with the same columns in every batch. passed_over: called after the listing has ended. replace:
-    delete the existing run.
+    delete the existing run. fitted: as in `Plan`.
     Raises: InputError if the folder cannot be written or the listing refuses its input; nothing stays behind then.
     OtherRunError if another process was faster and has other settings.
     """
@@ -101,6 +103,7 @@ def freeze(
             duplicates=duplicates.count(),
             passed_over=_most_frequent(passed_over()),
             versions=versions(),
+            fitted=fitted,
         )
         valid = creation.create(run, plan, folder, replace=replace)
     run.check_same(valid, plan.identity)
@@ -143,7 +146,8 @@ def plan(
 
     Settings without inputs: return the plan in `out`. If `out` already holds a plan with the same settings, that plan
     is used. A plan with other settings is replaced if no worker has loaded a model for it yet. like: every setting
-    except the input and the rules for pixels must equal that run's. select: chooses rows of the listing, and may add
+    except the input and the rules for pixels must equal that run's, and the new run takes over what the first worker of
+    that one chose and measured. select: chooses rows of the listing, and may add
     columns; only for a new run.
     Raises: InputError if something is refused; OtherRunError if `out` belongs to a run with other settings or, with
     `select`, to any run.
@@ -170,15 +174,16 @@ def plan(
             if run_dir.model_facts() is not None or run_dir.done(frozen):
                 raise
             replace = True
-    identities = listings.identities(inputs)
+    identities, fitted = listings.identities(inputs), None
     resolved = _resolve(settings, like.plan().identity if like else {})
     if like:
         names = names.by_rules((frozen := like.plan()).labels.scoring)
         like.check_same(frozen, identity(resolved, names, frozen.identity["inputs"]))
-        resolved = resolved.replace(pixels=PIXELS)
+        resolved, facts = resolved.replace(pixels=PIXELS), like.model_facts()
+        fitted = None if facts is None else frozen_choices(facts)
     else:
         check_labels(resolved, names)
-    return _freeze(run_dir, resolved, names, identities, inputs, replace, select)
+    return _freeze(run_dir, resolved, names, identities, inputs, replace, select, fitted)
 
 
 def resolve(settings: Settings) -> Settings:
@@ -238,6 +243,7 @@ def _freeze(
     inputs: list[lister.Lister],
     replace: bool,
     select: Select | None,
+    fitted: ModelFacts | None,
 ) -> Plan:
     listing = listing_of(settings, names, inputs)
     return freeze(
@@ -248,4 +254,5 @@ def _freeze(
         select(listing) if select else listing.batches(),
         listing.passed_over,
         replace=replace,
+        fitted=fitted,
     )

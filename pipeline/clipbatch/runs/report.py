@@ -76,8 +76,10 @@ class _Invocation(TypedDict):
 
 
 class Invocation(_Invocation, total=False):
-    """With `waits`, by store or host, only if one made the run wait."""
+    """With `ceiling`, what most workers' images waited for (`stages.ceilings`), if any worker has done something; with
+    `waits`, by store or host, only if one made the run wait."""
 
+    ceiling: str
     waits: dict[str, Waits]
 
 
@@ -177,6 +179,8 @@ def make(
     }
     if (compared := count_captions(run, plan, mine)) is not None:
         report["captions"] = dict(sorted(compared.items()))
+    if reached := Counter(str(facts["ceiling"]) for each in done.stages if "ceiling" in (facts := each.facts)):
+        report["this_run"]["ceiling"] = reached.most_common(1)[0][0]
     if waits := _waits(done.stages):
         report["this_run"]["waits"] = waits
     if len(shards) == plan.shards:

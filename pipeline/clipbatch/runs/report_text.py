@@ -51,6 +51,8 @@ def text(out: str, report: Report) -> str:
         pace = ""
         if has_pace(this_run):
             pace = f", {this_run['images_per_s']:.0f} images/s, bound by {this_run['bottleneck']}"
+            reached = this_run.get("ceiling", "")
+            pace += f" ({reached})" if reached not in ("", this_run["bottleneck"]) else ""
         lines.append(
             f"{this_run['rows']} images in {this_run['seconds']:.1f} s ({this_run['load_s']:.1f} s of it starting and "
             f"loading the model){pace}"

@@ -93,7 +93,7 @@ def run(
         report = label(
             settings, run_dir, frozen, workers, rank, mine, start, progress, again=again, retry_bad=retry_bad
         )
-        if judge and frozen.rescored is None:
+        if judge and frozen.rescored is None and not report["status"].get("ok"):
             causes.check_finished(run_dir, frozen, settings.launch.bad_allowed(frozen.rows))
         return report
 

@@ -23,7 +23,6 @@ _WITH_ENGINES = [[8, 0], [9, 0], [10, 0], [10, 3]]
 _DRIVERS = {12: "R525", 13: "R580"}
 # The last torch for CUDA 12 that comes without naming another index; docs/guides/installing.md has the same line.
 _FOR_CUDA_12 = "pip install 'torch<2.11' 'torchvision<0.26'"
-_CONTAINER = "in a container, start it with NVIDIA_DRIVER_CAPABILITIES=compute,utility,video (or all)"
 
 
 class Gpu(TypedDict):
@@ -47,6 +46,7 @@ class Answer(TypedDict, total=False):
     nvimgcodec: str
     nvimgcodec_cuda: int  # 1000 times the major version, like all versions of CUDA
     answer: bool
+    engines: int
     where: str
 
 
@@ -136,14 +136,15 @@ def judge_dali(answer: Answer, driver_cuda: int | None) -> Finding:
 
 def judge_engines(answer: Answer, gpu: Gpu) -> Finding:
     if answer.get("answer"):
-        return Finding(name="JPEG engines", level="ok", text="decode")
+        return Finding(name="JPEG engines", level="ok", text=f"{answer.get('engines') or ''} decode".strip())
     if gpu["capability"] not in _WITH_ENGINES and not gpu["name"].startswith("NVIDIA L4"):
         return Finding(name="JPEG engines", level="ok", text=f"{gpu['name']} has none; its CUDA cores decode")
     return Finding(
         name="JPEG engines",
         level="warning",
-        text=f"do not answer ({answer.get('error', 'nothing was decoded')}); CUDA cores decode, slower",
-        remedy=f"{_CONTAINER}; on a GPU that is split (MIG), use an instance with a JPEG engine",
+        text=f"do not answer ({answer.get('error') or answer.get('reason') or 'nothing was decoded'}); CUDA cores "
+        "decode, slower",
+        remedy=f"{hardware.VIDEO_REMEDY}; on a GPU that is split (MIG), use an instance with a JPEG engine",
     )
 
 
