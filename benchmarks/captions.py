@@ -7,7 +7,8 @@
 `pairs` makes 5,000 pairs of CIFAR-10's test pictures (CIFAR_DIR/test/<class>/*.jpg, made by scripts/cifar10.py) and
 sentences from their class; 200 of them are odd: null, empty, 400 words, emoji, Arabic, not UTF-8, and equal ones. It
 runs them with `--reference`, by one worker and by two, with the embedded model and with small models of random weights
-of the CLIP and SigLIP families, and compares each similarity with open_clip's own cosine of that pair. Nothing is timed or drawn at random.
+of the CLIP and SigLIP families, and compares each similarity with open_clip's own cosine of that pair.
+Nothing is timed or drawn at random.
 
 `speed` labels the photographs in turn with and without captions of 16 tokens, with ViT-B-32 in random weights.
 
