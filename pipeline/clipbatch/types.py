@@ -1,7 +1,7 @@
 """The data that the stages pass to one another.
 
 Shape suffixes of arrays and tensors, used everywhere:
-    B batch slot   C colour channel (RGB)   H height   W width   D embedding   L label
+    B batch slot   C colour channel (RGB)   H height   W width   D embedding   L label   O output of a head
 
 An `Item` is one row of the manifest. The read stage turns it into `Encoded` bytes. The decode stage turns these into
 pixels in a slot of the batch and a `Decoded` record. Each stage may turn it into a `Reject` instead. A reject keeps its
@@ -173,6 +173,8 @@ class ScoredBatch:
     image_BD: NDArray[np.float16] | None
     # None unless the run has captions.
     captions: ComparedCaptions | None = None
+    # The outputs of all heads in turn; None if the run has no heads.
+    heads_BO: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,34 +13,38 @@ from tests.conftest import DEMO, Cli, rows
 from tests.support.corpus import make_folder
 
 PLANNING = (
-    "--all-files --background --batch-size --caption-column --columns --compile --compression --config --cpu-share "
-    "--cpus-per-worker --decode-threads --decode-timeout --decoder --device --embeddings --engine --gpus "
-    "--hw-decoder-load --image-column --jpeg-scale --json --labels --layout --limit --max-bad --max-bytes "
-    "--max-pixels --max-refused --model --no-header --orientation --out --overwrite --precision --pretrained "
-    "--profile --rank --read-retries --read-threads --read-timeout --reference --root --sample --score --scores-dtype "
-    "--seed --shard-size --shards --template --top-k --uri-column --worker-timeout --workers --workers-per-gpu "
-    "--world-size"
+    "--all-files --background --batch-size --caption-column --columns --compile --compression --config "
+    "--cpu-share --cpus-per-worker --decode-threads --decode-timeout --decoder --device --embeddings --engine "
+    "--gpus --head --head-anyway --hw-decoder-load --image-column --jpeg-scale --json --labels --layout --limit "
+    "--max-bad --max-bytes --max-pixels --max-refused --model --no-header --orientation --out --overwrite "
+    "--precision --pretrained --profile --rank --read-retries --read-threads --read-timeout --reference --root "
+    "--sample --score --scores-dtype --seed --shard-size --shards --template --top-k --uri-column "
+    "--worker-timeout --workers --workers-per-gpu --world-size"
 )
 SURFACE = {
     "run": PLANNING
-    + " --force --hash-contents --incremental --log-format --metrics --one-line --quiet --repair --retry-bad",
+    + " --confirm-deleted --force --hash-contents --incremental --log-format --mark-deleted --metrics --one-line"
+    " --quiet --repair --retry-bad",
     "plan": PLANNING,
     "estimate": PLANNING.replace(" --out --overwrite", "") + " --plan --seconds --usd-per-gpu-hour",
     "submit slurm": PLANNING
-    + " --array --cpus-per-task --dry-run --gres --mem --partition --requeues --sbatch-option --slurm-dir --time",
+    + " --array --check-sbatch-option --cpus-per-task --dry-run --gres --launcher --mem --partition --requeues "
+    "--sbatch-option --setup --slurm-dir --time",
     "serve": "--allow-host --background --batch-size --body-time --caption-column --columns --compression --config "
-    "--decoder --device --embeddings --grace-time --http --idle-time --image-column --labels --layout "
-    "--max-body-mib --max-bytes --max-connections --max-header-kib --max-images --max-json-depth --max-megapixels "
-    "--max-pixels --max-refused --max-requests --model --no-header --no-token --only-own-files --orientation "
-    "--precision --pretrained --quiet --read-retries --read-threads --read-timeout --root --score --scores-dtype "
-    "--shard-size --template --token-file --top-k --uri-column",
-    "rescore": "--caption-column --compression --device --embeddings --json --labels --layout --out --overwrite "
-    "--quiet --score --scores-dtype --template --top-k",
-    "compact": "--json --out --rows-per-file",
+    "--decoder --device --embeddings --grace-time --head --head-anyway --http --idle-time --image-column --labels "
+    "--layout --max-body-mib --max-bytes --max-connections --max-header-kib --max-images --max-json-depth "
+    "--max-megapixels --max-pixels --max-refused --max-requests --model --no-header --no-token --only-own-files "
+    "--orientation --precision --pretrained --quiet --read-retries --read-threads --read-timeout --root --score "
+    "--scores-dtype --shard-size --template --token-file --top-k --uri-column",
+    "rescore": "--caption-column --compression --device --embeddings --head --head-anyway --json --labels --layout --out "
+    "--overwrite --quiet --score --scores-dtype --template --top-k",
+    "compact": "--flat --json --out --rows-per-file",
     "status": "--json --watch",
     "verify": "--json --restore",
     "report": "--examples --out --zoom",
     "evaluate": "--group --json --labels --mapping --page --precision --thresholds --truth",
+    "import-head": "--activation --json --model --out --outputs --pretrained --result --run --unit-length",
+    "fit-head": "--c --held-out --json --out --seed --truth",
     "review": "--doubtful --group --out --per-label --random --seed --url-prefix",
     "doctor": "--json --model --pretrained",
     "tune": "--batch-size --budget --decoder --device --image-column --json --limit --model --no-header --orientation "

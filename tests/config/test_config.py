@@ -24,6 +24,8 @@ OTHER: dict[str, Any] = {
     "seed": 1,
     "labels": "cat,dog",
     "template": ("a {}.", "the {}."),
+    "head": ("fine=fine.safetensors",),
+    "head_anyway": True,
     "model": "RN50",
     "pretrained": "openai",
     "precision": "bf16",

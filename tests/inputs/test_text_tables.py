@@ -32,8 +32,8 @@ def test_a_csv_column_has_the_first_type_that_holds_all_of_its_values(tmp_path: 
     types = {field.name: str(field.type) for field in found.schema if field.name in first}
     assert types == {
         "whole": "int64", "real": "double", "nulls": "int64", "late": "string", "empty": "string", "codes": "string",
-        "long": "string", "hash": "uint64", "flag": "bool", "mixed": "string", "time": "timestamp[ns]",
-        "zoned": "timestamp[s, tz=UTC]", "words": "string",
+        "long": "string", "hash": "uint64", "flag": "bool", "mixed": "string", "time": "timestamp[us]",
+        "zoned": "timestamp[us, tz=UTC]", "words": "string",
     }  # fmt: skip
     assert found.num_rows == lines + 1
     assert found["nulls"].null_count == 1
@@ -55,7 +55,7 @@ def test_jsonl_types_are_decided_by_all_lines_and_a_key_may_come_late(tmp_path: 
     assert types == {
         "n": "double",
         "text": "string",
-        "when": "timestamp[s]",
+        "when": "timestamp[us]",
         "late": "struct<deep: list<item: int64>>",
     }
     assert found.num_rows == 120_000
@@ -174,7 +174,7 @@ def test_names_of_digits_are_names_and_a_field_of_a_struct_may_be_one(tmp_path: 
 def test_json_numbers_keep_their_digits_up_to_uint64_and_are_text_beyond(
     tmp_path: Path, values: list[Any], kind: str, expected: list[Any], form: str
 ) -> None:
-    shape = {"plain": "{}", "list": "list<item: {}>", "object": "struct<deep: list<item: {}>, when: timestamp[s]>"}
+    shape = {"plain": "{}", "list": "list<item: {}>", "object": "struct<deep: list<item: {}>, when: timestamp[us]>"}
     dressed: dict[str, Any] = {
         "plain": lambda v: v,
         "list": lambda v: [v],

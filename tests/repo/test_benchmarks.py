@@ -70,6 +70,14 @@ def test_speed(photos: Path, tmp_path: Path) -> None:
     assert "clipbatch-demo" in text
 
 
+def test_ranks_that_help_each_other_lose_little_of_their_time_in_a_simulation(tmp_path: Path) -> None:
+    result = bench("scaling.py", "ranks", "--seeds", 1, "--report", tmp_path / "balance.md")
+    kept = {ranks: [result[ranks][how]["median"] for how in ("fixed parts", "helping")] for ranks in ("64", "512")}
+    assert kept["64"][0] < 0.9 < 0.97 < kept["64"][1]
+    assert kept["512"][0] < 0.6 < 0.86 < kept["512"][1]
+    assert "shards done twice" in (tmp_path / "balance.md").read_text()
+
+
 def test_steps_name_every_change_and_what_was_not_measured(photos: Path, tmp_path: Path) -> None:
     few = ("--rounds", 1, "--images", 16, "--batch", 8, "--singles", 2, "--report", tmp_path / "steps.md")
     steps = bench("speed.py", "steps", photos, "--models", "clipbatch-demo", *few)["s_per_image"]["clipbatch-demo"]
@@ -193,7 +201,7 @@ def test_the_lock_is_seen_held_in_the_stages_of_a_run(photos: Path, tmp_path: Pa
     assert held["decode"]["median"] > 0
     assert held["encode"]["median"] > 0
     assert set(cpu) == {"list, read", "decode", "score", "write", "sum"}
-    assert all(spread["median"] > 0 for spread in cpu.values())
+    assert min(cpu[name]["median"] for name in ("decode", "score", "write", "sum")) > 0  # all is read before that
     assert "By that, one process can hand on" in (tmp_path / "lock.md").read_text()
 
 

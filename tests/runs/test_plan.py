@@ -53,7 +53,7 @@ RUNTIME: dict[str, Any] = {
     **{"device": "cuda:3", "read_threads": 3, "read_timeout": 3, "read_retries": 1, "max_bad": "3%", "root": "/data"},
     "max_refused": 7,
     **{"template": ["a photo of a {}."], "labels": "zebra , ant", "decode_timeout": 9, "worker_timeout": 9},
-    **{"decode_threads": 3, "profile": "trace.json"},
+    **{"decode_threads": 3, "profile": "trace.json", "head": [], "head_anyway": True},
     **{"gpus": "0,1", "workers": 3, "rank": 1, "world_size": 2, "shards": "0-1"},
     **{"engine": "ray", "cpus_per_worker": 2, "workers_per_gpu": 2, "decoder_asked": True, "compile_asked": True},
 }
@@ -311,3 +311,10 @@ def test_whether_the_encoder_is_compiled_is_frozen_with_the_run(tmp_path: Path, 
 def test_settings_that_need_a_gpu_are_refused_on_a_cpu(images: Path, given: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=rf"GPU.*{said}"):
         auto.resolve(_settings(images, **given), 8.8)
+
+
+def test_thresholds_need_not_be_in_the_order_of_the_alphabet(tmp_path: Path, images: Path) -> None:
+    file = tmp_path / "l.toml"
+    file.write_text('labels = ["zebra", "ant"]\n[thresholds]\nzebra = 0.5\nant = 0.4\n')
+    made = _freeze(tmp_path / "out", images, labels=str(file))
+    RunDir(tmp_path / "out").check_same(made, _identity(_settings(images, labels=str(file))))

@@ -14,9 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from tests.support.heads import DEMO_WIDTH, random_layers, save_head
 from tests.support.old_run import FIXTURE
 
-COMMAND = ("run", "images", "--labels", "groups.toml", "--model", "clipbatch-demo", "--device", "cpu", "--embeddings")
+COMMAND = (
+    *("run", "images", "--labels", "groups.toml", "--head", "fine=fine.safetensors"),
+    *("--model", "clipbatch-demo", "--device", "cpu", "--embeddings"),
+)
 SIZES = ("--precision", "fp32", "--batch-size", "4", "--shard-size", "4")
 # What a flip may hit, by name.
 KINDS = {
@@ -26,6 +32,8 @@ KINDS = {
     "the copy of that": "run/copies/model.json",
     "text.npy": "run/text.npy",
     "the copy of that one": "run/copies/text.npy",
+    "heads.safetensors": "run/heads.safetensors",
+    "the copy of the heads": "run/copies/heads.safetensors",
     ".counts.json": "run/.counts.json",
     "manifest": "run/manifest/part-*.parquet",
     "parts": "run/parts/part-*.parquet",
@@ -55,6 +63,7 @@ class Flips:
     def __init__(self, cli: Callable[..., Any], folder: Path) -> None:
         """cli: called as `conftest.cli` is, with `code` None for any exit code."""
         self._folder = shutil.copytree(FIXTURE, folder, ignore=shutil.ignore_patterns("run", "finished"))
+        save_head(self._folder / "fine.safetensors", random_layers(np.random.default_rng(0), [DEMO_WIDTH, 1]))
         self._cli = lambda *args, code=0: cli(
             *args, code=code, cwd=self._folder, env={"XDG_CACHE_HOME": str(self._folder / "cache")}
         )

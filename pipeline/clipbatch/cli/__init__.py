@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from clipbatch import __version__
-from clipbatch.cli import export, lists, machine, results, run, serve, submit
+from clipbatch.cli import export, heads, lists, machine, results, run, serve, submit
 from clipbatch.cli.output import logs_json
 from clipbatch.cli.standard_streams import StandardStreams
 from clipbatch.config.memory_limits import check_memory, too_little_memory
@@ -31,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _commands in (run, serve, results, machine, lists):
+for _commands in (run, serve, results, heads, machine, lists):
     app.add_typer(_commands.app)
 app.add_typer(submit.app, name="submit", rich_help_panel=run.PANEL)
 app.add_typer(export.app, name="export", rich_help_panel=run.PANEL)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
@@ -13,6 +13,9 @@ from clipbatch.cli.output import LogFormat, Quiet, RunDirectory, logs_json, prin
 from clipbatch.cli.standard_streams import result_is_on_disk
 from clipbatch.config import Settings, SettingValues
 from clipbatch.errors import InputError
+
+if TYPE_CHECKING:
+    from clipbatch.rundir.layout import Plan
 
 app = typer.Typer()
 PANEL = "Label images"
@@ -35,6 +38,12 @@ def run_command(
     ] = False,
     hash_contents: Annotated[
         bool, typer.Option("--hash-contents", help="With --incremental: compare contents, not size and time.")
+    ] = False,
+    mark_deleted: Annotated[
+        bool, typer.Option("--mark-deleted", help="With --incremental: mark images that the same INPUT has no more.")
+    ] = False,
+    confirm_deleted: Annotated[
+        bool, typer.Option("--confirm-deleted", help="With --mark-deleted: also if more than 10% are gone.")
     ] = False,
     metrics: Annotated[
         Optional[Path],
@@ -62,9 +71,18 @@ def run_command(
             raise InputError(
                 "--incremental adds a run: give --retry-bad, --repair, --force or --overwrite to one of its runs"
             )
-        report = increments.run(settings, out, hash_contents=hash_contents, quiet=silent, log_json=logs_json())
-    elif hash_contents:
-        raise InputError("--hash-contents is for --incremental: add --incremental, or leave --hash-contents out")
+        report = increments.run(
+            settings,
+            out,
+            hash_contents=hash_contents,
+            mark_deleted=mark_deleted,
+            confirm_deleted=confirm_deleted,
+            quiet=silent,
+            log_json=logs_json(),
+        )
+    elif hash_contents or mark_deleted or confirm_deleted:
+        option = "--hash-contents" if hash_contents else "--mark-deleted" if mark_deleted else "--confirm-deleted"
+        raise InputError(f"{option} is for --incremental: add --incremental, or leave {option} out")
     else:
         report = runner.run(
             settings,
@@ -102,11 +120,18 @@ def plan_command(settings: Settings, *, out: Out, overwrite: Overwrite = False, 
         "rows": plan.rows,
         "shards": plan.shards,
         "shard_size": plan.shard_size,
+        "device": plan.device if as_json else _device_text(plan, settings),
         "passed_over": plan.passed_over,
         "duplicates": "not counted" if plan.duplicates is None and not as_json else plan.duplicates,
         "fingerprint": plan.fingerprint,
     }
     print_facts(facts, as_json)
+
+
+def _device_text(plan: Plan, settings: Settings) -> str:
+    if plan.device != "cpu" or settings.model.device != "auto":
+        return plan.device or "not recorded"
+    return "cpu (to plan for GPUs: --device cuda)"
 
 
 @app.command("estimate", rich_help_panel=PANEL)
@@ -146,8 +171,8 @@ def estimate_command(
 
 @app.command("rescore", rich_help_panel=PANEL)
 @takes_some(
-    *("labels", "template", "caption_column", "score"),
-    *("layout", "top_k", "scores_dtype", "compression", "embeddings"),
+    *("labels", "template", "head", "head_anyway", "caption_column"),
+    *("score", "layout", "top_k", "scores_dtype", "compression", "embeddings"),
 )
 def rescore_command(
     values: SettingValues,
@@ -159,8 +184,8 @@ def rescore_command(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Score the saved embeddings of a run with other labels or captions, without reading images. The same command
-    resumes.
+    """Score the saved embeddings of a run with other labels, heads or captions, without reading images. The same
+    command resumes.
 
     RUN may be a dataset of increments. Then --out becomes one too.
 
@@ -173,6 +198,7 @@ def rescore_command(
     for source, target in increments.each(run, out):
         report = runner.rescore(source, target, values, device=device, overwrite=overwrite, quiet=quiet)
         show(report, target, quiet, as_json)
+    increments.follow(run, out)
 
 
 @app.command("demo", rich_help_panel=PANEL)

@@ -16,7 +16,10 @@ from clipbatch.errors import InputError
 from clipbatch.stages import fast_import
 
 app = typer.Typer()
-_MODEL = ("labels", "template", "model", "pretrained", "precision", "device", "batch_size", "config")
+_MODEL = (
+    *("labels", "template", "head", "head_anyway"),
+    *("model", "pretrained", "precision", "device", "batch_size", "config"),
+)
 _INPUT = (
     *("root", "uri_column", "no_header", "image_column", "columns", "caption_column"),
     *("decoder", "orientation", "background", "max_pixels"),

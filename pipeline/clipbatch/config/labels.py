@@ -38,7 +38,7 @@ def load(settings: LabelSettings) -> LabelSet:
     if not spec:
         raise InputError(
             f"no labels: give --labels FILE, --labels cat,dog,bird, or --labels {'|'.join(shipped())}; a run with "
-            "--caption-column or --embeddings needs none"
+            "--caption-column, --head or --embeddings needs none"
         )
     path, templates = _file_of(spec), _templates(settings.template)
     if path is not None:
@@ -47,7 +47,7 @@ def load(settings: LabelSettings) -> LabelSet:
 
 
 def for_run(settings: Settings) -> LabelSet:
-    """The labels of a run; none if `settings` name none, and ask for captions or embeddings. Raises: as `load`."""
+    """The labels of a run; none if `settings` name none and ask for captions, heads or embeddings. Raises: as `load`."""
     if settings.labels.labels or not wants_no_labels(settings):
         return load(settings.labels)
     if settings.labels.template:
@@ -57,7 +57,7 @@ def for_run(settings: Settings) -> LabelSet:
 
 def wants_no_labels(settings: Settings) -> bool:
     """Whether `settings` ask for something that a run without labels can give."""
-    return settings.source.caption_column is not None or settings.output.embeddings
+    return settings.source.caption_column is not None or settings.output.embeddings or bool(settings.labels.head)
 
 
 def of_names(names: Sequence[str], template: tuple[str, ...]) -> LabelSet:

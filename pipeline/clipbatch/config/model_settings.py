@@ -24,6 +24,12 @@ class LabelSettings(Checked):
     template: tuple[str, ...] = setting(
         (), "Labels", "frozen", "Prompt template with {} for the label, or a set: simple, openai; repeatable."
     )
+    head: tuple[str, ...] | None = setting(
+        None, "Labels", "frozen", "NAME=FILE: a small network on the embedding, whose columns are NAME...; repeatable."
+    )
+    head_anyway: bool | None = setting(
+        None, "Labels", "frozen", "Compute heads that were trained for another model or for other embeddings."
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

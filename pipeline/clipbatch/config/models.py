@@ -107,6 +107,17 @@ def has_logit_bias(model: str, pretrained: str | None) -> bool | None:
     return "init_logit_bias" in text
 
 
+def embedding_length(model: str) -> int | None:
+    """The length of the model's embeddings, by its configuration; None where that is not on this disk."""
+    ours = model == DEMO or model.endswith(".json")
+    try:
+        config = parse_json((config_file(model) if ours else _open_clip_configs() / f"{model}.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    length = config.get("embed_dim") if isinstance(config, dict) else None
+    return length if isinstance(length, int) else None
+
+
 def canonical(model: str) -> str:
     """The name of `model` in open_clip's list (ViT-B/32 becomes ViT-B-32), or the absolute path of a file or folder.
 

@@ -141,7 +141,7 @@ def read_toml(path: Path) -> SettingValues:
     for name, value in values.items():
         if isinstance(value, dict):
             raise InputError(f"{path}: [{name}] is a table; write settings at the top level, one per line")
-        if name in ("template", "inputs") and isinstance(value, str):
+        if name in ("template", "inputs", "head") and isinstance(value, str):
             values[name] = [value]
         if name == "max_bad" and isinstance(value, int):
             values[name] = str(value)

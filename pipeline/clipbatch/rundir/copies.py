@@ -1,8 +1,9 @@
-"""Second copies, in `copies/`, of the files that a run cannot do without: `run.json`, `model.json` and `text.npy`.
+"""Second copies, in `copies/`, of the files that a run cannot do without: `run.json`, `model.json`, `text.npy` and, if
+it has heads, `heads.safetensors`.
 
 We write each copy right after its file, with the same bytes. Both contain a digest of their content (that of `text.npy`
-is in `model.json`). So if the two differ, we know which one is damaged. Runs of old versions have neither digests nor
-copies.
+is in `model.json`, those of the heads are in `run.json`). So if the two differ, we know which one is damaged. Runs of
+old versions have neither digests nor copies.
 
 The order matters if a process is killed in between:
     create  run.json, then copies/run.json. A run may lack its copy; the next invocation writes it.
@@ -26,7 +27,7 @@ from clipbatch.storage.atomic import publish, writing_failed
 from clipbatch.storage.paths import AnyPath
 
 FOLDER = "copies"
-NAMES = ("run.json", "model.json", "text.npy")
+NAMES = ("run.json", "heads.safetensors", "model.json", "text.npy")
 T = TypeVar("T")
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import time
 from collections import Counter
@@ -33,6 +34,8 @@ from clipbatch.storage.paths import AnyPath, StorePath, parquet_source
 CACHE = ".counts.json"
 # How many footers we read at the same time. File systems may be slow to answer.
 _THREADS = 16
+# How many are given to the threads at a time.
+_AT_ONCE = 512
 
 Counts = dict[str, int]
 # By name of a part: its size in bytes, its time in nanoseconds and, on a file system, its inode.
@@ -41,7 +44,7 @@ Listing = dict[str, list[int]]
 
 def count_statuses(run: RunDir, plan: Plan, shards: Collection[int]) -> dict[int, Counts]:
     """The rows by status of each of `shards`, which must be finished. Raises: InputError naming a damaged part."""
-    entries = _count(run, plan, shards, listing(run), lambda shard: _read(run, run.part(shard, plan.shards)))
+    entries = _count(run, plan, shards, listing(run), lambda shard: _read(run, run.part(shard, plan.shards)), math.inf)
     return {shard: entry[1] for shard, entry in entries.items()}
 
 
@@ -49,7 +52,7 @@ def count_captions(run: RunDir, plan: Plan, shards: Collection[int]) -> Counts |
     """The captions of `shards` together, by `captions.count`; None if the run has none. Raises: as above."""
     if plan.run_settings().source.caption_column is None:
         return None
-    entries = _count(run, plan, shards, listing(run), lambda shard: _read(run, run.part(shard, plan.shards)))
+    entries = _count(run, plan, shards, listing(run), lambda shard: _read(run, run.part(shard, plan.shards)), math.inf)
     return dict(sum((Counter(entry[2] if len(entry) > 2 else {}) for entry in entries.values()), Counter[str]()))
 
 
@@ -66,29 +69,39 @@ def count_some(run: RunDir, plan: Plan, shards: Collection[int], listed: Listing
                 return _read(run, run.part(shard, plan.shards))
         return None
 
-    return {shard: entry[1] for shard, entry in _count(run, plan, shards, listed, read).items()}
+    return {shard: entry[1] for shard, entry in _count(run, plan, shards, listed, read, end).items()}
 
 
 def _count(
-    run: RunDir, plan: Plan, shards: Collection[int], listed: Listing, read: Callable[[int], list[Counts] | None]
+    run: RunDir,
+    plan: Plan,
+    shards: Collection[int],
+    listed: Listing,
+    read: Callable[[int], list[Counts] | None],
+    end: float,
 ) -> dict[int, Any]:
     """For each shard the facts of its part, its counts by status and, if the run has captions, those of captions.
 
-    read: the counts in the footer of a shard's part; None if it was not read.
+    read: the counts in the footer of a shard's part; None to leave it out. end: when to stop reading footers, in
+    seconds of time.monotonic().
     """
     cached = _cached(run)
     names = {shard: part_name(shard, plan.shards) for shard in shards}
     unread = [shard for shard, name in names.items() if name not in cached or cached[name][0] != listed.get(name)]
-    if unread:
-        for shard in unread:
-            cached.pop(names[shard], None)
-        with ThreadPoolExecutor(_THREADS) as pool:
-            fresh = zip(unread, pool.map(read, unread), strict=True)
-            new = {names[shard]: [listed.get(names[shard]), *counts] for shard, counts in fresh if counts is not None}
-        cached |= new
-        if new:
-            with contextlib.suppress(InputError), publish(run.path / CACHE) as file:
-                file.write(seal(json.dumps({name: entry for name, entry in cached.items() if name in listed}).encode()))
+    for shard in unread:
+        cached.pop(names[shard], None)
+    is_new = False
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for at in range(0, len(unread), _AT_ONCE):
+            if time.monotonic() >= end:
+                break
+            some = unread[at : at + _AT_ONCE]
+            for shard, counts in zip(some, pool.map(read, some), strict=True):
+                if counts is not None:
+                    cached[names[shard]], is_new = [listed.get(names[shard]), *counts], True
+    if is_new:
+        with contextlib.suppress(InputError), publish(run.path / CACHE) as file:
+            file.write(seal(json.dumps({name: entry for name, entry in cached.items() if name in listed}).encode()))
     return {shard: cached[name] for shard, name in names.items() if name in cached}
 
 

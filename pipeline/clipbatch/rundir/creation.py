@@ -12,6 +12,7 @@ The order of the steps:
     clear     Remove the parts and the files of the workers. The folder of parts is renamed first, so that a worker that
               is writing a part cannot finish it.
     manifest  Rename the new manifest into place, unless there is one with the same bytes.
+    heads     Write the numbers of the heads, if the plan has any.
     run.json  Create it, then its copy. So a copy without run.json means damage, which no planner removes.
 """
 
@@ -28,13 +29,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from clipbatch.errors import InputError, OtherRunError
-from clipbatch.rundir import copies
+from clipbatch.rundir import copies, head_weights
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.storage.atomic import file_sha256, publish, sync_folder, temp_name, writing_failed
 from clipbatch.storage.paths import AnyPath, StorePath, list_names
 
 _FILES = (
-    *(".counts.json", "report.json", "report.html", "text.npy", "model.json"),
+    *(".counts.json", "report.json", "report.html", "text.npy", "model.json", head_weights.NAME),
     *("evaluation.json", "confusion.parquet"),
 )
 _OURS = re.compile(r"part-\d+\.parquet|\..+\.tmp")
@@ -91,10 +92,11 @@ def ensure_usable(run: RunDir) -> bool:
     return is_new
 
 
-def create(run: RunDir, plan: Plan, staged: Path, *, replace: bool) -> Plan:
+def create(run: RunDir, plan: Plan, staged: Path, *, replace: bool, heads: bytes | None = None) -> Plan:
     """Create a run with `plan` and the manifest in the folder `staged`, unless there is a run already.
 
-    replace: remove the run that is there. Returns the plan of the run, which may be another planner's.
+    replace: remove the run that is there. heads: the content of the file with the numbers of the plan's heads. Returns
+    the plan of the run, which may be another planner's.
     Raises: OSError if the folder cannot be written; OtherRunError if another process creates a run at the same time.
     """
     if replace:
@@ -105,10 +107,15 @@ def create(run: RunDir, plan: Plan, staged: Path, *, replace: bool) -> Plan:
             _clear_results(run)
     if not run.exists():
         _place_manifest(run, plan, staged)
+        if heads:
+            _place_heads(run, heads)
         run.make_parts()
         if isinstance(run.path, Path):
             sync_folder(run.path)
-    return run.freeze_plan(plan)
+    frozen = run.freeze_plan(plan)
+    if heads:
+        copies.make(run.path, head_weights.NAME)
+    return frozen
 
 
 def clear(run: RunDir) -> None:
@@ -187,6 +194,16 @@ def _place_manifest(run: RunDir, plan: Plan, staged: Path) -> None:
         if time.monotonic() - begun > _MAX_WAIT_S:
             with contextlib.suppress(OtherRunError):
                 _remove_folder(run, run.manifest)
+        time.sleep(0.05)
+
+
+def _place_heads(run: RunDir, content: bytes) -> None:
+    begun = time.monotonic()
+    while not run.exists() and run.freeze(head_weights.NAME, content) != content:
+        if time.monotonic() - begun > _MAX_WAIT_S:  # as above
+            with contextlib.suppress(OtherRunError):
+                _check_nobody_began(run)
+                (run.path / head_weights.NAME).unlink(missing_ok=True)
         time.sleep(0.05)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from clipbatch.errors import InputError
-from clipbatch.rundir import copies, features
+from clipbatch.rundir import copies, features, head_weights
 from clipbatch.rundir.counts import CACHE
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.records import unseal
@@ -29,9 +29,12 @@ def protect(run: RunDir, plan: Plan) -> None:
     and a copy may be damaged. Raises: InputError with the remedy if a file itself is damaged.
     """
     facts, text_features = run.model_facts(), features.load(run, plan)
+    head_weights.load(run, plan)
     if plan.sha256 is None:
         return
     copies.make(run.path, run.plan_file.name)
+    if plan.heads:
+        copies.make(run.path, head_weights.NAME)
     if facts is not None:
         copies.make(run.path, run.model_file.name)
     if text_features is not None and (facts or {}).get("text_sha256"):
@@ -41,14 +44,15 @@ def protect(run: RunDir, plan: Plan) -> None:
 def problems(run: RunDir, plan: Plan) -> list[str]:
     """What is wrong with the copies and the cached counts, one line per file. Writes nothing.
 
-    Raises: InputError with the remedy if `text.npy` is damaged.
+    Raises: InputError with the remedy if `text.npy` or `heads.safetensors` is damaged.
     """
     features.load(run, plan)
+    head_weights.load(run, plan)
     if plan.sha256 is None:
         return []
     lines = []
     facts = run.model_facts()
-    for name in copies.NAMES if facts else copies.NAMES[:1]:
+    for name in copies.NAMES if facts else copies.NAMES[:2]:
         original, copy = run.frozen(name), copies.content(run.path, name)
         # If the label features and their copy are both missing, the next worker computes them again.
         if original is not None and copy != original:
@@ -73,6 +77,8 @@ def restore(run: RunDir) -> list[str]:
     plan = run.plan()
     if plan.sha256 is None:  # a run of an old version has no digests and no copies
         return actions
+    if plan.heads:
+        actions += _restore_file(run, head_weights.NAME, lambda content: head_weights.parse(content, plan.heads))
     actions += _restore_file(run, run.model_file.name, _check_digest)
     if digest := (run.model_facts() or {}).get("text_sha256"):
         labels = len(plan.labels.prompts)

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from clipbatch.config import Settings, SettingValues, from_flat
+from clipbatch.config.heads import Head, from_identity
 from clipbatch.config.label_set import LabelSet
 from clipbatch.config.nesting import JsonObject
 from clipbatch.errors import InputError, OtherRunError
@@ -60,9 +61,10 @@ class Plan:
     duplicates: int | None = None
     # The run directory whose saved embeddings are scored instead of images: a url or an absolute path.
     rescored: str | None = None
-    # What the first worker of an earlier increment changed or measured, and this run takes over. None: nothing is
-    # settled yet.
+    # What the first worker of an earlier increment changed or measured, and this run takes over; None: nothing.
     fitted: ModelFacts | None = None
+    # For which device the settings were chosen: cpu or cuda. None: an older version planned the run.
+    device: str | None = None
     # The format in which the run was created.
     format: int = FORMAT
     # Digest in `run.json`. None if that has not been written yet, or was written by an old version without digests.
@@ -93,6 +95,10 @@ class Plan:
     @property
     def labels(self) -> LabelSet:
         return LabelSet.from_identity(self.identity)
+
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        return from_identity(self.identity)
 
     def run_settings(self) -> Settings:
         return from_flat({"pixels": None} | self.settings)

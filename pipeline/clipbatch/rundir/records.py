@@ -16,7 +16,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict, cast
 
-from clipbatch.config import SettingValues, from_flat, names_of
+from clipbatch.config import SettingValues, from_flat, heads, names_of
 from clipbatch.config.label_set import SCORING, LabelSet
 from clipbatch.config.nesting import JsonObject
 from clipbatch.errors import InputError
@@ -45,6 +45,8 @@ def _names(text: str) -> frozenset[str]:
 
 # The keys that `run.json` has had since format 3 began. They are always written, even as null; all others are optional.
 PLAN_3 = _names("format rows identity settings manifest_rows manifest_sha256 passed_over versions duplicates rescored")
+# Optional keys of `run.json`.
+LATER_PLAN: dict[str, Shape] = {"device": Kind("cpu or cuda", str, ("cpu", "cuda").__contains__)}
 # The same for the settings in `run.json`.
 SETTINGS_3 = _names(
     """all_files batch_size columns compile compression cpu_share cpus_per_worker decode_threads decode_timeout decoder
@@ -65,7 +67,7 @@ FACTS_3 = _names(
 )
 _GROUP = _names("group names phrases")
 # Optional fields of the identity that are not settings.
-LATER_IDENTITY = frozenset(("rescored", "thresholds", "multiple", "opposites", "scoring"))
+LATER_IDENTITY = frozenset(("rescored", "thresholds", "multiple", "opposites", "scoring", "heads"))
 
 _PLAN: dict[str, Shape] = {
     "rows": SIZE,
@@ -90,6 +92,7 @@ _IDENTITY: dict[str, Shape] = {
     "multiple": Every(list, None, 1),
     "opposites": Every(list, None, 1),
     "scoring": integers(SCORING, SCORING),
+    "heads": Every(list, Kind("the record of a head", dict, heads.is_record), 1),
     "rescored": DIGEST,
 }
 _FACTS: dict[str, Shape] = {
@@ -206,8 +209,9 @@ def check_format(value: Mapping[str, Any], known: int) -> None:
 
 def check_plan(value: Mapping[str, Any]) -> None:
     """Check the content of `run.json`. Raises: DamagedRecordError, OtherVersionError."""
-    _keys(value, PLAN_3, frozenset(["fitted"]))
+    _keys(value, PLAN_3, LATER_PLAN.keys() | {"fitted"})
     check({name: value[name] for name in _PLAN}, _PLAN, "")
+    check(value, _present(LATER_PLAN, value), "")
     if "fitted" in value:
         check(value["fitted"], Every(dict, None), "fitted")
         _keys(value["fitted"], frozenset(), frozenset(FITTED), "fitted.")
@@ -269,7 +273,7 @@ def _labels(identity: Mapping[str, Any]) -> None:
             raise DamagedRecordError("its labels, templates and thresholds do not match")
         if group.opposites is not None:
             check(list(group.opposites.values()), Every(list, TEXTS, 1), "identity.opposites")
-    has_others = identity.get("caption_column") is not None or identity["embeddings"]
+    has_others = identity.get("caption_column") is not None or identity["embeddings"] or identity.get("heads")
     if not (groups or has_others) or len({group.name for group in groups}) != len(groups):
         raise DamagedRecordError("it has no groups of labels, or two with the same name")
 

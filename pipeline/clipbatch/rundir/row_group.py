@@ -11,7 +11,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from clipbatch.config import OutputSettings
+from clipbatch.config.heads import Head
 from clipbatch.config.label_set import LabelGroup, LabelSet
+from clipbatch.rundir.head_rows import HeadRows, lists
 from clipbatch.rundir.schema import GroupColumns, group_columns, layout_of, part_schema, result_fields
 from clipbatch.types import DECODERS, STATUSES, ComparedCaptions, Decoded, Reject, ScoredBatch
 
@@ -26,16 +28,24 @@ class RowGroup:
     """Rows in the order in which they were added, up to `capacity` of them."""
 
     def __init__(
-        self, labels: LabelSet, output: OutputSettings, *, capacity: int, embedding: int, captions: bool = False
+        self,
+        labels: LabelSet,
+        output: OutputSettings,
+        *,
+        capacity: int,
+        embedding: int,
+        heads: Sequence[Head] = (),
+        captions: bool = False,
     ) -> None:
         """embedding: its length. captions: whether images are compared with captions."""
         self.capacity, self.filled = capacity, 0
         self.groups = group_columns(labels, output)
-        self._results = result_fields(self.groups, output, embedding, captions=captions)
+        self._results = result_fields(self.groups, output, embedding, heads, captions=captions)
         self._of_groups = [
             _GroupRows(group, columns, output, capacity)
             for group, columns in zip(labels.groups, self.groups, strict=True)
         ]
+        self._heads = HeadRows(heads, capacity) if heads else None
         self._splits = np.cumsum(labels.sizes)[:-1]
         self._rows: list[pa.Table] = []
         self._errors: dict[int, str] = {}
@@ -48,19 +58,23 @@ class RowGroup:
     def add(self, batch: ScoredBatch) -> tuple[int, Counter[str]]:
         """Add the batch's wanted rows. Returns how many there are, and the bad ones by status."""
         outcomes: Sequence[Any] = batch.outcomes
-        rows, scores_BL, image_BD, captions = batch.source.rows, batch.scores_BL, batch.image_BD, batch.captions
+        rows, scores_BL, image_BD, heads_BO = batch.source.rows, batch.scores_BL, batch.image_BD, batch.heads_BO
+        captions = batch.captions
         wanted: list[int] | None = None
         if None in outcomes:
             wanted = [slot for slot, outcome in enumerate(outcomes) if outcome is not None]
             outcomes = [outcomes[slot] for slot in wanted]
             rows, scores_BL = rows.take(wanted), scores_BL[wanted]
             image_BD = None if image_BD is None else image_BD[wanted]
+            heads_BO = None if heads_BO is None else heads_BO[wanted]
         here = slice(self.filled, self.filled + len(outcomes))
         self._rows.append(rows)
         bad = self._add_outcomes(outcomes, here)
         parts = np.split(scores_BL, self._splits, axis=1) if self._of_groups else []
         for group, part_BL in zip(self._of_groups, parts, strict=True):
             group.add(part_BL, here)
+        if self._heads and heads_BO is not None:
+            self._heads.add(heads_BO, here)
         if self._captions is not None:
             assert captions
             self._captions.add(captions, wanted, here)
@@ -100,10 +114,12 @@ class RowGroup:
         ]
         for group in self._of_groups:
             columns += group.columns(count, bad)
+        if self._heads:
+            columns += self._heads.columns(count, bad)
         if self._captions is not None:
             columns += self._captions.facts(count, bad)
         if self._image_BD is not None:
-            columns.append(_lists(self._image_BD[:count], bad))
+            columns.append(lists(self._image_BD[:count], bad))
             columns += self._captions.embeddings(count, bad) if self._captions is not None else []
         columns += rows.columns[2:]
         return pa.Table.from_arrays(columns, schema=part_schema(self._results, rows.schema))
@@ -133,7 +149,7 @@ class _CaptionRows:
 
     def embeddings(self, count: int, bad: NDArray[np.bool_]) -> list[pa.Array]:
         assert self._caption_BD is not None
-        return [_lists(self._caption_BD[:count], bad | (self._tokens[:count] < 0))]
+        return [lists(self._caption_BD[:count], bad | (self._tokens[:count] < 0))]
 
 
 class _GroupRows:
@@ -187,7 +203,7 @@ class _GroupRows:
         if self._layout == "wide":
             return [*columns, *(pa.array(column, mask=bad) for column in np.ascontiguousarray(kept_BK.T))]
         if self._order_BK is None:
-            return [*columns, _lists(kept_BK, bad)]
+            return [*columns, lists(kept_BK, bad)]
         names = self._names.take(pa.array(self._order_BK[:count].ravel()))
         entries = pa.StructArray.from_arrays([names, pa.array(kept_BK.ravel())], names=["label", "score"])
         offsets = pa.array(np.arange(count + 1, dtype=np.int32) * kept_BK.shape[1])
@@ -241,9 +257,3 @@ def _best_first(scores_BL: NDArray[np.float32], count: int) -> NDArray[np.int32]
 def _pixels(value: int | None) -> int:
     """`value`, or -1 if it is unknown, or if a header lies and states more than the column can hold."""
     return value if value is not None and value < 2**31 else -1
-
-
-def _lists(values: NDArray[Any], bad: NDArray[np.bool_]) -> pa.FixedSizeListArray:
-    """A row of `values` for each row, null where it is bad."""
-    mask = pa.array(bad) if bad.any() else None
-    return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1], mask=mask)

@@ -2,13 +2,14 @@
 
 A label set without groups has `label`, `score`, `margin` and, as the layout says, `scores`, `top` or a `score_...` for
 each label; `labels` too if an image may have several. In a group, the name of each of these starts with the group's
-name and `_`. A run that was planned before there was a `margin` has none.
+name and `_`. A run that was planned before there was a `margin` has none. A head has a column for each of its outputs,
+or, if these are classes, `NAME_label`, `NAME_score` and `NAME_scores`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,16 +20,18 @@ from clipbatch.errors import InputError
 from clipbatch.rundir.captions import EMBEDDING, SIMILARITY, TOKENS
 
 if TYPE_CHECKING:
+    from clipbatch.config.heads import Head
     from clipbatch.config.label_set import LabelSet
 
 
 WORDS = pa.dictionary(pa.int32(), pa.string())
 # Columns of the manifest that parts do not have: how the input was listed.
 LISTING = ("root", "span")
-# What an increment records of a file beside its name; `stamps` fills them.
+# What an increment records of a file beside its name; `stamps` fills them. Every reader takes these types. In datasets
+# of older versions `file_modified` is in nanoseconds and states no time zone.
 STAMPS = (
     pa.field("file_bytes", pa.int64()),
-    pa.field("file_modified", pa.timestamp("ns")),
+    pa.field("file_modified", pa.timestamp("us", "UTC")),
     pa.field("file_sha256", pa.string()),
 )
 # Labels that the layout wide allows. Readers plan for each column of each file, so thousands of columns are slow.
@@ -124,12 +127,44 @@ def _safe_names(prefix: str, labels: list[str], taken: set[str]) -> Iterator[str
         yield name
 
 
+def head_fields(head: Head) -> list[pa.Field]:
+    """The columns of a head: one for each output; or, if these are classes, the best one, its score, and all scores."""
+    if head.result == "classes":
+        scores = pa.list_(pa.float32(), len(head.outputs))
+        types = {"label": WORDS, "score": pa.float32(), "scores": scores}
+        return [pa.field(f"{head.name}_{name}", kind) for name, kind in types.items()]
+    names = [head.name] if len(head.outputs) == 1 else _safe_names(f"{head.name}_", list(head.outputs), set())
+    return [pa.field(name, pa.float32()) for name in names]
+
+
+def check_head_columns(heads: Sequence[Head], others: Sequence[str]) -> None:
+    """Whether the columns of a new run's heads have names of their own. others: the names of its other columns.
+
+    Raises: InputError naming the head and the column.
+    """
+    taken = {name.lower() for name in (*others, *LISTING, *(f.name for f in (*_FIRST, *_FACTS, *STAMPS)), "embedding")}
+    for head in heads:
+        for field in head_fields(head):
+            if field.name.lower() in taken:
+                raise InputError(
+                    f"--head {head.name}=...: it makes a column {field.name!r}, and there is one of that name already: "
+                    "give the head another name"
+                )
+            taken.add(field.name.lower())
+
+
 def result_fields(
-    groups: list[GroupColumns], output: OutputSettings, embedding: int, *, captions: bool = False
+    groups: list[GroupColumns],
+    output: OutputSettings,
+    embedding: int,
+    heads: Sequence[Head] = (),
+    *,
+    captions: bool = False,
 ) -> list[pa.Field]:
     """The columns beside those of the manifest. embedding: its length, if it is written. captions: whether images are
     compared with captions."""
     fields = [*_FACTS, *(field for group in groups for field in group.fields)]
+    fields += [field for head in heads for field in head_fields(head)]
     if captions:
         fields += CAPTIONS
     if output.embeddings:

@@ -112,7 +112,7 @@ def _short(value: Any) -> str:
 def difference(frozen: Mapping[str, Any], current: Mapping[str, Any]) -> str | None:
     """The first field that differs, with both values, as text; None if all are equal. Missing and None are equal."""
     for name in sorted(frozen.keys() | current.keys()):
-        before, now = (json.dumps(side.get(name)) for side in (frozen, current))
+        before, now = (json.dumps(side.get(name), sort_keys=True) for side in (frozen, current))
         if before != now:
             return f"{name} is {_shortened(now, before)} now and {_shortened(before, now)} there"
     return None

@@ -17,6 +17,7 @@ from clipbatch.config.memory_limits import too_little_memory
 from clipbatch.errors import InputError
 from clipbatch.rundir import captions
 from clipbatch.rundir.checksum import verify_file
+from clipbatch.rundir.head_rows import head_problem
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.manifest import Manifest
 from clipbatch.rundir.schema import GroupColumns, group_columns
@@ -96,6 +97,9 @@ def _problem(
     ok = pc.equal(table["status"].cast(pa.string()), "ok")
     for group, columns in zip(plan.labels.groups, groups, strict=True):
         if wrong := group_problem(table, ok, group, columns):
+            return wrong
+    for head in plan.heads:
+        if wrong := head_problem(table, ok, head):
             return wrong
     if wrong := _other_problem(table, ok, settings, rows.schema, footer):
         return wrong

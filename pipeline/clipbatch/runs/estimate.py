@@ -12,7 +12,7 @@ import functools
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipbatch.config import LaunchSettings, Settings, auto, models
+from clipbatch.config.heads import HeadFile
 from clipbatch.config.label_set import LabelSet
 from clipbatch.config.labels import for_run
 from clipbatch.config.nesting import JsonObject
@@ -30,9 +31,11 @@ from clipbatch.config.validation import at_least
 from clipbatch.errors import InputError, InterruptedRunError
 from clipbatch.inputs import listing as listings
 from clipbatch.inputs.sample import Sample
+from clipbatch.rundir import head_weights
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.manifest import Manifest
 from clipbatch.rundir.part_file import PartFile
+from clipbatch.runs import heads as run_heads
 from clipbatch.runs import plan as planner
 from clipbatch.runs import run as runner
 from clipbatch.runs.report import Report
@@ -50,7 +53,6 @@ _SHARDS_A_MINUTE = 10
 _WARM_UP = 0.2
 # How often the count of rows has to rise before the time is up, and by how much the time is extended for that.
 _MOMENTS, _PATIENCE = 6, 4
-_TOP_LEVEL = ("row_id",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,22 +120,24 @@ def estimate(settings: Settings, offer: Offer, *, plan: str | None = None, quiet
         frozen = RunDir(plan).plan()
         if frozen.rescored is not None:
             raise InputError(f"{plan} is a rescoring, which reads no image: it takes seconds for a million rows")
-        resolved, labels = frozen.run_settings(), frozen.labels
+        resolved, labels = frozen.run_settings().replace(device=settings.model.device), frozen.labels
+        heads = head_weights.load(RunDir(plan), frozen)
         identities = frozen.identity["inputs"]
         batches = _left_over(RunDir(plan), frozen)
     else:
         labels = for_run(settings)
         resolved = planner.resolve(settings)
         planner.check_labels(resolved, labels)
+        heads = run_heads.load(resolved, labels)
         inputs = listings.listers(resolved.source)
         identities = listings.identities(inputs)
-        batches = planner.listing_of(resolved, labels, inputs).batches()
+        batches = planner.listing_of(resolved, labels, inputs, heads).batches()
     for batch in batches:
         sample.add(batch)
     list_s = time.perf_counter() - begun
     if not sample.rows:
         raise InputError("there is nothing to label: the run is finished")
-    rates, sizes = _label(resolved, labels, identities, sample, offer, settings, quiet)
+    rates, sizes = _label(resolved, labels, heads, identities, sample, offer, settings, quiet)
     return _figures(resolved, sample.rows, list_s, rates, sizes, offer)
 
 
@@ -142,12 +146,13 @@ def _left_over(run: RunDir, plan: Plan) -> Iterator[pa.RecordBatch]:
     manifest, done = Manifest(run, plan), run.done(plan)
     for shard in range(plan.shards):
         if shard not in done:
-            yield from manifest.rows(shard).drop_columns(_TOP_LEVEL).combine_chunks().to_batches()
+            yield from manifest.rows(shard).drop_columns(["row_id"]).combine_chunks().to_batches()
 
 
 def _label(
     settings: Settings,
     labels: LabelSet,
+    heads: Sequence[HeadFile],
     identities: list[str],
     sample: Sample,
     offer: Offer,
@@ -167,8 +172,8 @@ def _label(
     rates: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="clipbatch-estimate-") as folder:
         run = RunDir(Path(folder) / "run")
-        rows = sample.batches(shuffled=True)
-        frozen = planner.freeze(run, small, labels, identities, rows, Counter[str])
+        drawn = sample.batches(shuffled=True)
+        frozen = planner.freeze(run, small, labels, identities, drawn, Counter[str], heads=heads)
         launched = given.replace(gpus="0" if auto.device_of(given) == "cuda" else None, shards=None)
         with contextlib.closing(runner.engine(launched, Rank())) as workers:
             run.make_parts()

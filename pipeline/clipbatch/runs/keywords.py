@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from clipbatch.config import from_flat
+from clipbatch.config import from_flat, head_files
 from clipbatch.errors import InputError
 from clipbatch.runs import run as api
 from clipbatch.runs.report import Report
@@ -41,6 +41,8 @@ def run(
     values = dict(settings)
     if isinstance(values.get("template"), str):
         values["template"] = (values["template"],)
+    if values.get("head") is not None:
+        values["head"] = head_files.specs(values["head"])
     for name in values.keys() & {"template", "columns"}:
         values[name] = values[name] if isinstance(values[name], str) else tuple(values[name])
     for name in values.keys() & {"pretrained", "root"}:

@@ -12,7 +12,7 @@ import functools
 import os
 import platform
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from typing import Any
@@ -20,9 +20,11 @@ from typing import Any
 import pyarrow as pa
 
 from clipbatch import __version__
-from clipbatch.config import PIXELS, LaunchSettings, Settings, auto, models
+from clipbatch.config import PIXELS, LaunchSettings, Settings, auto, head_files, models
+from clipbatch.config import heads as head_records
 from clipbatch.config import labels as label_files
 from clipbatch.config.auto import worth_compiling
+from clipbatch.config.heads import HeadFile
 from clipbatch.config.label_set import LabelSet
 from clipbatch.config.nesting import JsonObject
 from clipbatch.config.scoring import check_scoring
@@ -31,13 +33,14 @@ from clipbatch.errors import InputError, OtherRunError
 from clipbatch.inputs import lister
 from clipbatch.inputs import listing as listings
 from clipbatch.inputs.sample import Sample
-from clipbatch.rundir import creation
+from clipbatch.rundir import creation, head_weights
 from clipbatch.rundir.captions import CaptionColumn
 from clipbatch.rundir.duplicates import Duplicates
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.manifest import ManifestWriter
 from clipbatch.rundir.records import ModelFacts, frozen_choices
-from clipbatch.rundir.schema import STAMPS, group_columns, result_fields
+from clipbatch.rundir.schema import STAMPS
+from clipbatch.runs import heads as run_heads
 from clipbatch.storage.uris import is_url
 from clipbatch.workers import signals
 
@@ -45,6 +48,7 @@ from clipbatch.workers import signals
 _SUFFIXES = 20
 # The names that a rescoring of a run without labels gives to its columns of labels.
 _LABEL_COLUMNS = ("label", "score", "labels", "margin", "scores", "top")
+# At most so many rows in a file and in a row group of the manifest, unless a shard has more.
 MANIFEST_ROWS = 2**20
 ROW_GROUP_ROWS = 2**14
 
@@ -52,9 +56,20 @@ ROW_GROUP_ROWS = 2**14
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "nvidia-dali-cuda120", "pillow", "pyarrow", "numpy")
 
 
-def identity(settings: Settings, labels: LabelSet, inputs: list[str]) -> JsonObject:
+def identity(settings: Settings, labels: LabelSet, inputs: list[str], heads: Sequence[HeadFile] = ()) -> JsonObject:
     """The fields of a run's identity: two runs with the same fields are the same run. inputs: identities of listers."""
-    return settings.within("identity", "output") | {"inputs": inputs} | labels.identity()
+    of_heads = head_records.identity([file.head for file in heads])
+    return settings.within("identity", "output") | {"inputs": inputs} | labels.identity() | of_heads
+
+
+def manifest_rows(shard_size: int) -> int:
+    """Rows in a file of the manifest: whole shards."""
+    return shard_size * max(1, MANIFEST_ROWS // shard_size)
+
+
+def row_group_rows(shard_size: int) -> int:
+    """Rows in a row group of the manifest: whole shards."""
+    return shard_size * max(1, ROW_GROUP_ROWS // shard_size)
 
 
 def freeze(
@@ -65,13 +80,15 @@ def freeze(
     rows: Iterable[pa.RecordBatch],
     passed_over: Callable[[], Counter[str]],
     *,
+    heads: Sequence[HeadFile] = (),
     replace: bool = False,
     fitted: ModelFacts | None = None,
+    device: str | None = None,
 ) -> Plan:
     """Write the manifest and `run.json` of a new run. Returns the plan, or that of a process that was faster.
 
     rows: the listing, with the same columns in every batch. passed_over: called after the listing has ended. replace:
-    delete the existing run. fitted: as in `Plan`.
+    delete the existing run. fitted, device: as in `Plan`; device None: that of `settings`.
     Raises: InputError if the folder cannot be written or the listing refuses its input; nothing stays behind then.
     OtherRunError if another process was faster and has other settings.
     """
@@ -81,8 +98,8 @@ def freeze(
         raise SettingError(
             f"shard_size {settings.output.shard_size} is not a multiple of batch_size {settings.model.batch_size}"
         )
-    per_file = settings.output.shard_size * max(1, MANIFEST_ROWS // settings.output.shard_size)
-    row_group = settings.output.shard_size * max(1, ROW_GROUP_ROWS // settings.output.shard_size)
+    shard_size = settings.output.shard_size
+    per_file, row_group = manifest_rows(shard_size), row_group_rows(shard_size)
     with creation.staged(run) as folder:
         duplicates, writer = Duplicates(), ManifestWriter(folder, per_file, row_group)
         with writer, ThreadPoolExecutor(1, thread_name_prefix="duplicates") as pool:
@@ -96,7 +113,7 @@ def freeze(
             settings = settings.replace(compile="on" if gains else "off")
         plan = Plan(
             rows=writer.rows,
-            identity=identity(settings, labels, inputs),
+            identity=identity(settings, labels, inputs, heads),
             settings=settings.flat(),
             manifest_rows=per_file,
             manifest_sha256=writer.digests,
@@ -104,8 +121,9 @@ def freeze(
             passed_over=_most_frequent(passed_over()),
             versions=versions(),
             fitted=fitted,
+            device=device or auto.device_of(settings).partition(":")[0],
         )
-        valid = creation.create(run, plan, folder, replace=replace)
+        valid = creation.create(run, plan, folder, replace=replace, heads=head_weights.content(heads))
     run.check_same(valid, plan.identity)
     return valid
 
@@ -141,14 +159,15 @@ def plan(
     overwrite: bool = False,
     like: RunDir | None = None,
     select: Select | None = None,
+    carried: pa.Schema | None = None,
 ) -> Plan:
     """Freeze the input of `settings` into the run directory `out`, or return the plan that it has already.
 
     Settings without inputs: return the plan in `out`. If `out` already holds a plan with the same settings, that plan
     is used. A plan with other settings is replaced if no worker has loaded a model for it yet. like: every setting
     except the input and the rules for pixels must equal that run's, and the new run takes over what the first worker of
-    that one chose and measured. select: chooses rows of the listing, and may add
-    columns; only for a new run.
+    that one chose and measured. select: chooses rows of the listing, and may add columns; only for a new run. carried:
+    as for `Listing`.
     Raises: InputError if something is refused; OtherRunError if `out` belongs to a run with other settings or, with
     `select`, to any run.
     """
@@ -159,31 +178,55 @@ def plan(
         return run_dir.plan()
     names = label_files.for_run(settings)
     settings = dataclasses.replace(_checked(settings), launch=LaunchSettings())
+    heads = head_files.load(settings.labels.head, head_weights.standing(run_dir, overwrite=overwrite))
     inputs = listings.listers(settings.source)
     replace = overwrite
     if run_dir.exists() and select:
         raise OtherRunError(f"another process has made {run_dir.path} a run meanwhile: run the same command again")
     if run_dir.exists() and not overwrite:
-        frozen = run_dir.plan()
-        identities = listings.identities(inputs, frozen.identity.get("inputs", ()))
-        try:
-            as_then = names.by_rules(frozen.labels.scoring)
-            run_dir.check_same(frozen, identity(_resolve(settings, frozen.identity), as_then, identities))
+        if frozen := _same(settings, names, heads, inputs, run_dir):
             return frozen
-        except OtherRunError:
-            if run_dir.model_facts() is not None or run_dir.done(frozen):
-                raise
-            replace = True
+        replace = True
     identities, fitted = listings.identities(inputs), None
     resolved = _resolve(settings, like.plan().identity if like else {})
     if like:
         names = names.by_rules((frozen := like.plan()).labels.scoring)
-        like.check_same(frozen, identity(resolved, names, frozen.identity["inputs"]))
+        like.check_same(frozen, identity(resolved, names, frozen.identity["inputs"], heads))
         resolved, facts = resolved.replace(pixels=PIXELS), like.model_facts()
         fitted = None if facts is None else frozen_choices(facts)
     else:
         check_labels(resolved, names)
-    return _freeze(run_dir, resolved, names, identities, inputs, replace, select, fitted)
+        run_heads.check(resolved, names, heads)
+    device = like.plan().device if like else None
+    return _freeze(run_dir, resolved, names, heads, identities, inputs, replace, select, fitted, device, carried)
+
+
+def existing(settings: Settings, run_dir: RunDir) -> Plan | None:
+    """The plan that `run_dir` has, if it fits `settings`; None if `plan` would replace it. Changes nothing.
+
+    Raises: InputError as `plan` does; OtherRunError if `run_dir` belongs to a run with other settings.
+    """
+    if not settings.source.inputs:
+        return run_dir.plan()
+    names = label_files.load(settings.labels)
+    settings = dataclasses.replace(_checked(settings), launch=LaunchSettings())
+    heads = head_files.load(settings.labels.head, head_weights.standing(run_dir, overwrite=False))
+    return _same(settings, names, heads, listings.listers(settings.source), run_dir)
+
+
+def _same(
+    settings: Settings, names: LabelSet, heads: Sequence[HeadFile], inputs: list[lister.Lister], run_dir: RunDir
+) -> Plan | None:
+    frozen = run_dir.plan()
+    identities = listings.identities(inputs, frozen.identity.get("inputs", ()))
+    try:
+        as_then = names.by_rules(frozen.labels.scoring)
+        run_dir.check_same(frozen, identity(_resolve(settings, frozen.identity), as_then, identities, heads))
+    except OtherRunError:
+        if run_dir.model_facts() is not None or run_dir.done(frozen):
+            raise
+        return None
+    return None if run_heads.gives_way(run_dir, frozen, settings) else frozen
 
 
 def resolve(settings: Settings) -> Settings:
@@ -222,14 +265,22 @@ def _resolve(settings: Settings, frozen: Mapping[str, Any]) -> Settings:
     return auto.resolve(settings.replace(pretrained=weights, root=root), models.gflop(settings.model.model), frozen)
 
 
-def listing_of(settings: Settings, names: LabelSet, inputs: list[lister.Lister]) -> listings.Listing:
-    """What the run of `settings` is to label. Raises: InputError, also if no column holds the captions."""
+def listing_of(
+    settings: Settings,
+    names: LabelSet,
+    inputs: list[lister.Lister],
+    heads: Sequence[HeadFile],
+    carried: pa.Schema | None = None,
+) -> listings.Listing:
+    """What the run of `settings` is to label. carried: as for `Listing`.
+
+    Raises: InputError, also if no column holds the captions.
+    """
     spec, source = settings.source.caption_column, settings.source
-    groups = group_columns(names, settings.output)
-    results = [field.name for field in result_fields(groups, settings.output, 0, captions=spec is not None)]
+    results = run_heads.result_names(settings, names, heads)
     taken = [*results, "row_id", *(f.name for f in STAMPS), *(() if names.groups else _LABEL_COLUMNS)]
     sample = Sample(source.sample, source.seed or 0) if source.sample else None
-    listing = listings.Listing(inputs, source.limit, taken, sample)
+    listing = listings.Listing(inputs, source.limit, taken, sample, carried)
     if spec is not None:
         CaptionColumn.find(spec, listing.schema)
     return listing
@@ -239,13 +290,16 @@ def _freeze(
     run_dir: RunDir,
     settings: Settings,
     names: LabelSet,
+    heads: Sequence[HeadFile],
     identities: list[str],
     inputs: list[lister.Lister],
     replace: bool,
     select: Select | None,
     fitted: ModelFacts | None,
+    device: str | None,
+    carried: pa.Schema | None,
 ) -> Plan:
-    listing = listing_of(settings, names, inputs)
+    listing = listing_of(settings, names, inputs, heads, carried)
     return freeze(
         run_dir,
         settings,
@@ -253,6 +307,8 @@ def _freeze(
         identities,
         select(listing) if select else listing.batches(),
         listing.passed_over,
+        heads=heads,
         replace=replace,
         fitted=fitted,
+        device=device,
     )

@@ -9,21 +9,24 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
-from clipbatch.config import Settings
+from clipbatch.config import Settings, head_files
+from clipbatch.config import heads as head_records
+from clipbatch.config.heads import HeadFile
 from clipbatch.config.label_set import SCORING
 from clipbatch.config.labels import load, wants_no_labels
 from clipbatch.config.scoring import check_scoring
 from clipbatch.errors import InputError
-from clipbatch.rundir import creation
+from clipbatch.rundir import creation, head_weights
 from clipbatch.rundir.captions import CaptionColumn
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.schema import group_columns, result_fields
+from clipbatch.runs import heads as run_heads
 from clipbatch.runs import plan as planner
 from clipbatch.storage.atomic import file_sha256
 from clipbatch.storage.paths import as_path
@@ -35,8 +38,8 @@ _MAX_ROWS_AT_ONCE = 4096
 def plan(source: RunDir, run: RunDir, overrides: Mapping[str, Any], *, overwrite: bool) -> Plan:
     """Freeze the rescoring of `source` into `run`, or return the plan that it has already.
 
-    overrides: labels, template, and settings of the scope `output` that are to differ. Embeddings are saved again, and
-    images compared with captions, only if `overrides` says so.
+    overrides: labels, template, heads, and settings of the scope `output` that are to differ. Embeddings are saved
+    again, and images compared with captions, only if `overrides` says so.
     Raises: InputError if `source` is not finished or has no embeddings; OtherRunError if `run` is another run.
     """
     frozen = source.plan()
@@ -45,25 +48,33 @@ def plan(source: RunDir, run: RunDir, overrides: Mapping[str, Any], *, overwrite
     if "template" in overrides and "labels" not in overrides:
         raise InputError("--template is for labels: give --labels with it")
     labels = load(settings.labels) if "labels" in overrides else frozen.labels
-    if not labels.groups and not wants_no_labels(settings):
-        raise InputError(
-            f"{source.path} has no labels, so there is nothing to score: give --labels or --caption-column"
-        )
     labels = labels.by_rules(run.plan().labels.scoring if run.exists() and not overwrite else SCORING)
+    if "head" in overrides:
+        files = head_files.load(settings.labels.head, head_weights.standing(run, overwrite=overwrite))
+    else:
+        files = head_weights.load(source, frozen)
+    heads = [file.head for file in files]
+    if not (labels.groups or heads or wants_no_labels(settings)):
+        raise InputError(
+            f"{source.path} has no labels, so there is nothing to score: give --labels, --caption-column or --head"
+        )
     settings = settings.replace(batch_size=_rows_at_once(frozen.shard_size, len(labels.names)))
     spec = settings.source.caption_column
-    fields = result_fields(group_columns(labels, settings.output), settings.output, 0, captions=spec is not None)
+    fields = result_fields(group_columns(labels, settings.output), settings.output, 0, heads, captions=spec is not None)
     identity = (
         frozen.identity | settings.within("output") | {"batch_size": settings.model.batch_size} | labels.identity()
     )
-    identity["rescored"] = source.fingerprint()
+    identity |= {"rescored": source.fingerprint(), **head_records.identity(heads)}
     if run.exists() and not overwrite:
         existing = run.plan()
         run.check_same(existing, identity)
-        return existing
+        if not run_heads.gives_way(run, existing, settings):
+            return existing
+        overwrite = True
     facts = source.model_facts()
     has_bias = facts is not None and facts["logit_bias"] is not None
     check_scoring(labels, settings.output.score, has_bias, settings.model.model)
+    run_heads.check(settings, labels, files)
     new = dataclasses.replace(
         frozen,
         identity=identity,
@@ -71,7 +82,7 @@ def plan(source: RunDir, run: RunDir, overrides: Mapping[str, Any], *, overwrite
         versions=planner.versions(),
         rescored=_absolute_path(source),
     )
-    return _freeze(source, run, new, {field.name.lower() for field in fields}, overwrite)
+    return _freeze(source, run, new, {field.name.lower() for field in fields}, files, overwrite)
 
 
 def _check_source(source: RunDir, frozen: Plan, run: RunDir) -> None:
@@ -109,11 +120,13 @@ def _check_columns(source: RunDir, manifest: Path, taken: set[str]) -> None:
         if name.lower() in taken:
             raise InputError(
                 f"{source.path} carries a column {name!r} of its input, and the new scores need that name: rename the "
-                "label group, choose another --layout, or label the images again without it (--columns)"
+                "label group or the head, choose another --layout, or label the images again without it (--columns)"
             )
 
 
-def _freeze(source: RunDir, run: RunDir, plan: Plan, taken: set[str], overwrite: bool) -> Plan:
+def _freeze(
+    source: RunDir, run: RunDir, plan: Plan, taken: set[str], heads: Sequence[HeadFile], overwrite: bool
+) -> Plan:
     """taken: the names of the columns of scores, in lower case."""
     with creation.staged(run) as folder:
         for name, digest in plan.manifest_sha256.items():
@@ -125,7 +138,7 @@ def _freeze(source: RunDir, run: RunDir, plan: Plan, taken: set[str], overwrite:
             _check_columns(source, folder / name, taken)
             if spec := plan.settings.get("caption_column"):
                 CaptionColumn.find(spec, pq.read_schema(folder / name))
-        valid = creation.create(run, plan, folder, replace=overwrite)
+        valid = creation.create(run, plan, folder, replace=overwrite, heads=head_weights.content(heads))
     run.check_same(valid, plan.identity)
     return valid
 

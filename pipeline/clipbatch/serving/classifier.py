@@ -7,16 +7,17 @@ import collections
 import contextlib
 import os
 import threading
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from types import TracebackType
 from typing import Any, Literal
 
 import pyarrow as pa
 
-from clipbatch.config import Settings, from_flat
+from clipbatch.config import Settings, from_flat, head_files
 from clipbatch.config import labels as label_sets
 from clipbatch.config.label_set import LabelSet
+from clipbatch.runs import heads as run_heads
 from clipbatch.runs import plan
 from clipbatch.serving import process_state
 from clipbatch.serving.images import AnyImage, is_image, to_batches
@@ -58,6 +59,8 @@ class Classifier:
         labels: str | os.PathLike[str] | Sequence[str] | None = None,
         model: str = "ViT-B-32",
         template: str | Sequence[str] = (),
+        head: str | Sequence[str] | Mapping[str, str | os.PathLike[str]] = (),
+        head_anyway: bool = False,
         pretrained: str | os.PathLike[str] | None = None,
         precision: Literal["auto", "fp16", "bf16", "fp32"] = "auto",
         device: str = "auto",
@@ -79,12 +82,14 @@ class Classifier:
     ) -> None:
         """Load the model. Every setting is the option of `clipbatch run` of that name; None is its default.
 
-        labels: a file, a shipped set's name or a,b,c, as there, or a list of names; with embeddings they may be left
-        out. root: where relative names start from, and what none may lead out of.
+        labels: a file, a shipped set's name or a,b,c, as there, or a list of names; with embeddings or heads they may
+        be left out. root: where relative names start from, and what none may lead out of. head: NAME=FILE as there, one
+        or several, or a dict of files by name.
         Raises: InputError (SettingError, a ValueError, for a setting) naming the value and the remedy.
         """
         given = {name: value for name, value in locals().items() if name != "self" and value is not None}
         templates = given["template"] = (template,) if isinstance(template, str) else tuple(template)
+        given["head"] = head_files.specs(head) or None
         for name in given.keys() & {"pretrained", "root"}:
             given[name] = os.fspath(given[name])
         if isinstance(labels, (str, os.PathLike)):
@@ -107,6 +112,7 @@ class Classifier:
         self.labels = label_sets.for_run(settings) if labels is None else labels
         self.settings = plan.resolve(settings)
         plan.check_labels(self.settings, self.labels)
+        heads = run_heads.load(self.settings, self.labels)
         self._origin = process_state.Origin()
         self._sharing = threading.Lock()
         self._shared: SharedBatches | None = None
@@ -114,7 +120,7 @@ class Classifier:
         process_state.borrow()
         try:
             with process_state.unchanged():
-                self.labeller = Labeller(self.settings, self.labels, decode_apart=decode_apart)
+                self.labeller = Labeller(self.settings, self.labels, heads=heads, decode_apart=decode_apart)
         except BaseException:
             process_state.give_back()
             raise

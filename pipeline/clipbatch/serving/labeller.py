@@ -7,13 +7,14 @@ trimmed: on a GPU its scores differ from those of a run within what the precisio
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from clipbatch.config import Settings, auto
+from clipbatch.config.heads import HeadFile
 from clipbatch.config.label_set import LabelSet
 from clipbatch.config.scoring import check_scoring
 from clipbatch.rundir.row_group import RowGroup
@@ -21,6 +22,7 @@ from clipbatch.serving.decoding import DecodeProcess
 from clipbatch.stages.decode.geometry import Target
 from clipbatch.stages.encode import check_device, label_features, trimmed
 from clipbatch.stages.flow import Flow, Stage
+from clipbatch.stages.heads import check_model
 from clipbatch.stages.loading import fit
 from clipbatch.stages.pipeline import scorer, scoring
 from clipbatch.stages.read import Backpressure
@@ -36,6 +38,7 @@ class Labeller:
         labels: LabelSet,
         text_LD: NDArray[np.float32] | None = None,
         *,
+        heads: Sequence[HeadFile] = (),
         decode_apart: bool = False,
     ) -> None:
         """settings: resolved. text_LD: features of `labels` by this model; None to compute them.
@@ -62,7 +65,11 @@ class Labeller:
         if text_LD is None:
             text_LD = label_features(self.model.model, labels)
         embeddings = settings.output.embeddings
-        self._score = scorer(text_LD, facts, self.score_kind, labels=labels, embeddings=embeddings, device=device)
+        self._heads, anyway = [file.head for file in heads], bool(settings.labels.head_anyway)
+        check_model(self._heads, settings.model, facts, text_LD.shape[1], anyway=anyway)
+        self._score = scorer(
+            text_LD, facts, self.score_kind, labels=labels, embeddings=embeddings, device=device, heads=heads
+        )
         self._labels, self._output, self._embedding = labels, settings.output, text_LD.shape[1]
 
     def close(self) -> None:
@@ -91,7 +98,8 @@ class Labeller:
         return self.model.encode(trimmed(batch))
 
     def _table(self, batch: EmbeddedBatch) -> pa.Table:
-        rows = RowGroup(self._labels, self._output, capacity=len(batch.outcomes), embedding=self._embedding)
+        capacity = len(batch.outcomes)
+        rows = RowGroup(self._labels, self._output, capacity=capacity, embedding=self._embedding, heads=self._heads)
         rows.add(self._score(batch))
         table = rows.take()
         return table.cast(pa.schema([field.with_nullable(True) for field in table.schema]))

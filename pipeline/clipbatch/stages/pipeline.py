@@ -13,17 +13,18 @@ import functools
 import resource
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clipbatch.config import Settings
+from clipbatch.config.heads import HeadFile
 from clipbatch.config.label_set import LabelSet
 from clipbatch.config.scoring import check_scoring
 from clipbatch.errors import InputError, OtherRunError
-from clipbatch.rundir import features
+from clipbatch.rundir import features, head_weights
 from clipbatch.rundir.captions import CaptionColumn
 from clipbatch.rundir.damage import protect
 from clipbatch.rundir.layout import RunDir
@@ -36,6 +37,7 @@ from clipbatch.stages.decode import Decode
 from clipbatch.stages.encode import Model, check_device, device_facts, label_features, load
 from clipbatch.stages.encode.text_tower import TextTower
 from clipbatch.stages.flow import Flow, Stage, bottleneck
+from clipbatch.stages.heads import Heads, check_model
 from clipbatch.stages.journal import Journal
 from clipbatch.stages.loading import LoadedModel, fit
 from clipbatch.stages.profiling import ranged
@@ -59,6 +61,7 @@ def scorer(
     labels: LabelSet,
     embeddings: bool,
     device: str,
+    heads: Sequence[HeadFile] = (),
 ) -> Score:
     """The score stage for the label features `text_LD`. facts: those of the model. kind: the result of `scoring`."""
     return Score(
@@ -69,6 +72,7 @@ def scorer(
         logit_bias=facts["logit_bias"],
         labels=labels,
         embeddings=embeddings,
+        heads=Heads(heads, device) if heads else None,
     )
 
 
@@ -117,6 +121,9 @@ class ShardPipeline:
             return label_features(text_model(), plan.labels)
 
         text_LD, text_sha256 = features.freeze(run, plan, encode_labels)
+        head_files, anyway = head_weights.load(run, plan), bool(settings.labels.head_anyway)
+        if run.model_facts() is None:
+            check_model(plan.heads, settings.model, facts, text_LD.shape[1], anyway=anyway)
         more = {"score": kind, "text_sha256": text_sha256}
         try:
             sealed = run.freeze_model({**facts, **(model.facts if model else {}), **more})
@@ -129,7 +136,8 @@ class ShardPipeline:
             model = self._loaded(run, model)
             sealed = run.freeze_model({**facts, **model.facts, **more})
         protect(run, plan)
-        score = scorer(text_LD, facts, kind, labels=plan.labels, embeddings=settings.output.embeddings, device=device)
+        embeddings = settings.output.embeddings
+        score = scorer(text_LD, facts, kind, labels=plan.labels, embeddings=embeddings, device=device, heads=head_files)
         write = Write(run, plan, fingerprint=sealed, score=kind, embedding=text_LD.shape[1])
         check = functools.partial(run.plan_of, fingerprint)
         self._encoded: Callable[[], dict[str, float]] = dict

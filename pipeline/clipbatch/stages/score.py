@@ -12,11 +12,8 @@ from torch import Tensor
 from clipbatch.config.label_set import LabelSet
 from clipbatch.errors import InputError
 from clipbatch.stages.cuda import mark, stream_on
+from clipbatch.stages.heads import Heads, blocks_of
 from clipbatch.types import Decoded, EmbeddedBatch, ScoredBatch
-
-# Rows of one matrix product. Its last bits depend on how many rows it has, so this number is the same for every batch
-# size: then a rescoring gives the bits of the run whose embeddings it reads.
-_ROWS_AT_ONCE = 32
 
 
 def score(
@@ -78,12 +75,13 @@ class Score:
         logit_bias: float | None,
         labels: LabelSet,
         embeddings: bool,
+        heads: Heads | None = None,
     ) -> None:
         """embeddings: whether they are saved."""
         self._text_TD, self._kind = torch.from_numpy(text_TD).to(device), kind
         self._stream = stream_on(device)
         self._logit_scale, self._logit_bias = logit_scale, logit_bias
-        self._labels, self._embeddings = labels, embeddings
+        self._labels, self._embeddings, self._heads = labels, embeddings, heads
 
     @torch.inference_mode()
     def __call__(self, batch: EmbeddedBatch) -> ScoredBatch:
@@ -91,6 +89,7 @@ class Score:
         with torch.cuda.stream(self._stream):
             image_BD = torch.as_tensor(batch.image_BD).to(self._text_TD.device)
             scores_BL = _to_host(self._score(image_BD)[:count])
+            heads_BO = _to_host(self._head_outputs(image_BD)[:count])
             embeddings_BD = _to_host(image_BD[:count].half()) if self._embeddings else None
             if arrived := mark(self._stream):
                 arrived.synchronize()
@@ -98,13 +97,22 @@ class Score:
         shown = scores_BL if self._labels.groups else torch.as_tensor(batch.image_BD)[:count].cpu()
         if not torch.isfinite(shown[scored]).all():
             raise InputError("the model gives NaN or infinite scores: use --precision bf16 or fp32, or other weights")
+        if self._heads:
+            self._heads.check(heads_BO[scored])
         return ScoredBatch(
             source=batch.source,
             outcomes=batch.outcomes,
             scores_BL=scores_BL.numpy(),
             image_BD=None if embeddings_BD is None else embeddings_BD.numpy(),
             captions=batch.captions,
+            heads_BO=heads_BO.numpy() if self._heads else None,
         )
+
+    def _head_outputs(self, image_BD: Tensor) -> Tensor:
+        """Of the embeddings as they are saved, if they are."""
+        if self._heads is None:
+            return image_BD.new_empty((len(image_BD), 0))
+        return self._heads(image_BD.half() if self._embeddings else image_BD)
 
     def _score(self, image_BD: Tensor) -> Tensor:
         labels, text_DT = self._labels, self._text_TD.float().T
@@ -113,10 +121,7 @@ class Score:
         else:
             if self._embeddings:
                 image_BD = image_BD.half()
-            missing = -len(image_BD) % _ROWS_AT_ONCE
-            padded_BD = torch.nn.functional.pad(image_BD.float(), (0, 0, 0, missing))
-            blocks = torch.split(padded_BD, _ROWS_AT_ONCE)
-            cosine_BT = torch.cat([block_BD @ text_DT for block_BD in blocks])[: len(image_BD)]
+            cosine_BT = torch.cat([block_BD @ text_DT for block_BD in blocks_of(image_BD)])[: len(image_BD)]
         return _scores(cosine_BT, self._kind, self._logit_scale, self._logit_bias, labels.sizes, labels.are_tags)
 
 

@@ -20,13 +20,10 @@ import pyarrow.parquet as pq
 from clipbatch.rundir import captions, replacement
 from clipbatch.rundir.captions import CaptionColumn
 from clipbatch.rundir.layout import Plan, RunDir
-from clipbatch.rundir.part_file import ROW_GROUP_BYTES, PartFile
+from clipbatch.rundir.part_file import PartFile, rows_per_group
 from clipbatch.rundir.row_group import RowGroup
 from clipbatch.rundir.schema import layout_of
 from clipbatch.types import PartDone, ScoredBatch
-
-# A row group has at least this many rows, however many labels there are.
-_MIN_ROWS = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +51,7 @@ class Write:
         row_group_rows: int | None = None,
     ) -> None:
         """score: how scores are computed, for the footer. embedding: the length of an embedding. row_group_rows: the
-        maximum of rows in a row group; None: as many as have about `ROW_GROUP_BYTES`."""
+        maximum of rows in a row group; None: `rows_per_group`."""
         self._run, self._plan = run, plan
         labels, settings = plan.labels, plan.run_settings()
         output = settings.output
@@ -62,10 +59,12 @@ class Write:
         self._captions = None if spec is None else CaptionColumn.find(spec, run.manifest_schema())
         compares = spec is not None
         row_bytes = len(labels.names) * 4 + (embedding * 2 * (1 + compares) if output.embeddings else 0) + 8 * compares
-        row_group_rows = row_group_rows or max(_MIN_ROWS, ROW_GROUP_BYTES // max(1, row_bytes))
+        row_group_rows = row_group_rows or rows_per_group(row_bytes)
         batches = min(plan.shard_size, row_group_rows) // plan.batch_size
         capacity = max(1, batches) * plan.batch_size
-        self._rows = RowGroup(labels, output, capacity=capacity, embedding=embedding, captions=compares)
+        self._rows = RowGroup(
+            labels, output, capacity=capacity, embedding=embedding, heads=plan.heads, captions=compares
+        )
         self._compression, self._fingerprint = output.compression, fingerprint
         self._footer = {
             "clipbatch.fingerprint": fingerprint,
@@ -86,6 +85,8 @@ class Write:
                 for group, names in zip(labels.groups, self._rows.groups, strict=True)
             ]
             self._footer["clipbatch.columns"] = _json(labels.by_group(columns))
+        if plan.heads:
+            self._footer["clipbatch.heads"] = _json({head.name: head.outputs for head in plan.heads})
         self._part: PartFile | None = None
         self._counts: Counter[str] = Counter()
         self._compared: Counter[str] = Counter()

@@ -102,6 +102,12 @@ class Progress:
             speed = "" if left_s is None else f"{rate:.0f}/s, {left_s / 60:.0f} min left, "
             self.say(f"{done} of {self._total} images, {speed}{bad} bad, bound by {bottleneck}")
 
+    def extend(self, rows: int) -> None:
+        """Count `rows` more in the total: this process does a shard of another rank."""
+        self._total += rows
+        if self._bar is not None:
+            self._bar.total = self._total
+
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()

@@ -87,7 +87,7 @@ def load(settings: ModelSettings) -> Model:
     try:
         if settings.model.endswith(".json") or settings.model == models.DEMO:
             open_clip.add_model_config(models.config_file(settings.model))
-        weights = _weights(name, pretrained)
+        weights = weights_of(name, pretrained)
         trained = trained_with(name, pretrained)
         quick_gelu = bool(trained.pop("quick_gelu", False))  # not in the lambda, which may be called twice
         with warnings.catch_warnings():
@@ -160,7 +160,7 @@ def find_weights(settings: ModelSettings) -> Literal["file", "cached", "reachabl
     if not name.startswith("hf-hub:"):
         _check_tag(name, pretrained)
     try:
-        with _hub(offline=True):
+        with hub(offline=True):
             _download(name, pretrained)
     except Exception:  # the hub's client raises all kinds of exceptions for files that it does not have
         return "reachable" if _reachable() else "nowhere"
@@ -173,7 +173,7 @@ def _local_weights(name: str, pretrained: str | None) -> Path | None:
     return _only_weights_in(Path(name.removeprefix("local-dir:"))) if name.startswith("local-dir:") else None
 
 
-def _weights(name: str, pretrained: str | None) -> Path:
+def weights_of(name: str, pretrained: str | None) -> Path:
     """The file of the weights; downloads it if it is neither a local file nor cached. Uses the network only then."""
     if local := _local_weights(name, pretrained):
         return local
@@ -192,7 +192,7 @@ def _weights(name: str, pretrained: str | None) -> Path:
 
 
 @contextlib.contextmanager
-def _hub(*, offline: bool) -> Iterator[None]:
+def hub(*, offline: bool) -> Iterator[None]:
     """Meanwhile the hub's client uses the network or its cache alone; then as the process had it before."""
     before = constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = offline
@@ -205,12 +205,12 @@ def _hub(*, offline: bool) -> Iterator[None]:
 def _locally_first(action: Callable[[], T]) -> T:
     """Do `action` offline, with cached files only. If that fails and the hub answers, do it again with the network."""
     try:
-        with _hub(offline=True):
+        with hub(offline=True):
             return action()
     except Exception:
         if not _reachable():
             raise
-        with _hub(offline=False):
+        with hub(offline=False):
             return action()
 
 

@@ -139,7 +139,7 @@ def _column(run: RunDir, plan: Plan, spec: str) -> str | None:
         raise InputError(f"{run.path} has no finished part yet: clipbatch run --out {run.path} first")
     schema = pq.read_schema(parquet_source(run.part(done[0], plan.shards)))
     output = plan.run_settings().output
-    results = {f.name for f in result_fields(group_columns(plan.labels, output), output, 0)} | {*_KEYS}
+    results = {f.name for f in result_fields(group_columns(plan.labels, output), output, 0, plan.heads)} | {*_KEYS}
     carried = [name for name in schema.names if name not in results]
     if spec in carried:
         return spec

@@ -1,0 +1,121 @@
+"""Computes heads, and refuses those that were trained for another model.
+
+All is fp32, in blocks of a fixed number of rows that always begin at the same alignment. So the bytes of a row depend
+neither on its neighbours nor on how many images a batch has, and a rescoring gives the bits of the run whose embeddings
+it reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import open_clip
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from clipbatch.config import ModelSettings, models
+from clipbatch.config.heads import Activation, Head, HeadFile, Result, check_width, is_for, refused
+from clipbatch.errors import InputError
+from clipbatch.rundir.records import ModelFacts
+from clipbatch.stages.encode.model import hub
+
+# Rows of one matrix product. Its last bits depend on how many rows it has.
+ROWS_AT_ONCE = 32
+_ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "none": lambda values: values,
+    "relu": functional.relu,
+    "gelu": functional.gelu,
+    "silu": functional.silu,
+    "tanh": torch.tanh,
+}
+_RESULTS: dict[Result, Callable[[Tensor], Tensor]] = {
+    "values": lambda values: values,
+    "probabilities": torch.sigmoid,
+    "classes": lambda values: torch.softmax(values, dim=-1),
+}
+
+
+def blocks_of(image_BD: Tensor) -> tuple[Tensor, ...]:
+    """`image_BD` in fp32, in blocks of `ROWS_AT_ONCE` rows. Zeros fill the last one."""
+    rows = -(-len(image_BD) // ROWS_AT_ONCE) * ROWS_AT_ONCE
+    padded_BD = image_BD.new_zeros((rows, image_BD.shape[1]), dtype=torch.float32)
+    padded_BD[: len(image_BD)] = image_BD
+    return torch.split(padded_BD, ROWS_AT_ONCE)
+
+
+class Heads:
+    """Called with `image_BD`; gives `heads_BO`, float32: the outputs of all heads in turn."""
+
+    def __init__(self, files: Sequence[HeadFile], device: str) -> None:
+        # Copies, since the last bits may depend on where an array begins.
+        self._networks = [
+            (
+                file.head,
+                [tuple(torch.from_numpy(array).clone().to(device) for array in layer) for layer in file.numbers],
+            )
+            for file in files
+        ]
+
+    @torch.inference_mode()
+    def __call__(self, image_BD: Tensor) -> Tensor:
+        return torch.cat([self._block(block_BD) for block_BD in blocks_of(image_BD)])[: len(image_BD)]
+
+    def check(self, heads_BO: Tensor) -> None:
+        """Raises: InputError naming the head that gives something else than numbers. heads_BO: of images."""
+        sizes = [len(head.outputs) for head, _ in self._networks]
+        for (head, _), outputs_BO in zip(self._networks, torch.split(heads_BO, sizes, dim=-1), strict=True):
+            if not torch.isfinite(outputs_BO).all():
+                raise InputError(
+                    f"--head {head.name}=...: it gives NaN or infinite values: check its numbers, or leave it out"
+                )
+
+    def _block(self, block_BD: Tensor) -> Tensor:
+        outputs = []
+        for head, layers in self._networks:
+            values = block_BD
+            for number, (weight, bias) in enumerate(layers):
+                values = functional.linear(_ACTIVATIONS[head.activation](values) if number else values, weight, bias)
+            outputs.append(_RESULTS[head.result](values))
+        return torch.cat(outputs, dim=-1)
+
+
+def quick_gelu(settings: ModelSettings) -> bool | None:
+    """Whether the model uses QuickGELU, by its configuration; None where that is not on this machine."""
+    name, pretrained = models.openclip_name(settings.model), settings.pretrained
+    if pretrained and pretrained.startswith("hf-hub:"):
+        name = pretrained
+    try:
+        if settings.model.endswith(".json") or settings.model == models.DEMO:
+            open_clip.add_model_config(models.config_file(settings.model))
+        with hub(offline=True):
+            config = open_clip.get_model_config(name)
+    except Exception:  # of a hub that cannot be reached, a folder that has gone
+        return None
+    if config is None:
+        return None
+    is_tag = ":" not in name and pretrained in open_clip.list_pretrained_tags_by_model(name)
+    tag = open_clip.get_pretrained_cfg(name, pretrained) if is_tag else {}
+    return bool(config.get("quick_gelu", False) or tag.get("quick_gelu", False))
+
+
+def check_model(heads: Sequence[Head], settings: ModelSettings, facts: ModelFacts, width: int, *, anyway: bool) -> None:
+    """Whether the heads were trained for this model, which has been loaded, now or when embeddings were saved.
+
+    facts: of the model. width: length of its embeddings. anyway: only the width has to be right.
+    Raises: InputError naming the head, what differs and the remedy.
+    """
+    uses = quick_gelu(settings) if heads and not anyway else None
+    here = facts["weights_sha256"]
+    for head in heads:
+        check_width(head, width, settings.model)
+        if anyway:
+            continue
+        if None not in (head.quick_gelu, uses) and head.quick_gelu != uses:
+            trained, runs = ("with", "without") if head.quick_gelu else ("without", "with")
+            raise refused(head, f"{head.model} {trained} QuickGELU, and {settings.model} runs {runs} it here")
+        if head.weights_sha256 is None and not is_for(head, settings.model, settings.pretrained):
+            raise refused(head, f"{head.model}, and it does not say which weights: {settings.model} may be another")
+        if head.weights_sha256 not in (None, here):
+            digests = f"sha256 {head.weights_sha256[:12]}..., here {here[:12]}..."
+            raise refused(head, f"{head.model} with other weights ({digests})")
