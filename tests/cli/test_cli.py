@@ -36,8 +36,8 @@ SURFACE = {
     "--max-megapixels --max-pixels --max-refused --max-requests --model --no-header --no-token --only-own-files "
     "--orientation --precision --pretrained --quiet --read-retries --read-threads --read-timeout --root --score "
     "--scores-dtype --shard-size --template --token-file --top-k --uri-column",
-    "rescore": "--caption-column --compression --device --embeddings --head --head-anyway --json --labels --layout --out "
-    "--overwrite --quiet --score --scores-dtype --template --top-k",
+    "rescore": "--caption-column --compression --device --embeddings --head --head-anyway --json --labels --layout "
+    "--out --overwrite --quiet --score --scores-dtype --template --top-k",
     "compact": "--flat --json --out --rows-per-file",
     "status": "--json --watch",
     "verify": "--json --restore",

@@ -228,7 +228,9 @@ def test_verify_notices_a_caption_whose_similarity_is_gone(warm: Cli, run: Path,
 
 
 def test_the_other_commands_know_captions(warm: Cli, run: Path, tmp_path: Path) -> None:
-    warm("compact", run, "--out", tmp_path / "files")
+    warm("compact", run, "--out", tmp_path / "compact")
+    warm("verify", tmp_path / "compact")
+    warm("compact", run, "--flat", "--out", tmp_path / "files")
     (file,) = (tmp_path / "files").iterdir()
     assert pq.read_table(file).equals(rows(run))
     counts = json.loads((run / "report.json").read_text())["captions"]

@@ -53,7 +53,9 @@ def test_every_command_takes_the_run(warm: Cli, run: Path, tmp_path: Path) -> No
     report = json.loads((run / "report.json").read_text())
     assert report["warnings"] == []
     assert "captions" not in report
-    warm("compact", run, "--out", tmp_path / "files")
+    warm("compact", run, "--out", tmp_path / "compact")
+    warm("verify", tmp_path / "compact")
+    warm("compact", run, "--flat", "--out", tmp_path / "files")
     (file,) = (tmp_path / "files").iterdir()
     assert pq.read_table(file).equals(rows(run))
     warm("report", run, "--out", tmp_path / "page.html")
@@ -80,7 +82,9 @@ def test_labels_may_come_later(warm: Cli, folder: Path, run: Path, tmp_path: Pat
     warm("run", folder, *MODEL, "--labels", "cat,dog,ship", "--embeddings", "--out", tmp_path / "at-once")
     later, at_once = rows(tmp_path / "later"), rows(tmp_path / "at-once")
     assert later.equals(at_once.drop_columns(["embedding"]))
-    assert "give --labels or --caption-column" in warm("rescore", run, "--out", tmp_path / "none", code=3).stderr
+    assert (
+        "give --labels, --caption-column or --head" in warm("rescore", run, "--out", tmp_path / "none", code=3).stderr
+    )
 
 
 def test_names_that_later_labels_need_are_left_free(warm: Cli, folder: Path, tmp_path: Path) -> None:
@@ -94,7 +98,7 @@ def test_names_that_later_labels_need_are_left_free(warm: Cli, folder: Path, tmp
 
 def test_a_run_that_would_hold_nothing_is_refused(warm: Cli, folder: Path, tmp_path: Path) -> None:
     said = warm("run", folder, *MODEL, "--out", tmp_path / "out", code=3).stderr
-    assert "a run with --caption-column or --embeddings needs none" in said
+    assert "a run with --caption-column, --head or --embeddings needs none" in said
     template = ("--template", "a {}", "--embeddings", "--out", tmp_path / "out")
     assert "--template is for labels" in warm("run", folder, *MODEL, *template, code=3).stderr
     assert not (tmp_path / "out").exists()

@@ -47,7 +47,10 @@ def load(settings: LabelSettings) -> LabelSet:
 
 
 def for_run(settings: Settings) -> LabelSet:
-    """The labels of a run; none if `settings` name none and ask for captions, heads or embeddings. Raises: as `load`."""
+    """The labels of a run; none if `settings` name none and ask for captions, heads or embeddings.
+
+    Raises: as `load`.
+    """
     if settings.labels.labels or not wants_no_labels(settings):
         return load(settings.labels)
     if settings.labels.template:

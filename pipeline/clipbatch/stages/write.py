@@ -59,7 +59,7 @@ class Write:
         self._captions = None if spec is None else CaptionColumn.find(spec, run.manifest_schema())
         compares = spec is not None
         row_bytes = len(labels.names) * 4 + (embedding * 2 * (1 + compares) if output.embeddings else 0) + 8 * compares
-        row_group_rows = row_group_rows or rows_per_group(row_bytes)
+        row_group_rows = row_group_rows or rows_per_group(max(1, row_bytes))
         batches = min(plan.shard_size, row_group_rows) // plan.batch_size
         capacity = max(1, batches) * plan.batch_size
         self._rows = RowGroup(
