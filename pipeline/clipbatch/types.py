@@ -138,6 +138,18 @@ class PixelBatch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ComparedCaptions:
+    """How the images of a batch compare with their captions, in host memory."""
+
+    # float32; without meaning where there is no image.
+    similarity_B: NDArray[np.float32]
+    # int32: tokens of the caption before it is cut; -1 if there is no caption to compare with.
+    tokens_B: NDArray[np.int32]
+    # The captions' embeddings; None unless the run saves embeddings.
+    caption_BD: NDArray[np.float16] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddedBatch:
     """A batch after the image encoder. The encoder has waited for the result, so nobody else needs to."""
 
@@ -146,6 +158,8 @@ class EmbeddedBatch:
     # Vectors of unit length: float32 on the encoder's device, or float16 if read from a run's saved embeddings. Slots
     # without an image hold meaningless values.
     image_BD: Tensor | NDArray[np.float16]
+    # None unless the run has captions.
+    captions: ComparedCaptions | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,6 +171,8 @@ class ScoredBatch:
     scores_BL: NDArray[np.float32]
     # None unless the run saves embeddings.
     image_BD: NDArray[np.float16] | None
+    # None unless the run has captions.
+    captions: ComparedCaptions | None = None
     # The outputs of all heads in turn; None if the run has no heads.
     heads_BO: NDArray[np.float32] | None = None
 

@@ -13,14 +13,13 @@ from tests.conftest import DEMO, Cli, rows
 from tests.support.corpus import make_folder
 
 PLANNING = (
-    "--all-files --background --batch-size --columns --compile --compression --config --cpu-share --cpus-per-worker "
-    "--decode-threads --decode-timeout --decoder --device --embeddings --engine --gpus --head --head-anyway "
-    "--hw-decoder-load "
-    "--image-column --jpeg-scale --json --labels --layout --limit --max-bad --max-bytes --max-pixels "
-    "--max-refused --model --no-header --orientation --out --overwrite --precision --pretrained --profile --rank "
-    "--read-retries --read-threads --read-timeout --reference --root --sample --score --scores-dtype --seed "
-    "--shard-size --shards --template --top-k --uri-column --worker-timeout --workers "
-    "--workers-per-gpu --world-size"
+    "--all-files --background --batch-size --caption-column --columns --compile --compression --config "
+    "--cpu-share --cpus-per-worker --decode-threads --decode-timeout --decoder --device --embeddings --engine "
+    "--gpus --head --head-anyway --hw-decoder-load --image-column --jpeg-scale --json --labels --layout --limit "
+    "--max-bad --max-bytes --max-pixels --max-refused --model --no-header --orientation --out --overwrite "
+    "--precision --pretrained --profile --rank --read-retries --read-threads --read-timeout --reference --root "
+    "--sample --score --scores-dtype --seed --shard-size --shards --template --top-k --uri-column "
+    "--worker-timeout --workers --workers-per-gpu --world-size"
 )
 SURFACE = {
     "run": PLANNING
@@ -31,16 +30,14 @@ SURFACE = {
     "submit slurm": PLANNING
     + " --array --check-sbatch-option --cpus-per-task --dry-run --gres --launcher --mem --partition --requeues "
     "--sbatch-option --setup --slurm-dir --time",
-    "serve": "--allow-host --background --batch-size --body-time --columns --compression --config --decoder --device "
-    "--embeddings --grace-time --head --head-anyway --http --idle-time "
-    "--image-column --labels --layout --max-body-mib --max-bytes "
-    "--max-connections --max-header-kib --max-images --max-json-depth --max-megapixels --max-pixels --max-refused "
-    "--max-requests --model --no-header --no-token --only-own-files --orientation --precision --pretrained --quiet "
-    "--read-retries --read-threads --read-timeout --root --score --scores-dtype --shard-size --template --token-file "
-    "--top-k --uri-column",
-    "rescore": "--compression --device --embeddings --head --head-anyway "
-    "--json --labels --layout --out --overwrite --quiet --score "
-    "--scores-dtype --template --top-k",
+    "serve": "--allow-host --background --batch-size --body-time --caption-column --columns --compression --config "
+    "--decoder --device --embeddings --grace-time --head --head-anyway --http --idle-time --image-column --labels "
+    "--layout --max-body-mib --max-bytes --max-connections --max-header-kib --max-images --max-json-depth "
+    "--max-megapixels --max-pixels --max-refused --max-requests --model --no-header --no-token --only-own-files "
+    "--orientation --precision --pretrained --quiet --read-retries --read-threads --read-timeout --root --score "
+    "--scores-dtype --shard-size --template --token-file --top-k --uri-column",
+    "rescore": "--caption-column --compression --device --embeddings --head --head-anyway --json --labels --layout "
+    "--out --overwrite --quiet --score --scores-dtype --template --top-k",
     "compact": "--flat --json --out --rows-per-file",
     "status": "--json --watch",
     "verify": "--json --restore",

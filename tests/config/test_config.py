@@ -17,6 +17,7 @@ OTHER: dict[str, Any] = {
     "no_header": True,
     "uri_column": "url",
     "image_column": "image",
+    "caption_column": "json:caption",
     "columns": ("caption",),
     "limit": 3,
     "sample": 2,

@@ -225,6 +225,18 @@ def run_work(folder: Path, parts: int, *options: object) -> Work:
     return Work(steps=[step], variants=[("--workers", 1), ("--workers", 1), ("--workers", 2)])
 
 
+def captions_work(folder: Path, parts: int) -> Work:
+    """A run without labels that compares images with captions, many of which are equal."""
+    names = draw_images(folder / "images")
+    lines = [
+        f"{names[row % IMAGES]},a photo of {row % 300} cats{' and dogs' * (row % 7)}" for row in range(parts * ROWS)
+    ]
+    (folder / "pairs.csv").write_text("\n".join(["image,text", *lines]))
+    options = (*MODEL[2:], "--caption-column", "text", "--embeddings")
+    variants = [("--workers", 1), ("--workers", 2)]
+    return Work(steps=[Step(arguments=("run", folder / "pairs.csv", *options))], variants=variants)
+
+
 def rescore_work(folder: Path, parts: int, do: Do) -> Work:
     """New labels for the embeddings of a run."""
     run_work(folder, parts, "--embeddings").do(folder / "source", do)

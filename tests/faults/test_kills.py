@@ -13,6 +13,7 @@ from tests.conftest import Cli
 from tests.faults.killing import (
     Do,
     Work,
+    captions_work,
     compact_work,
     differences,
     increments_work,
@@ -29,12 +30,13 @@ KILLS = int(os.environ.get("CLIPBATCH_KILLS", "2"))
     "make",
     [
         lambda folder, do: run_work(folder, 64),
+        lambda folder, do: captions_work(folder, 64),
         lambda folder, do: repair_work(folder, 64, do),
         lambda folder, do: rescore_work(folder, 96, do),
         lambda folder, do: compact_work(folder, 192, do),
         lambda folder, do: increments_work(folder, 64, nights=2),
     ],
-    ids=["run", "repair", "rescore", "compact", "increments"],
+    ids=["run", "captions", "repair", "rescore", "compact", "increments"],
 )
 def test_random_kills_leave_no_trace(warm: Cli, tmp_path: Path, make: Callable[[Path, Do], Work]) -> None:
     done = kill_often(make(tmp_path, warm), tmp_path, kills=KILLS, seed=KILLS, do=warm)

@@ -228,6 +228,22 @@ def test_evaluation_is_timed_and_exact(tmp_path: Path) -> None:
     assert result["average_precision_off"] < 1e-3
 
 
+def test_captions_are_compared_and_timed(photos: Path, tmp_path: Path) -> None:
+    for number, photo in enumerate(sorted(photos.glob("*.jpg"))[:4] * 10):
+        target = tmp_path / "cifar" / "test" / ("cat", "dog")[number % 2] / f"{number:02}.jpg"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.symlink_to(photo.resolve())
+    few = ("--cifar", tmp_path / "cifar", "--pairs", 40, "--models", "clipbatch-demo")
+    pairs = bench("captions.py", "pairs", *few, "--report", tmp_path / "pairs.md")["clipbatch-demo"]
+    assert (pairs["compared"], pairs["null"], pairs["same_bytes"]) == (38, 2, True)
+    assert pairs["largest"] <= 1e-5
+    few = ("--model", "clipbatch-demo", "--images", 32, "--rounds", 1, "--report", tmp_path / "speed.md")
+    assert bench("captions.py", "speed", photos, *few)["with captions / without captions"]["median"] > 0
+    few = ("--images", 20, "--rounds", 1, "--report", tmp_path / "sidecars.md")
+    assert bench("captions.py", "sidecars", *few)["with sidecars"]["median"] > 0
+    assert "Extrapolated, not measured" in (tmp_path / "sidecars.md").read_text()
+
+
 def test_an_estimate_is_compared_with_its_run(photos: Path) -> None:
     result = bench("estimates.py", photos, "--rows", 40, "--rounds", 1, "--seconds", 2, "--model", "clipbatch-demo")
     assert result["rounds"][0]["ratio"] > 0

@@ -171,7 +171,7 @@ def estimate_command(
 
 @app.command("rescore", rich_help_panel=PANEL)
 @takes_some(
-    *("labels", "template", "head", "head_anyway"),
+    *("labels", "template", "head", "head_anyway", "caption_column"),
     *("score", "layout", "top_k", "scores_dtype", "compression", "embeddings"),
 )
 def rescore_command(
@@ -184,7 +184,8 @@ def rescore_command(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Score the saved embeddings of a run with other labels or heads, without reading images. The same command resumes.
+    """Score the saved embeddings of a run with other labels, heads or captions, without reading images. The same
+    command resumes.
 
     RUN may be a dataset of increments. Then --out becomes one too.
 

@@ -21,7 +21,7 @@ _MODEL = (
     *("model", "pretrained", "precision", "device", "batch_size", "config"),
 )
 _INPUT = (
-    *("root", "uri_column", "no_header", "image_column", "columns"),
+    *("root", "uri_column", "no_header", "image_column", "columns", "caption_column"),
     *("decoder", "orientation", "background", "max_pixels"),
 )
 _READ = ("max_bytes", "read_threads", "read_timeout", "read_retries", "max_refused")

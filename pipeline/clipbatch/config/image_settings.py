@@ -43,6 +43,13 @@ class SourceSettings(Checked):
     columns: tuple[str, ...] | None = setting(
         None, "Input", "identity", "Carry only this column of the input to the output (repeatable, or a,b,c; none: '')."
     )
+    # COLUMN or COLUMN:FIELD. In folders and archives, the column is the suffix of the sidecar files.
+    caption_column: str | None = setting(
+        None,
+        "Input",
+        "output",
+        "Compare each image with its own text: this column, COLUMN:FIELD in JSON, or txt for files beside images.",
+    )
     limit: int | None = setting(None, "Input", "identity", "Take only the first N rows.")
     # Take so many rows, drawn uniformly from the whole listing, in the listing's order.
     sample: int | None = setting(None, "Input", "identity", "Take N rows drawn at random from all of the input.")
@@ -50,9 +57,21 @@ class SourceSettings(Checked):
 
     def __post_init__(self) -> None:
         Checked.__post_init__(self)
+        if self.caption_column is not None and not self.caption_column.partition(":")[0]:
+            raise SettingError(f"caption_column {self.caption_column!r} names no column: use COLUMN or COLUMN:FIELD")
         at_least("limit", self.limit, 1)
         at_least("sample", self.sample, 1)
         at_least("seed", self.seed, 0)
+
+    @property
+    def caption_file(self) -> str | None:
+        """The suffix of the files with captions, without its dot; the column that they become."""
+        return None if self.caption_column is None else self.caption_column.partition(":")[0].lstrip(".")
+
+    @property
+    def caption_names(self) -> tuple[str, ...]:
+        """The columns of a table that may hold the captions: `a:b` is field b of column a, unless it is a name."""
+        return () if self.caption_column is None else (self.caption_column, self.caption_column.partition(":")[0])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

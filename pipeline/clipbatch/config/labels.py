@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from clipbatch.config import LabelSettings
+from clipbatch.config import LabelSettings, Settings
 from clipbatch.config.label_files import DEFAULT_TEMPLATE, check_group, check_templates, distinct, read_file
 from clipbatch.config.label_set import SCORING, LabelGroup, LabelSet
 from clipbatch.errors import InputError, nearest
@@ -36,11 +36,31 @@ def load(settings: LabelSettings) -> LabelSet:
     """
     spec = settings.labels
     if not spec:
-        raise InputError("no labels: give --labels FILE, --labels cat,dog,bird, or --labels " + "|".join(shipped()))
+        raise InputError(
+            f"no labels: give --labels FILE, --labels cat,dog,bird, or --labels {'|'.join(shipped())}; a run with "
+            "--caption-column, --head or --embeddings needs none"
+        )
     path, templates = _file_of(spec), _templates(settings.template)
     if path is not None:
         return LabelSet(groups=tuple(read_file(path, templates)), scoring=SCORING)
     return _of_one_group(distinct([name.strip() for name in spec.split(",")], "--labels"), templates, spec)
+
+
+def for_run(settings: Settings) -> LabelSet:
+    """The labels of a run; none if `settings` name none and ask for captions, heads or embeddings.
+
+    Raises: as `load`.
+    """
+    if settings.labels.labels or not wants_no_labels(settings):
+        return load(settings.labels)
+    if settings.labels.template:
+        raise InputError("--template is for labels: give --labels with it, or leave it out")
+    return LabelSet(groups=(), scoring=SCORING)
+
+
+def wants_no_labels(settings: Settings) -> bool:
+    """Whether `settings` ask for something that a run without labels can give."""
+    return settings.source.caption_column is not None or settings.output.embeddings or bool(settings.labels.head)
 
 
 def of_names(names: Sequence[str], template: tuple[str, ...]) -> LabelSet:
@@ -112,4 +132,4 @@ def _openclip_templates(name: str) -> list[str]:
     return [template("{}") for template in runpy.run_path(str(path))[name]]
 
 
-__all__ = ["SETS", "LabelGroup", "LabelSet", "load", "of_names", "remarks", "shipped"]
+__all__ = ["SETS", "LabelGroup", "LabelSet", "for_run", "load", "of_names", "remarks", "shipped", "wants_no_labels"]

@@ -21,6 +21,7 @@ from clipbatch.errors import InputError
 from clipbatch.inputs.archive_members import PACKED, Member, Sidecars, is_archive_name
 from clipbatch.inputs.folders import LEFTOVERS, is_folder, is_image_name, is_leftover, root_of
 from clipbatch.inputs.lister import BATCH_ROWS, MAX_NAME_BYTES, SPAN, uri_rows
+from clipbatch.inputs.sidecars import text_of
 from clipbatch.inputs.table_files import remote_folder_entries
 from clipbatch.inputs.tar import NoTarError, tar_members
 from clipbatch.inputs.zip import NoZipError, zip_members
@@ -41,7 +42,9 @@ class Archive:
 
     def __init__(self, text: str, settings: SourceSettings) -> None:
         self.text, self._all_files = text, settings.all_files
-        self._columns = list(dict.fromkeys(name.lstrip(".") for name in settings.columns or ()))
+        self._captions = settings.caption_file
+        names = [name.lstrip(".") for name in settings.columns or ()]
+        self._columns = list(dict.fromkeys([*names, *([self._captions] if self._captions else [])]))
         self.passed_over: Counter[str] = Counter()
         for name in self._columns:
             if not is_text(name):
@@ -151,7 +154,11 @@ class Archive:
         span = Span(start=sidecar.start, length=sidecar.length, method=sidecar.method)
         content = read_member(file, span, _SIDECAR_BYTES)
         if isinstance(content, Encoded):
-            return content.data.decode("utf-8", "backslashreplace")
+            if column != self._captions:
+                return content.data.decode("utf-8", "backslashreplace")
+            if (text := text_of(content.data)) is None:
+                self.passed_over[f"(.{column} not UTF-8)"] += 1
+            return text
         if content.status == "empty":
             return ""
         self.passed_over[f"(.{column} {content.status})"] += 1

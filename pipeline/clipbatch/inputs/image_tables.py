@@ -158,7 +158,8 @@ class ImageTable:
     def fields(self) -> list[pa.Field]:
         schema = self._files.schema()
         inner = [pa.field(name, types_of(schema, [path])[path]) for name, path in self._struct_fields.items()]
-        return carried_fields(self.text, pa.schema([*schema, *inner]), self._settings.columns, self._excluded())
+        whole, also = pa.schema([*schema, *inner]), self._settings.caption_names
+        return carried_fields(self.text, whole, self._settings.columns, self._excluded(), also)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         fields, named, has_rows = self.fields(), self._settings.uri_column, False

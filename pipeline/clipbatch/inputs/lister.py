@@ -70,11 +70,11 @@ def binary_sizes(text: str, carried: Sequence[tuple[pa.Field, pa.Array]]) -> dic
 
 
 def carried_fields(
-    text: str, schema: pa.Schema, columns: Sequence[str] | None, without: Sequence[str]
+    text: str, schema: pa.Schema, columns: Sequence[str] | None, without: Sequence[str], also: Sequence[str] = ()
 ) -> list[pa.Field]:
     """The columns of the table `text` to copy to the output, without those in `without`.
 
-    columns: names of the columns to copy; None: all that do not hold bytes.
+    columns: names of the columns to copy; None: all that do not hold bytes. also: further names, if they exist.
     Raises: InputError if a column does not exist, or has a type that Parquet cannot hold.
     """
     for name in columns or ():
@@ -84,7 +84,7 @@ def carried_fields(
                 f".{nearest(name, schema.names)}"
             )
     wanted = set(columns) if columns is not None else {f.name for f in schema if not holds_bytes(f.type)}
-    fields = [f for f in schema if f.name in wanted.difference(without)]
+    fields = [f for f in schema if f.name in wanted.union(also).difference(without)]
     if _refused_by_parquet(fields):
         for field in fields:
             if error := _refused_by_parquet([field]):
@@ -185,15 +185,15 @@ def row_place(text: str, row: int) -> str:
     return f"row {row} (from 0) of {text}"
 
 
-def file_rows(names: list[str], root: str) -> pa.RecordBatch:
-    """Rows for files. In `names`, surrogates stand for bytes that are not UTF-8."""
+def file_rows(names: list[str], root: str, carried: Sequence[tuple[pa.Field, pa.Array]] = ()) -> pa.RecordBatch:
+    """Rows for files. In `names`, surrogates stand for bytes that are not UTF-8. carried: as in `uri_rows`."""
     try:
         root.encode()
         uris = pa.array(names, pa.string())
     except UnicodeEncodeError:
         uris = pa.array([uri_of(name, root) for name in names], pa.string())
         root = uri_root(root)
-    return uri_rows(uris, root)
+    return uri_rows(uris, root, None, carried)
 
 
 def uri_root(root: str) -> str:

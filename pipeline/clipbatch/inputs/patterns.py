@@ -153,4 +153,5 @@ class _Files(ImageFile):
     def batches(self) -> Iterator[pa.RecordBatch]:
         names, root = iter(self._names), folder_of(self.text) if is_url(self.text) else root_of(self.text)
         while some := list(islice(names, BATCH_ROWS)):
-            yield file_rows(some, root)
+            yield file_rows(some, root, self._captions.carried(some, self.passed_over))
+        self._captions.check()

@@ -70,6 +70,7 @@ class TableManifest:
                 for path in self._paths
             ]
         named = [*(settings.columns or ()), *([settings.uri_column] if settings.uri_column else [])]
+        named += settings.caption_names
         self._table: Table = (
             CsvFiles(self._paths, suffix, no_header=settings.no_header, named=named)
             if suffix in (".csv", ".tsv")
@@ -91,9 +92,11 @@ class TableManifest:
         uri, columns = self._uri_column(schema), self._settings.columns
         if isinstance(self._table, CsvFiles):
             for field in schema:
+                if field.name in self._settings.caption_names:  # rows whose caption is not UTF-8 have none
+                    continue
                 if is_binary_type(field.type) and field.name != uri and (columns is None or field.name in columns):
                     raise self._table.not_text(field.name)
-        return carried_fields(self.text, schema, columns, [uri])
+        return carried_fields(self.text, schema, columns, [uri], self._settings.caption_names)
 
     def expect(self, types: Mapping[str, pa.DataType]) -> None:
         """Give these columns these types, where all cells of a CSV file can be read so."""

@@ -14,14 +14,17 @@ import json
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipbatch.config.nesting import JsonObject
 from clipbatch.errors import InputError
+from clipbatch.rundir import captions
 from clipbatch.rundir.layout import Plan, RunDir, part_name
 from clipbatch.rundir.records import seal, unseal
 from clipbatch.rundir.shapes import COUNT, DamagedRecordError, Every, check
@@ -41,7 +44,16 @@ Listing = dict[str, list[int]]
 
 def count_statuses(run: RunDir, plan: Plan, shards: Collection[int]) -> dict[int, Counts]:
     """The rows by status of each of `shards`, which must be finished. Raises: InputError naming a damaged part."""
-    return _count(run, plan, shards, listing(run), lambda shard: _read(run, run.part(shard, plan.shards)), math.inf)
+    entries = _count(run, plan, shards, listing(run), lambda shard: _read(run, run.part(shard, plan.shards)), math.inf)
+    return {shard: entry[1] for shard, entry in entries.items()}
+
+
+def count_captions(run: RunDir, plan: Plan, shards: Collection[int]) -> Counts | None:
+    """The captions of `shards` together, by `captions.count`; None if the run has none. Raises: as above."""
+    if plan.run_settings().source.caption_column is None:
+        return None
+    entries = _count(run, plan, shards, listing(run), lambda shard: _read(run, run.part(shard, plan.shards)), math.inf)
+    return dict(sum((Counter(entry[2] if len(entry) > 2 else {}) for entry in entries.values()), Counter[str]()))
 
 
 def count_some(run: RunDir, plan: Plan, shards: Collection[int], listed: Listing, within_s: float) -> dict[int, Counts]:
@@ -51,13 +63,13 @@ def count_some(run: RunDir, plan: Plan, shards: Collection[int], listed: Listing
     """
     end = time.monotonic() + within_s
 
-    def read(shard: int) -> Counts | None:
+    def read(shard: int) -> list[Counts] | None:
         if time.monotonic() < end:
             with contextlib.suppress(InputError):
                 return _read(run, run.part(shard, plan.shards))
         return None
 
-    return _count(run, plan, shards, listed, read, end)
+    return {shard: entry[1] for shard, entry in _count(run, plan, shards, listed, read, end).items()}
 
 
 def _count(
@@ -65,11 +77,14 @@ def _count(
     plan: Plan,
     shards: Collection[int],
     listed: Listing,
-    read: Callable[[int], Counts | None],
+    read: Callable[[int], list[Counts] | None],
     end: float,
-) -> dict[int, Counts]:
-    """read: the counts in the footer of a shard's part; None to leave it out. end: when to stop reading footers, in
-    seconds of time.monotonic()."""
+) -> dict[int, Any]:
+    """For each shard the facts of its part, its counts by status and, if the run has captions, those of captions.
+
+    read: the counts in the footer of a shard's part; None to leave it out. end: when to stop reading footers, in
+    seconds of time.monotonic().
+    """
     cached = _cached(run)
     names = {shard: part_name(shard, plan.shards) for shard in shards}
     unread = [shard for shard, name in names.items() if name not in cached or cached[name][0] != listed.get(name)]
@@ -83,17 +98,20 @@ def _count(
             some = unread[at : at + _AT_ONCE]
             for shard, counts in zip(some, pool.map(read, some), strict=True):
                 if counts is not None:
-                    cached[names[shard]], is_new = [listed.get(names[shard]), counts], True
+                    cached[names[shard]], is_new = [listed.get(names[shard]), *counts], True
     if is_new:
         with contextlib.suppress(InputError), publish(run.path / CACHE) as file:
             file.write(seal(json.dumps({name: entry for name, entry in cached.items() if name in listed}).encode()))
-    return {shard: cached[name][1] for shard, name in names.items() if name in cached}
+    return {shard: cached[name] for shard, name in names.items() if name in cached}
 
 
-def _read(run: RunDir, path: AnyPath) -> Counts:
+def _read(run: RunDir, path: AnyPath) -> list[Counts]:
     try:
-        counts: Counts = json.loads(pq.read_metadata(parquet_source(path)).metadata[b"clipbatch.counts"])
-        check(counts, Every(dict, COUNT))
+        footer = pq.read_metadata(parquet_source(path)).metadata
+        keys = [b"clipbatch.counts", *([captions.FOOTER.encode()] if captions.FOOTER.encode() in footer else [])]
+        counts: list[Counts] = [json.loads(footer[key]) for key in keys]
+        for each in counts:
+            check(each, Every(dict, COUNT))
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is damaged: clipbatch run --out {run.path} --repair writes it again") from error
     return counts

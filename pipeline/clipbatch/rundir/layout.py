@@ -21,7 +21,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clipbatch.config import Settings, SettingValues, from_flat
 from clipbatch.config.heads import Head, from_identity
@@ -33,6 +33,9 @@ from clipbatch.rundir.records import ModelFacts
 from clipbatch.rundir.shapes import difference
 from clipbatch.storage.atomic import as_json, publish, sync_folder, temp_name, writing_failed
 from clipbatch.storage.paths import AnyPath, StorePath, as_path, list_names, parquet_source
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 # Version of the run directory's layout and of the output schema. Part of every fingerprint.
 FORMAT = 3
@@ -238,6 +241,17 @@ class RunDir:
 
     def part(self, shard: int, shards: int) -> AnyPath:
         return self.parts / part_name(shard, shards)
+
+    def manifest_schema(self) -> pa.Schema:
+        """The columns of the manifest. Raises: InputError if it cannot be read."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        path = self.manifest / "part-00000.parquet"
+        try:
+            return pq.read_schema(parquet_source(path))
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(f"cannot read the manifest {path}: {error}; restore it from a backup") from error
 
     def make_parts(self) -> None:
         """Create the folder of the parts if it does not exist."""

@@ -85,9 +85,9 @@ _IDENTITY: dict[str, Shape] = {
     "batch_size": SIZE,
     "shard_size": SIZE,
     "inputs": Every(list, TEXT),
-    "labels": Every(list, {"group": TEXT, "names": TEXTS, "phrases": Every(list, TEXTS, 1)}, 1),
-    "templates": Every(list, TEXTS, 1),
-    "threshold": Every(list, (_THRESHOLD, NOTHING), 1),
+    "labels": Every(list, {"group": TEXT, "names": TEXTS, "phrases": Every(list, TEXTS, 1)}),
+    "templates": Every(list, TEXTS),
+    "threshold": Every(list, (_THRESHOLD, NOTHING)),
     "thresholds": Every(list, Every(dict, _THRESHOLD), 1),
     "multiple": Every(list, None, 1),
     "opposites": Every(list, None, 1),
@@ -273,7 +273,8 @@ def _labels(identity: Mapping[str, Any]) -> None:
             raise DamagedRecordError("its labels, templates and thresholds do not match")
         if group.opposites is not None:
             check(list(group.opposites.values()), Every(list, TEXTS, 1), "identity.opposites")
-    if not groups or len({group.name for group in groups}) != len(groups):
+    has_others = identity.get("caption_column") is not None or identity["embeddings"] or identity.get("heads")
+    if not (groups or has_others) or len({group.name for group in groups}) != len(groups):
         raise DamagedRecordError("it has no groups of labels, or two with the same name")
 
 

@@ -15,7 +15,7 @@ from clipbatch.config.heads import Head
 from clipbatch.config.label_set import LabelGroup, LabelSet
 from clipbatch.rundir.head_rows import HeadRows, lists
 from clipbatch.rundir.schema import GroupColumns, group_columns, layout_of, part_schema, result_fields
-from clipbatch.types import DECODERS, STATUSES, Decoded, Reject, ScoredBatch
+from clipbatch.types import DECODERS, STATUSES, ComparedCaptions, Decoded, Reject, ScoredBatch
 
 _STATUS = {status: code for code, status in enumerate(STATUSES)}
 _DECODER = {decoder: code for code, decoder in enumerate(DECODERS)}
@@ -28,12 +28,19 @@ class RowGroup:
     """Rows in the order in which they were added, up to `capacity` of them."""
 
     def __init__(
-        self, labels: LabelSet, output: OutputSettings, *, capacity: int, embedding: int, heads: Sequence[Head] = ()
+        self,
+        labels: LabelSet,
+        output: OutputSettings,
+        *,
+        capacity: int,
+        embedding: int,
+        heads: Sequence[Head] = (),
+        captions: bool = False,
     ) -> None:
-        """embedding: its length."""
+        """embedding: its length. captions: whether images are compared with captions."""
         self.capacity, self.filled = capacity, 0
         self.groups = group_columns(labels, output)
-        self._results = result_fields(self.groups, output, embedding, heads)
+        self._results = result_fields(self.groups, output, embedding, heads, captions=captions)
         self._of_groups = [
             _GroupRows(group, columns, output, capacity)
             for group, columns in zip(labels.groups, self.groups, strict=True)
@@ -46,11 +53,14 @@ class RowGroup:
         self._decoder = np.empty(capacity, np.int32)
         self._width_height = np.empty((2, capacity), np.int32)
         self._image_BD = np.empty((capacity, embedding), np.float16) if output.embeddings else None
+        self._captions = _CaptionRows(capacity, embedding if output.embeddings else None) if captions else None
 
     def add(self, batch: ScoredBatch) -> tuple[int, Counter[str]]:
         """Add the batch's wanted rows. Returns how many there are, and the bad ones by status."""
         outcomes: Sequence[Any] = batch.outcomes
         rows, scores_BL, image_BD, heads_BO = batch.source.rows, batch.scores_BL, batch.image_BD, batch.heads_BO
+        captions = batch.captions
+        wanted: list[int] | None = None
         if None in outcomes:
             wanted = [slot for slot, outcome in enumerate(outcomes) if outcome is not None]
             outcomes = [outcomes[slot] for slot in wanted]
@@ -60,10 +70,14 @@ class RowGroup:
         here = slice(self.filled, self.filled + len(outcomes))
         self._rows.append(rows)
         bad = self._add_outcomes(outcomes, here)
-        for group, part_BL in zip(self._of_groups, np.split(scores_BL, self._splits, axis=1), strict=True):
+        parts = np.split(scores_BL, self._splits, axis=1) if self._of_groups else []
+        for group, part_BL in zip(self._of_groups, parts, strict=True):
             group.add(part_BL, here)
         if self._heads and heads_BO is not None:
             self._heads.add(heads_BO, here)
+        if self._captions is not None:
+            assert captions
+            self._captions.add(captions, wanted, here)
         if self._image_BD is not None:
             self._image_BD[here] = image_BD
         self.filled = here.stop
@@ -102,10 +116,40 @@ class RowGroup:
             columns += group.columns(count, bad)
         if self._heads:
             columns += self._heads.columns(count, bad)
+        if self._captions is not None:
+            columns += self._captions.facts(count, bad)
         if self._image_BD is not None:
             columns.append(lists(self._image_BD[:count], bad))
+            columns += self._captions.embeddings(count, bad) if self._captions is not None else []
         columns += rows.columns[2:]
         return pa.Table.from_arrays(columns, schema=part_schema(self._results, rows.schema))
+
+
+class _CaptionRows:
+    """How images compare with their captions."""
+
+    def __init__(self, capacity: int, embedding: int | None) -> None:
+        """embedding: its length; None if it is not saved."""
+        self._similarity = np.empty(capacity, np.float32)
+        self._tokens = np.empty(capacity, np.int32)
+        self._caption_BD = None if embedding is None else np.empty((capacity, embedding), np.float16)
+
+    def add(self, captions: ComparedCaptions, wanted: list[int] | None, here: slice) -> None:
+        """wanted: the slots to add; None for all."""
+        slots: Any = slice(None) if wanted is None else wanted
+        self._similarity[here], self._tokens[here] = captions.similarity_B[slots], captions.tokens_B[slots]
+        if self._caption_BD is not None:
+            assert captions.caption_BD is not None
+            self._caption_BD[here] = captions.caption_BD[slots]
+
+    def facts(self, count: int, bad: NDArray[np.bool_]) -> list[pa.Array]:
+        """The columns of similarity and tokens; null where the image is bad or there is no caption."""
+        missing = bad | (self._tokens[:count] < 0)
+        return [pa.array(self._similarity[:count], mask=missing), pa.array(self._tokens[:count], mask=missing)]
+
+    def embeddings(self, count: int, bad: NDArray[np.bool_]) -> list[pa.Array]:
+        assert self._caption_BD is not None
+        return [lists(self._caption_BD[:count], bad | (self._tokens[:count] < 0))]
 
 
 class _GroupRows:

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from clipbatch.config import OutputSettings
 from clipbatch.errors import InputError
+from clipbatch.rundir.captions import EMBEDDING, SIMILARITY, TOKENS
 
 if TYPE_CHECKING:
     from clipbatch.config.heads import Head
@@ -44,6 +45,8 @@ _FACTS = (
     pa.field("height", pa.int32()),
     pa.field("decoder", WORDS),
 )
+# The cosine of image and caption, and how many tokens the caption has before it is cut.
+CAPTIONS = (pa.field(SIMILARITY, pa.float32()), pa.field(TOKENS, pa.int32()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,13 +154,23 @@ def check_head_columns(heads: Sequence[Head], others: Sequence[str]) -> None:
 
 
 def result_fields(
-    groups: list[GroupColumns], output: OutputSettings, embedding: int, heads: Sequence[Head] = ()
+    groups: list[GroupColumns],
+    output: OutputSettings,
+    embedding: int,
+    heads: Sequence[Head] = (),
+    *,
+    captions: bool = False,
 ) -> list[pa.Field]:
-    """The columns beside those of the manifest. embedding: its length, if it is written."""
+    """The columns beside those of the manifest. embedding: its length, if it is written. captions: whether images are
+    compared with captions."""
     fields = [*_FACTS, *(field for group in groups for field in group.fields)]
     fields += [field for head in heads for field in head_fields(head)]
+    if captions:
+        fields += CAPTIONS
     if output.embeddings:
         fields.append(pa.field("embedding", pa.list_(pa.float16(), embedding)))
+    if output.embeddings and captions:
+        fields.append(pa.field(EMBEDDING, pa.list_(pa.float16(), embedding)))
     return fields
 
 

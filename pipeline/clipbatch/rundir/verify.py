@@ -6,14 +6,16 @@ Reads every byte of the parts.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from clipbatch.config import Settings
 from clipbatch.config.memory_limits import too_little_memory
 from clipbatch.errors import InputError
+from clipbatch.rundir import captions
 from clipbatch.rundir.checksum import verify_file
 from clipbatch.rundir.head_rows import head_problem
 from clipbatch.rundir.layout import Plan, RunDir
@@ -27,9 +29,10 @@ def problems(run: RunDir, plan: Plan, shards: Iterable[int]) -> Iterator[tuple[i
     """Each of `shards` with a problem, in their order, with the path of the part and what is wrong."""
     manifest = Manifest(run, plan)
     fingerprint = run.fingerprint()
-    groups = group_columns(plan.labels, plan.run_settings().output)
+    settings = plan.run_settings()
+    groups = group_columns(plan.labels, settings.output)
     for shard in shards:
-        problem = _problem(run, plan, manifest, shard, fingerprint, groups)
+        problem = _problem(run, plan, manifest, shard, fingerprint, groups, settings)
         if problem:
             yield shard, f"{run.part(shard, plan.shards)}: {problem}"
 
@@ -59,7 +62,13 @@ def _fingerprint(part: AnyPath) -> str | None:
 
 
 def _problem(
-    run: RunDir, plan: Plan, manifest: Manifest, shard: int, fingerprint: str | None, groups: list[GroupColumns]
+    run: RunDir,
+    plan: Plan,
+    manifest: Manifest,
+    shard: int,
+    fingerprint: str | None,
+    groups: list[GroupColumns],
+    settings: Settings,
 ) -> str | None:
     manifest.check(shard)
     path = run.part(shard, plan.shards)
@@ -92,7 +101,30 @@ def _problem(
     for head in plan.heads:
         if wrong := head_problem(table, ok, head):
             return wrong
+    if wrong := _other_problem(table, ok, settings, rows.schema, footer):
+        return wrong
     counted = {entry["values"]: entry["counts"] for entry in table["status"].value_counts().to_pylist()}
     if json.loads(footer.get("clipbatch.counts", "null")) != counted:
         return "the counts in its footer differ from its rows"
+    return None
+
+
+def _other_problem(
+    table: pa.Table, ok: pa.ChunkedArray, settings: Settings, carried: pa.Schema, footer: Mapping[str, str]
+) -> str | None:
+    """What is wrong with the columns that do not come from labels, in words; None if nothing is.
+
+    carried: the schema of the manifest.
+    """
+    if settings.output.embeddings:
+        if "embedding" not in table.column_names:
+            return "it has no column embedding"
+        if not pc.is_valid(table["embedding"]).equals(ok):
+            return "its embedding does not match its status"
+    if (spec := settings.source.caption_column) is not None:
+        column = captions.CaptionColumn.find(spec, carried)
+        if wrong := captions.problem(table, ok, column):
+            return wrong
+        if json.loads(footer.get(captions.FOOTER, "null")) != captions.count(table, column):
+            return "the counts of captions in its footer differ from its rows"
     return None

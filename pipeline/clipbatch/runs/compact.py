@@ -64,6 +64,7 @@ def compact(source: RunDir, out: RunDir, rows_per_file: int | None) -> Compacted
             copying.with_footer(schema, footer),
             lambda shards=shards: copying.tables_of(source, frozen, shards),  # type: ignore[misc]
             frozen.run_settings().output.compression,
+            column=copying.caption_column(source, frozen),
         )
     _copy_report(source, out, plan)
     if wrong := [text for _, text in problems(out, plan, range(plan.shards))]:

@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipbatch.errors import DamagedError, InputError
+from clipbatch.rundir import captions
+from clipbatch.rundir.captions import CaptionColumn
 from clipbatch.rundir.checksum import verify_file
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.part_file import PartFile, rows_per_group
@@ -125,14 +127,22 @@ def counts_json(counts: Mapping[str, int]) -> str:
 
 
 def write(
-    target: AnyPath, schema: pa.Schema, tables: Tables, compression: str, *, row_group_rows: int | None = None
+    target: AnyPath,
+    schema: pa.Schema,
+    tables: Tables,
+    compression: str,
+    *,
+    row_group_rows: int | None = None,
+    column: CaptionColumn | None = None,
 ) -> None:
     """Write a file of `schema`, whose metadata go to its footer, read it back and publish it.
 
-    row_group_rows: rows of a row group; None: as many as `rows_per_group` says.
+    row_group_rows: rows of a row group; None: as many as `rows_per_group` says. column: that of the captions, if there
+    are any.
     Raises: DamagedError if the file does not read back as it was written; InputError if it cannot be written.
     """
     counts: Counter[str] = Counter()
+    compared: Counter[str] = Counter()
     rows = row_group_rows or rows_per_group(sum(_width(field.type) for field in schema))
     with PartFile(target, schema, compression) as file:
         for table in regrouped(tables(), rows):
@@ -140,9 +150,18 @@ def write(
             file.write(table)
             counted = table["status"].value_counts().to_pylist()
             counts.update({entry["values"]: entry["counts"] for entry in counted})
-        file.close(
-            {"clipbatch.counts": counts_json(counts)}, check=lambda written: check_copy(written, tables(), target)
-        )
+            if column:
+                compared.update(captions.count(table, column))
+        footer = {"clipbatch.counts": counts_json(counts)}
+        if column:
+            footer[captions.FOOTER] = counts_json(compared)
+        file.close(footer, check=lambda written: check_copy(written, tables(), target))
+
+
+def caption_column(run: RunDir, plan: Plan) -> CaptionColumn | None:
+    """The column with the captions of a run; None if it has none."""
+    spec = plan.run_settings().source.caption_column
+    return None if spec is None else CaptionColumn.find(spec, run.manifest_schema())
 
 
 def regrouped(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:

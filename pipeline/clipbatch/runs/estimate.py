@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from clipbatch.config import LaunchSettings, Settings, auto, models
 from clipbatch.config.heads import HeadFile
 from clipbatch.config.label_set import LabelSet
-from clipbatch.config.labels import load
+from clipbatch.config.labels import for_run
 from clipbatch.config.nesting import JsonObject
 from clipbatch.config.sampling import wilson
 from clipbatch.config.validation import at_least
@@ -35,7 +35,6 @@ from clipbatch.rundir import head_weights
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.manifest import Manifest
 from clipbatch.rundir.part_file import PartFile
-from clipbatch.rundir.schema import STAMPS
 from clipbatch.runs import heads as run_heads
 from clipbatch.runs import plan as planner
 from clipbatch.runs import run as runner
@@ -126,14 +125,13 @@ def estimate(settings: Settings, offer: Offer, *, plan: str | None = None, quiet
         identities = frozen.identity["inputs"]
         batches = _left_over(RunDir(plan), frozen)
     else:
-        labels = load(settings.labels)
+        labels = for_run(settings)
         resolved = planner.resolve(settings)
         planner.check_labels(resolved, labels)
         heads = run_heads.load(resolved, labels)
-        identities = listings.identities(inputs := listings.listers(resolved.source))
-        taken = [*run_heads.result_names(resolved, labels, heads), "row_id", *(f.name for f in STAMPS)]
-        limit, rows, seed = resolved.source.limit, resolved.source.sample, resolved.source.seed
-        batches = listings.Listing(inputs, limit, taken, Sample(rows, seed or 0) if rows else None).batches()
+        inputs = listings.listers(resolved.source)
+        identities = listings.identities(inputs)
+        batches = planner.listing_of(resolved, labels, inputs, heads).batches()
     for batch in batches:
         sample.add(batch)
     list_s = time.perf_counter() - begun

@@ -14,7 +14,8 @@ from clipbatch.rundir.schema import check_head_columns, group_columns, result_fi
 
 def result_names(settings: Settings, names: LabelSet, heads: Sequence[HeadFile] = ()) -> list[str]:
     """The names of the columns beside those of the manifest."""
-    fields = result_fields(group_columns(names, settings.output), settings.output, 0, [file.head for file in heads])
+    groups, captions = group_columns(names, settings.output), settings.source.caption_column is not None
+    fields = result_fields(groups, settings.output, 0, [file.head for file in heads], captions=captions)
     return [field.name for field in fields]
 
 

@@ -34,6 +34,7 @@ from clipbatch.inputs import lister
 from clipbatch.inputs import listing as listings
 from clipbatch.inputs.sample import Sample
 from clipbatch.rundir import creation, head_weights
+from clipbatch.rundir.captions import CaptionColumn
 from clipbatch.rundir.duplicates import Duplicates
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.manifest import ManifestWriter
@@ -45,6 +46,8 @@ from clipbatch.workers import signals
 
 # Files that were passed over are counted for this many suffixes, and the rest together.
 _SUFFIXES = 20
+# The names that a rescoring of a run without labels gives to its columns of labels.
+_LABEL_COLUMNS = ("label", "score", "labels", "margin", "scores", "top")
 # At most so many rows in a file and in a row group of the manifest, unless a shard has more.
 MANIFEST_ROWS = 2**20
 ROW_GROUP_ROWS = 2**14
@@ -173,7 +176,7 @@ def plan(
         if overwrite:
             raise InputError("--overwrite plans the run again and needs an INPUT: name one, or leave --overwrite out")
         return run_dir.plan()
-    names = label_files.load(settings.labels)
+    names = label_files.for_run(settings)
     settings = dataclasses.replace(_checked(settings), launch=LaunchSettings())
     heads = head_files.load(settings.labels.head, head_weights.standing(run_dir, overwrite=overwrite))
     inputs = listings.listers(settings.source)
@@ -262,6 +265,27 @@ def _resolve(settings: Settings, frozen: Mapping[str, Any]) -> Settings:
     return auto.resolve(settings.replace(pretrained=weights, root=root), models.gflop(settings.model.model), frozen)
 
 
+def listing_of(
+    settings: Settings,
+    names: LabelSet,
+    inputs: list[lister.Lister],
+    heads: Sequence[HeadFile],
+    carried: pa.Schema | None = None,
+) -> listings.Listing:
+    """What the run of `settings` is to label. carried: as for `Listing`.
+
+    Raises: InputError, also if no column holds the captions.
+    """
+    spec, source = settings.source.caption_column, settings.source
+    results = run_heads.result_names(settings, names, heads)
+    taken = [*results, "row_id", *(f.name for f in STAMPS), *(() if names.groups else _LABEL_COLUMNS)]
+    sample = Sample(source.sample, source.seed or 0) if source.sample else None
+    listing = listings.Listing(inputs, source.limit, taken, sample, carried)
+    if spec is not None:
+        CaptionColumn.find(spec, listing.schema)
+    return listing
+
+
 def _freeze(
     run_dir: RunDir,
     settings: Settings,
@@ -275,10 +299,7 @@ def _freeze(
     device: str | None,
     carried: pa.Schema | None,
 ) -> Plan:
-    results = run_heads.result_names(settings, names, heads)
-    source, taken = settings.source, [*results, "row_id", *(f.name for f in STAMPS)]
-    sample = Sample(source.sample, source.seed or 0) if source.sample else None
-    listing = listings.Listing(inputs, source.limit, taken, sample, carried)
+    listing = listing_of(settings, names, inputs, heads, carried)
     return freeze(
         run_dir,
         settings,

@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 
 from clipbatch.config import SettingValues, hardware
 from clipbatch.errors import DamagedError
-from clipbatch.rundir.counts import count_statuses
+from clipbatch.rundir.counts import count_captions, count_statuses
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.records import ModelFacts
 from clipbatch.rundir.replacement import REPAIR
@@ -105,6 +105,8 @@ class Report(TypedDict, total=False):
     part: OwnPart
     passed_over: dict[str, int]
     duplicates: int | None
+    # Of the ok images: how many were compared with their caption, and how many were not, by reason. Only with captions.
+    captions: dict[str, int]
     warnings: list[str]
     this_run: Invocation
     settings: SettingValues
@@ -177,6 +179,8 @@ def make(
         "versions": plan.versions,
         "hardware": hardware.describe(),
     }
+    if (compared := count_captions(run, plan, mine)) is not None:
+        report["captions"] = dict(sorted(compared.items()))
     if reached := Counter(str(facts["ceiling"]) for each in done.stages if "ceiling" in (facts := each.facts)):
         report["this_run"]["ceiling"] = reached.most_common(1)[0][0]
     if waits := _waits(done.stages):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
+from clipbatch.rundir.captions import COMPARED
 from clipbatch.runs import words
 from clipbatch.runs.report import Report, has_pace
 from clipbatch.storage.atomic import writing_failed
@@ -33,6 +35,8 @@ def text(out: str, report: Report) -> str:
             f"{report['parts']['done']} of {report['parts']['planned']}"
         )
     lines.append(f"{done} images: {counts_text(report['status'])}")
+    if (captions := report.get("captions")) is not None:
+        lines.append(f"captions: {captions_text(captions)}")
     if (repaired := this_run["repaired"])["parts"]:
         lines.append(
             f"repaired: {repaired['parts']} parts that were damaged or missing, now with "
@@ -59,10 +63,21 @@ def text(out: str, report: Report) -> str:
     for host, waits in this_run.get("waits", {}).items():
         lines.append(f"waited {waits['waited_s']:.1f} s for {host}, and tried {waits['tries_again']:.0f} reads again")
     whole = report["parts"]["done"] == report["parts"]["planned"] or part["planned"] == report["parts"]["planned"]
-    lines.append(f"scores: {out}/parts/*.parquet" + (f"   report: {out}/report.json" if whole else ""))
+    what = "scores" if report["settings"]["labels"] else "results"
+    lines.append(f"{what}: {out}/parts/*.parquet" + (f"   report: {out}/report.json" if whole else ""))
     if whole:
         lines.append(f"to look at it: clipbatch report {shlex.quote(out)}")
     return "\n".join(lines)
+
+
+def captions_text(counts: Mapping[str, int]) -> str:
+    """Counts of captions as text: `980 compared, 20 not: 12 empty, 8 null`."""
+    reasons = sorted(((count, reason) for reason, count in counts.items() if reason != COMPARED), reverse=True)
+    compared = f"{counts.get(COMPARED, 0)} compared"
+    if not reasons:
+        return compared
+    named = ", ".join(f"{count} {reason}" for count, reason in reasons)
+    return f"{compared}, {sum(count for count, _ in reasons)} not: {named}"
 
 
 def line(out: str, report: Report) -> str:

@@ -19,10 +19,11 @@ from clipbatch.config import Settings, head_files
 from clipbatch.config import heads as head_records
 from clipbatch.config.heads import HeadFile
 from clipbatch.config.label_set import SCORING
-from clipbatch.config.labels import load
+from clipbatch.config.labels import load, wants_no_labels
 from clipbatch.config.scoring import check_scoring
 from clipbatch.errors import InputError
 from clipbatch.rundir import creation, head_weights
+from clipbatch.rundir.captions import CaptionColumn
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.schema import group_columns, result_fields
 from clipbatch.runs import heads as run_heads
@@ -38,7 +39,7 @@ def plan(source: RunDir, run: RunDir, overrides: Mapping[str, Any], *, overwrite
     """Freeze the rescoring of `source` into `run`, or return the plan that it has already.
 
     overrides: labels, template, heads, and settings of the scope `output` that are to differ. Embeddings are saved
-    again only if `overrides` says so.
+    again, and images compared with captions, only if `overrides` says so.
     Raises: InputError if `source` is not finished or has no embeddings; OtherRunError if `run` is another run.
     """
     frozen = source.plan()
@@ -53,8 +54,13 @@ def plan(source: RunDir, run: RunDir, overrides: Mapping[str, Any], *, overwrite
     else:
         files = head_weights.load(source, frozen)
     heads = [file.head for file in files]
+    if not (labels.groups or heads or wants_no_labels(settings)):
+        raise InputError(
+            f"{source.path} has no labels, so there is nothing to score: give --labels, --caption-column or --head"
+        )
     settings = settings.replace(batch_size=_rows_at_once(frozen.shard_size, len(labels.names)))
-    fields = result_fields(group_columns(labels, settings.output), settings.output, 0, heads)
+    spec = settings.source.caption_column
+    fields = result_fields(group_columns(labels, settings.output), settings.output, 0, heads, captions=spec is not None)
     identity = (
         frozen.identity | settings.within("output") | {"batch_size": settings.model.batch_size} | labels.identity()
     )
@@ -96,7 +102,7 @@ def _check_source(source: RunDir, frozen: Plan, run: RunDir) -> None:
 
 def _settings(frozen: Plan, overrides: Mapping[str, Any]) -> Settings:
     """The settings of the run that is rescored, changed by `overrides`."""
-    changes = {"template": (), "embeddings": False} | dict(overrides)
+    changes = {"template": (), "embeddings": False, "caption_column": None} | dict(overrides)
     if "layout" in overrides or "top_k" in overrides:  # each of them sets the layout, so the other is reset
         changes = {"layout": "list", "top_k": None} | changes
     return frozen.run_settings().replace(**changes)
@@ -104,7 +110,7 @@ def _settings(frozen: Plan, overrides: Mapping[str, Any]) -> Settings:
 
 def _rows_at_once(shard_size: int, labels: int) -> int:
     """The batch size: limited by memory, and a divisor of the shard size."""
-    limit = max(1, min(_MAX_ROWS_AT_ONCE, shard_size, _SCORES_AT_ONCE // labels))
+    limit = max(1, min(_MAX_ROWS_AT_ONCE, shard_size, _SCORES_AT_ONCE // max(1, labels)))
     return next(size for size in range(limit, 0, -1) if shard_size % size == 0)
 
 
@@ -114,7 +120,7 @@ def _check_columns(source: RunDir, manifest: Path, taken: set[str]) -> None:
         if name.lower() in taken:
             raise InputError(
                 f"{source.path} carries a column {name!r} of its input, and the new scores need that name: rename the "
-                "label group or the head, or choose another --layout"
+                "label group or the head, choose another --layout, or label the images again without it (--columns)"
             )
 
 
@@ -130,6 +136,8 @@ def _freeze(
                     f"the manifest {source.manifest / name} has changed since its run was planned: restore it"
                 )
             _check_columns(source, folder / name, taken)
+            if spec := plan.settings.get("caption_column"):
+                CaptionColumn.find(spec, pq.read_schema(folder / name))
         valid = creation.create(run, plan, folder, replace=overwrite, heads=head_weights.content(heads))
     run.check_same(valid, plan.identity)
     return valid

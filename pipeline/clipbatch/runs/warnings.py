@@ -25,7 +25,7 @@ def score_warnings(run: RunDir, plan: Plan, shards: Sequence[int]) -> list[str]:
     """
     kind = (run.model_facts() or {}).get("score", "")
     groups = list(zip(plan.labels.groups, group_columns(plan.labels, plan.run_settings().output), strict=True))
-    if kind != "softmax" or not shards:
+    if kind != "softmax" or not shards or not groups:
         return []
     chosen = [shards[at] for at in np.unique(np.linspace(0, len(shards) - 1, _MAX_PARTS).astype(int))]
     tables = []

@@ -56,7 +56,7 @@ class Classifier:
     def __init__(
         self,
         *,
-        labels: str | os.PathLike[str] | Sequence[str],
+        labels: str | os.PathLike[str] | Sequence[str] | None = None,
         model: str = "ViT-B-32",
         template: str | Sequence[str] = (),
         head: str | Sequence[str] | Mapping[str, str | os.PathLike[str]] = (),
@@ -82,8 +82,9 @@ class Classifier:
     ) -> None:
         """Load the model. Every setting is the option of `clipbatch run` of that name; None is its default.
 
-        labels: a file, a shipped set's name or a,b,c, as there, or a list of names. root: where relative names start
-        from, and what none may lead out of. head: NAME=FILE as there, one or several, or a dict of files by name.
+        labels: a file, a shipped set's name or a,b,c, as there, or a list of names; with embeddings or heads they may
+        be left out. root: where relative names start from, and what none may lead out of. head: NAME=FILE as there, one
+        or several, or a dict of files by name.
         Raises: InputError (SettingError, a ValueError, for a setting) naming the value and the remedy.
         """
         given = {name: value for name, value in locals().items() if name != "self" and value is not None}
@@ -93,6 +94,7 @@ class Classifier:
             given[name] = os.fspath(given[name])
         if isinstance(labels, (str, os.PathLike)):
             given["labels"] = os.fspath(labels)
+        if labels is None or isinstance(labels, (str, os.PathLike)):
             self._open(from_flat(given), None)
         else:
             del given["labels"]
@@ -107,7 +109,7 @@ class Classifier:
 
     def _open(self, settings: Settings, labels: LabelSet | None, *, decode_apart: bool = False) -> None:
         """labels: None for those of `settings`."""
-        self.labels = label_sets.load(settings.labels) if labels is None else labels
+        self.labels = label_sets.for_run(settings) if labels is None else labels
         self.settings = plan.resolve(settings)
         plan.check_labels(self.settings, self.labels)
         heads = run_heads.load(self.settings, self.labels)

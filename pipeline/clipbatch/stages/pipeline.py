@@ -25,14 +25,17 @@ from clipbatch.config.label_set import LabelSet
 from clipbatch.config.scoring import check_scoring
 from clipbatch.errors import InputError, OtherRunError
 from clipbatch.rundir import features, head_weights
+from clipbatch.rundir.captions import CaptionColumn
 from clipbatch.rundir.damage import protect
 from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.manifest import Manifest
 from clipbatch.rundir.records import frozen_choices
 from clipbatch.stages.batches import Task, item_batches, row_batches
+from clipbatch.stages.captions import Captions
 from clipbatch.stages.ceilings import Meter, ceiling
 from clipbatch.stages.decode import Decode
 from clipbatch.stages.encode import Model, check_device, device_facts, label_features, load
+from clipbatch.stages.encode.text_tower import TextTower
 from clipbatch.stages.flow import Flow, Stage, bottleneck
 from clipbatch.stages.heads import Heads, check_model
 from clipbatch.stages.journal import Journal
@@ -111,8 +114,11 @@ class ShardPipeline:
         # Checked again: loading takes long, and what is frozen now binds all later workers.
         run.plan_of(fingerprint)
 
+        def text_model() -> Model:
+            return model.model if model else load_the_same(settings, facts)
+
         def encode_labels() -> NDArray[np.float32]:
-            return label_features(model.model if model else load_the_same(settings, facts), plan.labels)
+            return label_features(text_model(), plan.labels)
 
         text_LD, text_sha256 = features.freeze(run, plan, encode_labels)
         head_files, anyway = head_weights.load(run, plan), bool(settings.labels.head_anyway)
@@ -157,6 +163,12 @@ class ShardPipeline:
                 refusals.settle(plan.shard_rows(shard))
 
         last = _checked_write(journal if model else None, write, check, settle)
+        self._captions: Captions | None = None
+        if spec := settings.source.caption_column:
+            column = CaptionColumn.find(spec, run.manifest_schema())
+            tower = TextTower(text_model(), precision=settings.model.precision, device=device)
+            self._captions = Captions(tower, column, device=device, embeddings=settings.output.embeddings)
+            first.append(Stage(name="captions", work=self._captions.compare))
         self.stages = [*first, Stage(name="score", work=score), Stage(name="write", work=last)]
         self._flow: Flow | None = None
         self._waits_before, self._waited_before_s = retries.waits(), self._waited_s()
@@ -191,10 +203,23 @@ class ShardPipeline:
 
     def label(self, tasks: Iterable[Task]) -> Flow:
         """The flow that processes `tasks`. Iterating over it yields a `Written` for each batch, in order."""
-        cut = row_batches if self._plan.rescored else item_batches
-        batches = (batch for task in tasks for batch in cut(self._plan, self._manifest, task))
+        batches = (batch for task in tasks for batch in self._batches(task))
         self._flow = Flow(self._admit(batches), [ranged(stage, self._device) for stage in self.stages])
         return self._flow
+
+    def close(self) -> None:
+        """Drop the work that was begun and that nobody waits for any more."""
+        if self._captions:
+            self._captions.close()
+
+    def _batches(self, task: Task) -> Iterator[ItemBatch]:
+        cut = row_batches if self._plan.rescored else item_batches
+        if self._captions:
+            self._captions.begin(task.shard, self._manifest.rows(task.shard), self._plan.shard_rows(task.shard).start)
+        for batch in cut(self._plan, self._manifest, task):
+            if self._captions:
+                self._captions.prepare(batch)
+            yield batch
 
 
 def execute(
@@ -211,7 +236,7 @@ def execute(
     """
     flow, rows, bad = pipeline.label(tasks), 0, Counter[str]()
     last_report = time.perf_counter()
-    with pipeline.meter, contextlib.closing(iter(flow)) as results:  # type: ignore[type-var]
+    with contextlib.closing(pipeline), pipeline.meter, contextlib.closing(iter(flow)) as results:  # type: ignore[type-var]
         for written in results:
             rows, bad = rows + written.rows, bad + written.bad
             now = time.perf_counter()

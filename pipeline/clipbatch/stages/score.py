@@ -94,7 +94,8 @@ class Score:
             if arrived := mark(self._stream):
                 arrived.synchronize()
         scored = [isinstance(outcome, Decoded) for outcome in batch.outcomes]
-        if not torch.isfinite(scores_BL[scored]).all():
+        shown = scores_BL if self._labels.groups else torch.as_tensor(batch.image_BD)[:count].cpu()
+        if not torch.isfinite(shown[scored]).all():
             raise InputError("the model gives NaN or infinite scores: use --precision bf16 or fp32, or other weights")
         if self._heads:
             self._heads.check(heads_BO[scored])
@@ -103,6 +104,7 @@ class Score:
             outcomes=batch.outcomes,
             scores_BL=scores_BL.numpy(),
             image_BD=None if embeddings_BD is None else embeddings_BD.numpy(),
+            captions=batch.captions,
             heads_BO=heads_BO.numpy() if self._heads else None,
         )
 

@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from clipbatch.rundir import replacement
+from clipbatch.rundir import captions, replacement
+from clipbatch.rundir.captions import CaptionColumn
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.part_file import PartFile, rows_per_group
 from clipbatch.rundir.row_group import RowGroup
@@ -54,11 +55,16 @@ class Write:
         self._run, self._plan = run, plan
         labels, settings = plan.labels, plan.run_settings()
         output = settings.output
-        row_bytes = len(labels.names) * 4 + (embedding * 2 if output.embeddings else 0)
-        row_group_rows = row_group_rows or rows_per_group(row_bytes)
+        spec = settings.source.caption_column
+        self._captions = None if spec is None else CaptionColumn.find(spec, run.manifest_schema())
+        compares = spec is not None
+        row_bytes = len(labels.names) * 4 + (embedding * 2 * (1 + compares) if output.embeddings else 0) + 8 * compares
+        row_group_rows = row_group_rows or rows_per_group(max(1, row_bytes))
         batches = min(plan.shard_size, row_group_rows) // plan.batch_size
         capacity = max(1, batches) * plan.batch_size
-        self._rows = RowGroup(labels, output, capacity=capacity, embedding=embedding, heads=plan.heads)
+        self._rows = RowGroup(
+            labels, output, capacity=capacity, embedding=embedding, heads=plan.heads, captions=compares
+        )
         self._compression, self._fingerprint = output.compression, fingerprint
         self._footer = {
             "clipbatch.fingerprint": fingerprint,
@@ -83,6 +89,7 @@ class Write:
             self._footer["clipbatch.heads"] = _json({head.name: head.outputs for head in plan.heads})
         self._part: PartFile | None = None
         self._counts: Counter[str] = Counter()
+        self._compared: Counter[str] = Counter()
         self._again: list[pa.Table] = []
 
     def __call__(self, batch: ScoredBatch) -> Written:
@@ -119,6 +126,8 @@ class Write:
         self._part.write(table)
         counted = table["status"].value_counts().to_pylist()
         self._counts.update({entry["values"]: entry["counts"] for entry in counted})
+        if self._captions:
+            self._compared.update(captions.count(table, self._captions))
 
     def _merged(self, shard: int) -> Iterator[pa.Table]:
         """The row groups of the existing part, with the rows that were done again in their places.
@@ -144,11 +153,15 @@ class Write:
         assert self._part is not None
         part, self._part = self._part, None
         counts, self._counts = dict(self._counts), Counter()
+        compared, self._compared = dict(self._compared), Counter()
+        footer = {"clipbatch.counts": json.dumps(counts, sort_keys=True)}
+        if self._captions:
+            footer[captions.FOOTER] = json.dumps(compared, sort_keys=True)
         path = self._run.part(shard, self._plan.shards)
         with part:
             kept = None if force else replacement.refusal(path, shard, counts)
             if kept is None:
-                part.close({"clipbatch.counts": json.dumps(counts, sort_keys=True)})
+                part.close(footer)
         return PartDone(shard=shard, rows=sum(counts.values()), counts=counts, kept=kept)
 
 

@@ -74,6 +74,9 @@ def _encode(model: Model, prompts: list[list[str]]) -> NDArray[np.float32]:
     how many cores the worker has."""
     texts = [text for texts in prompts for text in texts]
     torch.set_num_threads(1)
+    if not texts:  # a run without labels; the length of an embedding is still of use
+        with torch.inference_mode():
+            return np.zeros((0, model.module.encode_text(model.tokenizer([""])).shape[1]), np.float32)
 
     @torch.inference_mode()
     def encode(at: int) -> torch.Tensor:

@@ -129,6 +129,8 @@ def rank(run: RunDir, plan: Plan, files: Sequence[str], truth: Truth, group: str
 def group_number(labels: LabelSet, name: str | None, place: str) -> int:
     """Which group `name` is; the only one for None. place: how messages name the labels. Raises: InputError."""
     names = [group.name for group in labels.groups]
+    if not names:
+        raise InputError(f"{place} has no labels: clipbatch rescore gives it some, if it has saved its embeddings")
     if name is None and len(names) == 1:
         return 0
     if name not in names:

@@ -41,6 +41,8 @@ def write(path: str | os.PathLike[str], *, out: str | None = None, examples: int
     gathered = gather.gather(found, examples=examples)
     example_sheets = sheets(list(gathered.sets.values()))
     rows = [example.row_id for sheet in example_sheets for label in sheet.labels for _, example in label.examples]
+    if gathered.captions:
+        rows += [pair.row_id for pair in (*gathered.captions.lowest, *gathered.captions.highest)]
     evaluation = _evaluation(run) if len(found) == 1 else {}
     rows += [example["row_id"] for entry in evaluation.get("confusions", ()) for example in entry["examples"]]
     facts = page.Facts(

@@ -20,9 +20,11 @@ from numpy.typing import NDArray
 
 from clipbatch.config.nesting import JsonObject
 from clipbatch.errors import InputError
+from clipbatch.rundir.captions import CaptionColumn
 from clipbatch.rundir.counts import listing
 from clipbatch.storage.paths import AnyPath, parquet_source
 from clipbatch.tools.htmlreport import rankings
+from clipbatch.tools.htmlreport.captions import CaptionFacts
 from clipbatch.tools.htmlreport.rankings import Example, Ranking, RunnersUp, ScoreColumns
 from clipbatch.tools.htmlreport.series import Histogram
 from clipbatch.tools.htmlreport.sources import Source
@@ -161,6 +163,8 @@ class Gathered:
     published: list[tuple[float, int]] = field(default_factory=list)
     # softmax, sigmoid or cosine.
     score_kind: str = ""
+    # None unless the run has captions.
+    captions: CaptionFacts | None = None
 
 
 def gather(sources: Sequence[Source], *, examples: int) -> Gathered:
@@ -171,6 +175,8 @@ def gather(sources: Sequence[Source], *, examples: int) -> Gathered:
     """
     gathered, groups = Gathered(), rankings.find(sources[-1].plan)
     gathered.sets = {entry.name: SetFacts(entry.name, entry.labels, examples) for entry in groups}
+    if spec := sources[-1].plan.run_settings().source.caption_column:
+        gathered.captions = CaptionFacts(CaptionColumn.find(spec, sources[-1].run.manifest_schema()), examples)
     for source in sources:
         _add_run(gathered, source, groups)
     if not gathered.published:
@@ -198,7 +204,7 @@ def _add_part(gathered: Gathered, path: AnyPath, groups: list[ScoreColumns], sou
     """Add the numbers of a part. Returns how many rows it has."""
     with pq.ParquetFile(parquet_source(path)) as file:
         gathered.score_kind = (file.metadata.metadata or {}).get(b"clipbatch.score", b"").decode()
-        for batch in map(source.counted, _batches(file, groups)):
+        for batch in map(source.counted, _batches(file, groups, gathered.captions)):
             signals.check()
             ok = pc.equal(batch.column("status").cast(pa.string()), "ok")
             _add_statuses(gathered, batch, ok)
@@ -206,12 +212,17 @@ def _add_part(gathered: Gathered, path: AnyPath, groups: list[ScoreColumns], sou
             if good.num_rows:
                 for entry in groups:
                     gathered.sets[entry.name].add(entry, good)
+                if gathered.captions:
+                    gathered.captions.add(good)
         return int(file.metadata.num_rows)
 
 
-def _batches(file: pq.ParquetFile, groups: list[ScoreColumns]) -> Iterator[pa.RecordBatch]:
+def _batches(
+    file: pq.ParquetFile, groups: list[ScoreColumns], captions: CaptionFacts | None
+) -> Iterator[pa.RecordBatch]:
     wanted = ["row_id", "uri", "status", "error", *(name for entry in groups for name in entry.all)]
-    rows = max(1024, min(_BATCH_ROWS, _BATCH_SCORES // sum(len(entry.labels) for entry in groups)))
+    wanted += captions.columns if captions else []
+    rows = max(1024, min(_BATCH_ROWS, _BATCH_SCORES // max(1, sum(len(entry.labels) for entry in groups))))
     yield from file.iter_batches(batch_size=rows, columns=wanted)
 
 

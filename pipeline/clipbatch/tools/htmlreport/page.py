@@ -17,6 +17,7 @@ from clipbatch import __version__
 from clipbatch.config.nesting import JsonObject
 from clipbatch.config.scoring import chance_remark
 from clipbatch.rundir.shapes import NUMBER, TEXT, Every, Shape, fits
+from clipbatch.runs import report_text, words
 from clipbatch.runs.report import has_pace
 from clipbatch.runs.words import bad_share
 from clipbatch.storage.paths import AnyPath, StorePath
@@ -121,6 +122,8 @@ def _fixed(facts: Facts) -> dict[str, Any]:
     rows = [example.row_id for sheet in facts.sheets for label in sheet.labels for _, example in label.examples]
     rows += [example["row_id"] for entry in facts.evaluation.get("confusions", ()) for example in entry["examples"]]
     steps, this_run = series.steps(gathered.published), _complete(facts.report.get("this_run"), _THIS_RUN)
+    captions = gathered.captions
+    rows += [pair.row_id for pair in (*captions.lowest, *captions.highest)] if captions else []
     return {
         "style": Markup(style),
         "script": Markup(script),
@@ -147,6 +150,13 @@ def _fixed(facts: Facts) -> dict[str, Any]:
         "fingerprint": run.fingerprint() or "",
         "statuses": _statuses(gathered),
         "all_sets": [_set(number, facts) for number in range(len(gathered.sets))],
+        "compared_with": _compared_with(len(plan.labels.names), captions is not None),
+        "captions_text": report_text.captions_text(captions.counts) if captions else "",
+        "similarities": _distribution(
+            "similarities", "Similarities", "cosine of image and caption", captions.similarities, True
+        )
+        if captions
+        else None,
         "sheets": facts.sheets,
         "thumbnails": _within(facts.thumbnails, rows),
         "examples": sum(len(label.examples) for sheet in facts.sheets for label in sheet.labels),
@@ -158,6 +168,13 @@ def _fixed(facts: Facts) -> dict[str, Any]:
         "parts": len(gathered.published),
         "value": lambda value: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False),
     }
+
+
+def _compared_with(labels: int, captions: bool) -> str:
+    """What the images were compared with, in words."""
+    others = [f"{words.number(labels)} labels"] if labels else []
+    others += ["their captions"] if captions else []
+    return f"compared with {' and '.join(others)}" if others else "embedded"
 
 
 def _title(path: AnyPath) -> str:
@@ -173,6 +190,8 @@ def _cut(fixed: Mapping[str, Any], limit: int) -> dict[str, object]:
     """The lists of labels and of bad images, with at most `limit` entries each, and the common folder of all names."""
     bad = _bad(fixed["found"], limit)
     examples = [example for sheet in fixed["sheets"] for label in sheet.labels for _, example in label.examples]
+    if captions := fixed["found"].captions:
+        examples += [*captions.lowest, *captions.highest]
     rows = max(limit, _LABELS_AT_ONCE)
     sets = [
         entry
