@@ -92,7 +92,10 @@ def test_verify_without_restore_writes_nothing(warm: Cli, here: Path, old: Path)
     for folder in (here, old):
         (folder / "run" / "parts" / "part-00001.parquet").unlink()
         before = {str(path): path.stat().st_mtime_ns for path in (folder / "run").rglob("*")}
-        assert "part-00001.parquet: missing" in warm("verify", "run", cwd=folder, code=5).stderr
+        said = warm("verify", "run", cwd=folder, code=5).stderr
+        assert "part-00001.parquet: missing" in said
+        assert "1 of 5 parts are not there: they have not been done yet, or are deleted:" in said
+        assert said.endswith("remedy: clipbatch run --out run\n")  # nothing to be repaired
         assert {str(path): path.stat().st_mtime_ns for path in (folder / "run").rglob("*")} == before
 
 

@@ -65,7 +65,7 @@ def test_named_shards_are_divided_among_the_ranks(
     listed.write_text("0\n1\n2\n4\n")
     warm("run", "--out", out, "--shards", listed, "--rank", 1, "--world-size", 2)
     assert numbers(out) == [1, 3, 4, 5, 6]
-    assert "there is no shard 10" in warm("run", "--out", out, "--shards", "10", code=3).stderr
+    assert "there is no part 10" in warm("run", "--out", out, "--shards", "10", code=3).stderr
     assert all(whole[name] == content for name, content in parts(out).items())
 
 

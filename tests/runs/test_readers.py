@@ -132,7 +132,7 @@ def test_spark_reads_all_columns_except_float16_without_options(runs: dict[str, 
 
 def test_spark_reads_carried_columns_of_every_type_beside_float16(tmp_path: Path, spark: Any) -> None:
     """What it has no type for is left out with float16; everything else has its value."""
-    when = datetime.datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=datetime.timezone.utc)
+    when = datetime.datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=datetime.UTC)
     columns: dict[str, tuple[pa.DataType, Any]] = {
         "flag": (pa.bool_(), True),
         "tiny": (pa.int8(), -7),
@@ -161,7 +161,7 @@ def test_spark_reads_carried_columns_of_every_type_beside_float16(tmp_path: Path
     spark.conf.set("spark.sql.session.timeZone", "UTC")
     row, empty = (found.asDict(recursive=True) for found in frame.collect())
     expected = {name: value for name, (_, value) in columns.items() if name in row} | {"both": {"n": 1}}
-    assert row.pop("at").astimezone(datetime.timezone.utc) == expected.pop("at")
+    assert row.pop("at").astimezone(datetime.UTC) == expected.pop("at")
     assert row == expected
     assert set(empty.values()) == {None}
 

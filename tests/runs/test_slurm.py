@@ -81,7 +81,7 @@ def test_only_open_shards_are_submitted(cli: Cli, folder: Path, tmp_path: Path) 
         (["--array", "8", "--requeues", "-1"], "requeues -1 is out of range"),
         (["--array", "8", "--world-size", "4"], "--world-size is for runs that you start yourself"),
         (["--array", "8", "--gpus", "all"], "--gres gpu:N requests"),
-        (["--array", "8", "--shards", "7"], "there is no shard 7"),
+        (["--array", "8", "--shards", "7"], "there is no part 7"),
     ],
 )
 def test_wrong_options_are_refused_in_one_line(

@@ -1,5 +1,6 @@
 """The run that e041681 left half done, kept in `fixtures/`, and commands to try on a copy of it."""
 
+import re
 from pathlib import Path
 
 from tests.conftest import Cli
@@ -37,8 +38,8 @@ def every_command(inputs: str) -> list[list[str]]:
 
 
 def refused(warm: Cli, folder: Path, *args: str) -> str:
-    """What `clipbatch ARGS` says in one line as it ends with exit code 3."""
-    error = str(warm(*args, code=3, cwd=folder).stderr)
+    """What `clipbatch ARGS` says in one line, after those of its log, as it ends with exit code 3."""
+    *log, error = str(warm(*args, code=3, cwd=folder).stderr).splitlines(keepends=True)
     assert error.startswith("clipbatch: "), args
-    assert error.count("\n") == 1, (args, error)
+    assert all(re.match(r"\d{4}-\S+ (INFO|ERROR) ", line) for line in log), (args, log)
     return error

@@ -28,6 +28,7 @@ from clipbatch.config.label_set import LabelSet
 from clipbatch.config.nesting import JsonObject
 from clipbatch.errors import InputError, OtherRunError
 from clipbatch.rundir import copies, records
+from clipbatch.rundir.differences import difference
 from clipbatch.rundir.records import ModelFacts
 from clipbatch.storage.atomic import as_json, publish, sync_folder, temp_name, writing_failed
 from clipbatch.storage.paths import AnyPath, StorePath, as_path, list_names, parquet_source
@@ -288,5 +289,5 @@ def _check_rows(run: RunDir, plan: Plan) -> None:
 
 
 def _check_equal(frozen: Mapping[str, Any], current: Mapping[str, Any], what: str, remedy: str) -> None:
-    if differs := records.difference(frozen, current):
+    if differs := difference(frozen, current):
         raise OtherRunError(f"{what}: {differs}; {remedy}")

@@ -151,24 +151,6 @@ def sparse(values: Mapping[str, Any], always: frozenset[str]) -> JsonObject:
     return {name: value for name, value in values.items() if value is not None or name in always}
 
 
-def difference(frozen: Mapping[str, Any], current: Mapping[str, Any]) -> str | None:
-    """The first field that differs, with both values, as text; None if all are equal. Missing and None are equal."""
-    for name in sorted(frozen.keys() | current.keys()):
-        before, now = (json.dumps(side.get(name)) for side in (frozen, current))
-        if before != now:
-            return f"{name} is {_shortened(now, before)} now and {_shortened(before, now)} there"
-    return None
-
-
-def _shortened(text: str, other: str) -> str:
-    """`text`, shortened to about a line around the first character that differs from `other`."""
-    if len(text) <= 80:
-        return text
-    first = next((at for at, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), 0)
-    at = max(0, first - 20)
-    return f"{'...' if at else ''}{text[at : at + 60]}... ({len(text)} characters)"
-
-
 def seal(body: bytes) -> bytes:
     """Add the digest of the JSON object `body` to it, as its first key."""
     rest = body[1:] if body.strip() == b"{}" else b"," + body[1:]

@@ -15,6 +15,7 @@ again, since nothing else knows of them. A number is never used twice.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ from clipbatch.rundir import creation
 from clipbatch.rundir.counts import count_statuses
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.schema import STAMPS
+from clipbatch.runs import announce
 from clipbatch.runs import plan as planner
 from clipbatch.runs import run as runner
 from clipbatch.runs.report import Increment, Report
@@ -40,7 +42,7 @@ from clipbatch.runs.stamps import Stamper, hashes
 from clipbatch.storage.atomic import file_sha256, locked, publish, remove_leftovers
 from clipbatch.storage.paths import StorePath, as_path, list_names, parquet_source
 from clipbatch.workers import signals
-from clipbatch.workers.progress import Progress
+from clipbatch.workers.progress import Log, Observer, Progress
 
 _NAME = re.compile(r"increment-(0[0-9]{4}|[1-9][0-9]{4,})")
 _HIGHEST = ".highest"
@@ -62,12 +64,19 @@ class Comparison:
 
 
 def run(
-    settings: Settings, out: str, *, hash_contents: bool = False, quiet: bool = False, log_json: bool = False
+    settings: Settings,
+    out: str,
+    *,
+    hash_contents: bool = False,
+    quiet: bool = False,
+    log_json: bool = False,
+    observer: Observer | None = None,
 ) -> Report:
     """Label the images in the input of `settings` that are new or changed since the increments in `out`, as another
     increment. Increments that are not complete are finished first.
 
-    hash_contents: compare the contents of files, all of which are read then, instead of their size and time.
+    hash_contents: compare the contents of files, all of which are read then, instead of their size and time. observer:
+    is told of the progress.
     Returns the report of the new increment. In addition it has `increment`: the folder (None if nothing was new) and
     how many rows were new, changed and known; `finished`: the reports of increments that were finished, each with its
     `folder`; `notes`: further remarks for the user.
@@ -89,17 +98,21 @@ def run(
             remove_leftovers(run_dir.path)
             remove_leftovers(run_dir.parts)
         again = from_flat(settings.within("invocation", "worker", "placement"))
-        finished: list[Report] = [
-            {**runner.run(again, path, quiet=quiet, log_json=log_json), "folder": str(path)}
-            for path in done
-            if not _is_complete(path)
-        ]
+        label = functools.partial(runner.run, again, quiet=quiet, log_json=log_json, observer=observer)
+        accepted = functools.partial(announce.start, Log(quiet=quiet, as_json=log_json), settings, out)
+        finished: list[Report] = [{**label(path), "folder": str(path)} for path in done if not _is_complete(path)]
         known, like = _Known(done), RunDir(done[-1]) if done else None
         target = folder / _name(_next_number(folder))
         report = Report(status={}, rows_done=0)
         with Stamper(hash_contents=hash_contents) as stamper:
             try:
-                planner.plan(settings, target, like=like, select=lambda listing: known.select(listing, stamper))
+                planner.plan(
+                    settings,
+                    target,
+                    like=like,
+                    select=lambda listing: known.select(listing, stamper),
+                    accepted=accepted,
+                )
                 is_new = True
             except _NothingNewError:
                 is_new = False
@@ -109,7 +122,7 @@ def run(
                 progress = Progress(total=0, done=0, bad=0, quiet=quiet, as_json=log_json)
                 progress.say(f"the rules for pixels have changed since {done[-1]}; other scores result for: {MOVED}")
                 progress.close()
-            report = runner.run(again, target, quiet=quiet, log_json=log_json)
+            report = label(target)
         rows = known.comparison
         name = str(target) if is_new else None
         increment = Increment(folder=name, new=rows.new, changed=rows.changed, known=rows.known)

@@ -133,13 +133,15 @@ def plan(
     overwrite: bool = False,
     like: RunDir | None = None,
     select: Select | None = None,
+    accepted: Callable[[], None] = lambda: None,
 ) -> Plan:
     """Freeze the input of `settings` into the run directory `out`, or return the plan that it has already.
 
     Settings without inputs: return the plan in `out`. If `out` already holds a plan with the same settings, that plan
     is used. A plan with other settings is replaced if no worker has loaded a model for it yet. like: every setting
     except the input and the rules for pixels must equal that run's. select: chooses rows of the listing, and may add
-    columns; only for a new run.
+    columns; only for a new run. accepted: called when settings and names of inputs have been checked, before the input
+    of a new run is listed, which may take long.
     Raises: InputError if something is refused; OtherRunError if `out` belongs to a run with other settings or, with
     `select`, to any run.
     """
@@ -147,7 +149,9 @@ def plan(
     if not settings.source.inputs:
         if overwrite:
             raise InputError("--overwrite plans the run again and needs an INPUT: name one, or leave --overwrite out")
-        return run_dir.plan()
+        frozen = run_dir.plan()
+        accepted()
+        return frozen
     names = label_files.load(settings.labels)
     settings = dataclasses.replace(_checked(settings), launch=LaunchSettings())
     inputs = listings.listers(settings.source)
@@ -160,12 +164,12 @@ def plan(
         try:
             as_then = names.by_rules(frozen.labels.scoring)
             run_dir.check_same(frozen, identity(_resolve(settings, frozen.identity), as_then, identities))
+            accepted()
             return frozen
         except OtherRunError:
             if run_dir.model_facts() is not None or run_dir.done(frozen):
                 raise
             replace = True
-    identities = listings.identities(inputs)
     resolved = _resolve(settings, like.plan().identity if like else {})
     if like:
         names = names.by_rules((frozen := like.plan()).labels.scoring)
@@ -173,7 +177,7 @@ def plan(
         resolved = resolved.replace(pixels=PIXELS)
     else:
         check_labels(resolved, names)
-    return _freeze(run_dir, resolved, names, identities, inputs, replace, select)
+    return _freeze(run_dir, resolved, names, inputs, replace, select, accepted)
 
 
 def resolve(settings: Settings) -> Settings:
@@ -216,12 +220,14 @@ def _freeze(
     run_dir: RunDir,
     settings: Settings,
     names: LabelSet,
-    identities: list[str],
     inputs: list[lister.Lister],
     replace: bool,
     select: Select | None,
+    accepted: Callable[[], None],
 ) -> Plan:
     results = [field.name for field in result_fields(group_columns(names, settings.output), settings.output, 0)]
+    accepted()
+    identities = listings.identities(inputs)  # reads manifests, which may take long
     source, taken = settings.source, [*results, "row_id", *(f.name for f in STAMPS)]
     sample = Sample(source.sample, source.seed or 0) if source.sample else None
     listing = listings.Listing(inputs, source.limit, taken, sample)

@@ -1,14 +1,11 @@
-"""Puts the report of a run into words, for a terminal or a cron mail, and into metrics for Prometheus."""
+"""Puts the report of a run into words, for a terminal or a cron mail."""
 
 from __future__ import annotations
 
 import shlex
-from collections import Counter
-from pathlib import Path
 
 from clipbatch.runs.report import Report
-from clipbatch.storage.atomic import writing_failed
-from clipbatch.types import counts_text
+from clipbatch.types import counts_text, rate_text
 
 
 def text(out: str, report: Report) -> str:
@@ -43,7 +40,7 @@ def text(out: str, report: Report) -> str:
     if this_run["rows"]:
         lines.append(
             f"{this_run['rows']} images in {this_run['seconds']:.1f} s ({this_run['load_s']:.1f} s of it starting and "
-            f"loading the model), {this_run['images_per_s']:.0f} images/s, bound by {this_run['bottleneck']}"
+            f"loading the model), {rate_text(this_run['images_per_s'])} images/s, bound by {this_run['bottleneck']}"
         )
     else:
         lines.append("nothing was left to do")
@@ -70,44 +67,6 @@ def line(out: str, report: Report) -> str:
     if this_run["rows"]:
         speed = f"; {this_run['rows']} labelled in {this_run['seconds']:.0f} s"
     return f"{out}: {report['rows_done']} images{news}: {counts_text(report['status'])}{speed}{remarks}"
-
-
-def write_metrics(target: Path, report: Report) -> None:
-    """Write `target` in Prometheus' text format, for the textfile collector of its node exporter. The file is replaced
-    as a whole.
-
-    Raises: InputError if it cannot be written.
-    """
-    from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
-
-    registry = CollectorRegistry()
-
-    def gauge(name: str, text: str, value: float) -> None:
-        Gauge(f"clipbatch_{name}", text, registry=registry).set(value)
-
-    reports = [*report.get("finished", ()), *([report] if "this_run" in report else ())]
-    total: Counter[str] = Counter()
-    for each in reports:
-        done = each["this_run"]
-        total.update({"rows": done["rows"], "seconds": done["seconds"], "restarts": done["restarts"]})
-    by_status = Gauge("clipbatch_rows", "Rows of the run by status.", ["status"], registry=registry)
-    for each in reports:
-        for status, count in each["status"].items():
-            by_status.labels(status).inc(count)
-    rate = reports[-1]["this_run"]["images_per_s"] if reports else 0.0
-    gauge("labelled_rows", "Rows that the last invocation labelled.", total["rows"])
-    gauge("duration_seconds", "How long the last invocation took.", total["seconds"])
-    gauge("images_per_second", "Rate of the last invocation, without loading the model.", rate)
-    gauge("worker_restarts", "Workers that ended in the last invocation.", total["restarts"])
-    if increment := report.get("increment"):
-        for name, rows in (("new", increment["new"]), ("changed", increment["changed"]), ("known", increment["known"])):
-            gauge(f"increment_{name}_rows", f"Rows that were {name} when the input was listed.", rows)
-    stamp = Gauge("clipbatch_last_success_timestamp_seconds", "When an invocation last succeeded.", registry=registry)
-    stamp.set_to_current_time()
-    try:
-        write_to_textfile(str(target), registry)
-    except OSError as error:
-        raise writing_failed(target, error) from error
 
 
 def _asides(report: Report) -> list[str]:

@@ -16,8 +16,8 @@ from clipbatch.rundir import damage, replacement
 from clipbatch.rundir import verify as verifier
 from clipbatch.rundir.counts import count_statuses
 from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.runs import announce, report
 from clipbatch.runs import compact as compactor
-from clipbatch.runs import report
 from clipbatch.runs import rescore as rescorer
 from clipbatch.runs.compact import Compacted
 from clipbatch.runs.plan import plan
@@ -27,7 +27,7 @@ from clipbatch.storage.paths import as_path
 from clipbatch.workers import ranks
 from clipbatch.workers import supervisor as launch
 from clipbatch.workers.engine import Engine, check_trace, numbered
-from clipbatch.workers.progress import Progress, check_bad
+from clipbatch.workers.progress import Log, Observer, Progress, check_bad
 from clipbatch.workers.ranks import Rank
 from clipbatch.workers.scheduler import Assignment
 
@@ -56,6 +56,7 @@ def run(
     overwrite: bool = False,
     quiet: bool = False,
     log_json: bool = False,
+    observer: Observer | None = None,
 ) -> Report:
     """Label the images of `settings` into the run directory `out`. Parts that exist are not made again.
 
@@ -63,19 +64,20 @@ def run(
     for which part of the run this process is responsible. retry_bad: also do the rows of finished parts that have no
     scores. repair: first verify the parts, and make damaged ones again. A damaged part stays until its new part exists;
     it also stays if the new part has fewer ok rows (`replacement`), unless `force`. log_json: show progress as JSON
-    lines. Returns the report, as in `report.json`.
+    lines. observer: is told of the progress too. Returns the report, as in `report.json`.
     Raises: InputError, TooManyBadError, InterruptedRunError; DamagedError if a damaged part was kept, or files of the
     run have been deleted. Whatever happens, there is never an incomplete part.
     """
     if force and not repair:
         raise InputError("--force is for --repair, which may then replace any part: add --repair, or leave --force out")
-    start = time.perf_counter()
+    start, log = time.perf_counter(), Log(quiet=quiet, as_json=log_json)
+    started = functools.partial(announce.start, log, settings, out)
     rank = ranks.find(settings.launch, os.environ)
     check_trace(settings.launch.profile)
     settings = settings.replace(profile=numbered(settings.launch.profile, "rank", rank.number, rank.world))
     with contextlib.closing(engine(settings, rank)) as workers:
         settings = settings.replace(device=workers.device)
-        frozen = plan(settings, out, overwrite=overwrite)
+        frozen = plan(settings, out, overwrite=overwrite, accepted=started)
         run_dir = RunDir(out)
         damage.protect(run_dir, frozen)
         mine = rank.part(ranks.named_shards(settings.launch.shards, frozen.shards))
@@ -86,8 +88,11 @@ def run(
             run_dir.remove_folder_of_part(shard, frozen)
         run_dir.make_parts()
         again = {shard: Assignment(shard=shard, again=True, force=force) for shard in damaged}
-        progress = functools.partial(Progress, quiet=quiet, as_json=log_json)
-        return label(settings, run_dir, frozen, workers, rank, mine, start, progress, again=again, retry_bad=retry_bad)
+        progress = functools.partial(Progress, quiet=quiet, as_json=log_json, observer=observer)
+        with announce.failure(log, start):
+            return label(
+                settings, run_dir, frozen, workers, rank, mine, start, progress, again=again, retry_bad=retry_bad
+            )
 
 
 def label(
@@ -117,6 +122,7 @@ def label(
     total, still_open = (sum(len(frozen.shard_rows(s)) for s in shards) for shards in (mine, set(mine) - finished))
     retried = sum(len(a.rows) for a in assignments if a.rows is not None)
     progress = progress_of(total=total, done=total - still_open - retried, bad=sum(bad.values()))
+    announce.planned(progress, frozen, str(run_dir.path), total=total, done=progress.done)
     allowed = settings.bad_allowed(total)
     supervisor = launch.Supervisor(run_dir, frozen, settings.runtime(), workers, progress, allowed)
 

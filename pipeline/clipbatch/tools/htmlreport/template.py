@@ -122,6 +122,6 @@ def _digest(text: str) -> str:
 
 def _time(unix_s: float) -> str:
     try:
-        return f"{datetime.datetime.fromtimestamp(unix_s, datetime.timezone.utc):%Y-%m-%d %H:%M:%S} UTC"
+        return f"{datetime.datetime.fromtimestamp(unix_s, datetime.UTC):%Y-%m-%d %H:%M:%S} UTC"
     except (ValueError, OverflowError):  # the time of the file is after the year 9999
         return f"{unix_s:.0f} s after 1970"
