@@ -212,3 +212,26 @@ def test_a_run_that_is_overwritten_by_another_stops_and_writes_no_more_parts(
     assert "another run has replaced this one" in err
     assert "200 rows" in warm("verify", out).stdout
     assert rows(out).num_rows == 200
+
+
+def test_a_run_is_ended_by_one_with_the_same_settings_too(warm: Cli, folder: Path, tmp_path: Path) -> None:
+    listed, out = tmp_path / "list.txt", tmp_path / "out"
+    listed.write_text("\n".join(str(path) for path in sorted(folder.rglob("*.jpg"))[:100] * 200))
+    command = (listed, *DEMO, "--shard-size", 64, "--out", out)
+    process = start("run", *command)
+    while not list((out / "parts").glob("*.parquet")):
+        assert process.poll() is None
+    fingerprint = RunDir(out).plan().fingerprint
+    warm("plan", *command, "--overwrite")
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 3
+    assert "another run has replaced this one" in err
+    assert not list((out / "parts").glob("*.parquet"))
+    assert RunDir(out).plan().fingerprint == fingerprint
+    plan = (out / "run.json").read_bytes()
+    warm("plan", *command, "--overwrite")  # as several processes that begin with it at once
+    assert (out / "run.json").read_bytes() == plan
+    (out / "manifest" / "part-00000.parquet").write_bytes(b"damaged")
+    warm("plan", *command, "--overwrite")
+    assert (out / "run.json").read_bytes() != plan
+    assert Manifest(RunDir(out), RunDir(out).plan()).rows(0).num_rows == 64

@@ -45,6 +45,8 @@ def _names(text: str) -> frozenset[str]:
 
 # The keys that `run.json` has had since format 3 began. They are always written, even as null; all others are optional.
 PLAN_3 = _names("format rows identity settings manifest_rows manifest_sha256 passed_over versions duplicates rescored")
+# Optional keys of `run.json`.
+LATER_PLAN: dict[str, Shape] = {"replacement": TEXT}
 # The same for the settings in `run.json`.
 SETTINGS_3 = _names(
     """all_files batch_size columns compile compression cpu_share cpus_per_worker decode_threads decode_timeout decoder
@@ -198,8 +200,9 @@ def check_format(value: Mapping[str, Any], known: int) -> None:
 
 def check_plan(value: Mapping[str, Any]) -> None:
     """Check the content of `run.json`. Raises: DamagedRecordError, OtherVersionError."""
-    _keys(value, PLAN_3, frozenset())
+    _keys(value, PLAN_3, LATER_PLAN.keys())
     check({name: value[name] for name in _PLAN}, _PLAN, "")
+    check(value, _present(LATER_PLAN, value), "")
     settings, identity = value["settings"], value["identity"]
     _settings(settings)
     _keys(identity, IDENTITY_3, (settings.keys() | LATER_IDENTITY) - _NOT_SHARED, "identity.")

@@ -68,9 +68,7 @@ class RunMetrics:
         self._rate = gauge("images_per_second", "Rate of the last invocation, without loading the model.")
         self._left = gauge("left_seconds", "Seconds left at this rate; NaN while it is not known.")
         self._restarts = gauge("worker_restarts", "Workers that ended in the last invocation.")
-        self._progress = gauge(
-            "last_progress_timestamp_seconds", "When rows were last done; at first, when it began."
-        )
+        self._progress = gauge("last_progress_timestamp_seconds", "When rows were last done; at first, when it began.")
         gauge("start_timestamp_seconds", "When the last invocation began.").set_to_current_time()
         self._progress.set_to_current_time()
         self._left.set(float("nan"))

@@ -88,7 +88,12 @@ def run(
             run_dir.remove_folder_of_part(shard, frozen)
         run_dir.make_parts()
         again = {shard: Assignment(shard=shard, again=True, force=force) for shard in damaged}
-        progress = functools.partial(Progress, quiet=quiet, as_json=log_json, observer=observer)
+
+        def progress(**known: int) -> Progress:
+            made = Progress(quiet=quiet, as_json=log_json, observer=observer, **known)
+            announce.planned(made, frozen, str(run_dir.path), total=known["total"], done=made.done)
+            return made
+
         with announce.failure(log, start):
             return label(
                 settings, run_dir, frozen, workers, rank, mine, start, progress, again=again, retry_bad=retry_bad
@@ -122,7 +127,6 @@ def label(
     total, still_open = (sum(len(frozen.shard_rows(s)) for s in shards) for shards in (mine, set(mine) - finished))
     retried = sum(len(a.rows) for a in assignments if a.rows is not None)
     progress = progress_of(total=total, done=total - still_open - retried, bad=sum(bad.values()))
-    announce.planned(progress, frozen, str(run_dir.path), total=total, done=progress.done)
     allowed = settings.bad_allowed(total)
     supervisor = launch.Supervisor(run_dir, frozen, settings.runtime(), workers, progress, allowed)
 

@@ -101,7 +101,7 @@ class ShardPipeline:
         if run.model_facts() is None and plan.labels.scoring is not None:  # what only the loaded model tells
             check_scoring(plan.labels, settings.output.score, facts["logit_bias"] is not None, settings.model.model)
         # Checked again: loading takes long, and what is frozen now binds all later workers.
-        run.plan_of(fingerprint)
+        run.check_stands(plan, fingerprint)
 
         def encode_labels() -> NDArray[np.float32]:
             return label_features(model.model if model else load_the_same(settings, facts), plan.labels)
@@ -121,7 +121,7 @@ class ShardPipeline:
         protect(run, plan)
         score = scorer(text_LD, facts, kind, labels=plan.labels, embeddings=settings.output.embeddings, device=device)
         write = Write(run, plan, fingerprint=sealed, score=kind, embedding=text_LD.shape[1])
-        check = functools.partial(run.plan_of, fingerprint)
+        check = functools.partial(run.check_stands, plan, fingerprint)
         self._encoded: Callable[[], dict[str, float]] = dict
         self._admit: Callable[[Iterator[ItemBatch]], Iterator[ItemBatch]] = iter
         self.read: Read | SavedEmbeddings
