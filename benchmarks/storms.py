@@ -1,13 +1,14 @@
 """Does a run over a store or the web lose rows to trouble that passes, or publish rows that trouble has spoiled?
 
-    python benchmarks/storms.py [--rows 2300] [--storm 60] [--silence 6] [--report FILE.md]
+    python benchmarks/storms.py [--rows 2300] [--storm 60] [--silence 6] [--read-timeout 60] [--report FILE.md]
 
-A run with default options (and the embedded model) reads `--rows` photographs from an S3 server and from a web server,
-each behind a proxy that fails (tests/support/proxy.py). Trouble that passes: 30% of all requests get a 503; the server
-drops all connections, or holds them without a word, for `--silence` seconds; it says SlowDown to everything for
-`--storm` seconds. Every row has to be ok then. Trouble that does not pass: from the middle on, the token has expired,
-or the server is gone. Then the run has to stop with exit code 75 and no spoiled row, and the same command has to finish
-it when the trouble is over.
+A run with default options and the embedded model (`--read-timeout` makes small trials short) reads `--rows` photographs
+from an S3 server and from a web server, each behind a proxy that fails (tests/support/proxy.py).
+
+Trouble that passes: 30% of all requests get a 503; the server drops all connections, or holds them without a word, for
+`--silence` seconds; it says SlowDown to everything for `--storm` seconds. Every row has to be ok then. Trouble that
+does not pass: from the middle on, the token has expired, or the server is gone. Then the run has to stop with exit
+code 75 and no spoiled row, and the same command has to finish it when the trouble is over.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class Server:
     source: str
     environment: dict[str, str]
     is_s3: bool
+    read_timeout: float
 
     def refuse(self, code: int, error: str) -> Fault:
         return lambda request: request.refuse(code, error if self.is_s3 else "")
@@ -62,7 +64,7 @@ def hold(request: Proxied) -> bool:
 
 
 @contextlib.contextmanager
-def servers(rows: int, scratch: Path) -> Iterator[list[Server]]:
+def servers(rows: int, read_timeout: float, scratch: Path) -> Iterator[list[Server]]:
     """Both servers, with `rows` images each."""
     files = [path.read_bytes() for path in sorted(harness.PHOTOS.glob("*.jpg"))[:32]]
     names = [f"{number:05d}.jpg" for number in range(rows)]
@@ -75,8 +77,8 @@ def servers(rows: int, scratch: Path) -> Iterator[list[Server]]:
         listed.write_text("".join(f"{near.root}/{name}\n" for name in names))
         environment = store.env | {"AWS_ENDPOINT_URL": far.root}
         yield [
-            Server(proxy=far, source="s3://storms/", environment=environment, is_s3=True),
-            Server(proxy=near, source=str(listed), environment={}, is_s3=False),
+            Server(proxy=far, source="s3://storms/", environment=environment, is_s3=True, read_timeout=read_timeout),
+            Server(proxy=near, source=str(listed), environment={}, is_s3=False, read_timeout=read_timeout),
         ]
 
 
@@ -84,6 +86,7 @@ def run(server: Server, out: Path) -> tuple[int, dict[str, Any], str, float]:
     """Exit code, report, what was said, and seconds."""
     begun = time.perf_counter()
     command = [sys.executable, "-m", "clipbatch", "run", server.source, *DEMO, "--out", str(out)]
+    command += ["--read-timeout", str(server.read_timeout)]
     done = subprocess.run(command, env=os.environ | server.environment, capture_output=True, text=True, check=False)
     return done.returncode, json.loads(done.stdout or "{}"), done.stderr.strip(), time.perf_counter() - begun
 
@@ -153,10 +156,11 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2300, help="images of each run")
     parser.add_argument("--storm", type=float, default=60.0, help="seconds of SlowDown")
     parser.add_argument("--silence", type=float, default=6.0, help="seconds without an answer")
+    parser.add_argument("--read-timeout", type=float, default=60.0, help="of the runs, in seconds")
     args = parser.parse_args()
     on, table, told = harness.machine(), [], []
     wrong = 0
-    with tempfile.TemporaryDirectory() as scratch, servers(args.rows, Path(scratch)) as both:
+    with tempfile.TemporaryDirectory() as scratch, servers(args.rows, args.read_timeout, Path(scratch)) as both:
         for server in both:
             place = "S3" if server.is_s3 else "web"
             for name, (trial, fault) in trials(server, args.rows, args.storm, args.silence).items():

@@ -80,7 +80,7 @@ def test_every_setting_survives_flat_and_from_flat() -> None:
         "cuda:1",
         1000,
     )
-    assert (made.decode.decoder, made.output.top_k, made.shard_size) == ("dali", 5, 64)
+    assert (made.decode.decoder, made.output.top_k, made.output.shard_size) == ("dali", 5, 64)
     assert from_flat({}) == Settings()
 
 
@@ -90,7 +90,7 @@ def test_replace_returns_a_copy_with_the_named_field_changed() -> None:
     assert second.flat() == OTHER | {"max_pixels": 99}
     assert first.flat() == OTHER
     with pytest.raises(dataclasses.FrozenInstanceError):
-        first.batch_size = 1  # type: ignore[misc]
+        first.model = second.model  # type: ignore[misc]
 
 
 def test_lists_become_tuples_and_seconds_may_be_whole_numbers() -> None:
@@ -164,7 +164,7 @@ def test_every_form_of_device_is_taken(device: str) -> None:
 @pytest.mark.parametrize(("batch", "shard"), [(32, 32), (32, 96), (1, 7), (None, 100), (32, None)])
 def test_the_shard_size_has_to_be_a_multiple_of_the_batch_size(batch: int | None, shard: int | None) -> None:
     made = from_flat({"batch_size": batch, "shard_size": shard})
-    assert (made.batch_size, made.shard_size) == (batch, shard)
+    assert (made.model.batch_size, made.output.shard_size) == (batch, shard)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_the_shard_size_has_to_be_a_multiple_of_the_batch_size(batch: int | None
     ],
 )
 def test_max_bad_is_a_count_or_a_share_rounded_down(max_bad: str | None, rows: int, allowed: int | None) -> None:
-    assert from_flat({"max_bad": max_bad}).bad_allowed(rows) == allowed
+    assert from_flat({"max_bad": max_bad}).launch.bad_allowed(rows) == allowed
     if max_bad and max_bad.endswith("%"):
         assert allowed == rows * Fraction(max_bad[:-1]) // 100
 
@@ -221,7 +221,7 @@ def test_a_settings_file_is_read_with_dashes_or_underscores_and_single_texts_for
     (tmp_path / "run.toml").write_bytes(text.encode())
     made = from_flat(read_toml(tmp_path / "run.toml"))
     assert (made.source.inputs, made.labels.template, made.labels.labels) == (("photos",), ("a {}.",), "cat,dog")
-    assert (made.batch_size, made.shard_size, made.max_bad) == (16, 64, "500")
+    assert (made.model.batch_size, made.output.shard_size, made.launch.max_bad) == (16, 64, "500")
     assert (made.read.read_timeout, made.output.embeddings) == (5, True)
 
 

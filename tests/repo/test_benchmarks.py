@@ -232,7 +232,7 @@ def test_bits_that_flip_are_counted_by_file(tmp_path: Path) -> None:
 
 
 def test_storms(tmp_path: Path) -> None:
-    small = ("--rows", 150, "--storm", 2, "--silence", 1)
+    small = ("--rows", 150, "--storm", 2, "--silence", 1, "--read-timeout", 6)
     found = bench("storms.py", *small, "--report", tmp_path / "storms.md")
     assert (found["trials"], found["wrong"]) == (12, 0)
     assert "| web | the token expires | 75 |" in (tmp_path / "storms.md").read_text()

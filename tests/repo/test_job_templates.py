@@ -120,7 +120,7 @@ def test_the_kubernetes_job_is_valid_and_its_pods_share_the_run(photos: Path, tm
 def test_the_settings_to_start_from_are_valid_and_so_are_their_labels() -> None:
     settings = from_flat(read_toml(ROOT / "configs" / "run.toml"))
     assert len(labels.load(settings.labels).names) == 27
-    assert settings.bad_allowed(1000) == 50
+    assert settings.launch.bad_allowed(1000) == 50
 
 
 def dockerfile() -> list[tuple[str, str]]:

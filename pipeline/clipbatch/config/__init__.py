@@ -5,19 +5,15 @@ underscores). No two settings have the same name. A value that cannot be used ra
 `ValueError`, whose message names the value and what to use instead.
 """
 
-from clipbatch.config.sections import (
-    MOVED,
-    PIXELS,
+from clipbatch.config.image_settings import MOVED, PIXELS, DecodeSettings, ReadSettings, SourceSettings
+from clipbatch.config.launch_settings import LaunchSettings
+from clipbatch.config.model_settings import (
     Compression,
-    DecodeSettings,
     LabelSettings,
-    LaunchSettings,
     Layout,
     ModelSettings,
     OutputSettings,
-    ReadSettings,
     ScoresDtype,
-    SourceSettings,
 )
 from clipbatch.config.settings import Settings, SettingValues, declared, from_flat, names_of, parse_toml, read_toml
 

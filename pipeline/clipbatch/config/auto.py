@@ -35,9 +35,11 @@ def resolve(settings: Settings, gflop: float, frozen: Mapping[str, Any] | None =
             "compile on is for GPUs, and this runs on a CPU, where compiling takes minutes: leave it out"
         )
     batch_size = resolved(
-        "batch_size", settings.batch_size, _batch_size(settings.shard_size, 256 if gpu else _cpu_batch_size(gflop))
+        "batch_size",
+        settings.model.batch_size,
+        _batch_size(settings.output.shard_size, 256 if gpu else _cpu_batch_size(gflop)),
     )
-    shard_size = settings.shard_size
+    shard_size = settings.output.shard_size
     if shard_size is None:
         shard_size = frozen.get("shard_size") or one_minute_shard_size(gpu, gflop, precision, batch_size)
     return settings.replace(

@@ -8,23 +8,14 @@ import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from clipbatch.config.image_settings import DecodeSettings, ReadSettings, SourceSettings
+from clipbatch.config.launch_settings import LaunchSettings
+from clipbatch.config.model_settings import LabelSettings, ModelSettings, OutputSettings
 from clipbatch.config.nesting import JsonObject, NestingError, check_depth, check_toml
-from clipbatch.config.sections import (
-    DecodeSettings,
-    LabelSettings,
-    LaunchSettings,
-    ModelSettings,
-    OutputSettings,
-    ReadSettings,
-    Scope,
-    SourceSettings,
-    setting,
-)
-from clipbatch.config.validation import Checked, SettingError, at_least, hints_of
+from clipbatch.config.validation import Checked, Scope, SettingError, hints_of
 from clipbatch.errors import InputError, nearest, reading_failed
 
 # Settings by name, as in a `--config` file, in `run.json` and on the command line. Lists stand for tuples, and the
@@ -45,48 +36,20 @@ class Settings(Checked):
     decode: DecodeSettings = field(default_factory=DecodeSettings)
     output: OutputSettings = field(default_factory=OutputSettings)
     launch: LaunchSettings = field(default_factory=LaunchSettings)
-    # Part of the identity, since the batch size may change the last digit of scores.
-    batch_size: int | None = setting(None, "Model", "identity", "Images in a batch.")
-    # A multiple of batch_size.
-    shard_size: int | None = setting(
-        None, "Output", "identity", "Rows in a part file; default: about a minute of work."
-    )
-    # A number of images (`500`) or a share of all rows (`1%`).
-    max_bad: str | None = setting(None, "Images", "invocation", "Stop when more are bad: a count, or a share as in 1%.")
 
     def __post_init__(self) -> None:
         Checked.__post_init__(self)
-        at_least("batch_size", self.batch_size, 1)
-        at_least("shard_size", self.shard_size, 1)
-        self.bad_allowed(0)
-        if self.batch_size and self.shard_size and self.shard_size % self.batch_size:
-            multiple = math.ceil(self.shard_size / self.batch_size) * self.batch_size
-            raise SettingError(
-                f"shard_size {self.shard_size} is not a multiple of batch_size {self.batch_size}: use {multiple}"
-            )
-
-    def bad_allowed(self, rows: int) -> int | None:
-        """How many of `rows` images `max_bad` allows to be bad; None: any number."""
-        if self.max_bad is None:
-            return None
-        number, percent = self.max_bad.removesuffix("%"), self.max_bad.endswith("%")
-        try:
-            value = Fraction(number) if percent else Fraction(int(number))
-        except (ValueError, ZeroDivisionError):
-            value = Fraction(-1)
-        if value < 0 or (percent and value > 100):
-            raise SettingError(f"max_bad {self.max_bad!r} is neither a count nor a percentage: use 500 or 1%")
-        return math.floor(rows * value / 100) if percent else int(value)
+        batch, shard = self.model.batch_size, self.output.shard_size
+        if batch and shard and shard % batch:
+            multiple = math.ceil(shard / batch) * batch
+            raise SettingError(f"shard_size {shard} is not a multiple of batch_size {batch}: use {multiple}")
 
     def flat(self) -> SettingValues:
         """All settings by name, without the sections."""
         values: SettingValues = {}
         for f in dataclasses.fields(self):
-            value = getattr(self, f.name)
-            if dataclasses.is_dataclass(value):
-                values |= {g.name: getattr(value, g.name) for g in dataclasses.fields(value)}
-            else:
-                values[f.name] = value
+            section = getattr(self, f.name)
+            values |= {g.name: getattr(section, g.name) for g in dataclasses.fields(section)}
         return values
 
     def within(self, *scopes: Scope) -> SettingValues:
@@ -106,11 +69,8 @@ class Settings(Checked):
 def declared() -> dict[str, tuple[dataclasses.Field[Any], Any]]:
     """Field and type of each setting with a scope, by name, in the order of declaration."""
     settings: dict[str, tuple[dataclasses.Field[Any], Any]] = {}
-    for section in dataclasses.fields(Settings):
-        kind = hints_of(Settings)[section.name]
-        owner = kind if dataclasses.is_dataclass(kind) else Settings
-        fields = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else (section,)
-        settings |= {f.name: (f, hints_of(owner)[f.name]) for f in fields if "scope" in f.metadata}  # type: ignore[arg-type]
+    for kind in hints_of(Settings).values():
+        settings |= {f.name: (f, hints_of(kind)[f.name]) for f in dataclasses.fields(kind) if "scope" in f.metadata}
     return settings
 
 
@@ -126,10 +86,8 @@ def from_flat(values: Mapping[str, Any]) -> Settings:
     `reference` stands for the settings in `REFERENCE`. Of these, only the orientation may have another value.
     Raises: SettingError for an unknown name, with the most similar ones, and for a value that cannot be used.
     """
-    hints = hints_of(Settings)
-    sections: dict[str, Any] = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
-    own_names = [name for name in hints if name not in sections]
-    known = [*(f.name for kind in sections.values() for f in dataclasses.fields(kind)), *own_names, "reference"]
+    sections = hints_of(Settings)
+    known = [*(f.name for kind in sections.values() for f in dataclasses.fields(kind)), "reference"]
     for name in values:
         if name not in known:
             raise SettingError(f"there is no setting {name!r}.{nearest(name, known)}")
@@ -143,12 +101,12 @@ def from_flat(values: Mapping[str, Any]) -> Settings:
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     if isinstance(columns := values.get("columns"), str):
         values["columns"] = tuple(name for name in columns.split(",") if name)
-    created: dict[str, Any] = {
-        section: kind(**{f.name: values[f.name] for f in dataclasses.fields(kind) if f.name in values})
-        for section, kind in sections.items()
-    }
-    own: SettingValues = {name: values[name] for name in own_names if name in values}
-    return Settings(**created, **own)
+    return Settings(
+        **{
+            section: kind(**{f.name: values[f.name] for f in dataclasses.fields(kind) if f.name in values})
+            for section, kind in sections.items()
+        }
+    )
 
 
 def parse_toml(text: str) -> JsonObject:

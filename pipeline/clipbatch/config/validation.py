@@ -1,4 +1,4 @@
-"""Check the types and ranges of settings when they are created.
+"""Declare settings, and check their types and ranges when they are created.
 
 A settings file may hold any value, so the annotations alone do not guarantee a type. This module does not know any
 particular setting.
@@ -9,13 +9,30 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from clipbatch.errors import InputError, nearest
 
 # The largest value of any setting. Parquet, JSON and floats all hold it exactly.
 _MAX = 2**53
+
+
+# When a setting may change, and who gets it:
+#
+# identity    It decides what the parts hold. A run with another value is another run. A setting that is added later has
+#             the default None, which means "as before" and is not written.
+# output      As identity, but `clipbatch rescore` may choose another value.
+# frozen      Kept in `run.json`. Its effect is part of the identity in another form.
+# invocation  May differ each time the run is started or resumed. A Slurm job passes it on to its tasks.
+# worker      As invocation. Workers get it too.
+# placement   Which devices and which part of the run this process uses. Never passed on.
+Scope = Literal["identity", "output", "frozen", "invocation", "worker", "placement"]
+
+
+def setting(default: Any, panel: str, scope: Scope, help_text: str, *, short: str = "") -> Any:
+    """Declare a setting. panel: the heading for its option in `--help`. short: a one-letter option, as in -m."""
+    return field(default=default, metadata={"panel": panel, "scope": scope, "help": help_text, "short": short})
 
 
 class SettingError(InputError, ValueError):

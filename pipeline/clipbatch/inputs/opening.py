@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from clipbatch.errors import InputError
 from clipbatch.storage import stores
-from clipbatch.storage.hosts import patiently
 from clipbatch.storage.ranges import open_ranged
+from clipbatch.storage.retries import patiently
 from clipbatch.storage.uris import is_url, name_of
 
 # How much we read at a time from a text file.

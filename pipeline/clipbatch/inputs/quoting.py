@@ -28,9 +28,9 @@ from dataclasses import dataclass
 from itertools import islice
 
 from clipbatch.errors import InputError
-from clipbatch.inputs.cell_scanner import BREAK, CellScanner, end_of_simple_rows, lines_from
 from clipbatch.inputs.header import image_columns, looks_like_image
 from clipbatch.inputs.opening import CHUNK_BYTES, MAX_LINE_BYTES, open_input, unreadable
+from clipbatch.inputs.quoted_cells import BREAK, CellScanner, end_of_simple_rows, lines_from
 
 # In a TSV file, a quotation mark is literal if the closing one is further away.
 _MAX_TSV_CELL_BYTES = 2**20

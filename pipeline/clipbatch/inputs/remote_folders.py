@@ -21,7 +21,7 @@ from clipbatch.inputs.folders import LEFTOVERS, is_image_name, is_leftover
 from clipbatch.inputs.lister import BATCH_ROWS, file_rows
 from clipbatch.inputs.opening import store_error
 from clipbatch.storage import stores
-from clipbatch.storage.hosts import patiently
+from clipbatch.storage.retries import patiently
 from clipbatch.storage.uris import folder_of, is_url, name_of
 
 # How many folders we list at the same time.

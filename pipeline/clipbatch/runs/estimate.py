@@ -160,7 +160,7 @@ def _label(
     quiet: bool,
 ) -> tuple[dict[str, float], dict[str, float]]:
     """What the workers did, as `_Watch` measures it, and the sizes of the parts that they wrote."""
-    shard_size, batch = settings.shard_size, settings.batch_size
+    shard_size, batch = settings.output.shard_size, settings.model.batch_size
     assert shard_size
     assert batch
     if settings.model.compile == "auto":  # as the whole run would decide
@@ -234,14 +234,14 @@ def _figures(
         raise InputError(
             f"no image was done in {offer.seconds:g} s after the start: give more --seconds, or a smaller --batch-size"
         )
-    assert settings.shard_size
+    assert settings.output.shard_size
     device = auto.device_of(settings)
     rate = rates["rows"] / rates["seconds"]
     devices = offer.gpus if device.startswith("cuda") else 1
     work_s = rows / (rate * devices)
     seconds = list_s + rates["start_s"] + work_s
     a_row = sizes["columns"] / sizes["rows"] if sizes["rows"] else None
-    parts = -(-rows // settings.shard_size)
+    parts = -(-rows // settings.output.shard_size)
     low, high = wilson(rates["bad"], rates["done"])
     notes = []
     found: JsonObject = {

@@ -70,12 +70,14 @@ def freeze(
     Raises: InputError if the folder cannot be written or the listing refuses its input; nothing stays behind then.
     OtherRunError if another process was faster and has other settings.
     """
-    assert settings.shard_size
-    assert settings.batch_size
-    if settings.shard_size % settings.batch_size:
-        raise SettingError(f"shard_size {settings.shard_size} is not a multiple of batch_size {settings.batch_size}")
-    per_file = settings.shard_size * max(1, MANIFEST_ROWS // settings.shard_size)
-    row_group = settings.shard_size * max(1, ROW_GROUP_ROWS // settings.shard_size)
+    assert settings.output.shard_size
+    assert settings.model.batch_size
+    if settings.output.shard_size % settings.model.batch_size:
+        raise SettingError(
+            f"shard_size {settings.output.shard_size} is not a multiple of batch_size {settings.model.batch_size}"
+        )
+    per_file = settings.output.shard_size * max(1, MANIFEST_ROWS // settings.output.shard_size)
+    row_group = settings.output.shard_size * max(1, ROW_GROUP_ROWS // settings.output.shard_size)
     with creation.staged(run) as folder:
         duplicates, writer = Duplicates(), ManifestWriter(folder, per_file, row_group)
         with writer, ThreadPoolExecutor(1, thread_name_prefix="duplicates") as pool:

@@ -47,7 +47,9 @@ def plan(source: RunDir, run: RunDir, overrides: Mapping[str, Any], *, overwrite
     labels = labels.by_rules(run.plan().labels.scoring if run.exists() and not overwrite else SCORING)
     settings = settings.replace(batch_size=_rows_at_once(frozen.shard_size, len(labels.names)))
     fields = result_fields(group_columns(labels, settings.output), settings.output, 0)
-    identity = frozen.identity | settings.within("output") | {"batch_size": settings.batch_size} | labels.identity()
+    identity = (
+        frozen.identity | settings.within("output") | {"batch_size": settings.model.batch_size} | labels.identity()
+    )
     identity["rescored"] = source.fingerprint()
     if run.exists() and not overwrite:
         existing = run.plan()

@@ -117,7 +117,7 @@ def label(
     time.perf_counter(). again: the assignments for shards whose part is damaged."""
     finished = run_dir.done(frozen) - again.keys()
     assignments = [again.get(shard, Assignment(shard=shard)) for shard in mine if shard not in finished]
-    counted = finished.intersection(mine) if retry_bad or settings.max_bad is not None else ()
+    counted = finished.intersection(mine) if retry_bad or settings.launch.max_bad is not None else ()
     known = count_statuses(run_dir, frozen, counted) if counted else {}
     bad = {shard: sum(counts.values()) - counts.get("ok", 0) for shard, counts in sorted(known.items())}
     if retry_bad:
@@ -127,7 +127,7 @@ def label(
     total, still_open = (sum(len(frozen.shard_rows(s)) for s in shards) for shards in (mine, set(mine) - finished))
     retried = sum(len(a.rows) for a in assignments if a.rows is not None)
     progress = progress_of(total=total, done=total - still_open - retried, bad=sum(bad.values()))
-    allowed = settings.bad_allowed(total)
+    allowed = settings.launch.bad_allowed(total)
     supervisor = launch.Supervisor(run_dir, frozen, settings.runtime(), workers, progress, allowed)
 
     def make_report() -> Report:

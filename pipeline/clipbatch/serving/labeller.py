@@ -45,16 +45,16 @@ class Labeller:
         """
         device = auto.device_of(settings)
         check_device(device)
-        assert settings.batch_size
-        self.batch_size, self.max_pixels = settings.batch_size, settings.decode.max_pixels
-        self.model = fit(settings, settings.batch_size, device)
+        assert settings.model.batch_size
+        self.batch_size, self.max_pixels = settings.model.batch_size, settings.decode.max_pixels
+        self.model = fit(settings, settings.model.batch_size, device)
         facts = self.model.model.facts()
         check_scoring(labels, settings.output.score, facts["logit_bias"] is not None, settings.model.model)
         if decode_apart and device == "cpu":
             apart = DecodeProcess(
                 settings.decode,
                 Target.from_facts(facts),
-                batch_size=settings.batch_size,
+                batch_size=settings.model.batch_size,
                 threads=self.model.decode.threads,
             )
             self.model = dataclasses.replace(self.model, decode=apart)

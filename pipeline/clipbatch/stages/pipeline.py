@@ -36,7 +36,7 @@ from clipbatch.stages.read import Backpressure, Read, Refusals
 from clipbatch.stages.saved_embeddings import SavedEmbeddings
 from clipbatch.stages.score import Score
 from clipbatch.stages.write import Write, Written
-from clipbatch.storage import hosts
+from clipbatch.storage import retries
 from clipbatch.types import Encoded, ItemBatch, PartDone, ScoredBatch, WorkerReport
 
 _REPORT_EVERY_S = 0.2
@@ -144,7 +144,7 @@ class ShardPipeline:
         last = _checked_write(journal if model else None, write, check, settle)
         self.stages = [*first, Stage(name="score", work=score), Stage(name="write", work=last)]
         self._flow: Flow | None = None
-        self._waits_before = hosts.waits()
+        self._waits_before = retries.waits()
 
     def _loaded(self, run: RunDir, model: LoadedModel | None) -> LoadedModel:
         """`model` if it does what the first worker froze, or else one that is loaded now."""
@@ -167,7 +167,7 @@ class ShardPipeline:
         peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
         times = self._flow.times() if self._flow else {}
         facts = device_facts(self._device) | self._encoded()
-        waits = hosts.waits_since(self._waits_before)
+        waits = retries.waits_since(self._waits_before)
         return WorkerReport(times=times, peak_mib=peak_mib, facts=facts, waits=waits)
 
     def label(self, tasks: Iterable[Task]) -> Flow:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Union
 
 from clipbatch.errors import InputError
-from clipbatch.storage.hosts import patiently
+from clipbatch.storage.retries import patiently
 from clipbatch.storage.stores import open_store
 from clipbatch.storage.uris import is_text, is_url
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from clipbatch.errors import InputError
 from clipbatch.storage import http
 from clipbatch.storage.failures import RemoteError, first_line, of_text
-from clipbatch.storage.hosts import patiently
+from clipbatch.storage.retries import patiently
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 CONNECT_S = 5.0
 # A request that receives no byte for so long has failed.
 ANSWER_S = 20.0
-# Tries of a request that lists or writes, by the store's own client. Reads are tried once, and `hosts` tries again.
+# Tries of a request that lists or writes, by the store's own client. Reads are tried once, and `retries` tries again.
 ATTEMPTS = 8
 # Connections to a store at the same time.
 CONNECTIONS = 256

@@ -11,7 +11,7 @@ from clipbatch.stages.read.openers import Archives, read_file, read_remote
 from clipbatch.stages.read.refusals import Refusals
 from clipbatch.stages.read.table import COLUMN, ReadTable
 from clipbatch.storage.failures import RemoteError, first_line, is_missing, remote_error
-from clipbatch.storage.hosts import REMOTE_RETRIES, Clock, host_of, keep_trying
+from clipbatch.storage.retries import REMOTE_RETRIES, Clock, host_of, keep_trying
 from clipbatch.storage.stores import explained
 from clipbatch.storage.uris import is_data_uri, is_outside, is_url
 from clipbatch.types import Encoded, Item, Reject

@@ -16,8 +16,8 @@ from clipbatch.storage import http, stores
 from clipbatch.storage.archives import read_member
 from clipbatch.storage.failures import RemoteError, first_line
 from clipbatch.storage.files import Container, unwritten
-from clipbatch.storage.hosts import Clock
 from clipbatch.storage.ranges import open_container
+from clipbatch.storage.retries import Clock
 from clipbatch.storage.uris import is_outside
 from clipbatch.types import Encoded, Item, Reject, Status
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 
 from clipbatch.errors import UnreachableError
 from clipbatch.storage.failures import RemoteError
-from clipbatch.storage.hosts import Host
+from clipbatch.storage.retries import Host
 from clipbatch.types import Encoded, Item, Reject
 
 # Reads in a row that a host refuses before the run stops, unless the user says otherwise.

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from clipbatch.config import ReadSettings
 from clipbatch.stages.read.fetch import Fetch
 from clipbatch.stages.read.refusals import Refusals
-from clipbatch.storage import hosts
+from clipbatch.storage import retries
 from clipbatch.storage.failures import RemoteError
-from clipbatch.storage.hosts import Clock
+from clipbatch.storage.retries import Clock
 from clipbatch.storage.uris import is_url
 from clipbatch.types import Encoded, Item, ItemBatch, Picture, ReadBatch, Reject
 
@@ -49,7 +49,7 @@ class Read:
     @property
     def files(self) -> int:
         """Files read or given up so far, and further tries: a sign of life while no batch is finished."""
-        return self._done + hosts.tries_again()
+        return self._done + retries.tries_again()
 
     def __call__(self, batch: ItemBatch, refusals: Refusals | None = None) -> ReadBatch:
         """Read every item of `batch`; each slot gets its bytes, or the reason why there are none.

@@ -17,7 +17,7 @@ from clipbatch.errors import InputError
 from clipbatch.stages.read.named import base64_kind, read_data_uri
 from clipbatch.stages.read.openers import read_file, read_remote
 from clipbatch.stages.read.row_stream import ChangedError, Piece, RowStream
-from clipbatch.storage.hosts import Clock
+from clipbatch.storage.retries import Clock
 from clipbatch.storage.uris import folder_of, is_data_uri, is_outside, is_url, path_of
 from clipbatch.types import Encoded, Item, Reject, Span
 

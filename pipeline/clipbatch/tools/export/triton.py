@@ -63,10 +63,14 @@ def export(settings: Settings, out: Path, *, name: str, instances: int) -> Path:
             "text_sha256": answer["text_sha256"],
             "outputs": {output.name: output.kind for output in outputs},
         }
-        assert settings.batch_size
+        assert settings.model.batch_size
         texts = {
             "config.pbtxt": triton_files.config(
-                name, outputs, device=auto.device_of(settings), batch_size=settings.batch_size, instances=instances
+                name,
+                outputs,
+                device=auto.device_of(settings),
+                batch_size=settings.model.batch_size,
+                instances=instances,
             ),
             "README.md": triton_files.readme(name, settings, labels, outputs, score=answer["score"]),
             "client.py": triton_files.client(name),

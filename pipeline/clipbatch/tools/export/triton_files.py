@@ -152,7 +152,7 @@ def readme(name: str, settings: Settings, labels: LabelSet, outputs: Sequence[Ou
         score=score,
         weights=_where(settings.model.model, pretrained),
         rows="\n".join(rows),
-        batch_size=settings.batch_size,
+        batch_size=settings.model.batch_size,
     )
 
 

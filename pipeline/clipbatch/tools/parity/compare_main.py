@@ -104,7 +104,7 @@ class Comparison:
             decoder=settings.decode.decoder,
             precision=settings.model.precision,
             device=self._device,
-            batch_size=settings.batch_size,
+            batch_size=settings.model.batch_size,
             orientation=settings.decode.orientation,
         )
 

@@ -50,10 +50,10 @@ class Trials:
     def rate(self, changes: SettingValues, seconds: float) -> Rate:
         """The rate with `changes` to the plan's settings, measured from the end of the first batch on."""
         settings = self._plan.run_settings().replace(**{"shard_size": None, "compile": "off", **changes})
-        assert settings.batch_size
-        model = LoadedModel.around(self._model, settings, settings.batch_size, self._device)
+        assert settings.model.batch_size
+        model = LoadedModel.around(self._model, settings, settings.model.batch_size, self._device)
         start, gate = time.perf_counter(), Backpressure()
-        flow = Flow(gate.admit(self._batches(settings.batch_size)), model.stages(gate))
+        flow = Flow(gate.admit(self._batches(settings.model.batch_size)), model.stages(gate))
         results = iter(flow)
         next(results)
         first = time.perf_counter()

@@ -6,16 +6,16 @@ import time
 import pytest
 
 from clipbatch.errors import InputError
-from clipbatch.storage import hosts
+from clipbatch.storage import retries
 from clipbatch.storage.failures import RemoteError, of_code, of_text, passes, remote_error
-from clipbatch.storage.hosts import Clock, Host, host_of, keep_trying
+from clipbatch.storage.retries import Clock, Host, host_of, keep_trying
 
 SLOW_DOWN = of_code(503, "the server says 503")
 
 
 @pytest.fixture(autouse=True)
 def _no_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hosts, "_hosts", {})
+    monkeypatch.setattr(retries, "_hosts", {})
     return
 
 
@@ -97,14 +97,14 @@ def test_a_host_that_is_down_for_the_time_limit_gets_one_try_until_it_answers() 
 
 
 def test_waits_are_counted_by_host_and_passwords_are_not_shown() -> None:
-    before = hosts.waits()
+    before = retries.waits()
     host = host_of("https://user:secret@images.example/x")
     begun: list[float] = []
     keep_trying(lambda: _failing(2, of_code(500, "500"), begun), Clock(60.0, host), 5)
-    (name, of_host), *more = hosts.waits_since(before).items()
+    (name, of_host), *more = retries.waits_since(before).items()
     assert (name, more, of_host["tries_again"]) == ("https://images.example", [], 2)
     assert 0 <= of_host["waited_s"] <= begun[-1] - begun[0] + 0.1
-    assert hosts.waits_since(hosts.waits()) == {}
+    assert retries.waits_since(retries.waits()) == {}
 
 
 def test_one_host_is_one_for_all_threads() -> None:

@@ -1,22 +1,16 @@
-"""The settings of each stage, with their help texts. Each class checks its values when it is created."""
+"""The settings of the images: which ones, and how their files are read and decoded."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
-from clipbatch.config.validation import Checked, SettingError, at_least
+from clipbatch.config.validation import Checked, SettingError, at_least, setting
 
-Precision = Literal["auto", "fp16", "bf16", "fp32", "fp8"]
-Compile = Literal["auto", "on", "off"]
 Decoder = Literal["auto", "dali", "torchvision", "pil", "open_clip"]
 Orientation = Literal["upright", "stored"]
 JpegScale = Literal["full", "reduced"]
-Score = Literal["auto", "softmax", "sigmoid", "cosine"]
-Layout = Literal["list", "wide", "top-k"]
-ScoresDtype = Literal["float32", "float16"]
-EngineName = Literal["local", "ray"]
 # Version of the rules that turn files into pixels.
 PIXELS = 2
 # The images that get other pixels by these rules than by the previous ones.
@@ -24,24 +18,6 @@ MOVED = (
     "TIFFs with an orientation, other pictures with one in XMP or behind fill bytes, transparent pictures, gray of "
     "more than 8 bits, and animated PNGs"
 )
-Compression = Literal["zstd", "lz4", "snappy", "gzip", "none"]
-
-
-# When a setting may change, and who gets it:
-#
-# identity    It decides what the parts hold. A run with another value is another run. A setting that is added later has
-#             the default None, which means "as before" and is not written.
-# output      As identity, but `clipbatch rescore` may choose another value.
-# frozen      Kept in `run.json`. Its effect is part of the identity in another form.
-# invocation  May differ each time the run is started or resumed. A Slurm job passes it on to its tasks.
-# worker      As invocation. Workers get it too.
-# placement   Which devices and which part of the run this process uses. Never passed on.
-Scope = Literal["identity", "output", "frozen", "invocation", "worker", "placement"]
-
-
-def setting(default: Any, panel: str, scope: Scope, help_text: str, *, short: str = "") -> Any:
-    """Declare a setting. panel: the heading for its option in `--help`. short: a one-letter option, as in -m."""
-    return field(default=default, metadata={"panel": panel, "scope": scope, "help": help_text, "short": short})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,45 +53,6 @@ class SourceSettings(Checked):
         at_least("limit", self.limit, 1)
         at_least("sample", self.sample, 1)
         at_least("seed", self.seed, 0)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LabelSettings(Checked):
-    """The labels to compare the images with."""
-
-    labels: str = setting("", "Labels", "frozen", "A text or TOML FILE, a shipped set's name, or a,b,c.", short="-l")
-    template: tuple[str, ...] = setting(
-        (), "Labels", "frozen", "Prompt template with {} for the label, or a set: simple, openai; repeatable."
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelSettings(Checked):
-    """Which model encodes the images, and how it runs."""
-
-    model: str = setting(
-        "ViT-B-32",
-        "Model",
-        "identity",
-        "open_clip's name, clipbatch-demo, hf-hub:ORG/NAME, local-dir:FOLDER, or FILE.json.",
-        short="-m",
-    )
-    # None: the default weights of the model, if it has any (`config.models`).
-    pretrained: str | None = setting(
-        None, "Model", "identity", "Weights: one of open_clip's tags, a FILE, or hf-hub:ORG/NAME."
-    )
-    # auto: fp16 on a GPU, bf16 on a CPU with hardware for it, else fp32.
-    precision: Precision = setting("auto", "Model", "identity", "auto, fp16, bf16, fp32, or fp8 on GPUs that have it.")
-    # For the image encoder. auto: on if the run uses a GPU and is long enough to gain from it.
-    compile: Compile = setting("auto", "Model", "identity", "torch.compile: auto (on a GPU, for long runs), on or off.")
-    # Whether the user named the value of `compile`, as `decoder_asked`.
-    compile_asked: bool | None = setting(None, "", "frozen", "")
-    device: str = setting("auto", "Model", "invocation", "auto, cpu, cuda, or cuda:N for one GPU.")
-
-    def __post_init__(self) -> None:
-        Checked.__post_init__(self)
-        if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", self.device):
-            raise SettingError(f"device {self.device!r} is not known: use auto, cpu, or cuda:N")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,78 +153,3 @@ class DecodeSettings(Checked):
             return None
         red, green, blue = bytes.fromhex({"white": "ffffff", "black": "000000"}.get(self.background, self.background))
         return red, green, blue
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OutputSettings(Checked):
-    """What the output files hold."""
-
-    # auto: as the model was trained: sigmoid for the SigLIP family, softmax for all others.
-    score: Score = setting("auto", "Output", "output", "auto (as trained), softmax, sigmoid or cosine.")
-    # list: one column `scores`, a list in label order. wide: one column per label. top-k: only the best labels.
-    layout: Layout = setting("list", "Output", "output", "list: all scores in one column; wide: one each; top-k.")
-    # Implies the layout top-k, whose default is 5.
-    top_k: int | None = setting(None, "Output", "output", "Write the K best labels instead of all scores.")
-    # Type of the scores. The score of the best label is always float32.
-    scores_dtype: ScoresDtype = setting("float32", "Output", "output", "float32 or float16.")
-    compression: Compression = setting("zstd", "Output", "output", "zstd, lz4, snappy, gzip or none.")
-    # As float16.
-    embeddings: bool = setting(False, "Output", "output", "Also write each image's embedding.")
-
-    def __post_init__(self) -> None:
-        Checked.__post_init__(self)
-        at_least("top_k", self.top_k, 1)
-        if self.top_k and self.layout == "wide":
-            raise SettingError("top_k goes with layout top-k, not with wide: leave one of them out")
-
-    @property
-    def best(self) -> int | None:
-        """Number of labels to write per image; None: the scores of all labels."""
-        return self.top_k or (5 if self.layout == "top-k" else None)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LaunchSettings(Checked):
-    """Where this invocation runs, and which shards it processes. Not part of a run's identity."""
-
-    engine: EngineName = setting(
-        "local",
-        "Machines",
-        "placement",
-        "local, or ray: on the Ray cluster of RAY_ADDRESS, or else one on this machine.",
-    )
-    gpus: str | None = setting(
-        None, "Machines", "placement", "all, or numbers as in 0,1; default: all that are visible."
-    )
-    # On a CPU, the workers share its cores; None: 1 worker. On a Ray cluster, None: as many as fit.
-    workers: int | None = setting(None, "Machines", "invocation", "Worker processes on a CPU, or on a Ray cluster.")
-    # Several workers hand a GPU more images than one Python can. None: as many as the model is expected to need.
-    workers_per_gpu: int | None = setting(
-        None, "Machines", "invocation", "Worker processes on each GPU; default: more than 1 for small models."
-    )
-    # None: all cores of a node, or its cores divided by its GPUs.
-    cpus_per_worker: int | None = setting(
-        None, "Machines", "placement", "Cores that a worker asks a Ray cluster for; default: a node's, or a GPU's."
-    )
-    # None: read from the environment of Slurm, torchrun or Kubernetes.
-    rank: int | None = setting(
-        None, "Machines", "placement", "Which of --world-size processes this is, from 0; default: as Slurm says."
-    )
-    world_size: int | None = setting(None, "Machines", "placement", "How many processes share the run.")
-    shards: str | None = setting(
-        None, "Machines", "placement", "Do only these parts: 3,5-9, or a FILE of such numbers."
-    )
-    # With several workers, each file name gets a number.
-    profile: str | None = setting(
-        None, "Machines", "worker", "Write a Chrome trace of the first batches to this FILE (one a worker)."
-    )
-
-    def __post_init__(self) -> None:
-        Checked.__post_init__(self)
-        if self.gpus is not None and not re.fullmatch(r"all|[0-9]+(,[0-9]+)*", self.gpus):
-            raise SettingError(f"gpus {self.gpus!r} is not known: use all, or numbers as in 0,1")
-        at_least("workers", self.workers, 1)
-        at_least("workers_per_gpu", self.workers_per_gpu, 1)
-        at_least("cpus_per_worker", self.cpus_per_worker, 1)
-        at_least("rank", self.rank, 0)
-        at_least("world_size", self.world_size, 1)
