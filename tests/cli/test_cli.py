@@ -177,9 +177,9 @@ def test_the_output_of_another_run_is_refused_with_the_field_named(warm: Cli, fo
 def test_plan_prints_what_it_made_in_the_words_of_users_or_nothing(warm: Cli, folder: Path, tmp_path: Path) -> None:
     command = ("plan", folder, *DEMO, "--shard-size", 64, "--out", tmp_path / "out")
     assert warm(*command, "-q").stdout == ""
-    facts = dict(line.split(None, 1) for line in warm(*command).stdout.splitlines())
-    assert (facts["rows"], facts["parts"]) == ("200", "4")
-    assert "shards" not in facts
+    facts = {line[:14].strip(): line[15:] for line in warm(*command).stdout.splitlines()}
+    assert (facts["rows"], facts["parts"], facts["rows a part"]) == ("200", "4", "64")
+    assert not [name for name in facts if "shard" in name]
     assert json.loads(warm(*command, "--json", "--quiet").stdout)["shards"] == 4
 
 
