@@ -175,12 +175,12 @@ def test_the_output_of_another_run_is_refused_with_the_field_named(warm: Cli, fo
 
 
 def test_plan_prints_what_it_made_in_the_words_of_users_or_nothing(warm: Cli, folder: Path, tmp_path: Path) -> None:
-    command = ("plan", folder, *DEMO, "--shard-size", 64, "--out", tmp_path / "out")
+    command = ("plan", folder, *DEMO, "--shard-size", 32, "--out", tmp_path / "out")
     assert warm(*command, "-q").stdout == ""
     facts = {line[:14].strip(): line[15:] for line in warm(*command).stdout.splitlines()}
-    assert (facts["rows"], facts["parts"], facts["rows a part"]) == ("200", "4", "64")
+    assert (facts["rows"], facts["parts"], facts["rows a part"]) == ("40", "2", "32")
     assert not [name for name in facts if "shard" in name]
-    assert json.loads(warm(*command, "--json", "--quiet").stdout)["shards"] == 4
+    assert json.loads(warm(*command, "--json", "--quiet").stdout)["shards"] == 2
 
 
 def test_an_output_folder_with_other_files_or_without_room_is_refused(warm: Cli, folder: Path, tmp_path: Path) -> None:
