@@ -151,7 +151,7 @@ def test_progress_lines_contain_the_progress(
 def test_every_error_is_a_json_line_too(cli: Cli, tmp_path: Path, wrong: list[str]) -> None:
     made = cli("run", *wrong, "--log-format", "json", "--out", tmp_path / "out", code=3)
     (line,) = [json.loads(text) for text in made.stderr.splitlines()]
-    assert (line["event"], line["exit_code"]) == ("error", 3)
+    assert (line["event"], line["level"], line["exit_code"]) == ("error", "error", 3)
     assert wrong[-1] in line["message"] or "labels" in line["message"]
     assert "neither text nor json" in cli("run", "a", "--log-format", "xml", "--out", "b", code=2).stderr
 
