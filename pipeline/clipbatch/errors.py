@@ -5,6 +5,7 @@
     │   ├── OtherRunError          3  the output folder belongs to a run with other settings
     │   └── UnfitSeatError         3  no device can do what the run asks
     ├── TooManyBadError            4  more bad images than --max-bad allows
+    │   └── NothingLabelledError   4  none of the images could be labelled
     ├── DamagedError               5  files of a run are missing or damaged and could not be repaired
     ├── UnfitError                 5  doctor found a problem that prevents runs on this machine
     ├── BusyError                  6  another process works on the same dataset, or serves the same spool
@@ -23,6 +24,7 @@ __all__ = [
     "DamagedError",
     "InputError",
     "InterruptedRunError",
+    "NothingLabelledError",
     "OtherRunError",
     "TooManyBadError",
     "UnfitError",
@@ -57,6 +59,10 @@ class TooManyBadError(ClipbatchError):
     """There are more bad images than `--max-bad` allows."""
 
     exit_code = 4
+
+
+class NothingLabelledError(TooManyBadError):
+    """None of the images could be labelled: of the first 1,000 of a process, or of a whole run or dataset."""
 
 
 class DamagedError(ClipbatchError):

@@ -193,23 +193,3 @@ def counts_text(counts: Mapping[str, int]) -> str:
     """Row counts as text: `30 ok, 5 missing, 1 empty`. counts: rows by status."""
     bad = sorted(((count, status) for status, count in counts.items() if status != "ok"), reverse=True)
     return ", ".join([f"{counts.get('ok', 0)} ok", *(f"{count} {status}" for count, status in bad)])
-
-
-def rate_text(rate: float) -> str:
-    """A rate as text: `57`, `3.0`, `0.042`."""
-    return f"{rate:.0f}" if rate >= 9.95 else f"{rate:.1f}" if rate >= 0.95 else f"{rate:.2g}"
-
-
-def duration_text(seconds: float) -> str:
-    """A duration as text, in seconds below 100 s: `40 s`, `12 min`, `3 h 20 min`, `2 d 4 h`. Never 0: `under 1 s`."""
-    if seconds < 1:
-        return "under 1 s"
-    if seconds < 99.5:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 100:
-        return f"{minutes} min"
-    if minutes < 48 * 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    hours = round(seconds / 3600)
-    return f"{hours // 24} d {hours % 24} h"

@@ -38,7 +38,7 @@ SURFACE = {
     "rescore": "--compression --device --embeddings --json --labels --layout --out --overwrite --quiet --score "
     "--scores-dtype --template --top-k",
     "compact": "--json --out --rows-per-file",
-    "status": "--json",
+    "status": "--json --watch",
     "verify": "--json --restore",
     "report": "--examples --out --zoom",
     "evaluate": "--group --json --labels --mapping --page --precision --thresholds --truth",

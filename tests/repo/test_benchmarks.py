@@ -236,3 +236,9 @@ def test_storms(tmp_path: Path) -> None:
     found = bench("storms.py", *small, "--report", tmp_path / "storms.md")
     assert (found["trials"], found["wrong"]) == (12, 0)
     assert "| web | the token expires | 75 |" in (tmp_path / "storms.md").read_text()
+
+
+def test_the_status_of_many_parts_on_a_disk_and_in_a_store(tmp_path: Path) -> None:
+    seconds = bench("status.py", "--parts", 40, "--rounds", 1, "--report", tmp_path / "status.md")["seconds"]
+    assert set(seconds) == {f"{place}, {what}" for place in ("disk", "store") for what in ("first", "all counted")}
+    assert all(took["median"] > 0 for took in seconds.values())

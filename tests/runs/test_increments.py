@@ -100,7 +100,7 @@ def test_settings_of_an_invocation_apply_and_other_folders_are_refused(warm: Cli
     (made,) = runs(tmp_path / "dataset")
     report = json.loads((made / "report.json").read_text())
     assert report["this_run"]["stages"]["decode"]["threads"] == 3
-    assert f"so name a run in it: {made}" in warm("status", tmp_path / "dataset", code=3).stderr
+    assert f"so name a run in it: {made}" in warm("evaluate", tmp_path / "dataset", "--truth", "x", code=3).stderr
     (tmp_path / "file").touch()
     for out in (tmp_path / "file", tmp_path / "file" / "dataset"):
         assert "a file is in the way: choose another --out" in warm(*command, out, code=3).stderr

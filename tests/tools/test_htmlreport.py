@@ -23,6 +23,7 @@ from PIL import Image
 
 from clipbatch.rundir.layout import RunDir
 from clipbatch.tools.htmlreport import gather, thumbnails, thumbnails_main
+from clipbatch.tools.htmlreport.sources import sources
 from tests.conftest import DEMO, Cli, children_of, rows
 from tests.support.corpus import make_folder, photo
 
@@ -36,7 +37,7 @@ def run(warm: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def gathered(out: Path, examples: int = 3) -> gather.Gathered:
-    return gather.gather(RunDir(out), RunDir(out).plan(), examples=examples)
+    return gather.gather(sources([str(out)]), examples=examples)
 
 
 def test_the_numbers_are_those_of_the_parts(run: Path) -> None:

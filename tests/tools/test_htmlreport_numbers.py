@@ -1,14 +1,21 @@
 """The numbers of the report page, for values with known results."""
 
 import itertools
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from clipbatch.tools.htmlreport import rankings, series, template
+from clipbatch.runs.increments import runs_in
+from clipbatch.tools.htmlreport import gather, rankings, series, template
 from clipbatch.tools.htmlreport.rankings import Example, Ranking
+from clipbatch.tools.htmlreport.sources import sources
+from clipbatch.workers import words
+from tests.conftest import DEMO, Cli, rows
+from tests.support.corpus import make_folder, photo
 
 WORDS = pa.dictionary(pa.int32(), pa.string())
 
@@ -139,14 +146,14 @@ def test_long_names_and_durations_are_shortened() -> None:
         "-0.250",
     ]
     assert template.shown("a" * 150 + "b" * 150, 20) == "a" * 10 + " … " + "b" * 10
-    assert [template.seconds(s) for s in (0.25, 240, 3599, 7260, 200_000)] == [
+    assert [words.seconds(s) for s in (0.25, 240, 3599, 7260, 200_000)] == [
         "0.25 s",
         "4 min",
         "59 min 59 s",
         "2 h 1 min",
         "2 d 7 h",
     ]
-    assert [template.share(*of) for of in ((1, 100_000), (99_999, 100_000), (1, 1), (0, 0))] == [
+    assert [words.share(*of) for of in ((1, 100_000), (99_999, 100_000), (1, 1), (0, 0))] == [
         "under 0.1%",
         "over 99.9%",
         "100%",
@@ -159,3 +166,33 @@ def test_long_names_and_durations_are_shortened() -> None:
         == template.common_folder([])
         == ""
     )
+
+
+def test_the_page_of_a_dataset_is_about_the_latest_row_of_each_image(warm: Cli, tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "dataset"
+    make_folder(folder, 30, seed=8, bad_fraction=0.2)
+    night = ("run", folder, *DEMO, "--incremental", "--out", out)
+    warm(*night)
+    files, rng = sorted(path for path in folder.rglob("*") if path.is_file()), np.random.default_rng(3)
+    for path in files[::4]:
+        photo(rng, 80, 60).save(path, "JPEG")
+    (folder / "new.jpg").write_bytes(b"no image")
+    warm(*night)
+    latest: dict[str, dict[str, Any]] = {}
+    for increment in sorted(path for path in out.iterdir() if path.is_dir()):
+        latest |= {row["uri"]: row | {"increment": increment.name} for row in rows(increment).to_pylist()}
+    found = gather.gather(sources(runs_in(str(out))), examples=3)
+    assert found.rows == len(latest) == len(files) + 1
+    assert found.statuses == Counter(row["status"] for row in latest.values())
+    (labels,) = found.sets.values()
+    counts = Counter(row["label"] for row in latest.values() if row["status"] == "ok")
+    assert {facts.name: facts.images for facts in labels.labels if facts.images} == counts
+    warm("report", out)
+    page = (out / "report.html").read_text()
+    assert "The latest row of each image in 2 increments." in page
+    assert "No picture" not in page
+    bad = [row for row in latest.values() if row["status"] != "ok"]
+    assert len({row["increment"] for row in bad}) == 2
+    for row in bad:
+        assert f'<td class="num">{row["increment"]}: {row["row_id"]}</td>' in page
+    assert "nothing is new or changed" in warm(*night).stdout  # the page is no stranger in the dataset

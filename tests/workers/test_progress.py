@@ -10,8 +10,7 @@ import time
 
 import pytest
 
-from clipbatch.types import duration_text, rate_text
-from clipbatch.workers import progress
+from clipbatch.workers import progress, words
 from clipbatch.workers.progress import Progress
 
 
@@ -56,19 +55,8 @@ def test_a_bar_counts_only_when_the_model_is_loaded() -> None:
     assert "2000/2472" in counting
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        *((0, "under 1 s"), (0.4, "under 1 s"), (40.4, "40 s"), (99.4, "99 s"), (99.6, "2 min"), (3570, "60 min")),
-        *((5999, "1 h 40 min"), (12000, "3 h 20 min"), (172799, "2 d 0 h"), (190000, "2 d 5 h")),
-    ],
-)
-def test_durations_are_never_zero(seconds: float, text: str) -> None:
-    assert duration_text(seconds) == text
-
-
 def test_low_rates_keep_their_digits() -> None:
-    assert [rate_text(rate) for rate in (0.0421, 0.94, 0.96, 3.44, 9.94, 9.96, 57.4)] == [
+    assert [words.rate(rate) for rate in (0.0421, 0.94, 0.96, 3.44, 9.94, 9.96, 57.4)] == [
         *("0.042", "0.94", "1.0", "3.4", "9.9", "10", "57")
     ]
 

@@ -19,9 +19,9 @@ from clipbatch.errors import ClipbatchError, InputError
 from clipbatch.workers import signals
 
 EXIT_CODES = """\
-Exit codes: 0 done (bad images included), 2 usage, 3 input or settings refused, 4 more bad images than --max-bad,
-5 files of the run are damaged or missing, or doctor found a failure, 6 another process uses the same dataset or spool,
-75 interrupted, or a store refuses every read (the same command resumes), 1 a bug."""
+Exit codes: 0 done (bad images included), 2 usage, 3 input or settings refused, 4 more bad images than --max-bad, or
+nothing could be labelled, 5 files of the run are damaged or missing, or doctor found a failure, 6 another process uses
+the same dataset or spool, 75 interrupted, or a store refuses every read (the same command resumes), 1 a bug."""
 
 app = typer.Typer(
     name="clipbatch",

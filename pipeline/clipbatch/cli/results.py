@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+import time
+from dataclasses import dataclass
 from typing import Annotated, Optional
 
 import typer
@@ -11,23 +14,41 @@ import typer
 from clipbatch.cli.options import Json
 from clipbatch.cli.output import RunDirectory, print_facts
 from clipbatch.cli.standard_streams import result_is_on_disk
-from clipbatch.errors import DamagedError, InputError
+from clipbatch.errors import DamagedError, InputError, InterruptedRunError
 
 app = typer.Typer()
 PANEL = "Look at a run"
 # How many problems `verify` prints.
 _MAX_SHOWN = 20
+_WATCH_EVERY_S = 10.0
 
 
 @app.command("status", rich_help_panel=PANEL)
-def status_command(run: RunDirectory, as_json: Json = False) -> None:
-    """Show how far a run is. This only lists the directory.
+def status_command(
+    run: RunDirectory,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Say it again every 10 seconds, until the run is complete.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Show how far a run is, how fast, who is at work, and what to do next.
+
+    RUN may be a dataset of increments. With --watch, --json prints one line each time.
 
     Example: clipbatch status scores/
     """
-    from clipbatch.runs import run as api
+    from clipbatch.runs.status import status
+    from clipbatch.runs.status_text import text
 
-    print_facts(api.status(run), as_json)
+    with contextlib.suppress(InterruptedRunError) if watch else contextlib.nullcontext():
+        while True:
+            found = status(run)
+            print(json.dumps(found, indent=None if watch else 2) if as_json else text(found), flush=True)
+            if not watch or found["complete"]:
+                return
+            if not as_json:
+                print()
+            time.sleep(_WATCH_EVERY_S)
 
 
 @app.command("verify", rich_help_panel=PANEL)
@@ -42,10 +63,38 @@ def verify_command(
     """Check that every row is there once, in order, intact and of this run. Exit code 5 if not.
 
     --restore replaces a damaged one of the three files by its second copy, or a damaged copy by the file. It changes
-    no part.
+    no part. RUN may be a dataset of increments.
 
     Example: clipbatch verify scores/
     """
+    from clipbatch.runs import increments
+
+    checks = [_verify(path, restore) for path in increments.runs_in(run)]
+    rows, shards = sum(check.rows for check in checks), sum(check.parts for check in checks)
+    errors = [error for check in checks for error in check.errors]
+    if as_json:
+        problems = [problem for check in checks for problem in check.problems]
+        print(json.dumps({"rows": rows, "parts": shards, "problems": problems}, indent=2))
+    elif not errors:
+        parts = "1 part" if shards == 1 else f"{shards} parts"
+        parts += f" of {len(checks)} increments" if len(checks) != 1 else ""
+        print(f"{run}: {rows} rows in {parts}, every one there once, in order and whole")
+    if errors:
+        raise DamagedError("\n\n".join(errors))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Check:
+    """What `verify` has found out about one run."""
+
+    rows: int
+    parts: int
+    problems: list[str]
+    # What to print, with the remedies.
+    errors: list[str]
+
+
+def _verify(run: str, restore: bool) -> _Check:
     from clipbatch.rundir import damage
     from clipbatch.rundir.layout import RunDir
     from clipbatch.runs import run as api
@@ -54,12 +103,6 @@ def verify_command(
         print(line, file=sys.stderr)
     plan, damaged_parts = api.verify(run)
     files = damage.problems(RunDir(run), plan)
-    if as_json:
-        problems = [*files, *(text for _, text in damaged_parts)]
-        print(json.dumps({"rows": plan.rows, "parts": plan.shards, "problems": problems}, indent=2))
-    elif not damaged_parts and not files:
-        parts = "1 part" if plan.shards == 1 else f"{plan.shards} parts"
-        print(f"{run}: {plan.rows} rows in {parts}, every one there once, in order and whole")
     errors = []
     if files:
         errors.append(_describe("files beside the parts are", files, damage.remedy(RunDir(run))))
@@ -70,8 +113,8 @@ def verify_command(
     if missing:
         summary = f"{len(missing)} of {plan.shards} parts are not there: they have not been done yet, or are deleted:"
         errors.append(_listed(summary, missing, f"clipbatch run --out {run}"))
-    if errors:
-        raise DamagedError("\n\n".join(errors))
+    problems = [*files, *(text for _, text in damaged_parts)]
+    return _Check(rows=plan.rows, parts=plan.shards, problems=problems, errors=errors)
 
 
 def _describe(summary: str, problems: list[str], remedy: str) -> str:
@@ -88,7 +131,7 @@ def report_command(
     run: RunDirectory,
     out: Annotated[
         Optional[str],
-        typer.Option("--out", "-o", help="The file to write; default: report.html in the run directory."),
+        typer.Option("--out", "-o", help="The file to write; default: report.html in RUN."),
     ] = None,
     examples: Annotated[
         int,
@@ -99,6 +142,8 @@ def report_command(
     ] = False,
 ) -> None:
     """Write an HTML page about a run: a single file with thumbnails, a few megabytes at most.
+
+    RUN may be a dataset of increments. Then the page shows the latest row of each image.
 
     Example: clipbatch report scores/
     """

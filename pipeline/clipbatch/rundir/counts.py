@@ -1,5 +1,7 @@
 """Count the rows of finished parts by status. Each part's footer has these counts, and we read each footer only once.
 
+Footers of many parts take long to read, so `count_some` reads as many as there is time for.
+
 We keep the counts in `.counts.json`, with the size, time and inode of each part. If one of these differs, the part was
 replaced, and we read it again. The file is a cache with a digest. If it is missing or damaged, we read all footers. If
 several processes write it, the last one wins.
@@ -10,7 +12,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Collection
+import time
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
@@ -20,7 +23,7 @@ from clipbatch.config.nesting import JsonObject
 from clipbatch.errors import InputError
 from clipbatch.rundir.layout import Plan, RunDir, part_name
 from clipbatch.rundir.records import seal, unseal
-from clipbatch.rundir.shapes import DamagedRecordError
+from clipbatch.rundir.shapes import COUNT, DamagedRecordError, Every, check
 from clipbatch.storage.atomic import publish
 from clipbatch.storage.paths import AnyPath, StorePath, parquet_source
 
@@ -29,33 +32,61 @@ CACHE = ".counts.json"
 _THREADS = 16
 
 Counts = dict[str, int]
+# By name of a part: its size in bytes, its time in nanoseconds and, on a file system, its inode.
+Listing = dict[str, list[int]]
 
 
 def count_statuses(run: RunDir, plan: Plan, shards: Collection[int]) -> dict[int, Counts]:
     """The rows by status of each of `shards`, which must be finished. Raises: InputError naming a damaged part."""
-    cached, facts = _cached(run), _facts(run)
+    return _count(run, plan, shards, listing(run), lambda shard: _read(run, run.part(shard, plan.shards)))
+
+
+def count_some(run: RunDir, plan: Plan, shards: Collection[int], listed: Listing, within_s: float) -> dict[int, Counts]:
+    """As `count_statuses`, of the parts whose counts we have kept, and of as many others as we can read in `within_s`.
+
+    listed: of the parts. A part that is damaged, or was just deleted, is left out.
+    """
+    end = time.monotonic() + within_s
+
+    def read(shard: int) -> Counts | None:
+        if time.monotonic() < end:
+            with contextlib.suppress(InputError):
+                return _read(run, run.part(shard, plan.shards))
+        return None
+
+    return _count(run, plan, shards, listed, read)
+
+
+def _count(
+    run: RunDir, plan: Plan, shards: Collection[int], listed: Listing, read: Callable[[int], Counts | None]
+) -> dict[int, Counts]:
+    """read: the counts in the footer of a shard's part; None if it was not read."""
+    cached = _cached(run)
     names = {shard: part_name(shard, plan.shards) for shard in shards}
-    unread = [shard for shard, name in names.items() if name not in cached or cached[name][0] != facts.get(name)]
+    unread = [shard for shard, name in names.items() if name not in cached or cached[name][0] != listed.get(name)]
     if unread:
+        for shard in unread:
+            cached.pop(names[shard], None)
         with ThreadPoolExecutor(_THREADS) as pool:
-            fresh = pool.map(lambda shard: _read(run, run.part(shard, plan.shards)), unread)
-            cached |= {
-                names[shard]: [facts.get(names[shard]), counts] for shard, counts in zip(unread, fresh, strict=True)
-            }
-        with contextlib.suppress(InputError), publish(run.path / CACHE) as file:
-            file.write(seal(json.dumps({name: entry for name, entry in cached.items() if name in facts}).encode()))
-    return {shard: cached[name][1] for shard, name in names.items()}
+            fresh = zip(unread, pool.map(read, unread), strict=True)
+            new = {names[shard]: [listed.get(names[shard]), counts] for shard, counts in fresh if counts is not None}
+        cached |= new
+        if new:
+            with contextlib.suppress(InputError), publish(run.path / CACHE) as file:
+                file.write(seal(json.dumps({name: entry for name, entry in cached.items() if name in listed}).encode()))
+    return {shard: cached[name][1] for shard, name in names.items() if name in cached}
 
 
 def _read(run: RunDir, path: AnyPath) -> Counts:
     try:
         counts: Counts = json.loads(pq.read_metadata(parquet_source(path)).metadata[b"clipbatch.counts"])
+        check(counts, Every(dict, COUNT))
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is damaged: clipbatch run --out {run.path} --repair writes it again") from error
     return counts
 
 
-def _facts(run: RunDir) -> dict[str, list[int]]:
+def listing(run: RunDir) -> Listing:
     """Size in bytes, time in nanoseconds and inode of each part.
 
     We take these before we read the footers. If a part is replaced in between, we read it again the next time.

@@ -119,11 +119,11 @@ def create(run: RunDir, plan: Plan, staged: Path, *, replace: bool) -> Plan:
 
 def _is_unbegun(run: RunDir, plan: Plan) -> bool:
     """Whether the run directory holds `plan`, whole, and no worker has begun."""
-    if isinstance(run.path, StorePath) or not run.exists() or run.model_file.exists() or list_names(run.parts):
+    if isinstance(run.manifest, StorePath) or not run.exists() or run.model_file.exists() or list_names(run.parts):
         return False
     with contextlib.suppress(ClipbatchError):  # what is damaged is replaced
         same = dataclasses.replace(run.plan(), replacement=None).content() == plan.content()
-        return same and _digests(Path(run.manifest)) == plan.manifest_sha256
+        return same and _digests(run.manifest) == plan.manifest_sha256
     return False
 
 

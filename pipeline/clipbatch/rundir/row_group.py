@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,8 +42,8 @@ class RowGroup:
         self._width_height = np.empty((2, capacity), np.int32)
         self._image_BD = np.empty((capacity, embedding), np.float16) if output.embeddings else None
 
-    def add(self, batch: ScoredBatch) -> tuple[int, int]:
-        """Add the batch's wanted rows. Returns how many there are, and how many of them are bad."""
+    def add(self, batch: ScoredBatch) -> tuple[int, Counter[str]]:
+        """Add the batch's wanted rows. Returns how many there are, and the bad ones by status."""
         outcomes: Sequence[Any] = batch.outcomes
         rows, scores_BL, image_BD = batch.source.rows, batch.scores_BL, batch.image_BD
         if None in outcomes:
@@ -60,7 +61,7 @@ class RowGroup:
         self.filled = here.stop
         return len(outcomes), bad
 
-    def _add_outcomes(self, outcomes: Sequence[Decoded | Reject], here: slice) -> int:
+    def _add_outcomes(self, outcomes: Sequence[Decoded | Reject], here: slice) -> Counter[str]:
         width, height = self._width_height[:, here]
         facts = [(o.width, o.height, _DECODER[o.decoder]) if type(o) is Decoded else _NO_FACTS for o in outcomes]
         width[:], height[:], self._decoder[here] = zip(*facts, strict=True)
@@ -70,7 +71,7 @@ class RowGroup:
             width[slot], height[slot] = _pixels(reject.width), _pixels(reject.height)
             self._status[here.start + slot] = _STATUS[reject.status]
             self._errors[here.start + slot] = reject.error
-        return len(rejects)
+        return Counter(reject.status for _, reject in rejects)
 
     def take(self) -> pa.Table:
         """The rows as a table, which shares their memory: use it before the next `add`."""

@@ -13,7 +13,7 @@ from clipbatch.config import Settings, SettingValues, from_flat, hardware
 from clipbatch.errors import ClipbatchError
 from clipbatch.rundir.layout import Plan
 from clipbatch.runs.plan import versions
-from clipbatch.types import duration_text
+from clipbatch.workers import words
 from clipbatch.workers.progress import Log, Progress
 
 # How many inputs and how much of a setting the text names. JSON has all.
@@ -69,7 +69,7 @@ def failure(log: Log, start_s: float) -> Iterator[None]:
         yield
     except ClipbatchError as error:
         if log.is_file:
-            after = duration_text(time.perf_counter() - start_s)
+            after = words.seconds(time.perf_counter() - start_s)
             log.write("stopped", f"stopped after {after} with exit code {error.exit_code}", "error")
         raise
 

@@ -34,7 +34,7 @@ from clipbatch.rundir import creation
 from clipbatch.rundir.counts import count_statuses
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.schema import STAMPS
-from clipbatch.runs import announce
+from clipbatch.runs import announce, causes
 from clipbatch.runs import plan as planner
 from clipbatch.runs import run as runner
 from clipbatch.runs.report import Increment, Report
@@ -46,6 +46,8 @@ from clipbatch.workers.progress import Log, Observer, Progress
 
 _NAME = re.compile(r"increment-(0[0-9]{4}|[1-9][0-9]{4,})")
 _HIGHEST = ".highest"
+# The report page of a dataset.
+_PAGE = "report.html"
 # The columns of the manifest that tell whether an image is known.
 _COMPARED = ["row_id", "uri", "root", "span", *(field.name for field in STAMPS)]
 
@@ -80,7 +82,8 @@ def run(
     Returns the report of the new increment. In addition it has `increment`: the folder (None if nothing was new) and
     how many rows were new, changed and known; `finished`: the reports of increments that were finished, each with its
     `folder`; `notes`: further remarks for the user.
-    Raises: BusyError if another process makes an increment; InputError if an increment is damaged; as `runs.run` does.
+    Raises: BusyError if another process makes an increment; InputError if an increment is damaged; NothingLabelledError
+    if no row of any increment is ok; as `runs.run` does.
     """
     folder = as_path(out)
     if isinstance(folder, StorePath):
@@ -98,7 +101,7 @@ def run(
             remove_leftovers(run_dir.path)
             remove_leftovers(run_dir.parts)
         again = from_flat(settings.within("invocation", "worker", "placement"))
-        label = functools.partial(runner.run, again, quiet=quiet, log_json=log_json, observer=observer)
+        label = functools.partial(runner.run, again, quiet=quiet, log_json=log_json, observer=observer, judge=False)
         accepted = functools.partial(announce.start, Log(quiet=quiet, as_json=log_json), settings, out)
         finished: list[Report] = [{**label(path), "folder": str(path)} for path in done if not _is_complete(path)]
         known, like = _Known(done), RunDir(done[-1]) if done else None
@@ -123,6 +126,8 @@ def run(
                 progress.say(f"the rules for pixels have changed since {done[-1]}; other scores result for: {MOVED}")
                 progress.close()
             report = label(target)
+        for run_dir in map(RunDir, [target] if is_new else done[-1:]):
+            causes.check_finished(run_dir, last := run_dir.plan(), settings.launch.bad_allowed(last.rows))
         rows = known.comparison
         name = str(target) if is_new else None
         increment = Increment(folder=name, new=rows.new, changed=rows.changed, known=rows.known)
@@ -134,7 +139,8 @@ def increments(folder: Path) -> list[Path]:
 
     Raises: InputError if `folder` holds something else, or an increment without its `run.json`.
     """
-    strangers = sorted(name for name in os.listdir(folder) if not _NAME.fullmatch(name) and not name.startswith("."))
+    beside = (_PAGE, *(name for name in os.listdir(folder) if name.startswith(".")))
+    strangers = sorted(name for name in os.listdir(folder) if not _NAME.fullmatch(name) and name not in beside)
     if strangers:
         raise InputError(
             f"{folder} holds {strangers[0]!r}, so it is not a dataset of increments: give a new or empty folder as "
@@ -162,6 +168,17 @@ def each(source: str, out: str) -> list[tuple[str, str]]:
     if not os.path.isdir(source) or RunDir(source).exists() or not any(map(_NAME.fullmatch, os.listdir(source))):
         return [(source, out)]
     return [(str(path), os.path.join(out, path.name)) for path in increments(Path(source))]
+
+
+def runs_in(place: str) -> list[str]:
+    """The run directories that `place` stands for: a run itself, or the increments of a dataset, oldest first.
+
+    Raises: InputError as `increments` does, and if a dataset holds none.
+    """
+    runs = [run for run, _ in each(place, "")]
+    if not runs:
+        raise InputError(f"{place} holds no increment yet: clipbatch run INPUT --incremental --out {place} makes one")
+    return runs
 
 
 def _name(number: int) -> str:

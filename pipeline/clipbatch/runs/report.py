@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
-from typing import TypedDict
+from collections.abc import Collection, Mapping
+from typing import Any, TypedDict
 
 from clipbatch.config import SettingValues, hardware
 from clipbatch.errors import DamagedError
@@ -17,6 +17,7 @@ from clipbatch.stages.flow import bottleneck
 from clipbatch.storage.atomic import write_json
 from clipbatch.storage.paths import list_names
 from clipbatch.types import WorkerReport
+from clipbatch.workers.progress import MIN_RATE_S
 from clipbatch.workers.ranks import Rank
 from clipbatch.workers.worker import WorkDone
 
@@ -177,6 +178,11 @@ def make(
     if len(shards) == plan.shards:
         write_json(run.path / "report.json", report)
     return report
+
+
+def has_pace(this_run: Mapping[str, Any]) -> bool:
+    """Whether an invocation has worked for long enough to have a rate and a bottleneck. this_run: as in a `Report`."""
+    return bool(this_run["rows"] and this_run["seconds"] - this_run["load_s"] >= MIN_RATE_S)
 
 
 def check_nothing_vanished(run: RunDir, plan: Plan, shards: Collection[int]) -> None:

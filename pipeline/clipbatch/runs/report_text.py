@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import shlex
 
-from clipbatch.runs.report import Report
-from clipbatch.types import counts_text, rate_text
+from clipbatch.runs.report import Report, has_pace
+from clipbatch.types import counts_text
+from clipbatch.workers import words
 
 
 def text(out: str, report: Report) -> str:
     """The report in a few lines, for the end of a run. out: the run directory."""
     lines = [*_asides(report), *(f"warning: {text}" for text in report.get("warnings", ()))]
+    if many_bad := words.bad_share(report["status"]):
+        lines.insert(0, many_bad)
     if "this_run" not in report:
         return "\n".join([*lines, f"nothing is new or changed: {report['increment']['known']} images are known"])
     done, this_run, out = report["rows_done"], report["this_run"], out.rstrip("/") or "/"
@@ -38,9 +41,12 @@ def text(out: str, report: Report) -> str:
     if report["duplicates"]:
         lines.append(f"{report['duplicates']} rows name an image that an earlier row names")
     if this_run["rows"]:
+        pace = ""
+        if has_pace(this_run):
+            pace = f", {words.rate(this_run['images_per_s'])} images/s, bound by {this_run['bottleneck']}"
         lines.append(
             f"{this_run['rows']} images in {this_run['seconds']:.1f} s ({this_run['load_s']:.1f} s of it starting and "
-            f"loading the model), {rate_text(this_run['images_per_s'])} images/s, bound by {this_run['bottleneck']}"
+            f"loading the model){pace}"
         )
     else:
         lines.append("nothing was left to do")
@@ -66,7 +72,8 @@ def line(out: str, report: Report) -> str:
     speed = "; nothing was left to do"
     if this_run["rows"]:
         speed = f"; {this_run['rows']} labelled in {this_run['seconds']:.0f} s"
-    return f"{out}: {report['rows_done']} images{news}: {counts_text(report['status'])}{speed}{remarks}"
+    many_bad = f"{share}; " if (share := words.bad_share(report["status"])) else ""
+    return f"{out}: {many_bad}{report['rows_done']} images{news}: {counts_text(report['status'])}{speed}{remarks}"
 
 
 def _asides(report: Report) -> list[str]:

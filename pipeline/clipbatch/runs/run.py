@@ -1,4 +1,4 @@
-"""The commands run, rescore, compact, status and verify as functions. `plan` has a module of its own."""
+"""The commands run, rescore, compact and verify as functions. `plan` and `status` have modules of their own."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import functools
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypedDict
+from typing import Any
 
 from clipbatch.config import MOVED, PIXELS, Settings, from_flat
 from clipbatch.config.labels import remarks
-from clipbatch.errors import ClipbatchError, InputError
+from clipbatch.errors import ClipbatchError, InputError, NothingLabelledError
 from clipbatch.rundir import damage, replacement
 from clipbatch.rundir import verify as verifier
 from clipbatch.rundir.counts import count_statuses
 from clipbatch.rundir.layout import Plan, RunDir
-from clipbatch.runs import announce, report
+from clipbatch.runs import announce, causes, report
 from clipbatch.runs import compact as compactor
 from clipbatch.runs import rescore as rescorer
 from clipbatch.runs.compact import Compacted
@@ -30,6 +30,7 @@ from clipbatch.workers.engine import Engine, check_trace, numbered
 from clipbatch.workers.progress import Log, Observer, Progress, check_bad
 from clipbatch.workers.ranks import Rank
 from clipbatch.workers.scheduler import Assignment
+from clipbatch.workers.tally import Limits
 
 
 def engine(settings: Settings, rank: Rank) -> Engine:
@@ -57,6 +58,7 @@ def run(
     quiet: bool = False,
     log_json: bool = False,
     observer: Observer | None = None,
+    judge: bool = True,
 ) -> Report:
     """Label the images of `settings` into the run directory `out`. Parts that exist are not made again.
 
@@ -64,9 +66,11 @@ def run(
     for which part of the run this process is responsible. retry_bad: also do the rows of finished parts that have no
     scores. repair: first verify the parts, and make damaged ones again. A damaged part stays until its new part exists;
     it also stays if the new part has fewer ok rows (`replacement`), unless `force`. log_json: show progress as JSON
-    lines. observer: is told of the progress too. Returns the report, as in `report.json`.
-    Raises: InputError, TooManyBadError, InterruptedRunError; DamagedError if a damaged part was kept, or files of the
-    run have been deleted. Whatever happens, there is never an incomplete part.
+    lines. observer: is told of the progress too. judge: whether a complete run without an ok row is an error. Returns
+    the report, as in `report.json`.
+    Raises: InputError, TooManyBadError, InterruptedRunError; NothingLabelledError if none of the first images is ok, or
+    none of the whole run; DamagedError if a damaged part was kept, or files of the run have been deleted. Whatever
+    happens, there is never an incomplete part.
     """
     if force and not repair:
         raise InputError("--force is for --repair, which may then replace any part: add --repair, or leave --force out")
@@ -95,9 +99,12 @@ def run(
             return made
 
         with announce.failure(log, start):
-            return label(
+            report = label(
                 settings, run_dir, frozen, workers, rank, mine, start, progress, again=again, retry_bad=retry_bad
             )
+            if judge and frozen.rescored is None:
+                causes.check_finished(run_dir, frozen, settings.launch.bad_allowed(frozen.rows))
+        return report
 
 
 def label(
@@ -128,7 +135,9 @@ def label(
     retried = sum(len(a.rows) for a in assignments if a.rows is not None)
     progress = progress_of(total=total, done=total - still_open - retried, bad=sum(bad.values()))
     allowed = settings.launch.bad_allowed(total)
-    supervisor = launch.Supervisor(run_dir, frozen, settings.runtime(), workers, progress, allowed)
+    any_ok = not retry_bad and frozen.rescored is None and (allowed is None or allowed < total)
+    limits = Limits(bad=allowed, any_ok=any_ok)
+    supervisor = launch.Supervisor(run_dir, frozen, settings.runtime(), workers, progress, rank, limits)
 
     def make_report() -> Report:
         return report.make(run_dir, frozen, supervisor.done, time.perf_counter() - start, rank, mine, again)
@@ -143,9 +152,11 @@ def label(
     try:
         supervisor.work(assignments)
         report.check_nothing_vanished(run_dir, frozen, mine)
-    except ClipbatchError:
+    except ClipbatchError as error:
         with contextlib.suppress(ClipbatchError):  # the first error is the one to show
             make_report()
+        if isinstance(error, NothingLabelledError):
+            raise causes.explained(error, run_dir, frozen) from error
         raise
     finally:
         progress.close()
@@ -183,35 +194,6 @@ def compact(
     Raises: InputError if the run is not finished or `out` holds other files; DamagedError for damaged parts.
     """
     return compactor.compact(RunDir(source), as_path(out), rows_per_file)
-
-
-class Status(TypedDict):
-    """How far a run is."""
-
-    rows: int
-    rows_done: int
-    parts: int
-    parts_done: int
-    complete: bool
-    model: str
-    fingerprint: str
-
-
-def status(out: str | os.PathLike[str]) -> Status:
-    """How far the run in `out` is. Raises: InputError if `out` is not a run directory."""
-    run_dir = RunDir(out)
-    frozen = run_dir.plan()
-    finished = run_dir.done(frozen)
-    rows = sum(len(frozen.shard_rows(shard)) for shard in finished)
-    return {
-        "rows": frozen.rows,
-        "rows_done": rows,
-        "parts": frozen.shards,
-        "parts_done": len(finished),
-        "complete": len(finished) == frozen.shards,
-        "model": frozen.settings["model"],
-        "fingerprint": run_dir.fingerprint() or "(no worker has loaded the model yet)",
-    }
 
 
 def verify(out: str | os.PathLike[str]) -> tuple[Plan, list[tuple[int, str]]]:

@@ -12,6 +12,7 @@ import contextlib
 import functools
 import resource
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -183,14 +184,14 @@ def execute(
     tasks: Iterable[Task],
     *,
     on_part: Callable[[PartDone], object],
-    on_batches: Callable[[int, int, str], object] = lambda *_: None,
+    on_batches: Callable[[int, Counter[str], str], object] = lambda *_: None,
 ) -> Iterator[Written]:
     """Process `tasks`, and yield a `Written` for each batch, in order. Every worker runs this loop.
 
     on_part: called with each part after it is published. on_batches: called every 0.2 seconds, and before `on_part`,
-    with the rows and bad rows since its last call and the name of the slowest stage.
+    with the rows since its last call, the bad ones of them by status, and the name of the slowest stage.
     """
-    flow, rows, bad = pipeline.label(tasks), 0, 0
+    flow, rows, bad = pipeline.label(tasks), 0, Counter[str]()
     last_report = time.perf_counter()
     with contextlib.closing(iter(flow)) as results:  # type: ignore[type-var]
         for written in results:
@@ -198,7 +199,7 @@ def execute(
             now = time.perf_counter()
             if written.part or now - last_report > _REPORT_EVERY_S:
                 on_batches(rows, bad, bottleneck(flow.times()))
-                rows, bad, last_report = 0, 0, now
+                rows, bad, last_report = 0, Counter(), now
             if written.part:
                 on_part(written.part)
             yield written

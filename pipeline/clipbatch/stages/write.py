@@ -33,7 +33,8 @@ class Written:
     """The result of writing a batch."""
 
     rows: int
-    bad: int
+    # The rows without scores, by status.
+    bad: Counter[str]
     # The part, with the last batch of a shard.
     part: PartDone | None
 

@@ -114,6 +114,18 @@ def list_names(folder: AnyPath) -> set[str]:
     return set()
 
 
+def modified(folder: AnyPath) -> dict[str, float]:
+    """By the names in `folder`, when each was last written; unix time in seconds. Raises: OSError; InputError."""
+    if isinstance(folder, StorePath):
+        return {entry.base_name: (entry.mtime_ns or 0) / 1e9 for entry in folder.entries()}
+    times = {}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):
+                times[entry.name] = entry.stat(follow_symlinks=False).st_mtime
+    return times
+
+
 def parquet_source(file: AnyPath) -> Any:
     """`file` in a form that pyarrow.parquet can read."""
     return file.open_input() if isinstance(file, StorePath) else file

@@ -153,6 +153,12 @@ def host_of(url: str) -> Host:
     return host
 
 
+def forget_hosts() -> None:
+    """Know nothing of any host from now on: the same name may lead to another server."""
+    with _lock:
+        _hosts.clear()
+
+
 def waits() -> dict[str, dict[str, float]]:
     """By host: how often this process has tried again, and how many seconds it has waited for that, so far."""
     with _lock:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from clipbatch.errors import InputError
 from clipbatch.storage import http
 from clipbatch.storage.failures import RemoteError, first_line, of_text
-from clipbatch.storage.retries import patiently
+from clipbatch.storage.retries import forget_hosts, patiently
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -76,9 +76,10 @@ _refusals: dict[str, tuple[float, RemoteError | None]] = {}
 
 
 def forget() -> None:
-    """Open stores again from now on, for a process whose environment has changed."""
+    """Open stores again from now on, and know nothing of their hosts, for a process whose environment has changed."""
     _opened.clear()
     _refusals.clear()
+    forget_hosts()
 
 
 def scheme_of(url: str) -> str:

@@ -44,7 +44,8 @@ class BatchDone:
     """How many rows the worker has finished since its last `BatchDone`."""
 
     rows: int
-    bad: int
+    # Those without scores, by status.
+    bad: Mapping[str, int]
     # The name of the slowest stage.
     bottleneck: str
 

@@ -15,11 +15,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from clipbatch.errors import TooManyBadError
+from clipbatch.errors import NothingLabelledError, TooManyBadError
 from clipbatch.rundir.layout import RunDir
-from clipbatch.types import Level, duration_text, rate_text
+from clipbatch.types import Level, counts_text
+from clipbatch.workers import words
 
 LINE_EVERY_S = 30.0
+# Work that took less than this has no rate and no bottleneck worth a word.
+MIN_RATE_S = 10.0
+# A process stops if none of its first rows, so many, is ok.
+FIRST_ROWS = 1000
 
 
 def log_json(event: str, level: Level = "info", **values: Any) -> None:
@@ -148,7 +153,7 @@ class Progress:
             self._bar.update(more)
         elif now - self._last_line_s >= LINE_EVERY_S:
             self._last_line_s = now
-            speed = "" if left_s is None else f"{rate_text(rate)}/s, {duration_text(left_s)} left, "
+            speed = "" if left_s is None else f"{words.rate(rate)}/s, {words.seconds(left_s)} left, "
             self._log.write(
                 "progress",
                 f"{done} of {self._total} images, {speed}{bad} bad, bound by {bottleneck}",
@@ -188,6 +193,12 @@ def check_bad(bad: int, allowed: int | None, run: RunDir) -> None:
             f"{bad} bad images, more than --max-bad allows ({allowed}): look at status and error in {run.parts}, or "
             "raise --max-bad; finished parts stay"
         )
+
+
+def check_any_ok(rows: int, bad: Mapping[str, int]) -> None:
+    """Raises: NothingLabelledError if none of `rows` is ok, the first that a process has done. bad: by status."""
+    if rows >= FIRST_ROWS and sum(bad.values()) >= rows:
+        raise NothingLabelledError(f"none of the first {rows} images could be labelled: {counts_text(bad)}")
 
 
 def _rounded(rate: float) -> float:

@@ -23,8 +23,10 @@ from clipbatch.types import Level, PartDone, Reject, WorkerReport
 from clipbatch.workers import messages, signals
 from clipbatch.workers.child import describe_exit
 from clipbatch.workers.engine import Engine, Killable, WorkerContext
-from clipbatch.workers.progress import Progress, check_bad
+from clipbatch.workers.progress import Progress
+from clipbatch.workers.ranks import Rank
 from clipbatch.workers.scheduler import Assignment, ShardScheduler
+from clipbatch.workers.tally import Announcer, Limits, Tally
 from clipbatch.workers.worker import WorkDone, WorkerHandle
 
 # A seat is given up when more workers than this have died on it one after the other without finishing a part.
@@ -80,12 +82,13 @@ class Supervisor:
         runtime: SettingValues,
         engine: Engine,
         progress: Progress,
-        bad_allowed: int | None = None,
+        rank: Rank,
+        limits: Limits,
     ) -> None:
-        """runtime: the settings of this invocation, `Settings.runtime`. bad_allowed: how many images may be bad,
-        including those that `progress` has counted already; None: any number."""
+        """runtime: the settings of this invocation, `Settings.runtime`."""
         self._run, self._plan, self._engine, self._progress = run, plan, engine, progress
-        self._runtime, self._bad_allowed = runtime, bad_allowed
+        self._runtime, self._rank = runtime, rank
+        self._tally = Tally(run, progress, limits)
         self._events: queue.SimpleQueue[tuple[WorkerHandle, Any]] = queue.SimpleQueue()
         self._scheduler = ShardScheduler([])
         # Deaths by shard, and by seat.
@@ -95,7 +98,6 @@ class Supervisor:
         self._said: set[tuple[str, str]] = set()
         self._workers: list[WorkerHandle] = []
         self._searches: dict[WorkerHandle, Killable] = {}
-        self._rows, self._bad, self._bottleneck = progress.done, progress.bad, ""
         self.done = WorkDone()
 
     def work(self, assignments: list[Assignment]) -> WorkDone:
@@ -103,15 +105,20 @@ class Supervisor:
 
         Raises: InputError if a worker raises it; TooManyBadError; ClipbatchError if workers keep dying.
         """
+        if not assignments:
+            return self.done
         self._scheduler = ShardScheduler(assignments)
         events, say = self._events, self._progress.say
         self._engine.open(WorkerContext(run=self._run, plan=self._plan, runtime=self._runtime, events=events, say=say))
+        announcer = Announcer(self._run, self._plan, self._rank)
         try:
             while self._workers_left():
                 signals.check()
                 self._progress.tick()
                 self._check_silent_workers()
                 self._send_orders()
+                if announcer.is_due():
+                    announcer.say(self._tally, {str(worker.seat) for worker in self._workers}, self._deaths)
                 try:
                     worker, message = self._events.get(timeout=_POLL_S)
                 except queue.Empty:
@@ -119,10 +126,9 @@ class Supervisor:
                 worker.last_heard = time.monotonic()
                 self._handle(worker, message)
         finally:
-            for worker in self._workers:
-                worker.kill()
-            for search in self._searches.values():
-                search.kill()
+            for running in (*self._workers, *self._searches.values()):
+                running.kill()
+            announcer.close()
         return self.done
 
     def _workers_left(self) -> bool:
@@ -148,7 +154,7 @@ class Supervisor:
             redo = assignment.again or assignment.rows is not None
             if not redo and self._run.part(assignment.shard, self._plan.shards).exists():
                 self._scheduler.skip(worker, assignment.shard)
-                self._rows += len(rows)
+                self._tally.skip(len(rows))
                 continue
             rejects = {row: reject for row, reject in self.done.quarantined.items() if row in rows}
             worker.asks = False
@@ -184,9 +190,7 @@ class Supervisor:
             case messages.Remark(text=text, level=level):
                 self._say_once(str(worker.seat), text, level)
             case messages.BatchDone():
-                worker.rows += message.rows
-                worker.bad += message.bad
-                self._bottleneck = message.bottleneck
+                self._tally.add(worker, message)
                 self._show()
             case PartDone():
                 self._on_part(worker, message)
@@ -205,24 +209,20 @@ class Supervisor:
             self._progress.say(f"on {seat}: {text}", level)
 
     def _show(self) -> None:
-        """Show how many rows are done. Of a shard that two workers process, the worker that is further counts."""
+        """Show how many rows are done. Of a shard that two workers process, the one that is further counts."""
         in_progress: dict[int, tuple[int, int]] = {}
         for worker in self._workers:
             for shard in list(self._scheduler.assigned(worker))[:1]:
                 in_progress[shard] = max(in_progress.get(shard, (0, 0)), (worker.rows, worker.bad))
-        bad = self._bad + sum(bad for _, bad in in_progress.values())
-        self._progress.show(self._rows + sum(rows for rows, _ in in_progress.values()), bad, self._bottleneck)
-        check_bad(bad, self._bad_allowed, self._run)
+        self._tally.show(in_progress)
 
     def _on_part(self, worker: WorkerHandle, part: PartDone) -> None:
         if self._scheduler.done(worker, part.shard, time.monotonic()):
             self.done.counts[part.shard] = part.counts
             self._progress.part_done(part.counts)
-            self._rows += worker.rows
+            self._tally.finish(worker, kept=part.kept is not None)
             if part.kept:
                 self.done.kept[part.shard] = f"{self._run.part(part.shard, self._plan.shards)}: {part.kept}"
-            else:
-                self._bad += worker.bad
         worker.rows = worker.bad = 0
         self._deaths_in_a_row[worker.seat] = 0
 

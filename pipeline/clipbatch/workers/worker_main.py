@@ -19,6 +19,7 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -203,8 +204,8 @@ def label(channel: Channel, pipeline: ShardPipeline) -> Iterator[Written]:
             rows = None if order.rows is None else frozenset(order.rows)
             yield Task(shard=order.shard, rows=rows, rejects=order.rejects, force=order.force)
 
-    def report_batches(rows: int, bad: int, bottleneck: str) -> None:
-        channel.report(BatchDone(rows=rows, bad=bad, bottleneck=bottleneck))
+    def report_batches(rows: int, bad: Counter[str], bottleneck: str) -> None:
+        channel.report(BatchDone(rows=rows, bad=dict(bad), bottleneck=bottleneck))
 
     return execute(pipeline, tasks(), on_part=channel.report, on_batches=report_batches)
 

@@ -16,8 +16,7 @@ from typing import Literal
 from clipbatch.config import hardware
 from clipbatch.stages.read.stage import LOCAL_READS
 from clipbatch.storage.uris import is_url
-from clipbatch.types import rate_text
-from clipbatch.workers import devices
+from clipbatch.workers import devices, words
 
 Level = Literal["ok", "warning", "failure"]
 
@@ -148,13 +147,13 @@ def disk(place: str, images_per_s: float | None) -> Finding:
             remedy="name the images: clipbatch doctor INPUT",
         )
     rate, mean = sum(read) / seconds / 1e6, sum(read) / len(read)
-    text = f"{place}: {rate_text(rate)} MB/s in {len(read)} files, {LOCAL_READS} at a time"
+    text = f"{place}: {words.rate(rate)} MB/s in {len(read)} files, {LOCAL_READS} at a time"
     too_short = seconds <= _READ_S / 10 and len(read) < _ENOUGH_FILES  # a few small files do not tell the speed
     wanted: float = GPU_DISK_MB_S
     if images_per_s is not None:
         wanted = images_per_s * (mean if mean < _ARCHIVE_BYTES else _PHOTOGRAPH_BYTES) / 1e6
     if rate < wanted and not too_short:
-        text += f"; labelling takes up to {rate_text(wanted)} MB/s of such files"
+        text += f"; labelling takes up to {words.rate(wanted)} MB/s of such files"
         return Finding(
             name="disk",
             level="warning",

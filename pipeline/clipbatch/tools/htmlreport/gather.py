@@ -6,11 +6,9 @@ running, is reported as far as it is done.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,11 +20,12 @@ from numpy.typing import NDArray
 
 from clipbatch.config.nesting import JsonObject
 from clipbatch.errors import InputError
-from clipbatch.rundir.layout import Plan, RunDir
-from clipbatch.storage.paths import AnyPath, StorePath, parquet_source
+from clipbatch.rundir.counts import listing
+from clipbatch.storage.paths import AnyPath, parquet_source
 from clipbatch.tools.htmlreport import rankings
 from clipbatch.tools.htmlreport.rankings import Example, Ranking, RunnersUp, ScoreColumns
 from clipbatch.tools.htmlreport.series import Histogram
+from clipbatch.tools.htmlreport.sources import Source
 from clipbatch.workers import signals
 
 # How many bad images are kept for each status.
@@ -164,46 +163,42 @@ class Gathered:
     score_kind: str = ""
 
 
-def gather(run: RunDir, plan: Plan, *, examples: int) -> Gathered:
-    """Read all existing parts. examples: how many confident and how many doubtful images to keep for each label.
+def gather(sources: Sequence[Source], *, examples: int) -> Gathered:
+    """Read all existing parts of runs with the same labels. examples: how many confident and how many doubtful images
+    to keep for each label.
 
     Raises: InputError if there is no part yet, or a part is damaged; the message names it and the remedy.
     """
-    gathered, times, groups = Gathered(), _times(run.parts), rankings.find(plan)
+    gathered, groups = Gathered(), rankings.find(sources[-1].plan)
     gathered.sets = {entry.name: SetFacts(entry.name, entry.labels, examples) for entry in groups}
-    for shard in sorted(run.done(plan)):
-        path = run.part(shard, plan.shards)
-        try:
-            rows = _add_part(gathered, path, groups)
-            gathered.published.append((times.get(path.name, 0.0), rows))
-        except FileNotFoundError:  # somebody has just deleted it
-            continue
-        except (OSError, pa.ArrowException, KeyError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise InputError(f"{path} is damaged: clipbatch run --out {run.path} --repair makes it again") from error
+    for source in sources:
+        _add_run(gathered, source, groups)
     if not gathered.published:
         raise InputError(
-            f"{run.path} has no finished part yet, so there is nothing to report: clipbatch status shows how far it is"
+            f"{sources[-1].run.path} has no finished part yet, so there is nothing to report: clipbatch status shows "
+            "how far it is"
         )
     return gathered
 
 
-def _times(folder: AnyPath) -> dict[str, float]:
-    """When each file of `folder` was last written; unix time in seconds."""
-    if isinstance(folder, StorePath):
-        return {entry.base_name: (entry.mtime_ns or 0) / 1e9 for entry in folder.entries()}
-    times = {}
-    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
-        for entry in entries:
-            with contextlib.suppress(OSError):
-                times[entry.name] = entry.stat().st_mtime
-    return times
+def _add_run(gathered: Gathered, source: Source, groups: list[ScoreColumns]) -> None:
+    run, plan, listed = source.run, source.plan, listing(source.run)
+    for shard in sorted(run.done(plan)):
+        path = run.part(shard, plan.shards)
+        try:
+            rows = _add_part(gathered, path, groups, source)
+            gathered.published.append((listed.get(path.name, [0, 0])[1] / 1e9, rows))
+        except FileNotFoundError:  # somebody has just deleted it
+            continue
+        except (OSError, pa.ArrowException, KeyError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise InputError(f"{path} is damaged: clipbatch run --out {run.path} --repair makes it again") from error
 
 
-def _add_part(gathered: Gathered, path: AnyPath, groups: list[ScoreColumns]) -> int:
+def _add_part(gathered: Gathered, path: AnyPath, groups: list[ScoreColumns], source: Source) -> int:
     """Add the numbers of a part. Returns how many rows it has."""
     with pq.ParquetFile(parquet_source(path)) as file:
         gathered.score_kind = (file.metadata.metadata or {}).get(b"clipbatch.score", b"").decode()
-        for batch in _batches(file, groups):
+        for batch in map(source.counted, _batches(file, groups)):
             signals.check()
             ok = pc.equal(batch.column("status").cast(pa.string()), "ok")
             _add_statuses(gathered, batch, ok)

@@ -1,7 +1,7 @@
 """Renders the report page: a single HTML file, smaller than `MAX_BYTES` for every run.
 
 Jinja escapes every text (`template`). Texts that others wrote also go through its filter `shown`. The page shows
-examples of the most frequent labels, as many as there is room for.
+examples of the most frequent labels (`sheets`).
 """
 
 from __future__ import annotations
@@ -16,59 +16,15 @@ from markupsafe import Markup
 from clipbatch import __version__
 from clipbatch.config.nesting import JsonObject
 from clipbatch.config.scoring import chance_remark
-from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.shapes import NUMBER, TEXT, Every, Shape, fits
+from clipbatch.runs.report import has_pace
 from clipbatch.storage.paths import AnyPath, StorePath
 from clipbatch.tools.htmlreport import evaluation, figures, series, template
 from clipbatch.tools.htmlreport.gather import MAX_BAD, BadImage, Gathered, LabelFacts, Message, SetFacts
-from clipbatch.tools.htmlreport.rankings import Example
+from clipbatch.tools.htmlreport.sheets import Sheet
+from clipbatch.tools.htmlreport.sources import Source, row_name
 from clipbatch.tools.htmlreport.thumbnails import Thumbnail
-
-# In a page, all labels together. A thumbnail takes about 3 to 12 kB in it.
-MAX_EXAMPLES = 300
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SheetLabel:
-    """The examples of one label."""
-
-    facts: LabelFacts
-    # The id of its place in the page.
-    anchor: str
-
-    @property
-    def examples(self) -> list[tuple[str, Example]]:
-        """The examples, each with the reason why it is shown."""
-        return [
-            *(("confident", example) for example in self.facts.confident),
-            *(("doubtful", example) for example in self.facts.doubtful),
-        ]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sheet:
-    """The examples of one set of labels."""
-
-    name: str
-    labels: list[SheetLabel]
-    # How many labels have images, but no room in the page.
-    left_out: int
-
-
-def sheets(sets: list[SetFacts]) -> list[Sheet]:
-    """A sheet for each set of labels. All sets get the same room."""
-    result = []
-    for number, label_set in enumerate(sets):
-        room, labels = MAX_EXAMPLES // len(sets), list[SheetLabel]()
-        used = [facts for facts in label_set.labels if facts.images]
-        for position, facts in enumerate(used):
-            room -= len(facts.confident) + len(facts.doubtful)
-            if room < 0:
-                break
-            labels.append(SheetLabel(facts=facts, anchor=f"label-{number}-{position}"))
-        result.append(Sheet(name=label_set.name, labels=labels, left_out=len(used) - len(labels)))
-    return result
-
+from clipbatch.workers.words import bad_share
 
 MAX_BYTES = 5_000_000
 # How many rows of the table of labels are visible at first.
@@ -92,9 +48,10 @@ _PICTURE_BYTES = 3_200_000
 class Facts:
     """Everything that the page shows."""
 
-    run: RunDir
-    plan: Plan
-    # `report.json`; empty if there is none.
+    # The run or dataset.
+    place: AnyPath
+    sources: list[Source]
+    # `report.json` of the last source; empty if there is none.
     report: Mapping[str, Any]
     gathered: Gathered
     sheets: list[Sheet]
@@ -106,6 +63,8 @@ class Facts:
     evaluation: JsonObject
     # Whether scores and margins are drawn over their own range, not from 0 to 1.
     zoom: bool = False
+    # Why no image is ok, as a guess; empty if some are, or nobody knows.
+    cause: str = ""
 
 
 def render(facts: Facts) -> bytes:
@@ -157,28 +116,34 @@ class StatusCount(TypedDict):
 
 def _fixed(facts: Facts) -> dict[str, Any]:
     """The variables of the template, except the lists that `_cut` shortens."""
-    gathered, plan = facts.gathered, facts.plan
+    gathered, run, plan = facts.gathered, facts.sources[-1].run, facts.sources[-1].plan
     style, script = (template.asset(name) for name in ("report.css", "report.js"))
     rows = [example.row_id for sheet in facts.sheets for label in sheet.labels for _, example in label.examples]
     rows += [example["row_id"] for entry in facts.evaluation.get("confusions", ()) for example in entry["examples"]]
-    steps = series.steps(gathered.published)
+    steps, this_run = series.steps(gathered.published), _complete(facts.report.get("this_run"), _THIS_RUN)
     return {
         "style": Markup(style),
         "script": Markup(script),
         "policy": template.policy(style, script),
-        "title": _title(facts.run.path),
+        "title": _title(facts.place),
         "version": __version__,
         "now": facts.now,
         "plan": plan,
+        "rows": sum(source.rows for source in facts.sources),
+        "increments": len(facts.sources) if len(facts.sources) > 1 else 0,
+        "row_name": lambda row: row_name(facts.sources, row),
         "settings": plan.settings,
         "found": gathered,
         "ok": gathered.statuses["ok"],
         "bad_rows": gathered.rows - gathered.statuses["ok"],
-        "this_run": _complete(facts.report.get("this_run"), _THIS_RUN),
+        "many_bad": bad_share(gathered.statuses),
+        "cause": facts.cause,
+        "this_run": this_run,
+        "has_pace": this_run is not None and has_pace(this_run),
         "waits": (_complete(facts.report.get("this_run"), _WAITS) or {}).get("waits", {}),
         "hardware": _complete(facts.report.get("hardware"), _HARDWARE),
-        "model": facts.run.model_facts() or {},
-        "fingerprint": facts.run.fingerprint() or "",
+        "model": run.model_facts() or {},
+        "fingerprint": run.fingerprint() or "",
         "statuses": _statuses(gathered),
         "all_sets": [_set(number, facts) for number in range(len(gathered.sets))],
         "sheets": facts.sheets,
@@ -244,7 +209,7 @@ def _set(number: int, facts: Facts) -> LabelTable:
         _distribution(f"scores-{number}", "Scores", best, label_set.scores, zoom),
         _distribution(f"margins-{number}", "Margins", "best score minus second best", label_set.margins, zoom),
     ]
-    group = facts.plan.labels.groups[number]
+    group = facts.sources[-1].plan.labels.groups[number]
     scored = label_set.scores.total + label_set.scores.not_a_number
     middle = label_set.scores.quantile(0.5) if label_set.scores.total else None
     return {

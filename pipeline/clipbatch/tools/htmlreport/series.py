@@ -1,8 +1,6 @@
 """Summaries of numbers for the page's figures: throughput over time (`steps`), and distributions (`Histogram`).
 
-Throughput is computed from the times at which parts were published, so it covers all invocations of a run. A part
-stands for the rows done since the part before it was published. The first part of a stretch of work has no such
-beginning and gives no rate. A long time between two parts is a pause, not slow work.
+Throughput is computed from the times at which parts were published, as `runs.pace` says.
 
 A histogram counts values in fine bins, from which coarse bars and quantiles are computed. Its memory does not grow.
 """
@@ -10,16 +8,14 @@ A histogram counts values in fine bins, from which coarse bars and quantiles are
 from __future__ import annotations
 
 import itertools
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-_PAUSE_S = 60.0
-# A pause is longer than this many times the usual time between two parts, and than `_PAUSE_S`.
-_PAUSE_FACTOR = 10.0
+from clipbatch.runs.pace import usual_and_pause
+
 _STEPS = 48
 _WIDTHS_S = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800, 86400)
 
@@ -47,8 +43,7 @@ def steps(published: Sequence[tuple[float, int]]) -> list[Step]:
     between = [later - earlier for (earlier, _), (later, _) in itertools.pairwise(parts)]
     if len(parts) < 3 or not sum(between):
         return []
-    usual = statistics.median(gap for gap in between if gap > 0)
-    pause = max(_PAUSE_S, _PAUSE_FACTOR * usual)
+    usual, pause = usual_and_pause(between)
     worked = sum(gap for gap in between if gap <= pause)
     if not worked:
         return []

@@ -16,6 +16,8 @@ from importlib import resources
 
 import jinja2
 
+from clipbatch.workers.words import number, seconds, share
+
 _HIDDEN = re.compile(
     "[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufff9-\uffff"  # controls, line ends, halves of letters
     "\xad\u200b\u2060\ufeff\U000e0000-\U000e0fff"  # of no width
@@ -44,42 +46,9 @@ def common_folder(uris: Iterable[str]) -> str:
     return "/".join([*common, ""]) if common and any(common) else ""
 
 
-def number(value: float) -> str:
-    """A count with separators for thousands, or a measure with three digits."""
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def share(part: float, whole: float) -> str:
-    """A percentage. It is never 0% for a part above 0, nor 100% for less than the whole."""
-    percent = 100 * part / whole if whole else 0.0
-    if 0 < percent < 0.1:
-        return "under 0.1%"
-    if 99.9 < percent < 100:
-        return "over 99.9%"
-    return f"{percent:.1f}%".replace(".0%", "%")
-
-
 def score(value: float) -> str:
     """A score with three decimals, or with two digits if it is smaller than that. Scores below 0.00001 are 0.000."""
     return f"{value:.2g}" if 1e-5 <= abs(value) < 1e-3 else f"{value:.3f}"
-
-
-def seconds(value: float) -> str:
-    """A duration in the two largest units that matter."""
-    if value < 90:
-        return f"{value:.3g} s"
-    whole = round(value)
-    long, size, short, part = next(units[1:] for units in _UNITS if whole < units[0])
-    rest = whole % size // part
-    return f"{whole // size} {long}" + (f" {rest} {short}" if rest else "")
-
-
-# Durations below the first number of seconds use these two units, each with its length in seconds.
-_UNITS: tuple[tuple[float, str, int, str, int], ...] = (
-    (5400, "min", 60, "s", 1),
-    (48 * 3600, "h", 3600, "min", 60),
-    (float("inf"), "d", 86400, "h", 3600),
-)
 
 
 def environment() -> jinja2.Environment:

@@ -36,11 +36,11 @@ class Thumbnail:
     why: str = ""
 
 
-def make(run: RunDir, rows: Iterable[int]) -> dict[int, Thumbnail]:
-    """A thumbnail for each of `rows` (row_ids)."""
+def make(run: RunDir, rows: Iterable[int], left_s: float = ALL_S) -> dict[int, Thumbnail]:
+    """A thumbnail for each of `rows` (row_ids). left_s: how long it may take, without the starts of processes."""
     left = sorted(set(rows))  # in manifest order, so each file of the manifest is read once
     thumbnails: dict[int, Thumbnail] = {}
-    left_s, deaths = ALL_S, 0
+    deaths = 0
     while left and deaths < MAX_DEATHS and left_s > 0:
         done, took_s = _session(run, left, left_s)
         thumbnails |= done
