@@ -3,11 +3,9 @@ engines, and decoding alone beside others. Those that ask whether DALI works use
 
 from __future__ import annotations
 
-import ctypes
 import io
 from collections.abc import Callable, Iterator
 from itertools import cycle, islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +19,9 @@ from torchvision.transforms.v2 import functional as tv
 
 from clipbatch.config import DecodeSettings, ReadSettings, hardware
 from clipbatch.stages.decode import Decode
+from clipbatch.stages.decode.engines import ENGINE_SHARE, best_share, count_engines
 from clipbatch.stages.decode.geometry import Target
+from clipbatch.stages.first_contact import primer
 from clipbatch.stages.flow import Flow, Stage
 from clipbatch.stages.read import Read
 from clipbatch.types import Decoded, Encoded, Item, ItemBatch, ReadBatch, Reject
@@ -32,7 +32,6 @@ _HTML = b"<!doctype html><title>404</title>" + b"not found" * 500
 _TARGET = Target(height=224, width=224, resize_mode="shortest", interpolation="bicubic", fill=0)
 _CPU_ONLY = -99999
 """nvImageCodec's NVIMGCODEC_DEVICE_CPU_ONLY."""
-_NVJPEG_BACKEND_HARDWARE = 3
 
 
 @pipeline_def
@@ -102,7 +101,8 @@ def engines(scale: Scale, tell: Tell) -> None:
     on a CPU what its decoder for CPUs does."""
     kinds = nvimgcodec.BackendKind
     if scale.gpu:
-        tell("engines", _count_engines())
+        count, why = count_engines()
+        tell("engines", why or count)
         ways = {
             "engines": [kinds.HW_GPU_ONLY],
             "CUDA": [kinds.GPU_ONLY, kinds.HYBRID_CPU_GPU],
@@ -132,24 +132,20 @@ def _repeated(decoder: Any, files: list[bytes], rounds: int) -> Callable[[], int
     return work
 
 
-def _count_engines() -> str:
-    """What nvJPEG says of the hardware: engines, and cores in each."""
-    library = Path(dali.__file__).parents[1] / "nvjpeg" / "lib" / "libnvjpeg.so.12"
-    nvjpeg, handle = ctypes.CDLL(str(library)), ctypes.c_void_p()
-    status = nvjpeg.nvjpegCreateEx(_NVJPEG_BACKEND_HARDWARE, None, None, 0, ctypes.byref(handle))
-    if status:
-        return f"none: nvjpegCreateEx answers {status} (without the driver's libnvcuvid.so.1 it finds none)"
-    found, cores = ctypes.c_uint(), ctypes.c_uint()
-    status = nvjpeg.nvjpegGetHardwareDecoderInfo(handle, ctypes.byref(found), ctypes.byref(cores))
-    nvjpeg.nvjpegDestroy(handle)
-    return f"nvjpegGetHardwareDecoderInfo answers {status}" if status else f"{found.value} of {cores.value} cores each"
-
-
 def split(scale: Scale, tell: Tell) -> None:
-    """Decoding alone with each share for the JPEG engines."""
-    for load in scale.loads:
-        settings = DecodeSettings(decoder="dali", hw_decoder_load=load)
-        tell(f"{load} images/s", _decode_rate(scale, settings, scale.images // 2, rounds=1))
+    """Decoding alone, in one lane, with each share for the JPEG engines that a run tries; and which one it takes."""
+    settings = DecodeSettings(decoder="dali", hw_decoder_load=ENGINE_SHARE)  # so that a CPU has both pipelines, too
+    decode = Decode(settings, _TARGET, batch_size=scale.batch, device=scale.device, threads=1)
+    decode.prime(primer())
+    files = [bytearray(path.read_bytes()) for path in scale.photos]
+
+    def measured(share: float) -> float:
+        images_per_s = decode.rate(files, share)
+        tell(f"{share:.2f} images/s", images_per_s)
+        return images_per_s
+
+    tell("best share", best_share(measured))
+    decode.close()
 
 
 def _item_batches(scale: Scale, images: int) -> Iterator[ItemBatch]:

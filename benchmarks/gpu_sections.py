@@ -56,8 +56,6 @@ class Scale:
     copy_mib: int = 4096
     matmul: int = 8192
     crash_batches: tuple[int, ...] = (256,)
-    loads: tuple[float, ...] = (0.0, 0.35, 0.65, 0.9)
-    """Shares for the JPEG engines to try; 0.65 is DALI's default."""
     patience: float = 1.0
     """What the time limits of the sections are multiplied by."""
 
@@ -65,7 +63,7 @@ class Scale:
     def small(cls, device: str, photos: tuple[Path, ...], scratch: Path) -> Scale:
         """As little as possible, with the embedded model."""
         little: Any = {"images": 16, "batch": 8, "rounds": 1, "copy_mib": 16, "matmul": 256, "patience": 8.0}
-        little |= {"models": (catalog.DEMO,), "crash_batches": (64,), "loads": (0.5,)}
+        little |= {"models": (catalog.DEMO,), "crash_batches": (64,)}
         return cls(device=device, photos=photos[:16], scratch=scratch, **little)
 
     @property

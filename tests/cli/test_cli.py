@@ -23,12 +23,13 @@ PLANNING = (
 )
 SURFACE = {
     "run": PLANNING
-    + " --force --hash-contents --incremental --log-format --metrics --metrics-port --one-line --quiet --repair "
-    "--retry-bad",
+    + " --confirm-deleted --force --hash-contents --incremental --log-format --mark-deleted --metrics --metrics-port"
+    " --one-line --quiet --repair --retry-bad",
     "plan": PLANNING + " --quiet",
     "estimate": PLANNING.replace(" --out --overwrite", "") + " --plan --seconds --usd-per-gpu-hour",
     "submit slurm": PLANNING
-    + " --array --cpus-per-task --dry-run --gres --mem --partition --requeues --sbatch-option --slurm-dir --time",
+    + " --array --check-sbatch-option --cpus-per-task --dry-run --gres --launcher --mem --partition --requeues "
+    "--sbatch-option --setup --slurm-dir --time",
     "serve": "--allow-host --background --batch-size --body-time --columns --compression --config --decoder --device "
     "--embeddings --grace-time --http --idle-time --image-column --labels --layout --max-body-mib --max-bytes "
     "--max-connections --max-header-kib --max-images --max-json-depth --max-megapixels --max-pixels --max-refused "
@@ -37,7 +38,7 @@ SURFACE = {
     "--top-k --uri-column",
     "rescore": "--compression --device --embeddings --json --labels --layout --out --overwrite --quiet --score "
     "--scores-dtype --template --top-k",
-    "compact": "--json --out --rows-per-file",
+    "compact": "--flat --json --out --rows-per-file",
     "status": "--json --watch",
     "verify": "--json --restore",
     "report": "--examples --out --zoom",

@@ -157,5 +157,5 @@ def test_thousands_of_columns_are_carried_through_a_run(warm: Cli, wide: Path, t
     warm("verify", out)
     warm("compact", out, "--out", tmp_path / "few")
     warm("report", out)
-    (compacted,) = (tmp_path / "few").glob("*.parquet")
+    (compacted,) = (tmp_path / "few" / "parts").iterdir()
     assert pq.read_table(compacted).to_pylist() == rows(out).to_pylist()

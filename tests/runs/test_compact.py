@@ -1,4 +1,4 @@
-"""`clipbatch compact`: the same rows in the same order, verified, and nothing else in the folder."""
+"""`clipbatch compact`: the same rows in the same order, verified, as a run directory or as plain files."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from clipbatch.errors import DamagedError, InputError
 from clipbatch.rundir.checksum import verify_file
 from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.part_file import PartFile
-from clipbatch.runs import compact
+from clipbatch.runs import copying, flat
 from clipbatch.runs import run as api
 from tests.conftest import Cli, rows
 from tests.support.corpus import make_folder
@@ -43,10 +43,16 @@ def _plain(table: pa.Table) -> list[dict[str, object]]:
 def test_rows_and_their_order_are_unchanged_for_every_number_of_files(
     run: Path, tmp_path: Path, rows_per_file: int | None, files: int
 ) -> None:
-    made = api.compact(run, tmp_path / "out", rows_per_file=rows_per_file)
+    made = api.compact(run, tmp_path / "out", rows_per_file=rows_per_file, flat=True)
     paths = sorted((tmp_path / "out").iterdir())
     assert [path.name for path in paths] == [f"part-{n:05d}-of-{files:05d}.parquet" for n in range(files)]
-    assert made == {"rows": FILES, "parts": PARTS, "files": files, "out": str(tmp_path / "out")}
+    assert made == {
+        "rows": FILES,
+        "parts": PARTS,
+        "files": files,
+        "out": str(tmp_path / "out"),
+        "source_may_be_deleted": False,
+    }
     together = pa.concat_tables([pq.read_table(path) for path in paths])
     assert together.schema.equals(rows(run).schema, check_metadata=False)
     assert _plain(together) == _plain(rows(run))
@@ -54,7 +60,7 @@ def test_rows_and_their_order_are_unchanged_for_every_number_of_files(
 
 
 def test_the_footer_says_what_the_file_is(run: Path, tmp_path: Path) -> None:
-    api.compact(run, tmp_path / "out", rows_per_file=64)
+    api.compact(run, tmp_path / "out", rows_per_file=64, flat=True)
     part = pq.read_schema(run / "parts" / "part-00000.parquet").metadata
     found = [pq.read_metadata(path).metadata for path in sorted((tmp_path / "out").iterdir())]
     assert [footer[b"clipbatch.shards"] for footer in found] == [b"0-3", b"4-7", b"8-9"]
@@ -67,10 +73,10 @@ def test_the_footer_says_what_the_file_is(run: Path, tmp_path: Path) -> None:
 
 def test_row_groups_have_the_size_that_readers_want(run: Path, tmp_path: Path) -> None:
     assert {pq.read_metadata(part).num_row_groups for part in (run / "parts").iterdir()} == {1}
-    api.compact(run, tmp_path / "one")
+    api.compact(run, tmp_path / "one", flat=True)
     (path,) = (tmp_path / "one").iterdir()
     assert pq.read_metadata(path).num_row_groups == 1
-    compact.compact(RunDir(run), tmp_path / "several", None, row_group_rows=40)
+    flat.compact(RunDir(run), tmp_path / "several", None, row_group_rows=40)
     (path,) = (tmp_path / "several").iterdir()
     metadata = pq.read_metadata(path)
     assert [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)] == [40, 40, 40, 30]
@@ -79,13 +85,13 @@ def test_row_groups_have_the_size_that_readers_want(run: Path, tmp_path: Path) -
 
 def test_the_same_command_again_makes_only_what_is_missing_or_damaged(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    api.compact(run, out, rows_per_file=64)
+    api.compact(run, out, rows_per_file=64, flat=True)
     first, second, third = sorted(out.iterdir())
     whole, stamp = {path: path.read_bytes() for path in (first, second, third)}, first.stat().st_mtime_ns
     second.unlink()
     third.write_bytes(whole[third][:-50])
     (out / f".{second.name}.{'nobody'}-1.tmp").touch()  # of a writer on another host
-    api.compact(run, out, rows_per_file=64)
+    api.compact(run, out, rows_per_file=64, flat=True)
     assert {path: path.read_bytes() for path in (first, second, third)} == whole
     assert first.stat().st_mtime_ns == stamp
 
@@ -97,7 +103,7 @@ def test_a_folder_with_other_files_is_refused_and_left_alone(run: Path, tmp_path
     if what == "stranger":
         (out / "notes.txt").touch()
     elif what == "other cut":
-        api.compact(run, out, rows_per_file=32)
+        api.compact(run, out, rows_per_file=32, flat=True)
     elif what == "other run":
         table = pq.read_table(run / "parts" / "part-00000.parquet")
         pq.write_table(
@@ -114,7 +120,7 @@ def test_a_folder_with_other_files_is_refused_and_left_alone(run: Path, tmp_path
         "file": "cannot write .*a file is in the way",
     }[what]
     with pytest.raises(InputError, match=said):
-        api.compact(run, out, rows_per_file=64)
+        api.compact(run, out, rows_per_file=64, flat=True)
     assert (sorted(out.iterdir()) if out.is_dir() else []) == before
 
 
@@ -123,7 +129,7 @@ def test_an_unfinished_or_damaged_run_is_refused(warm: Cli, run: Path, tmp_path:
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     part = copy / "parts" / "part-00005.parquet"
-    command = ("compact", copy, "--out", tmp_path / "out", "--rows-per-file", 64)
+    command = ("compact", copy, "--out", tmp_path / "out", "--rows-per-file", 64, "--flat")
     if damage == "flipped":
         data = bytearray(part.read_bytes())
         data[200] ^= 8
@@ -154,7 +160,9 @@ def test_a_file_with_other_rows_than_the_parts_is_never_published(
     def write() -> None:
         with PartFile(target, table.schema, "zstd") as file:
             file.write(table)
-            file.close({}, check=lambda copy: compact.check_copy(copy, source, plan, range(PARTS), target))
+            file.close(
+                {}, check=lambda copy: copying.check_copy(copy, copying.tables_of(source, plan, range(PARTS)), target)
+            )
 
     with pytest.raises(DamagedError, match=said):
         write()
@@ -164,7 +172,10 @@ def test_a_file_with_other_rows_than_the_parts_is_never_published(
 def test_files_go_into_a_store_and_are_verified_there(warm: Cli, run: Path, s3: pafs.S3FileSystem, bucket: str) -> None:
     out = f"{bucket}/compact"
     for _ in range(2):
-        assert json.loads(warm("compact", run, "--out", out, "--rows-per-file", 64, "--json").stdout)["files"] == 3
+        assert (
+            json.loads(warm("compact", run, "--out", out, "--rows-per-file", 64, "--flat", "--json").stdout)["files"]
+            == 3
+        )
     paths = sorted(info.path for info in s3.get_file_info(pafs.FileSelector(out.removeprefix("s3://"))))
     assert len(paths) == 3
     found = [s3.open_input_file(path).read() for path in paths]
@@ -179,9 +190,87 @@ def test_rows_that_were_done_again_are_copied_again(warm: Cli, tmp_path: Path) -
     data = name.read_bytes()
     name.write_bytes(b"")
     warm("run", tmp_path / "in", "--labels", "cat,dog", "--model", "clipbatch-demo", "--out", tmp_path / "run")
-    api.compact(tmp_path / "run", tmp_path / "out")
+    api.compact(tmp_path / "run", tmp_path / "out", flat=True)
     name.write_bytes(data)
     warm("run", "--out", tmp_path / "run", "--retry-bad")
-    api.compact(tmp_path / "run", tmp_path / "out")
+    api.compact(tmp_path / "run", tmp_path / "out", flat=True)
     (path,) = (tmp_path / "out").iterdir()
     assert set(pq.read_table(path)["status"].to_pylist()) == {"ok"}
+
+
+def test_a_compacted_run_is_a_run_with_larger_shards(warm: Cli, run: Path, tmp_path: Path) -> None:
+    source, out = tmp_path / "source", tmp_path / "out"
+    shutil.copytree(run, source)
+    command = ("compact", source, "--out", out, "--rows-per-file", 64)
+    said = warm(*command).stdout
+    assert f"all rows of {source} are in {out}, compared and verified: {source} may be deleted" in said
+    before, after = RunDir(run).plan(), RunDir(out).plan()
+    assert (after.shard_size, after.shards) == (64, 3)
+    assert after.identity == before.identity | {"shard_size": 64}
+    names = [f"part-{number:05d}.parquet" for number in range(3)]
+    assert sorted(path.name for path in (out / "parts").iterdir()) == names
+    assert _plain(rows(out)) == _plain(rows(run))
+    manifests = (pq.read_table(folder / "manifest").to_pylist() for folder in (out, run))
+    assert next(manifests) == next(manifests)
+    shutil.rmtree(source)
+    warm("verify", out)
+    status = json.loads(warm("status", out, "--json").stdout)
+    assert (status["complete"], status["rows"], status["parts"]) == (True, FILES, 3)
+    warm("report", out, "--examples", 1)
+    page = (out / "report.html").read_text()
+    assert f"{FILES} images" in page
+    assert "Bound by" in page
+    assert "nothing was left to do" in warm("run", "--out", out).stdout
+    warm("rescore", out, "--labels", "cat,dog", "--out", tmp_path / "again")
+    warm("rescore", run, "--labels", "cat,dog", "--out", tmp_path / "expected")
+    assert _plain(rows(tmp_path / "again")) == _plain(rows(tmp_path / "expected"))
+
+
+def test_a_part_of_a_compacted_run_is_made_again_from_the_images_with_the_same_scores(
+    warm: Cli, run: Path, tmp_path: Path
+) -> None:
+    for source, kept in ((run, "run"), (tmp_path / "scored", "scored")):
+        if kept == "scored":
+            warm("rescore", run, "--labels", "cat,dog", "--out", source)
+        out = tmp_path / f"few-{kept}"
+        warm("compact", source, "--out", out, "--rows-per-file", 64)
+        (out / "parts" / "part-00001.parquet").unlink()
+        warm("run", "--out", out, "--repair")
+        warm("verify", out)
+        assert _plain(rows(out)) == _plain(rows(source))
+
+
+def test_compacting_again_makes_only_what_is_missing_and_never_replaces_another_run(
+    warm: Cli, run: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    command = ("compact", run, "--out", out, "--rows-per-file", 64)
+    warm(*command)
+    parts = sorted((out / "parts").iterdir())
+    whole, stamp = {path: path.read_bytes() for path in parts}, parts[0].stat().st_mtime_ns
+    parts[1].unlink()
+    parts[2].write_bytes(whole[parts[2]][:-50])
+    warm(*command)
+    assert {path: path.read_bytes() for path in parts} == whole
+    assert parts[0].stat().st_mtime_ns == stamp
+    assert "shard_size is 32 now and 64 there" in warm(*command[:-1], 32, code=3).stderr
+    assert "is the run that is compacted" in warm("compact", run, "--out", run, code=3).stderr
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "notes.txt").touch()
+    assert "holds other files ('notes.txt'" in warm("compact", run, "--out", tmp_path / "notes", code=3).stderr
+    table = pq.read_table(parts[0])
+    footer = {key: value for key, value in table.schema.metadata.items() if key != b"clipbatch.counts"}
+    better = table.set_column(2, "status", pa.array(["ok"] * len(table)).dictionary_encode())
+    with PartFile(parts[0], better.schema.with_metadata(footer), "zstd") as file:
+        file.write(better.cast(better.schema))
+        file.close({"clipbatch.counts": json.dumps({"ok": len(table)})})
+    assert f"{parts[0]} stays: its footer counts 64 ok" in warm(*command, code=3).stderr
+    assert {path: path.read_bytes() for path in parts[1:]} == {path: whole[path] for path in parts[1:]}
+
+
+def test_a_run_goes_into_a_store_as_a_run(warm: Cli, run: Path, bucket: str) -> None:
+    out = f"{bucket}/compact"
+    for _ in range(2):
+        said = json.loads(warm("compact", run, "--out", out, "--rows-per-file", 64, "--json").stdout)
+        assert (said["files"], said["source_may_be_deleted"]) == (3, True)
+    warm("verify", out)

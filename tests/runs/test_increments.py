@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.conftest import DEMO, Cli, rows, start
+from tests.conftest import DEMO, Cli, rewrite, rows, start
 from tests.support.corpus import make_folder, photo
+from tests.support.injected import injected
 
 # The query of docs/guides/increments.md that takes the last row of each image.
 NOW = """
@@ -149,8 +150,8 @@ def test_one_line_output_and_prometheus_metrics(warm: Cli, folder: Path, tmp_pat
     assert "cannot write" in said
 
 
-def test_a_dataset_is_scored_again_and_compacted_increment_by_increment(warm: Cli, tmp_path: Path) -> None:
-    out, again, few = tmp_path / "dataset", tmp_path / "again", tmp_path / "few"
+def test_a_dataset_is_scored_again_increment_by_increment(warm: Cli, tmp_path: Path) -> None:
+    out, again = tmp_path / "dataset", tmp_path / "again"
     make_folder(tmp_path / "in", 6, seed=9, bad_fraction=0.2)
     for night in (1, 2):
         draw(tmp_path / "in" / f"new-{night}.jpg", night)
@@ -158,14 +159,40 @@ def test_a_dataset_is_scored_again_and_compacted_increment_by_increment(warm: Cl
     command = ("rescore", out, "--labels", "cat,dog", "--out", again)
     assert warm(*command).stdout.count("clipbatch report") == 2
     assert [path.name for path in runs(again)] == ["increment-00001", "increment-00002"]
-    warm("compact", again, "--out", few)
     for old, new in zip(runs(out), runs(again), strict=True):
         before, after = rows(old), rows(new)
         assert after.select(["row_id", "uri", "status"]).equals(before.select(["row_id", "uri", "status"]))
         assert set(after["label"].drop_null().to_pylist()) <= {"cat", "dog"}
         warm("verify", new)
-        (file,) = (few / new.name).glob("*.parquet")
-        assert pq.read_table(file).equals(after)
+    index, scored = (pq.read_table(folder / "latest.parquet") for folder in (out, again))
+    assert scored.equals(index)
     before = [path.stat().st_mtime_ns for path in again.rglob("part-*.parquet")]
     assert warm(*command).stdout.count("nothing was left to do") == 2
     assert [path.stat().st_mtime_ns for path in again.rglob("part-*.parquet")] == before
+
+
+def test_later_increments_take_over_what_the_first_one_chose_and_measured(cli: Cli, warm: Cli, tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "dataset"
+    folder.mkdir()
+    command = ("run", folder, *DEMO, "--decoder", "dali", "--incremental", "--out", out)
+    draw(folder / "first.jpg", 5)
+    warm(*command)
+    (first,) = runs(out)
+    # As on a machine where DALI was not fit, and had been chosen by `auto`.
+    rewrite(first / "model.json", lambda value: value.update(decoder="torchvision"))
+    for number in range(2):
+        draw(folder / f"{number}.jpg", number)
+        warm(*command)
+    for later in runs(out)[1:]:
+        assert json.loads((later / "run.json").read_text())["fitted"] == {"decoder": "torchvision"}
+        assert json.loads((later / "model.json").read_text())["decoder"] == "torchvision"
+        assert set(rows(later)["decoder"].to_pylist()) == {"torchvision"}
+        assert "every one there once" in warm("verify", later).stdout
+    assert len(runs(out)) == 3
+    # The other way round, a machine that cannot do what the first one did is refused by name.
+    rewrite(runs(out)[-1] / "model.json", lambda value: value.pop("decoder"))
+    draw(folder / "last.jpg", 7)
+    missing = injected(tmp_path / "fault", {"clipbatch.stages.decode.dali": "raise ImportError('no nvidia.dali')"})
+    refused = cli(*command, env=missing, code=3).stderr
+    assert "--decoder dali: dali cannot be used on this CPU: it is not installed" in refused
+    assert list((runs(out)[-1] / "parts").iterdir()) == []

@@ -66,7 +66,11 @@ def test_names_relative_to_the_working_folder_are_found_there(warm: Cli, tree: P
 @pytest.mark.parametrize(
     ("header", "row", "cause"),
     [
-        ("image,path", "SKU-{0},photos/shoes/{0}.jpg", "column 'path' names files that exist there: --uri-column path"),
+        (
+            "image,there",
+            "SKU-{0},photos/shoes/{0}.jpg",
+            "column 'there' names files that exist there: --uri-column there",
+        ),
         ("image,place", "{0}.jpg,photos/shoes", "with column 'place' before them they exist"),
         ("image,title", "SKU-{0},a shoe", "'SKU-0' does not look like a file: name the column of files"),
         ("image,title", "/no/such/disk/{0}.jpg,a shoe", "/no does not exist on this machine: is the disk mounted"),

@@ -118,8 +118,12 @@ def test_an_old_run_is_reported_rescored_and_compacted(warm: Cli, old: Path) -> 
     assert "airplane" in page
     assert json.loads((old / "run" / "report.json").read_text())["status"]["ok"] == 42  # but 5 bad files and 1 missing
     warm("compact", "run", "--out", "files", cwd=old)
-    (file,) = (old / "files").iterdir()
+    (file,) = (old / "files" / "parts").iterdir()
     assert pq.read_table(file).to_pylist() == rows(old / "run").to_pylist()
+    warm("verify", "files", cwd=old)
+    warm("run", "--out", "files", "--retry-bad", cwd=old)
+    warm("compact", "run", "--out", "flat", "--flat", cwd=old)
+    assert pq.read_table(old / "flat").to_pylist() == rows(old / "run").to_pylist()
     warm("rescore", "run", "--out", "again", cwd=old)
     warm("verify", "again", cwd=old)
     for name in NUMBERS[:4]:

@@ -201,6 +201,10 @@ def test_the_report_counts_every_row_and_names_the_bottleneck(out: Path) -> None
     assert report["status"] == {status: statuses.count(status) for status in set(statuses)}
     assert report["rows"] == report["rows_done"] == FILES
     assert report["this_run"]["bottleneck"] in ("read", "decode", "encode", "score", "write")
+    ceilings = {"cores", "lock", "encoder", "disk"}
+    assert report["this_run"]["ceiling"] in ceilings
+    assert {worker["ceiling"] for worker in report["this_run"]["workers"]} <= ceilings
+    assert all(0 < worker["cpu_load"] <= 1.1 for worker in report["this_run"]["workers"])
     assert report["this_run"]["peak_memory_mib"] > 0
     assert {"torch", "pyarrow", "python", "clipbatch"} <= report["versions"].keys()
 

@@ -5,6 +5,7 @@ import decimal
 import json
 import os
 import re
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +23,7 @@ import pytest
 
 from clipbatch.rundir.part_file import PartFile
 from tests.conftest import DEMO, Cli, needs, rows
-from tests.support.corpus import make_folder
+from tests.support.corpus import make_folder, photo
 
 FILES, SHARD = 128, 16
 GROUPS = (
@@ -284,3 +285,123 @@ def test_embeddings_are_read_as_a_matrix(runs: dict[str, Path]) -> None:
     assert matrix.dtype == np.float16
     assert pa.types.is_fixed_size_list(table.schema.field("embedding").type)
     np.testing.assert_allclose(np.linalg.norm(matrix.astype(np.float32), axis=1), 1, atol=2e-3)
+
+
+WHEN = datetime.datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=datetime.UTC)
+LOCAL = WHEN.replace(tzinfo=None)
+CLOCK = datetime.time(3, 4, 5, 678)
+CARRIED: dict[str, tuple[pa.DataType, Any, Any]] = {
+    "flag": (pa.bool_(), True, True),
+    "tiny": (pa.int8(), -7, -7),
+    "large": (pa.int64(), 2**40, 2**40),
+    "huge": (pa.uint64(), 2**64 - 1, 2**64 - 1),
+    "single": (pa.float32(), 0.5, 0.5),
+    "double": (pa.float64(), 0.1, 0.1),
+    "text": (pa.large_string(), "café", "café"),
+    "view": (pa.string_view(), "café", "café"),
+    "word": (pa.dictionary(pa.int8(), pa.string()), "red", "red"),
+    "number": (pa.dictionary(pa.int32(), pa.int64()), 3, 3),
+    "three": (pa.binary(3), b"\xff12", b"\xff12"),
+    "day": (pa.date32(), LOCAL.date(), LOCAL.date()),
+    "day64": (pa.date64(), LOCAL.date(), LOCAL.date()),
+    "at_s": (pa.timestamp("s"), LOCAL.replace(microsecond=0), LOCAL.replace(microsecond=0)),
+    "at_ms": (pa.timestamp("ms"), LOCAL.replace(microsecond=0), LOCAL.replace(microsecond=0)),
+    "at_ns": (pa.timestamp("ns"), LOCAL, LOCAL),
+    "utc_ns": (pa.timestamp("ns", "UTC"), WHEN, WHEN),
+    "berlin": (pa.timestamp("us", "Europe/Berlin"), WHEN, WHEN),
+    "offset": (pa.timestamp("us", "+05:30"), WHEN, WHEN),
+    "time_s": (pa.time32("s"), CLOCK.replace(microsecond=0), "03:04:05"),
+    "time_us": (pa.time64("us"), CLOCK, "03:04:05.000678"),
+    "took": (pa.duration("us"), datetime.timedelta(seconds=2), datetime.timedelta(seconds=2)),
+    "price": (pa.decimal128(9, 2), decimal.Decimal("12.50"), decimal.Decimal("12.50")),
+    "price32": (pa.decimal32(9, 2), decimal.Decimal("12.50"), decimal.Decimal("12.50")),
+    "price256": (pa.decimal256(50, 2), decimal.Decimal("12.50"), "12.50"),
+    "none": (pa.null(), None, None),
+    "tags": (pa.list_(pa.string()), ["a", "b"], ["a", "b"]),
+    "views": (pa.list_view(pa.string()), ["a", "b"], ["a", "b"]),
+    "point": (pa.list_(pa.float32(), 2), [0.5, 1.5], [0.5, 1.5]),
+    "times": (pa.large_list(pa.timestamp("ns")), [LOCAL], [LOCAL]),
+    "both": (pa.struct([("n", pa.int32()), ("at", pa.timestamp("ns"))]), {"n": 1, "at": LOCAL}, {"n": 1, "at": LOCAL}),
+    "pairs": (pa.map_(pa.string(), pa.int64()), [("a", 1)], [{"key": "a", "value": 1}]),
+}
+"""Columns of a user's table: type, value, and the value that readers find."""
+
+
+def two_photos(folder: Path) -> list[str]:
+    """The names of two new images in `folder`."""
+    for name in ("a.jpg", "b.jpg"):
+        photo(np.random.default_rng(0), 60, 40).save(folder / name)
+    return ["a.jpg", "b.jpg"]
+
+
+@pytest.fixture(scope="module")
+def carried(warm: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of two increments of an Arrow file with a column of every type that Parquet can hold."""
+    folder = tmp_path_factory.mktemp("carried")
+    names = two_photos(folder)
+    columns = {name: pa.array([value, None], kind) for name, (kind, value, _) in CARRIED.items()}
+    for count in (1, 2):
+        table = pa.table({"uri": names} | columns).slice(0, count)
+        with pa.ipc.new_file(str(folder / "in.arrow"), table.schema) as file:
+            file.write_table(table)
+        command = ("run", folder / "in.arrow", "--uri-column", "uri", "--image-column", "", *DEMO)
+        warm(*command, "--incremental", "--out", folder / "dataset")
+    return folder / "dataset"
+
+
+def _found(value: Any) -> Any:
+    """A value as Python has it, whatever reader it comes from."""
+    if isinstance(value, np.ndarray | list | tuple):
+        return [_found(entry) for entry in value]
+    if isinstance(value, dict):
+        return {name: _found(entry) for name, entry in value.items()}
+    if isinstance(value, pd.Timestamp):
+        value = value.to_pydatetime()
+    if isinstance(value, pd.Timedelta):
+        value = value.to_pytimedelta()
+    if isinstance(value, datetime.datetime) and value.tzinfo:
+        return value.astimezone(datetime.UTC)
+    return value
+
+
+def test_every_reader_reads_every_type_of_a_carried_column_and_both_increments(
+    carried: Path, read: Any, request: pytest.FixtureRequest
+) -> None:
+    parts = sorted(carried.glob("*/parts/*.parquet"))
+    assert len(parts) == 2
+    together = carried.parent / "parts"
+    together.mkdir(exist_ok=True)
+    for number, part in enumerate(parts):
+        shutil.copy(part, together / f"{number}.parquet")
+    names = ["row_id", "uri", "file_bytes", "file_modified", *CARRIED]
+    if read.name == "duckdb":  # Python's fetchall needs another package for time stamps with a time zone
+        found = duckdb.sql(f"select {', '.join(names)} from '{together}/*.parquet' order by uri").arrow().read_all()
+        rows_found = found.to_pylist()
+    else:
+        if read.name == "spark":
+            request.getfixturevalue("spark").conf.set("spark.sql.session.timeZone", "UTC")
+        rows_found = sorted(read(together, names), key=lambda row: row["uri"])
+    first, second = ({name: _found(row[name]) for name in names} for row in rows_found)
+    expected = {name: value for name, (_, _, value) in CARRIED.items()}
+    if read.name in ("duckdb", "spark"):
+        expected["took"] = 2_000_000  # these two have no type for it in Parquet
+    if read.name == "spark":  # it returns time stamps in the session's time zone, without saying so
+        expected |= {name: LOCAL for name, value in expected.items() if value == WHEN}
+    wrong = {name: (first[name], value) for name, value in expected.items() if not _same(first[name], value)}
+    assert wrong == {}
+    assert all(value is None or value != value for name, value in second.items() if name in CARRIED)
+    stamps = {row["uri"]: row for row in (pq.read_table(part).to_pylist()[0] for part in parts)}
+    for row in (first, second):
+        when = stamps[row["uri"]]["file_modified"]
+        assert row["file_modified"] in (when, when.replace(tzinfo=None))
+        assert row["file_bytes"] == stamps[row["uri"]]["file_bytes"]
+
+
+def test_nanoseconds_that_are_cut_off_are_said(warm: Cli, tmp_path: Path) -> None:
+    names = two_photos(tmp_path)
+    table = pa.table({"uri": names, "at": pa.array([1_001, 2_000], pa.timestamp("ns"))})
+    pq.write_table(table, tmp_path / "in.parquet")
+    command = ("run", tmp_path / "in.parquet", "--uri-column", "uri", *DEMO, "--json", "--out", tmp_path / "run")
+    note = f"(values of column 'at' of {tmp_path / 'in.parquet'} whose nanoseconds are cut off)"
+    assert json.loads(warm(*command).stdout)["passed_over"] == {note: 1}
+    assert rows(tmp_path / "run")["at"].cast(pa.int64()).to_pylist() == [1, 2]

@@ -1,6 +1,7 @@
 """What `clipbatch submit slurm` submits, without Slurm. tests/slurm has a real one."""
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -9,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from clipbatch.errors import InputError
-from clipbatch.runs.slurm_scripts import SlurmJob, array_script, check_script
+from clipbatch.rundir.layout import RunDir
+from clipbatch.runs import slurm
+from clipbatch.runs.slurm_scripts import MAX_LOG_BYTES, SlurmJob, array_script, check_script
 from tests.conftest import DEMO, Cli
 from tests.support.corpus import make_folder
 
@@ -21,52 +24,75 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def scripts(out: Path) -> dict[str, str]:
-    return {path.name: path.read_text() for path in (out / "slurm").glob("*.sbatch")}
-
-
 def test_a_dry_run_needs_no_slurm_and_says_what_it_would_submit(cli: Cli, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     options = ("--array", "64%2", "--gres", "gpu:2", "--time", "2:00:00", "--partition", "long,night", "--mem", "32G")
     tasks = ("--cpus-per-task", 8, "--sbatch-option", "--account=lab", "--sbatch-option", "--exclusive")
     settings = (*DEMO, "--shard-size", 8, "--precision", "fp32", "--max-bad", "5%", "--read-threads", 4)
-    said = cli("submit", "slurm", folder, *settings, *options, *tasks, "--requeues", 7, "--out", out, "--dry-run")
-    assert said.stdout.splitlines() == [
-        "would submit 5 tasks for 5 open shards of 5:",
-        f"  sbatch {out}/slurm/array.sbatch",
-        f"  sbatch --dependency=afterany:ARRAY_JOB {out}/slurm/check.sbatch",
-    ]
-    array, check = scripts(out)["array.sbatch"], scripts(out)["check.sbatch"]
+    given = ("submit", "slurm", folder, *settings, *options, *tasks, "--requeues", 7, "--out", out, "--dry-run")
+    said = cli(*given).stdout
+    assert said.startswith(
+        "would submit 5 tasks for 5 open shards of 5:\n"
+        f"  sbatch {out}/slurm/array.sbatch\n"
+        f"  sbatch --dependency=afterany:ARRAY_JOB {out}/slurm/check.sbatch\n"
+        "  note         5 tasks and not 64, as a task does at least one shard; smaller shards (--shard-size) would make"
+        " more, but only in a new plan\n"
+        "  note         the run is planned for GPUs (--gres, --device)\n\n"
+    )
+    made = json.loads(cli(*given, "--json").stdout)
+    array, check = made["scripts"]["array.sbatch"], made["scripts"]["check.sbatch"]
+    assert f"== check.sbatch\n{check}".rstrip() in said
+    assert not out.exists()
     wanted = [line.removeprefix("#SBATCH ") for line in array.splitlines() if line.startswith("#SBATCH ")]
     common = ["--partition=long,night", "--account=lab", "--exclusive"]
     assert {"--array=0-4%2", "--gres=gpu:2", "--time=2:00:00", "--cpus-per-task=8", "--mem=32G", *common} <= {*wanted}
     assert {f"#SBATCH {option}" for option in common} <= {*check.splitlines()}
     assert "gres" not in check
-    command = array[array.index(sys.executable) : array.index("&")].replace("\\\n", "")
-    (shards,) = (out / "slurm").glob("shards-*.txt")
-    assert shlex.split(command) == [
-        *(sys.executable, "-m", "clipbatch", "run", "--out", str(out), "--shards", str(shards), "--world-size=5"),
-        *("--read-threads=4", "--device=cuda", "--max-bad=5%", "--rank=$SLURM_ARRAY_TASK_ID"),
+    command = array[array.rindex(sys.executable) : array.rindex("&")].replace("\\\n", "")
+    words = shlex.split(command)
+    assert words[:7] == [sys.executable, "-m", "clipbatch", "run", "--out", str(out), "--shards"]
+    assert words[8:] == [
+        *("--world-size=5", "--read-threads=4", "--device=cuda", "--max-bad=5%", "--rank=$SLURM_ARRAY_TASK_ID"),
     ]
-    assert '"$restarts" -ge 7' in array
-    assert shards.read_text() == "0-4\n"
-    assert (
-        json.loads((out / "run.json").read_text())["settings"]["decoder"] == "dali"
-    )  # planned for a GPU that is not here
+    assert '"$(failures)" -ge 7' in array
+    assert made["device"] == "cuda"  # which is not here
 
 
 def test_only_open_shards_are_submitted(cli: Cli, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     cli("run", folder, *DEMO, "--shard-size", 4, "--shards", "2,5-7", "--out", out)
     again = ("submit", "slurm", "--out", out, "--array", 3, "--dry-run", "--json")
+    before = sorted(out.rglob("*"))
     made = json.loads(cli(*again).stdout)
+    assert made.pop("scripts").keys() == {"array.sbatch", "check.sbatch"}
     assert made == {
         **{"shards": 10, "open_shards": 6, "tasks": 3, "array_job": None, "check_job": None},
-        "folder": str(out / "slurm"),
+        **{"folder": str(out / "slurm"), "device": "cpu", "remark": None},
     }
-    (listed,) = (out / "slurm").glob("shards-*.txt")
-    assert listed.read_text() == "0-1\n3-4\n8-9\n"
     assert json.loads(cli(*again, "--shards", "0-2").stdout)["open_shards"] == 2
+    other = json.loads(cli(*again, folder, *DEMO, "--shard-size", 4).stdout)
+    assert other["open_shards"] == 6
+    assert "other settings" in cli(*again, folder, *DEMO, "--shard-size", 8, code=3).stderr
+    assert json.loads(cli(*again, folder, *DEMO, "--shard-size", 8, "--overwrite").stdout)["open_shards"] == 5
+    assert sorted(out.rglob("*")) == before
+
+
+def test_the_device_is_what_the_tasks_ask_for(cli: Cli, folder: Path, tmp_path: Path) -> None:
+    given = ("submit", "slurm", folder, *DEMO, "--out", tmp_path / "out", "--array", 2, "--dry-run", "--json")
+    for device, options in (
+        ("cpu", []),
+        ("cpu", ["--gres", "lscratch:10"]),
+        ("cuda", ["--gres", "lscratch:10,gpu:a100:2"]),
+        ("cuda", ["--sbatch-option=--gpus-per-task=1"]),
+        ("cuda", ["--sbatch-option", "-G 1"]),
+        ("cpu", ["--gres", "gpu:1", "--device", "cpu"]),
+    ):
+        made = json.loads(cli(*given, *options).stdout)
+        assert (made["device"], made["remark"]) == (device, None)
+        assert f"--device={device}" in made["scripts"]["array.sbatch"]
+    cli("plan", folder, *DEMO, "--device", "cuda", "--out", tmp_path / "out")
+    remark = json.loads(cli("submit", "slurm", "--out", tmp_path / "out", *given[-4:]).stdout)["remark"]
+    assert remark.startswith("this run was planned for a GPU (fp16, batches of 256, decoder dali) and runs on a CPU")
 
 
 @pytest.mark.parametrize(
@@ -78,6 +104,12 @@ def test_only_open_shards_are_submitted(cli: Cli, folder: Path, tmp_path: Path) 
         (["--array", "8", "--gres", "gpu:1\n#SBATCH --wrap=x"], "is not a value that sbatch accepts"),
         (["--array", "8", "--sbatch-option", "account=lab"], "sbatch_option 'account=lab' is not an option"),
         (["--array", "8", "--sbatch-option", "--a=b\nrm -rf /"], "is not an option of sbatch"),
+        (["--array", "8", "--check-sbatch-option", "mem=8G"], "check_sbatch_option 'mem=8G' is not an option"),
+        (["--array", "8", "--launcher", "env 'A=b"], "is not the beginning of a command: No closing quotation"),
+        (["--array", "8", "--launcher", "apptainer exec setup/image.sif"], "image.sif is relative to this folder"),
+        (["--array", "8", "--setup", "nowhere.sh"], "nowhere.sh"),
+        (["--array", "8", "--setup", "setup/directive.sh"], "line 2: Slurm ignores '#SBATCH --mem=4G' there"),
+        (["--array", "8", "--setup", "setup/broken.sh"], "broken.sh is not a piece of bash"),
         (["--array", "8", "--requeues", "-1"], "requeues -1 is out of range"),
         (["--array", "8", "--world-size", "4"], "--world-size is for runs that you start yourself"),
         (["--array", "8", "--gpus", "all"], "--gres gpu:N requests"),
@@ -88,7 +120,11 @@ def test_wrong_options_are_refused_in_one_line(
     cli: Cli, folder: Path, tmp_path: Path, options: list[str], said: str
 ) -> None:
     given = ("submit", "slurm", folder, *DEMO, "--out", tmp_path / "out", "--dry-run", *options)
-    error = cli(*given, code=3).stderr
+    (tmp_path / "setup").mkdir()
+    (tmp_path / "setup" / "image.sif").touch()
+    (tmp_path / "setup" / "directive.sh").write_text("module load cuda\n#SBATCH --mem=4G\n")
+    (tmp_path / "setup" / "broken.sh").write_text("if true; then\n")
+    error = cli(*given, code=3, cwd=tmp_path).stderr
     assert said in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out" / "slurm").exists()
@@ -106,10 +142,12 @@ def test_a_run_in_a_store_has_its_scripts_where_the_user_says(
     out = f"{bucket}/slurm"
     given = ("submit", "slurm", folder, *DEMO, "--shard-size", 32, "--out", out, "--array", 2, "--dry-run")
     assert "give --slurm-dir FOLDER" in cli(*given, code=3).stderr
-    cli(*given, "--slurm-dir", "here", cwd=tmp_path)
-    assert f"--out {out}" in (tmp_path / "here" / "array.sbatch").read_text()
-    assert f"report {out}" in (tmp_path / "here" / "check.sbatch").read_text()
-    assert json.loads(cli("status", out, "--json").stdout)["parts"] == 2
+    made = json.loads(cli(*given, "--slurm-dir", "here", "--json", cwd=tmp_path).stdout)
+    assert made["folder"] == str(tmp_path / "here")
+    assert f"--out {out}" in made["scripts"]["array.sbatch"]
+    assert f"report {out}" in made["scripts"]["check.sbatch"]
+    assert not (tmp_path / "here").exists()
+    assert not RunDir(out).exists()
 
 
 def test_a_folder_in_which_slurm_cannot_write_logs_is_refused(tmp_path: Path) -> None:
@@ -121,8 +159,34 @@ def test_a_folder_in_which_slurm_cannot_write_logs_is_refused(tmp_path: Path) ->
 @pytest.mark.parametrize("name", ["plain", "with spaces", "$(touch harm)", "it's", 'a"b', "`x`;#y", "-n"])
 def test_the_scripts_are_bash_whatever_the_folder_is_called(tmp_path: Path, name: str) -> None:
     run = tmp_path / name
-    array = array_script(str(run), run / "slurm", SlurmJob(array="4"), run / "shards.txt", 4, ["--max-bad=5%"])
-    for script in (array, check_script(str(run), run / "slurm", SlurmJob(array="4"))):
-        subprocess.run(["bash", "-n"], input=script, check=True)
+    plain, rich = SlurmJob(array="4"), SlurmJob(array="4", setup="module load x\n", launcher="env A='b c'")
+    for job in (plain, rich):
+        array = array_script(str(run), run / "slurm", job, run / "shards.txt", 4, ["--max-bad=5%"])
+        for script in (array, check_script(str(run), run / "slurm", job)):
+            subprocess.run(["bash", "-n"], input=script, check=True)
+    array = array_script(str(run), run / "slurm", plain, run / "shards.txt", 4, ["--max-bad=5%"])
     command = array.decode().split("\n" + sys.executable)[1].split("&")[0]
     assert str(run) in shlex.split(command.replace("\\\n", ""))
+
+
+def test_logs_of_the_last_ten_arrays_are_kept_and_a_long_log_is_shortened(tmp_path: Path) -> None:
+    folder = tmp_path / "slurm"
+    (folder / "logs").mkdir(parents=True)
+    for array in range(100, 124, 2):
+        slurm._record(folder, f"array {array}: 2 tasks for 2 open shards of 2")
+        slurm._record(folder, f"check {array + 1}, after array {array}")
+        for name in (f"{array}_0.out", f"{array}_0.failures", f"check-{array + 1}.out"):
+            (folder / "logs" / name).touch()
+        (folder / f"shards-20260101T0000{array - 100:02}-1.txt").touch()
+    (folder / "logs" / "mine.txt").touch()
+    slurm._remove_old(folder)
+    kept = {path.name for path in (folder / "logs").iterdir()}
+    assert {name for name in kept if name.startswith(("100", "102", "check-101", "check-103"))} == set()
+    assert len(kept) == 3 * slurm.MAX_ARRAYS + 1
+    assert len(list(folder.glob("shards-*.txt"))) == slurm.MAX_ARRAYS
+    (folder / "logs" / "7_0.out").write_bytes(b"x" * (MAX_LOG_BYTES + 1))
+    script = array_script("/run", folder, SlurmJob(array="1"), folder / "shards.txt", 1, []).decode()
+    head = script[: script.index("parts()")]
+    named = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "0", "SLURMD_NODENAME": "n1", "PATH": os.environ["PATH"]}
+    subprocess.run(["bash", "-c", head], env=named, check=True)
+    assert (folder / "logs" / "7_0.out").stat().st_size == MAX_LOG_BYTES // 2

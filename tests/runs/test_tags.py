@@ -168,7 +168,7 @@ def test_verify_finds_labels_and_margins_that_the_scores_do_not_allow(warm: Cli,
 
 def test_it_is_compacted_reported_and_its_shares_say_of_what(warm: Cli, runs: Run, tmp_path: Path) -> None:
     warm("compact", runs["list"], "--out", tmp_path / "files")
-    assert pq.read_table(tmp_path / "files").to_pylist() == rows(runs["list"]).to_pylist()
+    assert pq.read_table(tmp_path / "files" / "parts").to_pylist() == rows(runs["list"]).to_pylist()
     warm("report", runs["list"], "--examples", 1, "--out", tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     scored = sum(status == "ok" for status in rows(runs["list"])["status"].to_pylist())

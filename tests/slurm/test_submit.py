@@ -81,6 +81,10 @@ def parts(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (out / "parts").glob("*.parquet")}
 
 
+def environment(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/environ").read_bytes()
+
+
 def log(out: Path, name: str) -> str:
     return (out / "slurm" / "logs" / f"{name}.out").read_text()
 
@@ -96,8 +100,10 @@ def test_an_array_over_both_nodes_labels_all_and_the_check_behind_it_says_so(
     cluster: slurm.Cluster, submit: Submit, whole: dict[str, bytes], listed: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / '100% of Zoë\'s "scores"'
-    wanted = ("--array", 3, "--gres", "gpu:1", "--device", "cpu", "--sbatch-option", "--comment='a b'")
-    said = submit.said(listed, *DEMO, "--shard-size", SHARD, "--out", out, *wanted)
+    comment = """a 'b' "c" \\ #d"""
+    wanted = ("--array", 3, "--gres", "gpu:1", "--device", "cpu", "--sbatch-option", f"--comment={comment}")
+    own = ("--check-sbatch-option", "--time=7", "--check-sbatch-option=--mem=150M", "--check-sbatch-option=--comment=x")
+    said = submit.said(listed, *DEMO, "--shard-size", SHARD, "--out", out, *wanted, *own)
     array, check = re.findall(r"(?:array|check) job (\d+)", said)
     assert f"squeue -j {array},{check}" in said
     assert "3 tasks for 63 open shards of 63" in said
@@ -106,7 +112,10 @@ def test_an_array_over_both_nodes_labels_all_and_the_check_behind_it_says_so(
     assert cluster.wait_for_end(check) == "COMPLETED"
     assert [cluster.state(f"{array}_{task}") for task in range(3)] == ["COMPLETED"] * 3
     assert {cluster.node_of(f"{array}_{task}") for task in range(3)} == set(slurm.NODES)
-    assert "Comment=a b " in cluster.run("scontrol", "show", "--oneliner", "job", array) + " "
+    assert cluster.run("squeue", "--noheader", "--states=all", f"--jobs={array}_0", "--format=%k") == comment
+    checked = cluster.run("scontrol", "show", "--oneliner", "job", check)
+    assert [word for word in ("TimeLimit=00:07:00", "MinMemoryNode=150M", "Comment=x") if word not in checked] == []
+    assert sum("it did" in log(out, f"{array}_{task}") for task in range(3)) > 0  # the third begins after the others
     assert parts(out) == whole
     for task in range(3):
         assert f"task {array}_{task} on n" in log(out, f"{array}_{task}")
@@ -175,21 +184,28 @@ def test_an_array_that_is_cancelled_is_not_queued_again_and_the_next_one_takes_w
     assert parts(out) == whole
 
 
-def test_a_task_that_is_to_be_preempted_ends_at_once_and_goes_on_later(
+def test_a_task_that_is_to_be_preempted_or_out_of_time_ends_at_once_and_goes_on_later(
     cluster: slurm.Cluster, submit: Submit, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    array, check = submit(out, "--array", 2, "--partition", "main")
+    array, check = submit(out, "--array", 2, "--partition", "main", "--requeues", 0)
     in_the_middle(cluster, out, f"{array}_0", f"{array}_1")
-    (pushed,) = (task for task in (f"{array}_0", f"{array}_1") if cluster.node_of(task) == "n1")
-    urgent = cluster.run(
-        "sbatch", "--parsable", "--partition=urgent", "--nodelist=n1", "--output=/dev/null", "--wrap=:"
-    )
+    pushed, late = sorted((f"{array}_0", f"{array}_1"), key=cluster.node_of)
+    (worker,) = (pid for pid in cluster.processes("worker_main") if b"SLURMD_NODENAME=n2\0" in environment(pid))
+    os.kill(worker, signal.SIGSTOP)  # or all would be done within the half minute until Slurm looks at time limits
+    gone = tmp_path / "gone"
+    wait = f"--wrap=while [ ! -e {gone} ]; do sleep 0.1; done"
+    urgent = cluster.run(*("sbatch", "--parsable", "--partition=urgent", "--nodelist=n1", "--output=/dev/null", wait))
+    cluster.run("scontrol", "update", f"jobid={late}", "timelimit=1")
+    cluster.wait_for("the end of its time", lambda: cluster.restarts(late) == 1)
+    cluster.run("scontrol", "update", f"jobid={late}", "timelimit=UNLIMITED")
+    gone.touch()
     assert cluster.wait_for_end(urgent) == "COMPLETED"
     assert cluster.wait_for_end(check) == "COMPLETED"
-    assert cluster.restarts(pushed) == 1
-    assert "interrupted by SIGUSR1: finished parts stay" in log(out, pushed)
-    assert "exit code 75: requeueing" in log(out, pushed)
+    for task in (pushed, late):
+        assert cluster.restarts(task) == 1
+        assert "interrupted by SIGUSR1: finished parts stay" in log(out, task)
+        assert "exit code 75: out of time or preempted; requeueing, which is not counted" in log(out, task)
     assert parts(out) == whole
 
 
@@ -201,18 +217,51 @@ def test_a_task_that_fails_is_queued_again_a_bounded_number_of_times(
     array, check = submit(out, "--array", 1, "--requeues", 1, "--sbatch-option", broken)
     assert cluster.wait_for_end(check) == "FAILED"
     assert (cluster.state(array), cluster.exit_code(array), cluster.restarts(array)) == ("FAILED", 1, 1)
-    assert "not requeued, as it has been requeued 1 times" in log(out, f"{array}_0")
+    assert "not requeued, as it has failed 1 times before" in log(out, f"{array}_0")
 
 
-def test_a_dry_run_leaves_scripts_that_sbatch_takes_and_a_refusal_is_final(
+def test_lines_of_a_setup_file_and_a_launcher_come_before_clipbatch(
+    cluster: slurm.Cluster, submit: Submit, listed: Path, tmp_path: Path
+) -> None:
+    """As with conda: the node's clipbatch is the one that the lines put on the PATH."""
+    out, tools, setup = tmp_path / "out", tmp_path / "tools", tmp_path / "setup.sh"
+    tools.mkdir()
+    (tools / "clipbatch").write_text(
+        f'#!/bin/sh\necho "clipbatch $1, $FROM" >&2\nexec {sys.executable} -m clipbatch "$@"'
+    )
+    (tools / "clipbatch").chmod(0o755)
+    setup.write_text(
+        f"#!/bin/bash\r\nset -euo pipefail\r\nexport PATH={tools}:$PATH\r\necho set up on $SLURMD_NODENAME\r\n"
+    )
+    given = ("--limit", 2 * SHARD, "--array", 2, "--setup", setup, "--launcher", "env FROM=$SLURMD_NODENAME")
+    array, check = submit(out, *given)
+    assert cluster.wait_for_end(check) == "COMPLETED"
+    for task in (f"{array}_0", f"{array}_1", f"check-{check}"):
+        node = re.search("set up on (n[12])", log(out, task))
+        assert node
+        assert f"clipbatch {'verify' if 'check' in task else 'run'}, {node[1]}" in log(out, task)
+    setup.write_text("module load nothing; conda() { return 1; }; conda\nset -e\nfalse\n")
+    again = ("--array", 1, "--setup", setup, "--requeues", 0, "--limit", SHARD, "--overwrite")
+    array, check = submit(out, *again)
+    assert cluster.wait_for_end(check) == "FAILED"
+    assert "exit code 1: not requeued" in log(out, f"{array}_0")
+    setup.write_text("PATH=/usr/bin:/bin\n")
+    array, check = submit(out, *again)
+    assert cluster.wait_for_end(check) == "FAILED"
+    assert "exit code 127: a command was not found here" in log(out, f"{array}_0")
+
+
+def test_a_dry_run_leaves_nothing_and_a_refusal_is_final(
     cluster: slurm.Cluster, submit: Submit, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     assert submit(out, "--array", 1, "--dry-run") == (None, None)
     assert cluster.run("squeue", "--noheader") == ""
+    assert not out.exists()
+    array, _ = submit(out, "--array", 1, "--sbatch-option", "--hold")
     (manifest,) = (out / "manifest").iterdir()
     manifest.write_bytes(manifest.read_bytes() + b"edited")
-    array = cluster.run("sbatch", "--parsable", out / "slurm" / "array.sbatch")
+    cluster.run("scontrol", "release", array)
     assert cluster.wait_for_end(array) == "FAILED"
     assert (cluster.exit_code(array), cluster.restarts(array)) == (3, 0)
     assert "was changed" in log(out, f"{array}_0")

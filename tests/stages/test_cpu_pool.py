@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from clipbatch.config import DecodeSettings
-from clipbatch.stages.decode import Decode, cpu_pool
+from clipbatch.stages.decode import Decode, choosing
 from clipbatch.stages.decode.cpu_pool import goes_to_cpu
 from clipbatch.stages.decode.geometry import Target
 from clipbatch.types import Decoded, Encoded, ItemBatch, PixelBatch, ReadBatch, Reject
@@ -65,7 +65,7 @@ def test_a_bad_image_in_the_share_is_judged_by_pillow_and_its_neighbours_stay(fi
 def test_giants_do_not_go_to_dali(files: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = [one.width * one.height for one in decoded(files, DecodeSettings()).outcomes if isinstance(one, Decoded)]
     limit = int(np.median(sizes))
-    monkeypatch.setattr(cpu_pool, "GIANT_PIXELS", limit)
+    monkeypatch.setattr(choosing, "GIANT_PIXELS", limit)
     assert names(decoded(files, DecodeSettings(decoder="dali"))) == [
         "torchvision" if size > limit else "dali" for size in sizes
     ]

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from clipbatch.config import DecodeSettings
-from clipbatch.stages import first_contact
+from clipbatch.stages import first_contact, loading
 from clipbatch.stages.decode import Decode, engines
 from clipbatch.stages.decode.cpu_pool import goes_to_cpu
 from clipbatch.stages.decode.dali import DaliDecoder
@@ -169,3 +169,42 @@ def test_the_size_of_a_jpeg_is_read_from_its_bytes_alone_and_each_class_has_an_e
     for data in (b"", b"\xff\xd8\xff", b"GIF89a", b"\xff\xd8\xff\xc0\x00\x04\x08"):
         assert jpeg_pixels(data) is None
     assert [engines.size_class(width * height) for width, height in engines.SIDES] == [0, 1, 2, 3, 4]
+
+
+def test_a_worker_without_engines_says_so_and_gives_all_to_cuda(caplog: pytest.LogCaptureFixture) -> None:
+    settings = DecodeSettings(decoder="dali", hw_decoder_load=0.65)
+    stage = Decode(settings, TARGET, batch_size=4, device="cpu", threads=1)
+    assert loading.engine_share(stage, []) == 0.0  # there are none here
+    (said,) = caplog.messages
+    assert said.startswith(
+        "no JPEG engines: the driver's library libnvcuvid.so.1 is not here: in a container, start it"
+    )
+    assert said.endswith("CUDA decodes all JPEGs, which is slower")
+    stage.engine_share = 0.0
+    batch = first_contact._batch(first_contact.primer(200, 150)[:4])
+    jobs, *_ = stage._choose(batch, stage._lanes.get()[0], stage.engine_share)
+    assert [job.engines for job in jobs] == [False] * 4
+
+
+def test_a_worker_with_engines_measures_the_share_on_pictures_as_large_as_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photos: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(loading, "count_engines", lambda: (7, ""))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "NVIDIA H200")
+    stage = Decode(DecodeSettings(decoder="dali", hw_decoder_load=0.65), TARGET, batch_size=4, device="cpu", threads=1)
+    asked: list[tuple[float, set[int | None]]] = []
+
+    def rate(files: list[bytearray], share: float) -> float:
+        asked.append((share, {jpeg_pixels(data) for data in files}))
+        return 1000 + 100 * share
+
+    monkeypatch.setattr(stage, "rate", rate)
+    files = [bytearray(path.read_bytes()) for path in sorted(photos.glob("*.jpg"))[:9]]
+    width, height = engines.SIDES[engines.size_class(sorted(jpeg_pixels(data) or 0 for data in files)[4])]
+    assert [loading.engine_share(stage, files) for _ in range(2)] == [1.0, 1.0]
+    assert {pixels for _, sizes in asked for pixels in sizes} == {width * height}
+    assert len({share for share, _ in asked}) == len(asked)  # the second worker takes what the first one measured
+    (key,) = json.loads((tmp_path / "clipbatch" / "engine-shares.json").read_text())
+    assert json.loads(key)[0] == "NVIDIA H200"
+    stage.close()

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from clipbatch.stages.decode.header import inspect
-from clipbatch.stages.orientation import kind_of, orientation_in, without_metadata
+from clipbatch.stages.metadata import without_metadata
+from clipbatch.stages.orientation import _plain_orientation, jpeg_orientation, jpeg_segments, kind_of, orientation_in
 from clipbatch.types import Decoded
 from tests.support.decoding import DECODERS, decoded, open_clips
 from tests.support.pictures import (
@@ -213,3 +214,38 @@ def test_the_shipped_photographs_are_not_turned(photos: Path) -> None:
         with Image.open(path) as image:
             assert header
             assert header.orientation == image.getexif().get(0x112, 1)
+
+
+def test_the_short_way_to_an_orientation_agrees_with_pillow_whatever_the_directory_holds() -> None:
+    rng, jpeg, short = np.random.default_rng(16), saved(base(), "JPEG"), 0
+    for number in range(1500):
+        exif_tags = Image.Exif()
+        exif_tags.endian = "<>"[number % 2]
+        for tag, value in {
+            270: "a text " * 3,
+            271: "Maker",
+            272: "M",
+            282: 72.0,
+            305: "Software 1.0",
+            700: b"x",
+        }.items():
+            if rng.random() < 0.6:
+                exif_tags[tag] = value
+        if rng.random() < 0.8:
+            exif_tags[274] = int(rng.integers(0, 10))
+        block = bytearray(exif_tags.tobytes())
+        for _ in range(int(rng.integers(0, 3))):
+            block[int(rng.integers(6, min(len(block), 100)))] = int(rng.choice([0, 1, 2, 3, 4, 8, 18, 255]))
+        if rng.random() < 0.2:
+            del block[int(rng.integers(6, len(block))) :]
+        data = bytearray(with_segments(jpeg, app1(bytes(block))))
+        pillows = Image.Exif()
+        try:
+            pillows.load(bytes(block))
+            expected = pillows.get(274)
+        except Exception:  # Pillow's parser raises all kinds
+            expected = None
+        expected = int(expected) if expected in range(1, 9) else 1
+        assert jpeg_orientation(data, jpeg_segments(data)) == expected, bytes(block).hex()
+        short += _plain_orientation(block, 6, len(block)) is not None
+    assert short > 500

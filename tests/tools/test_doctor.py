@@ -113,8 +113,8 @@ def test_the_page_on_installing_has_the_line_that_the_doctor_gives(monkeypatch: 
 @pytest.mark.parametrize(
     ("answer", "capability", "level"),
     [
-        ({"answer": True}, [9, 0], "ok"),
-        ({"answer": False}, [9, 0], "warning"),
+        ({"answer": True, "engines": 7}, [9, 0], "ok"),
+        ({"answer": False, "reason": "the driver's library is not here"}, [9, 0], "warning"),
         ({"error": "RuntimeError: nvimgcodec failure"}, [8, 0], "warning"),
         ({"answer": False}, [8, 6], "ok"),
     ],
@@ -125,6 +125,10 @@ def test_gpus_with_jpeg_engines_have_to_decode_with_them(
     found = checks.judge_engines(answer, H200 | {"capability": capability})
     assert found.level == level
     assert ("video" in found.remedy) == (level == "warning")
+    if level == "warning":
+        assert answer.get("error", answer.get("reason")) in found.text
+    elif answer["answer"]:
+        assert found.text == "7 decode"
 
 
 def test_a_gpu_on_the_bus_without_a_driver_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from clipbatch.config import from_flat, read_toml
 from clipbatch.errors import InputError
 from clipbatch.rundir.layout import RunDir
 from clipbatch.runs import plan as planner
-from clipbatch.tools.tune import search
+from clipbatch.stages.decode import Decode
+from clipbatch.tools.tune import search, trials_main
 from clipbatch.tools.tune.search import Trial, Tuned
 from clipbatch.tools.tune.trials import TrialRunner
 from clipbatch.workers.devices import Seat
@@ -73,7 +75,7 @@ def test_all_candidates_are_valid_settings_of_a_run(photos: Path, tmp_path: Path
     settings = from_flat({"inputs": [str(photos)], "limit": 4, **DEMO_MODEL, "device": device})
     plan = planner.plan(settings, tmp_path / "run")
     found = search.candidates(plan, Seat(device=device, cores=tuple(range(16))))
-    assert ("hw_decoder_load" in found) == (device == "cuda:0")
+    assert ("cpu_share" in found) == (device == "cuda:0")
     for name, values in found.items():
         assert values
         for value in values:
@@ -137,3 +139,50 @@ def test_tune_refuses_wrong_options_before_any_trial(cli: Cli, photos: Path, tmp
     assert "choose another file" in cli("tune", photos, code=3, cwd=tmp_path).stderr
     assert "nowhere" in cli("tune", "nowhere", "--out", "new.toml", code=3, cwd=tmp_path).stderr
     assert not (tmp_path / "new.toml").exists()
+
+
+def test_the_share_of_the_engines_is_measured_as_a_run_does_and_its_neighbours_are_tried() -> None:
+    measured = {"images_per_s": 100, "bottleneck": "decode", "hw_decoder_load": 0.6}
+    asked: list[dict[str, Any]] = []
+
+    class Gpu:
+        def rate(self, changes: dict[str, Any], seconds: float) -> dict[str, Any]:
+            asked.append(changes)
+            share = changes.get("hw_decoder_load")
+            return measured if share is None else {"images_per_s": 100 + 100 * (0.6 - share), "bottleneck": "decode"}
+
+    made = search._Search(Gpu(), None, time.monotonic() + 60, lambda _: None)  # type: ignore[arg-type]
+    chosen, gain = made.find({"read_threads": [4]})
+    assert made.share == 0.6
+    assert [changes["hw_decoder_load"] for changes in asked[1:4]] == search.shares(0.6) == [0.45, 0.55, 0.65]
+    assert chosen == {"hw_decoder_load": 0.45}
+    assert gain == pytest.approx(1.15)
+    assert search.shares(0.0) == []
+    assert search.shares(1.0) == [0.85, 0.95]
+
+
+def test_a_trial_measures_the_share_once_and_ends_its_threads(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = from_flat({"inputs": [str(photos)], "limit": 16, "batch_size": 8, **DEMO_MODEL, "decoder": "dali"})
+    planner.plan(settings, tmp_path / "run")
+    sizes: list[list[int]] = []
+
+    def measure(decode: Decode, files: list[bytearray]) -> float:
+        sizes.append([len(data) for data in files])
+        return 0.25
+
+    def on_gpu(*arguments: Any, **kinds: Any) -> Decode:
+        stage = Decode(*arguments, **kinds)
+        stage.engine_share = stage.engine_share or 0.65  # as on a GPU
+        return stage
+
+    monkeypatch.setattr(trials_main, "engine_share", measure)
+    monkeypatch.setattr(trials_main, "Decode", on_gpu)
+    trials = trials_main.Trials(RunDir(tmp_path / "run"), "cpu")
+    before = set(threading.enumerate())
+    assert [trials.rate({}, 0.1).get("hw_decoder_load") for _ in range(2)] == [0.25, 0.25]
+    assert "hw_decoder_load" not in trials.rate({"hw_decoder_load": 0.5}, 0.1)
+    assert sizes == [[path.stat().st_size for path in sorted(photos.glob("*.jpg"))[:16]]]
+    left = {thread.name for thread in set(threading.enumerate()) - before if thread.is_alive()}
+    assert left == set()

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from clipbatch.config import DecodeSettings
-from clipbatch.stages import first_contact
+from clipbatch.config import DecodeSettings, from_flat
+from clipbatch.runs import plan as planner
+from clipbatch.stages import first_contact, loading
 from clipbatch.stages.decode import Decode
+from clipbatch.stages.decode.dali import DaliDecoder
 from clipbatch.stages.decode.geometry import Target
 from clipbatch.stages.encode import Encode
 from clipbatch.types import EmbeddedBatch, PixelBatch
@@ -100,7 +102,15 @@ def test_a_device_that_cannot_do_it_is_given_up_by_name_and_the_others_go_on(
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
         pytest.skip("needs two cores")
-    only_there = f"import os\nif {cores[0]} in os.sched_getaffinity(0): {MISSING}"
+    only_there = f"""
+import os, pathlib, time
+flag = pathlib.Path({str(tmp_path / "given-up")!r})
+if {cores[0]} in os.sched_getaffinity(0):
+    flag.touch()
+    {MISSING}
+while not flag.exists():  # or the other worker might do all of it before
+    time.sleep(0.01)
+"""
     env = injected(tmp_path / "fault", {DALI: only_there})
     plan(warm, photos, tmp_path / "out")
     cli("run", "--out", tmp_path / "out", "--shards", "0")  # so that the run has begun with DALI
@@ -150,3 +160,126 @@ def test_an_encoder_that_computes_wrong_numbers_is_found(warm: Cli) -> None:
         first_contact.check_encoder(Encoder(right_BD, off_BD), pixels, exact_BD)
     with pytest.raises(first_contact.UnfitError, match="not those of fp32: cosine"):
         first_contact.check_encoder(Encoder(right_BD.roll(1, 0), right_BD.roll(1, 0)), pixels, exact_BD)
+
+
+@pytest.mark.parametrize("first", ["fallback", "dali"])
+def test_of_two_first_workers_that_choose_differently_one_wins_and_the_other_follows_or_gives_up(
+    cli: Cli, warm: Cli, photos: Path, tmp_path: Path, first: str
+) -> None:
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        pytest.skip("needs two cores")
+    here = f"{cores[0]} in os.sched_getaffinity(0)"
+    # Both have chosen before either freezes its choice. DALI is missing for one of them.
+    in_turn = f"""
+import os, pathlib, time
+freeze_alone = freeze
+def freeze(run, plan, compute):
+    folder, fallback = pathlib.Path({str(tmp_path)!r}), {here}
+    (folder / f"chosen-{{fallback}}").touch()
+    def wait(condition):
+        until = time.monotonic() + 120
+        while not condition() and time.monotonic() < until:
+            time.sleep(0.01)
+    wait(lambda: len(list(folder.glob("chosen-*"))) == 2)
+    frozen = freeze_alone(run, plan, compute)
+    if fallback != {first == "fallback"}:
+        wait(run.model_file.exists)
+    return frozen
+"""
+    tries = tmp_path / "tries"
+    only_there = f"""
+import os
+if {here}:
+    with open({str(tries)!r}, "a") as file: file.write(".")
+    {MISSING}
+"""
+    # Where DALI was first, its worker does not begin before the other one has tried to follow.
+    after_that = f"""
+import os, sys, time
+protect_now = protect
+def protect(run, plan):
+    until = time.monotonic() + 120
+    while {first == "dali"} and "clipbatch.stages.pipeline" in sys.modules and time.monotonic() < until:
+        if os.path.getsize({str(tries)!r}) > 1:
+            break
+        time.sleep(0.01)
+    protect_now(run, plan)
+"""
+    code = {DALI: only_there, "clipbatch.rundir.features": in_turn, "clipbatch.rundir.damage": after_that}
+    env = injected(tmp_path / "fault", code)
+    plan(warm, photos, tmp_path / "out")
+    done = cli("run", "--out", tmp_path / "out", "--workers", 2, env=env).stderr
+    assert len(list(tmp_path.glob("chosen-*"))) == 2
+    decoder = "torchvision" if first == "fallback" else "dali"
+    assert json.loads((tmp_path / "out" / "model.json").read_text()).get("decoder", "dali") == decoder
+    assert set(rows(tmp_path / "out")["decoder"].to_pylist()) <= {decoder, "pil", None}
+    assert ("cpu is given up, and the others go on: --decoder dali: " in done) == (first == "dali")
+    assert "every one there once" in warm("verify", tmp_path / "out").stdout
+
+
+COMPILES = """
+joined_as_is = LoadedModel.joined
+def joined(model, decode, settings, batch_size, device):
+    global wanted
+    wanted = settings.model.compile == "on"
+    return joined_as_is(model, decode, settings, batch_size, device)
+LoadedModel.joined = staticmethod(joined)
+class Encode(Encode):
+    def __init__(self, model, **kinds):
+        super().__init__(model, **{**kinds, "compiles": wanted})
+"""
+
+
+def test_torch_compile_that_fails_is_said_once_and_left_out_in_the_whole_run(
+    cli: Cli, warm: Cli, photos: Path, tmp_path: Path
+) -> None:
+    note = tmp_path / "compiled"
+    broken = f"""
+def compiled(*_):
+    with open({str(note)!r}, "a") as file: file.write("once ")
+    raise RuntimeError("gcc: fatal error: cannot execute 'cc1'")
+"""
+    code = {"clipbatch.stages.loading": COMPILES, "clipbatch.stages.encode.stage": broken}
+    env = injected(tmp_path / "fault", code)
+    for name, asked in (("out", False), ("asked", None)):
+        plan(warm, photos, tmp_path / name)
+        rewrite(
+            tmp_path / name / "run.json",
+            lambda value, asked=asked: (
+                value["settings"].update(compile="on", compile_asked=asked),
+                value["identity"].update(compile="on"),
+            ),
+        )
+    first = cli("run", "--out", tmp_path / "out", "--shards", "0", env=env).stderr
+    assert first.count("gcc: fatal error: cannot execute 'cc1'; the run goes on without it") == 1
+    assert json.loads((tmp_path / "out" / "model.json").read_text())["compile"] == "off"
+    assert "cc1" not in cli("run", "--out", tmp_path / "out", env=env).stderr
+    assert note.read_text() == "once "
+    assert "every one there once" in warm("verify", tmp_path / "out").stdout
+    refused = cli("run", "--out", tmp_path / "asked", env=env, code=3).stderr
+    assert "--compile on: torch.compile fails here: RuntimeError: gcc: fatal error" in refused
+    assert "use --compile off for a new run" in refused
+
+
+def test_a_decoder_that_fails_is_closed_before_the_next_one_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[tuple[str, str]] = []
+
+    class Noted(Decode):
+        def __init__(self, settings: DecodeSettings, *arguments: Any, **kinds: Any) -> None:
+            events.append(("made", settings.decoder))
+            super().__init__(settings, *arguments, **kinds)
+
+        def close(self) -> None:
+            events.append(("closed", self.decoder))
+            super().close()
+
+    monkeypatch.setattr(DaliDecoder, "_place", DaliDecoder._place)  # so that it is put back
+    exec(WRONG, {"DaliDecoder": DaliDecoder})
+    monkeypatch.setattr(loading, "Decode", Noted)
+    settings = planner.resolve(from_flat({"model": "clipbatch-demo", "decoder": "dali", "device": "cpu"}))
+    loaded = loading.fit(settings.replace(decoder_asked=False), 8, "cpu")
+    assert events == [("made", "dali"), ("closed", "dali"), ("made", "torchvision")]
+    assert loaded.facts == {"decoder": "torchvision"}
+    loaded.decode.close()
+    loaded.read.close()

@@ -105,6 +105,17 @@ def test_the_parts_of_all_ranks_cover_every_shard_once(world: int) -> None:
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
+def test_each_rank_takes_the_shards_of_the_others_in_an_order_of_its_own() -> None:
+    shards = named_shards("0-99", 100)
+    ranks = [Rank(number=number, world=4) for number in range(4)]
+    orders = [rank.others(shards) for rank in ranks]
+    for rank, order in zip(ranks, orders, strict=True):
+        assert sorted(order) == sorted(set(shards) - set(rank.part(shards)))
+    assert len({tuple(order[:3]) for order in orders}) == 4
+    assert orders == [rank.others(shards) for rank in ranks]
+    assert Rank().others(shards) == []
+
+
 def test_shards_are_named_as_numbers_or_in_a_file(tmp_path: Path) -> None:
     listed = tmp_path / "open.txt"
     listed.write_text("9\n3-4\n\n0 1\n")

@@ -78,6 +78,28 @@ def test_a_finished_shard_is_skipped_and_does_not_count_in_the_median() -> None:
     assert scheduler.complete
 
 
+def test_shards_can_be_added_and_another_process_may_do_one_that_is_in_progress() -> None:
+    scheduler = ShardScheduler(shards(1))
+    assert scheduler.next_for("a", 0.0) == Assignment(shard=0)
+    assert scheduler.unassigned == 0
+    scheduler.add([Assignment(shard=7), Assignment(shard=3), Assignment(shard=4), Assignment(shard=5, again=True)])
+    assert scheduler.next_for("a", 1.0) == Assignment(shard=7)
+    assert scheduler.in_progress == {0: Assignment(shard=0), 7: Assignment(shard=7)}
+    assert scheduler.done_elsewhere({0, 1}) == {0}
+    assert (scheduler.is_open(0), list(scheduler.in_progress)) == (False, [7])
+    assert scheduler.done("a", 0, 2.0) is False
+    assert scheduler.remove_worker("a") == [Assignment(shard=7)]
+    assert scheduler.done_elsewhere({0, 4, 5, 7}) == {4, 7}
+    assert [scheduler.next_for("b", 3.0), scheduler.next_for("b", 3.0)] == [
+        Assignment(shard=3),
+        Assignment(shard=5, again=True),
+    ]
+    assert scheduler.done_elsewhere({3, 5}) == {3}
+    assert not scheduler.complete
+    assert scheduler.done("b", 5, 4.0)
+    assert scheduler.complete
+
+
 @pytest.mark.parametrize("workers", [1, 2, 8, 60])
 @pytest.mark.parametrize("seed", range(5))
 def test_every_shard_is_done_whatever_dies_and_no_worker_idles_beside_unassigned_shards(

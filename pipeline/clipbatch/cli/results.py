@@ -243,17 +243,31 @@ def compact_command(
     rows_per_file: Annotated[
         Optional[int], typer.Option(help="Maximum rows in a file; default: about 512 MiB.")
     ] = None,
+    flat: Annotated[
+        bool, typer.Option("--flat", help="Write nothing but the files: no run directory, and no manifest.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Copy the parts of a finished run into a few large files, and verify every checksum. The same command resumes.
+    """Copy a finished run into one with few large parts, and verify it. The same command resumes.
 
-    RUN may be a dataset of increments. Then --out gets a folder for each increment.
+    RUN may be a dataset of increments. Then the latest row of each image is copied, as with --flat.
 
     Example: clipbatch compact scores/ --out s3://bucket/scores/
     """
-    from clipbatch.runs import increments
+    from clipbatch.runs import compact_dataset, increments
     from clipbatch.runs import run as api
 
     result_is_on_disk()
-    for source, target in increments.each(run, out):
-        print_facts(api.compact(source, target, rows_per_file=rows_per_file), as_json)
+    if is_dataset := increments.is_dataset(run):
+        done = compact_dataset.compact(run, out, rows_per_file=rows_per_file)
+    else:
+        done = api.compact(run, out, rows_per_file=rows_per_file, flat=flat)
+    print_facts(done, as_json)
+    if as_json:
+        return
+    if flat or is_dataset:
+        print(f"{out} has rows and nothing else of {run}: keep {run} to verify, retry, rescore or add to it")
+    elif done["source_may_be_deleted"]:
+        print(f"all rows of {run} are in {out}, compared and verified: {run} may be deleted")
+    else:
+        print(f"all rows of {run} are in {out}, compared and verified: keep {run}, an increment, for the next night")

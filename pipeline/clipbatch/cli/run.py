@@ -17,6 +17,7 @@ from clipbatch.errors import InputError
 from clipbatch.types import counts_text
 
 if TYPE_CHECKING:
+    from clipbatch.rundir.layout import Plan
     from clipbatch.runs.metrics import RunMetrics
     from clipbatch.workers.progress import Log
 
@@ -41,6 +42,12 @@ def run_command(
     ] = False,
     hash_contents: Annotated[
         bool, typer.Option("--hash-contents", help="With --incremental: compare contents, not size and time.")
+    ] = False,
+    mark_deleted: Annotated[
+        bool, typer.Option("--mark-deleted", help="With --incremental: mark images that the same INPUT has no more.")
+    ] = False,
+    confirm_deleted: Annotated[
+        bool, typer.Option("--confirm-deleted", help="With --mark-deleted: also if more than 10% are gone.")
     ] = False,
     metrics: Annotated[
         Optional[Path],
@@ -72,14 +79,22 @@ def run_command(
         raise InputError(
             "--incremental adds a run: give --retry-bad, --repair, --force or --overwrite to one of its runs"
         )
-    if hash_contents and not incremental:
-        raise InputError("--hash-contents is for --incremental: add --incremental, or leave --hash-contents out")
+    if (hash_contents or mark_deleted or confirm_deleted) and not incremental:
+        option = "--hash-contents" if hash_contents else "--mark-deleted" if mark_deleted else "--confirm-deleted"
+        raise InputError(f"{option} is for --incremental: add --incremental, or leave {option} out")
     with _observer(metrics, metrics_port, log) as observer:
         if incremental:
             from clipbatch.runs import increments
 
             report = increments.run(
-                settings, out, hash_contents=hash_contents, quiet=silent, log_json=logs_json(), observer=observer
+                settings,
+                out,
+                hash_contents=hash_contents,
+                mark_deleted=mark_deleted,
+                confirm_deleted=confirm_deleted,
+                quiet=silent,
+                log_json=logs_json(),
+                observer=observer,
             )
         else:
             report = runner.run(
@@ -133,12 +148,19 @@ def plan_command(
         "rows": plan.rows,
         "shards" if as_json else "parts": plan.shards,
         "shard_size" if as_json else "rows a part": plan.shard_size,
+        "device": plan.device if as_json else _device_text(plan, settings),
         "passed_over": plan.passed_over,
         "duplicates": "not counted" if plan.duplicates is None and not as_json else plan.duplicates,
         "fingerprint": plan.fingerprint,
     }
     if as_json or not quiet:
         print_facts(facts, as_json)
+
+
+def _device_text(plan: Plan, settings: Settings) -> str:
+    if plan.device != "cpu" or settings.model.device != "auto":
+        return plan.device or "not recorded"
+    return "cpu (to plan for GPUs: --device cuda)"
 
 
 @app.command("estimate", rich_help_panel=PANEL)
@@ -201,6 +223,7 @@ def rescore_command(
     for source, target in increments.each(run, out):
         report = runner.rescore(source, target, values, device=device, overwrite=overwrite, quiet=quiet)
         show(report, target, quiet, as_json)
+    increments.follow(run, out)
 
 
 @app.command("demo", rich_help_panel=PANEL)

@@ -9,6 +9,10 @@ from clipbatch.config import Settings, hardware
 from clipbatch.config.validation import SettingError
 
 COMPILE_S, COMPILE_GAIN = 90.0, 0.1
+# Photographs that a core decodes in a second, and GFLOP/s that it computes, measured with ViT-B-32 on one core of an
+# EPYC of 2025, which has hardware for bf16 and none for fp16 (benchmarks/results/2026-11-30-cpu-precision.md).
+CORE_DECODES = 400
+CORE_GFLOPS = {"fp32": 80, "bf16": 290, "fp16": 17}
 
 
 def resolve(settings: Settings, gflop: float, frozen: Mapping[str, Any] | None = None) -> Settings:
@@ -69,16 +73,19 @@ def _cpu_batch_size(gflop: float) -> int:
 def one_minute_shard_size(gpu: bool, gflop: float, precision: str, batch_size: int) -> int:
     """Rows in a shard that takes about a minute: `batch_size` times a power of two.
 
-    CPU: assumes that a core decodes 400 photographs a second and computes 80 (fp32) or 290 (bf16) GFLOP/s. These were
-    measured with ViT-B-32 on one core of an EPYC of 2025. GPU: a guess from data sheets, the slower of 5,000 images/s
-    and 200 TFLOP/s.
+    CPU: by `cpu_rate`. GPU: a guess from data sheets, the slower of 5,000 images/s and 200 TFLOP/s.
     """
     if gpu:
         rate = 1 / max(1 / 5_000, gflop / 200_000)
     else:
-        rate = hardware.cores() / (1 / 400 + gflop / (290 if precision == "bf16" else 80))
+        rate = cpu_rate(gflop, "bf16" if precision == "bf16" else "fp32", hardware.cores())
     batches = max(1.0, 60 * rate / batch_size)
     return int(batch_size * 2 ** int(batches).bit_length() // 2)
+
+
+def cpu_rate(gflop: float, precision: str, cores: int) -> float:
+    """Images per second that `cores` cores of a CPU label, as measured (`CORE_GFLOPS`). gflop: as in `resolve`."""
+    return cores / (1 / CORE_DECODES + gflop / CORE_GFLOPS[precision])
 
 
 def worth_compiling(settings: Settings, rows: int, gflop: float) -> bool:

@@ -8,6 +8,9 @@ import shutil
 import sysconfig
 from pathlib import Path
 
+# The remedy where a container hides the driver's decoding library, without which a GPU has no JPEG engines.
+VIDEO_REMEDY = "in a container, start it with NVIDIA_DRIVER_CAPABILITIES=compute,utility,video (or all)"
+
 
 def cores() -> int:
     """CPU cores that this process may use. Respects affinity masks and Slurm's cpusets."""

@@ -12,7 +12,7 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from clipbatch.errors import InputError
+from clipbatch.inputs.column_types import portable
 from clipbatch.inputs.header import image_columns, is_row, numbered
 from clipbatch.inputs.opening import unreadable
 from clipbatch.inputs.quoting import Rows
@@ -56,6 +57,7 @@ class CsvFiles:
         self._paths, self._separator = paths, "\t" if suffix == ".tsv" else ","
         self._no_header, self._named = no_header, named
         self._types: dict[str, pa.DataType] | None = None
+        self._guesses: dict[str, _Guess] = {}
         self._columns: dict[str, _Columns] = {}
         # Blank lines per file, counted if there is only one column: there, a blank line may be meant as a row.
         self._blank_lines: dict[str, int] = {}
@@ -69,9 +71,17 @@ class CsvFiles:
         """
         return pa.schema(self._read_types().items())
 
+    def expect(self, types: Mapping[str, pa.DataType]) -> None:
+        """Give each of these columns its type, or one that is written as this type (`column_types`), if that holds all
+        of its cells."""
+        known = self._read_types()
+        for name, kind in types.items():
+            if name in self._guesses:
+                known[name] = self._guesses[name].type_for(kind)
+
     def _read_types(self) -> dict[str, pa.DataType]:
         if self._types is None:
-            guesses: dict[str, _Guess] = {}
+            guesses = self._guesses
             for path in self._paths:
                 rows = Rows(path, self._separator)
                 for batch in self._read(path, rows):
@@ -250,6 +260,10 @@ class _Guess:
         if not self._fit:
             return pa.binary()
         return self._fit[0] if self._seen else pa.string()
+
+    def type_for(self, wanted: pa.DataType) -> pa.DataType:
+        """The type that is written as `wanted`, if it holds all values; else as `type`."""
+        return next((kind for kind in self._fit if portable(kind) == wanted), self.type())
 
 
 def _holds(kind: pa.DataType, values: pa.Array) -> bool:

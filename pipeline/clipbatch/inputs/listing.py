@@ -7,6 +7,8 @@ module with a class like `Lister` and add it to `LISTERS`.
 
 from __future__ import annotations
 
+import os
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from functools import partial
@@ -16,6 +18,7 @@ import pyarrow as pa
 from clipbatch.config import SourceSettings
 from clipbatch.errors import InputError
 from clipbatch.inputs.archives import Archive, ArchiveFolder
+from clipbatch.inputs.column_types import LossError, cast_whole, portable, to_portable
 from clipbatch.inputs.folders import Directory, ImageFile
 from clipbatch.inputs.holding import find_image_columns
 from clipbatch.inputs.image_tables import ImageTable
@@ -28,6 +31,8 @@ from clipbatch.inputs.table_manifest import TableManifest
 from clipbatch.inputs.text_manifest import TextManifest
 from clipbatch.storage.uris import is_url
 
+# What `Lister.identity` returns: a place, and for a file of names a digest and maybe the root of the names.
+_IDENTITY = re.compile(r"(.*?)(?: ((?:footers-)?sha256:[0-9a-f]{64})(?: root:(.*))?)?", re.DOTALL)
 LISTERS: tuple[type[Lister], ...] = (
     ArchiveFolder,
     ImageTable,
@@ -59,7 +64,7 @@ def _lister(text: str, settings: SourceSettings) -> Lister:
     if kind:
         return kind(text, settings)
     if pattern:
-        return Pattern(text, settings, kind_of, lambda inputs: Listing(inputs, None, ()))
+        return Pattern(text, settings, kind_of, lambda inputs, carried: Listing(inputs, None, (), carried=carried))
     raise InputError(
         f"input {text!r} does not exist, or is not a folder, image, manifest (.txt, .csv, .tsv, .jsonl, .parquet, "
         ".arrow), archive (.tar, .zip) or url: check the name, or use --all-files to take a file whatever its suffix"
@@ -69,15 +74,37 @@ def _lister(text: str, settings: SourceSettings) -> Lister:
 def identities(inputs: list[Lister], frozen: Sequence[str] = ()) -> list[str]:
     """The identity of each input.
 
-    frozen: the identities in the plan of the run to resume. An earlier version may have taken an image table for a
-    manifest. If the identity it recorded still holds, that one is returned.
+    frozen: the identities in the plan of the run to resume. One that still holds is returned as it is there: the same
+    place may be named by way of a link, and an earlier version may have taken an image table for a manifest.
     """
     identities = [lister.identity() for lister in inputs]
     for at, before in enumerate(frozen[: len(inputs)]):
         lister = inputs[at]
         if identities[at] != before and isinstance(lister, ImageTable) and " root:" in before:
             identities[at] = before if lister.former_identity() == before else identities[at]
+        if _resolved(identities[at]) == _resolved(before):
+            identities[at] = before
     return identities
+
+
+def place_of(identity: str) -> str:
+    """Where an input is, by its identity: a url, or a path without links."""
+    return _resolved(identity)[0]
+
+
+def _resolved(identity: str) -> tuple[str, str | None, str | None]:
+    """The parts of an identity: its place, the digest, and the root. Links in paths are resolved."""
+    match = _IDENTITY.fullmatch(identity)
+    assert match
+    place, digest, root = match.groups()
+    return real_place(place), digest, root and real_place(root)
+
+
+def real_place(place: str) -> str:
+    """`place`, a url, a path or `-`, in a form that is equal for the same place, by whatever links it is named."""
+    if place == "-" or is_url(place):
+        return place.rstrip("/")
+    return os.path.realpath(place)
 
 
 def kind_of(text: str, settings: SourceSettings) -> type[Lister] | None:
@@ -89,15 +116,25 @@ class Listing:
     """All inputs of a run as one listing with one schema: the columns `LISTED`, then those copied from the input."""
 
     def __init__(
-        self, inputs: list[Lister], limit: int | None, reserved: Collection[str], sample: Sample | None = None
+        self,
+        inputs: list[Lister],
+        limit: int | None,
+        reserved: Collection[str],
+        sample: Sample | None = None,
+        carried: pa.Schema | None = None,
     ) -> None:
         """reserved: names that a copied column must not have, in upper or lower case. Such a column gets the prefix
-        `input_`. sample: empty; draws from all rows.
+        `input_`. sample: empty; draws from all rows. carried: the columns that a dataset copies already, whose types
+        stay. Those that the inputs do not have become null.
 
         Raises: InputError if two inputs have columns of the same name with incompatible types.
         """
         self._inputs, self._limit, self._sample = inputs, limit, sample
         self._reserved = {name.lower() for name in (*reserved, *LISTED.names)}
+        self._carried = carried or pa.schema([])
+        self._cut: Counter[str] = Counter()
+        for lister in inputs:
+            self._expect(lister)
         schemas = [(lister.text, pa.schema(self._renamed(lister.fields()))) for lister in inputs]
         self.schema = LISTED
         for text, schema in schemas:
@@ -108,6 +145,12 @@ class Listing:
                     f"the type of a column of {text} does not match the column of that name in the other inputs: "
                     f"{error}; label them in separate runs, or leave it out with --columns"
                 ) from error
+        names = self.schema.names[len(LISTED) :]
+        # Columns of `carried` that the inputs do not have, and columns that it does not have.
+        self.absent = [name for name in self._carried.names if name not in names]
+        self.added = [name for name in names if name not in self._carried.names]
+        own = [field.with_type(portable(field.type)) for field in self.schema if field.name in self.added]
+        self.schema = pa.schema([*LISTED, *self._carried, *own])
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """The rows of all inputs in turn, at most `limit`, or the sample. Raises: InputError if there are none."""
@@ -124,12 +167,12 @@ class Listing:
             rows = 0
             for batch in lister.batches():
                 check_names(batch["uri"], partial(row_place, lister.text), rows)
-                rows += batch.num_rows
                 if left is not None:
                     batch = batch.slice(0, left)
                     left -= batch.num_rows
                 has_rows = has_rows or batch.num_rows > 0
-                yield self._aligned(batch, lister.text)
+                yield self._aligned(batch, lister.text, rows)
+                rows += batch.num_rows
                 if left == 0:
                     return
         if not has_rows:
@@ -139,9 +182,24 @@ class Listing:
                 "--all-files takes every file, whatever its suffix"
             )
 
+    def again(self) -> Iterator[pa.RecordBatch]:
+        """As `batches`, once more. Nothing is counted twice."""
+        before = [(lister, lister.passed_over.copy()) for lister in self._inputs]
+        yield from self._all_batches()
+        for lister, count in before:
+            lister.passed_over = count
+
     def passed_over(self) -> Counter[str]:
         """As `Lister.passed_over`, for all inputs."""
-        return sum((lister.passed_over for lister in self._inputs), Counter[str]())
+        return sum((lister.passed_over for lister in self._inputs), self._cut)
+
+    def _expect(self, lister: Lister) -> None:
+        """Tell a lister that finds out types from text which types the dataset has."""
+        if len(self._carried) and isinstance(lister, (TableManifest, Pattern)):
+            fields = lister.fields()
+            names = [(old.name, new.name) for old, new in zip(fields, self._renamed(fields), strict=True)]
+            known = self._carried.names
+            lister.expect({old: self._carried.field(new).type for old, new in names if new in known})
 
     def _renamed(self, fields: list[pa.Field]) -> list[pa.Field]:
         """`fields` with the prefix `input_` where a name is reserved. The new names are unique."""
@@ -155,20 +213,44 @@ class Listing:
 
         return [field.with_name(new_name(field.name)) for field in fields]
 
-    def _aligned(self, batch: pa.RecordBatch, text: str) -> pa.RecordBatch:
-        """A batch of the input `text`, with the columns of `schema`."""
+    def _aligned(self, batch: pa.RecordBatch, text: str, first: int) -> pa.RecordBatch:
+        """A batch of the input `text`, with the columns of `schema`. first: the number of its first row there."""
         own = len(LISTED)
         if len(self.schema) == own:
             return batch
         index = {field.name: at for at, field in enumerate(self._renamed(list(batch.schema)[own:]), own)}
         carried = []
         for field in list(self.schema)[own:]:
-            try:
-                column = batch.column(index[field.name]).cast(field.type) if field.name in index else None
-            except pa.ArrowInvalid as error:
-                raise InputError(
-                    f"column {field.name!r} of {text} has to be {field.type}, as in the other inputs: {error}; "
-                    "label them in separate runs, or leave it out with --columns"
-                ) from error
-            carried.append(pa.nulls(len(batch), field.type) if column is None else column)
+            if field.name in index:
+                carried.append(self._typed(batch.column(index[field.name]), field, text, first))
+            else:
+                carried.append(pa.nulls(len(batch), field.type))
         return pa.record_batch([*batch.columns[:own], *carried], schema=self.schema)
+
+    def _typed(self, values: pa.Array, field: pa.Field, text: str, first: int) -> pa.Array:
+        """The column `field` of the input `text`, in its type. Raises: InputError if that loses something."""
+        try:
+            if values.type == field.type:
+                return values
+            if portable(values.type) == field.type:
+                values, cut = to_portable(values)
+                if cut:
+                    self._cut[f"(values of column {field.name!r} of {text} whose nanoseconds are cut off)"] += cut
+                return values
+            return cast_whole(values, field.type)
+        except LossError as error:
+            where = row_place(text, first + error.row)
+            if field.name in self._carried.names:
+                raise InputError(
+                    f"column {field.name!r} is {field.type} in this dataset, and {where} has {error}: correct the "
+                    "value, or label this input into another dataset"
+                ) from error
+            if portable(values.type) == field.type:
+                raise InputError(
+                    f"column {field.name!r} is written as {field.type}, and {where} has {error}: leave it out with "
+                    "--columns"
+                ) from error
+            raise InputError(
+                f"column {field.name!r} of {text} has to be {field.type}, as in the other inputs, and {where} has "
+                f"{error}; label them in separate runs, or leave it out with --columns"
+            ) from error

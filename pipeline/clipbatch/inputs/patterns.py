@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -43,11 +43,13 @@ class Pattern:
         text: str,
         settings: SourceSettings,
         kind_of: Callable[[str, SourceSettings], type[Lister] | None],
-        join: Callable[[list[Lister]], Listing],
+        join: Callable[[list[Lister], pa.Schema | None], Listing],
     ) -> None:
-        """kind_of: returns the class of the lister for a match. join: combines several listers into one listing."""
+        """kind_of: returns the class of the lister for a match. join: combines several listers into one listing, whose
+        columns have the types of a schema."""
         self.text, self._settings, self._kind_of, self._join = text, settings, kind_of, join
         self.passed_over: Counter[str] = Counter()
+        self._members: list[Lister] = []
         self._listing: Listing | None = None
 
     @staticmethod
@@ -59,6 +61,11 @@ class Pattern:
 
     def fields(self) -> list[pa.Field]:
         return list(self._joined().schema)[len(LISTED) :]
+
+    def expect(self, types: Mapping[str, pa.DataType]) -> None:
+        """As `TableManifest.expect`, for all inputs that the pattern matches."""
+        self._joined()
+        self._listing = self._join(self._members, pa.schema(types.items()))
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         listing = self._joined()
@@ -75,7 +82,7 @@ class Pattern:
                     f"of the {len(matches)} files that the pattern {self.text!r} matches, none is an image or another "
                     "input: --all-files takes every file, whatever its suffix"
                 )
-            self._listing = self._join(inputs)
+            self._members, self._listing = inputs, self._join(inputs, None)
         return self._listing
 
     def _matches(self) -> list[tuple[str, bool]]:

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -94,6 +94,11 @@ class TableManifest:
                 if is_binary_type(field.type) and field.name != uri and (columns is None or field.name in columns):
                     raise self._table.not_text(field.name)
         return carried_fields(self.text, schema, columns, [uri])
+
+    def expect(self, types: Mapping[str, pa.DataType]) -> None:
+        """Give these columns these types, where all cells of a CSV file can be read so."""
+        if isinstance(self._table, CsvFiles):
+            self._table.expect(types)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         uri, fields, rows = self._uri_column(self._table.schema()), self.fields(), 0

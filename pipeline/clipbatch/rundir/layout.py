@@ -58,6 +58,11 @@ class Plan:
     duplicates: int | None = None
     # The run directory whose saved embeddings are scored instead of images: a url or an absolute path.
     rescored: str | None = None
+    # What the first worker of an earlier increment changed or measured, and this run takes over. None: nothing is
+    # settled yet.
+    fitted: ModelFacts | None = None
+    # For which device the settings were chosen: cpu or cuda. None: an older version planned the run.
+    device: str | None = None
     # A random id, if the plan has replaced a run by `--overwrite`. It tells workers of that run that theirs has ended,
     # even if the plans are the same.
     replacement: str | None = None

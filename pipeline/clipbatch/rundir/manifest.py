@@ -145,11 +145,10 @@ class Manifest:
             return Item(row_id=row_id, uri=uri, path="", reject=no_image)
         if span is None:
             path = path_of(uri, root)
-            fence = self._fence if root == self._fence else None
-            reject = None
-            if fence is not None and is_outside(path, fence):
-                reject = Reject(status="unreadable", error=f"outside of --root {fence}")
-            return Item(row_id=row_id, uri=uri, path=path, fence=fence, reject=reject)
+            if self._fence is None or root != self._fence:
+                return Item(row_id, uri, path)
+            reject = Reject(status="unreadable", error=f"outside of --root {root}") if is_outside(path, root) else None
+            return Item(row_id, uri, path, fence=root, reject=reject)
         place = Span(start=span["start"], length=span["length"], method=span["method"])
         return Item(row_id=row_id, uri=uri, path=path_of(span["container"], root), span=place)
 

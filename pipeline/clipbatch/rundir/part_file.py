@@ -78,7 +78,14 @@ def _type(kind: pa.DataType) -> Any:
 
 
 # Size of a row group's scores and embeddings in memory. A reader processes one at a time, and a writer buffers one.
-ROW_GROUP_BYTES = 2**26
+_ROW_GROUP_BYTES = 2**26
+# A row group has at least this many rows, however wide they are.
+_MIN_ROWS = 1024
+
+
+def rows_per_group(row_bytes: int) -> int:
+    """How many rows a row group has. row_bytes: size of a row in memory."""
+    return max(_MIN_ROWS, _ROW_GROUP_BYTES // row_bytes)
 
 
 class PartFile:

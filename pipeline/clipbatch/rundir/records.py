@@ -46,7 +46,10 @@ def _names(text: str) -> frozenset[str]:
 # The keys that `run.json` has had since format 3 began. They are always written, even as null; all others are optional.
 PLAN_3 = _names("format rows identity settings manifest_rows manifest_sha256 passed_over versions duplicates rescored")
 # Optional keys of `run.json`.
-LATER_PLAN: dict[str, Shape] = {"replacement": TEXT}
+LATER_PLAN: dict[str, Shape] = {
+    "device": Kind("cpu or cuda", str, ("cpu", "cuda").__contains__),
+    "replacement": TEXT,
+}
 # The same for the settings in `run.json`.
 SETTINGS_3 = _names(
     """all_files batch_size columns compile compression cpu_share cpus_per_worker decode_threads decode_timeout decoder
@@ -116,6 +119,9 @@ LATER_FACTS: dict[str, Shape] = {
     "hw_decoder_load": Kind("a number from 0 to 1", (int, float), lambda value: 0 <= value <= 1),
 }
 
+# The settings that the first worker may change or fill in, as far as they are in `model.json`.
+FITTED = ("decoder", "compile", "hw_decoder_load")
+
 _SEAL = re.compile(rb'\{"sha256": "([0-9a-f]{64})"(,|\})')
 
 
@@ -142,6 +148,11 @@ class ModelFacts(TypedDict, total=False):
     decoder: str
     compile: str
     hw_decoder_load: float
+
+
+def frozen_choices(facts: ModelFacts) -> ModelFacts:
+    """Those of `FITTED` that the first worker of a run froze in `model.json`."""
+    return cast(ModelFacts, {name: value for name, value in facts.items() if name in FITTED})
 
 
 class OtherVersionError(ValueError):
@@ -200,9 +211,13 @@ def check_format(value: Mapping[str, Any], known: int) -> None:
 
 def check_plan(value: Mapping[str, Any]) -> None:
     """Check the content of `run.json`. Raises: DamagedRecordError, OtherVersionError."""
-    _keys(value, PLAN_3, LATER_PLAN.keys())
+    _keys(value, PLAN_3, LATER_PLAN.keys() | {"fitted"})
     check({name: value[name] for name in _PLAN}, _PLAN, "")
     check(value, _present(LATER_PLAN, value), "")
+    if "fitted" in value:
+        check(value["fitted"], Every(dict, None), "fitted")
+        _keys(value["fitted"], frozenset(), frozenset(FITTED), "fitted.")
+        check(value["fitted"], _present(LATER_FACTS, value["fitted"]), "fitted.")
     settings, identity = value["settings"], value["identity"]
     _settings(settings)
     _keys(identity, IDENTITY_3, (settings.keys() | LATER_IDENTITY) - _NOT_SHARED, "identity.")

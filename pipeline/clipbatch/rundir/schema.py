@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 WORDS = pa.dictionary(pa.int32(), pa.string())
 # Columns of the manifest that parts do not have: how the input was listed.
 LISTING = ("root", "span")
-# What an increment records of a file beside its name; `stamps` fills them.
+# What an increment records of a file beside its name; `stamps` fills them. Every reader takes these types. In datasets
+# of older versions `file_modified` is in nanoseconds and states no time zone.
 STAMPS = (
     pa.field("file_bytes", pa.int64()),
-    pa.field("file_modified", pa.timestamp("ns")),
+    pa.field("file_modified", pa.timestamp("us", "UTC")),
     pa.field("file_sha256", pa.string()),
 )
 # Labels that the layout wide allows. Readers plan for each column of each file, so thousands of columns are slow.

@@ -119,7 +119,7 @@ def estimate(settings: Settings, offer: Offer, *, plan: str | None = None, quiet
         frozen = RunDir(plan).plan()
         if frozen.rescored is not None:
             raise InputError(f"{plan} is a rescoring, which reads no image: it takes seconds for a million rows")
-        resolved, labels = frozen.run_settings(), frozen.labels
+        resolved, labels = frozen.run_settings().replace(device=settings.model.device), frozen.labels
         identities = frozen.identity["inputs"]
         batches = _left_over(RunDir(plan), frozen)
     else:

@@ -2,11 +2,14 @@
 
     dataset/increment-00001/    a run directory like any other; it does not change once it is complete
     dataset/increment-00002/    the images that were new or changed the next night
+    dataset/latest.parquet      which row of which increment is the latest of each image (`latest`)
+    dataset/deleted.parquet     rows of images that are gone, if `--mark-deleted` is used
     dataset/.highest            the highest number that an increment has had
 
 The row of an image keeps what its file looked like (`stamps`). For images in a store or on the web these columns are
-null, and only the name counts. Old rows stay, so an image that has changed has rows in several increments; a file is
-compared with the last of them. Only one process at a time makes an increment.
+null, and only the name and the columns of the manifest count. Old rows stay, so an image that has changed has rows in
+several increments; a row of the input is compared with the last of them (`known`). Only one process at a time makes an
+increment.
 
 Users may delete any increment, including the last one, or all. Images that only a deleted increment had are labelled
 again, since nothing else knows of them. A number is never used twice.
@@ -19,50 +22,35 @@ import functools
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from clipbatch.config import MOVED, PIXELS, Settings, from_flat
 from clipbatch.errors import ClipbatchError, InputError, reading_failed
 from clipbatch.inputs import listing as listings
 from clipbatch.rundir import creation
-from clipbatch.rundir.counts import count_statuses
-from clipbatch.rundir.layout import Plan, RunDir
-from clipbatch.rundir.schema import STAMPS
-from clipbatch.runs import announce, causes
+from clipbatch.rundir.layout import RunDir
+from clipbatch.runs import announce, causes, dataset_tables
 from clipbatch.runs import plan as planner
 from clipbatch.runs import run as runner
+from clipbatch.runs.known import Known
+from clipbatch.runs.latest import DELETED, LATEST
 from clipbatch.runs.report import Increment, Report
-from clipbatch.runs.stamps import Stamper, hashes
-from clipbatch.storage.atomic import file_sha256, locked, publish, remove_leftovers
-from clipbatch.storage.paths import StorePath, as_path, list_names, parquet_source
-from clipbatch.workers import signals
+from clipbatch.runs.stamps import Stamper
+from clipbatch.storage.atomic import locked, publish, remove_leftovers
+from clipbatch.storage.paths import StorePath, as_path, list_names
 from clipbatch.workers.progress import Log, Observer, Progress
 
 _NAME = re.compile(r"increment-(0[0-9]{4}|[1-9][0-9]{4,})")
 _HIGHEST = ".highest"
 # The report page of a dataset.
 _PAGE = "report.html"
-# The columns of the manifest that tell whether an image is known.
-_COMPARED = ["row_id", "uri", "root", "span", *(field.name for field in STAMPS)]
 
 
 class _NothingNewError(ClipbatchError):
     """All rows of the listing are known."""
-
-
-@dataclass(slots=True, kw_only=True)
-class Comparison:
-    """How many rows of the listing are new, changed or known."""
-
-    new: int = 0
-    changed: int = 0
-    known: int = 0
 
 
 def run(
@@ -70,6 +58,8 @@ def run(
     out: str,
     *,
     hash_contents: bool = False,
+    mark_deleted: bool = False,
+    confirm_deleted: bool = False,
     quiet: bool = False,
     log_json: bool = False,
     observer: Observer | None = None,
@@ -77,8 +67,9 @@ def run(
     """Label the images in the input of `settings` that are new or changed since the increments in `out`, as another
     increment. Increments that are not complete are finished first.
 
-    hash_contents: compare the contents of files, all of which are read then, instead of their size and time. observer:
-    is told of the progress.
+    hash_contents: compare the contents of files, all of which are read then, instead of their size and time.
+    mark_deleted: mark images that the same input had, and has no more, in `deleted.parquet`. confirm_deleted: also if
+    these are more than a tenth. observer: is told of the progress.
     Returns the report of the new increment. In addition it has `increment`: the folder (None if nothing was new) and
     how many rows were new, changed and known; `finished`: the reports of increments that were finished, each with its
     `folder`; `notes`: further remarks for the user.
@@ -92,6 +83,10 @@ def run(
         raise InputError("--incremental compares an INPUT with the images that are known: name an INPUT")
     if settings.source.sample:
         raise InputError("--incremental adds all that is new, and --sample takes some of it: leave one of them out")
+    if confirm_deleted and not mark_deleted:
+        raise InputError("--confirm-deleted is for --mark-deleted: add that, or leave --confirm-deleted out")
+    if mark_deleted and (settings.source.limit or "-" in settings.source.inputs):
+        raise InputError("--mark-deleted needs all of an INPUT: leave --limit out, and name a file in place of -")
     busy = f"another process is making an increment in {folder}: wait until it has finished, then run this again"
     with locked(folder, busy):
         remove_leftovers(folder)
@@ -104,18 +99,25 @@ def run(
         label = functools.partial(runner.run, again, quiet=quiet, log_json=log_json, observer=observer, judge=False)
         accepted = functools.partial(announce.start, Log(quiet=quiet, as_json=log_json), settings, out)
         finished: list[Report] = [{**label(path), "folder": str(path)} for path in done if not _is_complete(path)]
-        known, like = _Known(done), RunDir(done[-1]) if done else None
+        known, like = Known(done), RunDir(done[-1]) if done else None
+        notes: list[str] = []
+        gone = np.empty(0, np.int64)
         target = folder / _name(_next_number(folder))
+
+        def select(listing: listings.Listing) -> Iterator[pa.RecordBatch]:
+            nonlocal gone
+            yield from known.select(listing, stamper)
+            notes.extend(_notes_on_columns(listing) if done else ())
+            if mark_deleted and done:
+                gone, remarks = dataset_tables.gone(folder, known, settings.source.inputs, confirm_deleted)
+                notes.extend(remarks)
+            if not known.comparison.new + known.comparison.changed:
+                raise _NothingNewError("nothing is new or changed")
+
         report = Report(status={}, rows_done=0)
-        with Stamper(hash_contents=hash_contents) as stamper:
+        with Stamper(hash_contents=hash_contents, columns=known.columns) as stamper:
             try:
-                planner.plan(
-                    settings,
-                    target,
-                    like=like,
-                    select=lambda listing: known.select(listing, stamper),
-                    accepted=accepted,
-                )
+                planner.plan(settings, target, like=like, select=select, carried=known.carried, accepted=accepted)
                 is_new = True
             except _NothingNewError:
                 is_new = False
@@ -126,12 +128,30 @@ def run(
                 progress.say(f"the rules for pixels have changed since {done[-1]}; other scores result for: {MOVED}")
                 progress.close()
             report = label(target)
-        for run_dir in map(RunDir, [target] if is_new else done[-1:]):
-            causes.check_finished(run_dir, last := run_dir.plan(), settings.launch.bad_allowed(last.rows))
+        notes += dataset_tables.keep(folder, known, gone, target if is_new else None)
+        if not report["status"].get("ok") and (is_new or done):
+            last = RunDir(target if is_new else done[-1])
+            causes.check_finished(last, last.plan(), settings.launch.bad_allowed(last.plan().rows))
         rows = known.comparison
+        if rows.again:
+            notes.append(f"{rows.again} of the changed images are tried again, as their failure may have passed")
         name = str(target) if is_new else None
         increment = Increment(folder=name, new=rows.new, changed=rows.changed, known=rows.known)
-        return {**report, "increment": increment, "finished": finished, "notes": stamper.notes()}
+        return {**report, "increment": increment, "finished": finished, "notes": [*stamper.notes(), *notes]}
+
+
+def _notes_on_columns(listing: listings.Listing) -> list[str]:
+    """Remarks on columns that only the input has, or only the increments before."""
+    notes = []
+    if listing.added:
+        names = ", ".join(map(repr, listing.added))
+        notes.append(
+            f"columns that no increment had before: {names}; images that are known do not get them, and some readers "
+            "have to be told to join the increments by name"
+        )
+    if listing.absent:
+        notes.append(f"columns that the input does not have any more, so that they are null: {listing.absent}")
+    return notes
 
 
 def increments(folder: Path) -> list[Path]:
@@ -139,7 +159,7 @@ def increments(folder: Path) -> list[Path]:
 
     Raises: InputError if `folder` holds something else, or an increment without its `run.json`.
     """
-    beside = (_PAGE, *(name for name in os.listdir(folder) if name.startswith(".")))
+    beside = (_PAGE, LATEST, DELETED, *(name for name in os.listdir(folder) if name.startswith(".")))
     strangers = sorted(name for name in os.listdir(folder) if not _NAME.fullmatch(name) and name not in beside)
     if strangers:
         raise InputError(
@@ -168,6 +188,17 @@ def each(source: str, out: str) -> list[tuple[str, str]]:
     if not os.path.isdir(source) or RunDir(source).exists() or not any(map(_NAME.fullmatch, os.listdir(source))):
         return [(source, out)]
     return [(str(path), os.path.join(out, path.name)) for path in increments(Path(source))]
+
+
+def is_dataset(place: str) -> bool:
+    """Whether `place` is a folder on a disk with increments."""
+    return [run for run, _ in each(place, "")] != [place] and os.path.isdir(place)
+
+
+def follow(source: str, out: str) -> None:
+    """Give `out` the tables of latest and deleted rows, if it is a dataset that was made by rescoring `source`."""
+    if is_dataset(source) and is_dataset(out):
+        dataset_tables.follow(Path(source), Path(out), increments(Path(out)))
 
 
 def runs_in(place: str) -> list[str]:
@@ -228,82 +259,3 @@ def _is_complete(path: Path) -> bool:
     run = RunDir(path)
     plan = run.plan()
     return len(run.done(plan)) == plan.shards
-
-
-class _Known:
-    """The last row of each image in the increments, as two 64-bit hashes: of its name, and of what its file looked
-    like. That takes 16 bytes for each row."""
-
-    def __init__(self, done: list[Path]) -> None:
-        """done: the increments, all complete, oldest first."""
-        self.comparison = Comparison()
-        rows = [(np.empty(0, np.int64), np.empty(0, np.int64))]
-        for path in done:
-            run = RunDir(path)
-            plan = run.plan()
-            missing = _missing(run, plan)
-            for batch in _manifest(run, plan):
-                signals.check()
-                rows.append(hashes(batch, np.isin(batch["row_id"].to_numpy(), missing)))
-        by_name, looks = (np.concatenate(column)[::-1] for column in zip(*rows, strict=True))  # the last rows first
-        self._names, first = np.unique(by_name, return_index=True)
-        self._looks = looks[first]
-
-    def select(self, listing: listings.Listing, stamper: Stamper) -> Iterator[pa.RecordBatch]:
-        """The rows of the listing that are new or changed, with what their files look like now."""
-        for batch in listing.batches():
-            stamped = stamper.stamped(batch)
-            name, look = hashes(stamped, np.zeros(batch.num_rows, bool))
-            seen, same = self._compare(name, look)
-            self.comparison.new += int((~seen).sum())
-            self.comparison.changed += int((seen & ~same).sum())
-            self.comparison.known += int(same.sum())
-            yield stamped.filter(pa.array(~same))
-        if not self.comparison.new + self.comparison.changed:
-            raise _NothingNewError("nothing is new or changed")
-
-    def _compare(self, name: NDArray[np.int64], look: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Which rows have a known name, and which of these look the same as before."""
-        if not len(self._names):
-            return np.zeros(len(name), bool), np.zeros(len(name), bool)
-        at = np.minimum(np.searchsorted(self._names, name), len(self._names) - 1)
-        seen = self._names[at] == name
-        return seen, seen & (self._looks[at] == look)
-
-
-def _manifest(run: RunDir, plan: Plan) -> Iterator[pa.RecordBatch]:
-    """The rows of an increment's manifest. Raises: InputError if the manifest has changed or cannot be read."""
-    remedy = "restore it, or delete the increment; images that only it had are labelled again then"
-    for name, digest in sorted(plan.manifest_sha256.items()):
-        path = run.manifest / name
-        try:
-            if file_sha256(path) != digest:
-                raise InputError(f"the manifest {path} was changed after the run was planned: {remedy}")
-            with pq.ParquetFile(parquet_source(path)) as file:
-                absent = [field.name for field in STAMPS if field.name not in file.schema_arrow.names]
-                if absent:
-                    raise InputError(
-                        f"{run.path} was not made with --incremental, as {path} has no column {absent[0]}: move it to "
-                        "another folder"
-                    )
-                yield from file.iter_batches(columns=_COMPARED)
-        except OSError as error:
-            raise InputError(f"cannot read the manifest {path}: {error.strerror or error}; {remedy}") from error
-
-
-def _missing(run: RunDir, plan: Plan) -> NDArray[np.int64]:
-    """The row_ids of a complete increment whose files did not exist when they were to be read.
-
-    Raises: InputError naming a damaged part.
-    """
-    row_ids = [np.empty(0, np.int64)]
-    for shard, counts in count_statuses(run, plan, range(plan.shards)).items():
-        if not counts.get("missing"):
-            continue
-        path = run.part(shard, plan.shards)
-        try:
-            table = pq.read_table(parquet_source(path), columns=["row_id", "status"])
-        except (OSError, pa.ArrowException) as error:
-            raise InputError(f"{path} is damaged: clipbatch run --out {run.path} --repair makes it again") from error
-        row_ids.append(table["row_id"].to_numpy()[np.asarray(table["status"].to_pylist()) == "missing"])
-    return np.concatenate(row_ids)

@@ -35,12 +35,14 @@ from clipbatch.rundir import creation
 from clipbatch.rundir.duplicates import Duplicates
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.manifest import ManifestWriter
+from clipbatch.rundir.records import ModelFacts, frozen_choices
 from clipbatch.rundir.schema import STAMPS, group_columns, result_fields
 from clipbatch.storage.uris import is_url
 from clipbatch.workers import signals
 
 # Files that were passed over are counted for this many suffixes, and the rest together.
 _SUFFIXES = 20
+# At most so many rows in a file and in a row group of the manifest, unless a shard has more.
 MANIFEST_ROWS = 2**20
 ROW_GROUP_ROWS = 2**14
 
@@ -53,6 +55,16 @@ def identity(settings: Settings, labels: LabelSet, inputs: list[str]) -> JsonObj
     return settings.within("identity", "output") | {"inputs": inputs} | labels.identity()
 
 
+def manifest_rows(shard_size: int) -> int:
+    """Rows in a file of the manifest: whole shards."""
+    return shard_size * max(1, MANIFEST_ROWS // shard_size)
+
+
+def row_group_rows(shard_size: int) -> int:
+    """Rows in a row group of the manifest: whole shards."""
+    return shard_size * max(1, ROW_GROUP_ROWS // shard_size)
+
+
 def freeze(
     run: RunDir,
     settings: Settings,
@@ -62,11 +74,13 @@ def freeze(
     passed_over: Callable[[], Counter[str]],
     *,
     replace: bool = False,
+    fitted: ModelFacts | None = None,
+    device: str | None = None,
 ) -> Plan:
     """Write the manifest and `run.json` of a new run. Returns the plan, or that of a process that was faster.
 
     rows: the listing, with the same columns in every batch. passed_over: called after the listing has ended. replace:
-    delete the existing run.
+    delete the existing run. fitted, device: as in `Plan`; device None: that of `settings`.
     Raises: InputError if the folder cannot be written or the listing refuses its input; nothing stays behind then.
     OtherRunError if another process was faster and has other settings.
     """
@@ -76,8 +90,8 @@ def freeze(
         raise SettingError(
             f"shard_size {settings.output.shard_size} is not a multiple of batch_size {settings.model.batch_size}"
         )
-    per_file = settings.output.shard_size * max(1, MANIFEST_ROWS // settings.output.shard_size)
-    row_group = settings.output.shard_size * max(1, ROW_GROUP_ROWS // settings.output.shard_size)
+    shard_size = settings.output.shard_size
+    per_file, row_group = manifest_rows(shard_size), row_group_rows(shard_size)
     with creation.staged(run) as folder:
         duplicates, writer = Duplicates(), ManifestWriter(folder, per_file, row_group)
         with writer, ThreadPoolExecutor(1, thread_name_prefix="duplicates") as pool:
@@ -98,6 +112,8 @@ def freeze(
             duplicates=duplicates.count(),
             passed_over=_most_frequent(passed_over()),
             versions=versions(),
+            fitted=fitted,
+            device=device or auto.device_of(settings).partition(":")[0],
         )
         valid = creation.create(run, plan, folder, replace=replace)
     run.check_same(valid, plan.identity)
@@ -135,15 +151,17 @@ def plan(
     overwrite: bool = False,
     like: RunDir | None = None,
     select: Select | None = None,
+    carried: pa.Schema | None = None,
     accepted: Callable[[], None] = lambda: None,
 ) -> Plan:
     """Freeze the input of `settings` into the run directory `out`, or return the plan that it has already.
 
     Settings without inputs: return the plan in `out`. If `out` already holds a plan with the same settings, that plan
     is used. A plan with other settings is replaced if no worker has loaded a model for it yet. like: every setting
-    except the input and the rules for pixels must equal that run's. select: chooses rows of the listing, and may add
-    columns; only for a new run. accepted: called when settings and names of inputs have been checked, before the input
-    of a new run is listed, which may take long.
+    except the input and the rules for pixels must equal that run's, and the new run takes over what the first worker of
+    that one chose and measured. select: chooses rows of the listing, and may add columns; only for a new run. carried:
+    as for `Listing`. accepted: called when settings and names of inputs have been checked, before the input of a new
+    run is listed, which may take long.
     Raises: InputError if something is refused; OtherRunError if `out` belongs to a run with other settings or, with
     `select`, to any run.
     """
@@ -161,25 +179,46 @@ def plan(
     if run_dir.exists() and select:
         raise OtherRunError(f"another process has made {run_dir.path} a run meanwhile: run the same command again")
     if run_dir.exists() and not overwrite:
-        frozen = run_dir.plan()
-        identities = listings.identities(inputs, frozen.identity.get("inputs", ()))
-        try:
-            as_then = names.by_rules(frozen.labels.scoring)
-            run_dir.check_same(frozen, identity(_resolve(settings, frozen.identity), as_then, identities))
+        if same := _same(settings, names, inputs, run_dir):
             accepted()
-            return frozen
-        except OtherRunError:
-            if run_dir.model_facts() is not None or run_dir.done(frozen):
-                raise
-            replace = True
+            return same
+        replace = True
+    fitted = None
     resolved = _resolve(settings, like.plan().identity if like else {})
     if like:
         names = names.by_rules((frozen := like.plan()).labels.scoring)
         like.check_same(frozen, identity(resolved, names, frozen.identity["inputs"]))
-        resolved = resolved.replace(pixels=PIXELS)
+        resolved, facts = resolved.replace(pixels=PIXELS), like.model_facts()
+        fitted = None if facts is None else frozen_choices(facts)
     else:
         check_labels(resolved, names)
-    return _freeze(run_dir, resolved, names, inputs, replace, select, accepted)
+    device = like.plan().device if like else None
+    return _freeze(run_dir, resolved, names, inputs, replace, select, fitted, device, carried, accepted)
+
+
+def existing(settings: Settings, run_dir: RunDir) -> Plan | None:
+    """The plan that `run_dir` has, if it fits `settings`; None if `plan` would replace it. Changes nothing.
+
+    Raises: InputError as `plan` does; OtherRunError if `run_dir` belongs to a run with other settings.
+    """
+    if not settings.source.inputs:
+        return run_dir.plan()
+    names = label_files.load(settings.labels)
+    settings = dataclasses.replace(_checked(settings), launch=LaunchSettings())
+    return _same(settings, names, listings.listers(settings.source), run_dir)
+
+
+def _same(settings: Settings, names: LabelSet, inputs: list[lister.Lister], run_dir: RunDir) -> Plan | None:
+    frozen = run_dir.plan()
+    identities = listings.identities(inputs, frozen.identity.get("inputs", ()))
+    try:
+        as_then = names.by_rules(frozen.labels.scoring)
+        run_dir.check_same(frozen, identity(_resolve(settings, frozen.identity), as_then, identities))
+    except OtherRunError:
+        if run_dir.model_facts() is not None or run_dir.done(frozen):
+            raise
+        return None
+    return frozen
 
 
 def resolve(settings: Settings) -> Settings:
@@ -225,6 +264,9 @@ def _freeze(
     inputs: list[lister.Lister],
     replace: bool,
     select: Select | None,
+    fitted: ModelFacts | None,
+    device: str | None,
+    carried: pa.Schema | None,
     accepted: Callable[[], None],
 ) -> Plan:
     results = [field.name for field in result_fields(group_columns(names, settings.output), settings.output, 0)]
@@ -232,7 +274,7 @@ def _freeze(
     identities = listings.identities(inputs)  # reads manifests, which may take long
     source, taken = settings.source, [*results, "row_id", *(f.name for f in STAMPS)]
     sample = Sample(source.sample, source.seed or 0) if source.sample else None
-    listing = listings.Listing(inputs, source.limit, taken, sample)
+    listing = listings.Listing(inputs, source.limit, taken, sample, carried)
     return freeze(
         run_dir,
         settings,
@@ -241,4 +283,6 @@ def _freeze(
         select(listing) if select else listing.batches(),
         listing.passed_over,
         replace=replace,
+        fitted=fitted,
+        device=device,
     )

@@ -76,9 +76,13 @@ class _Invocation(TypedDict):
 
 
 class Invocation(_Invocation, total=False):
-    """With `waits`, by store or host, only if one made the run wait."""
+    """With `ceiling`, what most workers' images waited for (`stages.ceilings`), if any worker has done something; with
+    `waits`, by store or host, only if one made the run wait; with `helped`, the number of shards of other ranks that it
+    did, only if it did some."""
 
+    ceiling: str
     waits: dict[str, Waits]
+    helped: int
 
 
 class Increment(TypedDict):
@@ -131,11 +135,11 @@ def make(
     loading. damaged: the shards whose part was damaged before; such a shard is not done unless its part was replaced.
 
     If `shards` are all shards of the run, the report is published as `report.json`. If this invocation completes the
-    run, a report on all shards is published too.
+    run, a report on all shards is published too; where another rank did the last shard, that rank publishes it.
     """
     repaired = {shard: done.counts[shard] for shard in damaged if shard in done.counts and shard not in done.kept}
     finished = run.done(plan) - (set(damaged) - repaired.keys())
-    if len(shards) < plan.shards and len(finished) == plan.shards:
+    if len(shards) < plan.shards and len(finished) == plan.shards and not done.outrun:
         make(run, plan, done, elapsed_s, rank, list(range(plan.shards)), damaged)
     mine = [shard for shard in shards if shard in finished]
     totals = _sum(count_statuses(run, plan, mine).values())
@@ -173,8 +177,12 @@ def make(
         "versions": plan.versions,
         "hardware": hardware.describe(),
     }
+    if reached := Counter(str(facts["ceiling"]) for each in done.stages if "ceiling" in (facts := each.facts)):
+        report["this_run"]["ceiling"] = reached.most_common(1)[0][0]
     if waits := _waits(done.stages):
         report["this_run"]["waits"] = waits
+    if helped := len(done.counts.keys() - set(shards)):
+        report["this_run"]["helped"] = helped
     if len(shards) == plan.shards:
         write_json(run.path / "report.json", report)
     return report

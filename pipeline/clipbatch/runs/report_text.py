@@ -24,8 +24,9 @@ def text(out: str, report: Report) -> str:
         lines.append(f"{new} new images, {changed} changed, {known} known: {out}")
     if part["planned"] < report["parts"]["planned"]:
         who = f"rank {part['rank']} of {part['world_size']}" if part["world_size"] > 1 else "this part"
+        helped = f", and it did {this_run['helped']} of other ranks" if "helped" in this_run else ""
         lines.append(
-            f"{who}: {part['done']} of its {part['planned']} shards are done; of the whole run, "
+            f"{who}: {part['done']} of its {part['planned']} shards are done{helped}; of the whole run, "
             f"{report['parts']['done']} of {report['parts']['planned']}"
         )
     lines.append(f"{done} images: {counts_text(report['status'])}")
@@ -44,6 +45,8 @@ def text(out: str, report: Report) -> str:
         pace = ""
         if has_pace(this_run):
             pace = f", {words.rate(this_run['images_per_s'])} images/s, bound by {this_run['bottleneck']}"
+            reached = this_run.get("ceiling", "")
+            pace += f" ({reached})" if reached not in ("", this_run["bottleneck"]) else ""
         lines.append(
             f"{this_run['rows']} images in {this_run['seconds']:.1f} s ({this_run['load_s']:.1f} s of it starting and "
             f"loading the model){pace}"

@@ -11,22 +11,25 @@ from typing import Any
 
 from clipbatch.config import MOVED, PIXELS, Settings, from_flat
 from clipbatch.config.labels import remarks
-from clipbatch.errors import ClipbatchError, InputError, NothingLabelledError
+from clipbatch.errors import ClipbatchError, InputError, InterruptedRunError, NothingLabelledError
 from clipbatch.rundir import damage, replacement
 from clipbatch.rundir import verify as verifier
 from clipbatch.rundir.counts import count_statuses
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.runs import announce, causes, report
 from clipbatch.runs import compact as compactor
+from clipbatch.runs import flat as flattener
 from clipbatch.runs import rescore as rescorer
-from clipbatch.runs.compact import Compacted
+from clipbatch.runs.copying import Compacted
 from clipbatch.runs.plan import plan
 from clipbatch.runs.report import Report
+from clipbatch.runs.warnings import device_remark
 from clipbatch.storage.atomic import remove_leftovers
 from clipbatch.storage.paths import as_path
 from clipbatch.workers import ranks
 from clipbatch.workers import supervisor as launch
 from clipbatch.workers.engine import Engine, check_trace, numbered
+from clipbatch.workers.helping import Helper
 from clipbatch.workers.progress import Log, Observer, Progress, check_bad
 from clipbatch.workers.ranks import Rank
 from clipbatch.workers.scheduler import Assignment
@@ -84,7 +87,8 @@ def run(
         frozen = plan(settings, out, overwrite=overwrite, accepted=started)
         run_dir = RunDir(out)
         damage.protect(run_dir, frozen)
-        mine = rank.part(ranks.named_shards(settings.launch.shards, frozen.shards))
+        shards = ranks.named_shards(settings.launch.shards, frozen.shards)
+        mine = rank.part(shards)
         remove_leftovers(run_dir.path)
         remove_leftovers(run_dir.parts)
         damaged = {shard for shard, _ in _problems(run_dir, frozen, mine)} if repair else set()
@@ -100,9 +104,9 @@ def run(
 
         with announce.failure(log, start):
             report = label(
-                settings, run_dir, frozen, workers, rank, mine, start, progress, again=again, retry_bad=retry_bad
+                settings, run_dir, frozen, workers, rank, shards, start, progress, again=again, retry_bad=retry_bad
             )
-            if judge and frozen.rescored is None:
+            if judge and frozen.rescored is None and not report["status"].get("ok"):
                 causes.check_finished(run_dir, frozen, settings.launch.bad_allowed(frozen.rows))
         return report
 
@@ -113,16 +117,21 @@ def label(
     frozen: Plan,
     workers: Engine,
     rank: ranks.Rank,
-    mine: list[int],
+    shards: list[int],
     start: float,
     progress_of: Callable[..., Progress],
     *,
     again: Mapping[int, Assignment],
     retry_bad: bool,
 ) -> Report:
-    """Do those shards of `mine` that are not done, and make the report. start: of this invocation, in seconds of
-    time.perf_counter(). again: the assignments for shards whose part is damaged."""
-    finished = run_dir.done(frozen) - again.keys()
+    """Do what is open of this rank's part of `shards`, then help the other ranks, and make the report. start: of this
+    invocation, in seconds of time.perf_counter(). again: the assignments for shards whose part is damaged.
+
+    The report, the limit of bad images and the exit code are those of this rank's part. So a signal that ends the
+    process while it helps is no failure.
+    """
+    mine, finished = rank.part(shards), run_dir.done(frozen) - again.keys()
+    helper = Helper(run_dir, frozen, rank, shards, finished)
     assignments = [again.get(shard, Assignment(shard=shard)) for shard in mine if shard not in finished]
     counted = finished.intersection(mine) if retry_bad or settings.launch.max_bad is not None else ()
     known = count_statuses(run_dir, frozen, counted) if counted else {}
@@ -137,20 +146,26 @@ def label(
     allowed = settings.launch.bad_allowed(total)
     any_ok = not retry_bad and frozen.rescored is None and (allowed is None or allowed < total)
     limits = Limits(bad=allowed, any_ok=any_ok)
-    supervisor = launch.Supervisor(run_dir, frozen, settings.runtime(), workers, progress, rank, limits)
+    supervisor = launch.Supervisor(run_dir, frozen, settings.runtime(), workers, progress, helper, limits)
 
     def make_report() -> Report:
         return report.make(run_dir, frozen, supervisor.done, time.perf_counter() - start, rank, mine, again)
 
-    for remark in remarks(frozen.labels) if assignments else ():
-        progress.say(remark)
+    for remark in [*remarks(frozen.labels), device_remark(frozen, settings)] if assignments else ():
+        if remark:
+            progress.say(remark)
     if assignments and frozen.pixels != PIXELS and frozen.rescored is None:
         progress.say(
             f"{run_dir.path} was planned by an older version and is finished with its rules for pixels; a new run "
             f"treats these images differently: {MOVED}"
         )
     try:
-        supervisor.work(assignments)
+        try:
+            supervisor.work(assignments)
+        except InterruptedRunError as error:
+            if helper.alone or supervisor.lacks(assignments):
+                raise
+            progress.say(f"{error}; the part of this rank is done, and it was helping the others")
         report.check_nothing_vanished(run_dir, frozen, mine)
     except ClipbatchError as error:
         with contextlib.suppress(ClipbatchError):  # the first error is the one to show
@@ -186,14 +201,19 @@ def rescore(
 
 
 def compact(
-    source: str | os.PathLike[str], out: str | os.PathLike[str], *, rows_per_file: int | None = None
+    source: str | os.PathLike[str], out: str | os.PathLike[str], *, rows_per_file: int | None = None, flat: bool = False
 ) -> Compacted:
-    """Copy the parts of the finished run in `source` into a few large files in the folder `out`, and verify them.
+    """Copy the finished run in `source` into the run directory `out`, whose parts are few and large, and verify it.
 
-    rows_per_file: the maximum; but a file holds whole parts, and at least one. Returns how many files there are.
-    Raises: InputError if the run is not finished or `out` holds other files; DamagedError for damaged parts.
+    rows_per_file: the maximum of rows in a part; but a part holds whole parts of `source`, and at least one; None: as
+    many as have about 512 MiB. flat: write the files into `out` itself, and nothing else of the run. Returns how many
+    files there are.
+    Raises: InputError if the run is not finished, or `out` holds other files; OtherRunError if it is another run;
+    DamagedError for damaged parts.
     """
-    return compactor.compact(RunDir(source), as_path(out), rows_per_file)
+    if flat:
+        return flattener.compact(RunDir(source), as_path(out), rows_per_file)
+    return compactor.compact(RunDir(source), RunDir(out), rows_per_file)
 
 
 def verify(out: str | os.PathLike[str]) -> tuple[Plan, list[tuple[int, str]]]:

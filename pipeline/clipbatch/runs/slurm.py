@@ -5,7 +5,8 @@
     jobs.txt                     the jobs that were submitted, one on each line
     logs/                        the output of tasks and checks
 
-These files are in the folder `slurm` of the run directory, or in a folder that the user names.
+These files are in the folder `slurm` of the run directory, or in a folder that the user names. Lists and logs are kept
+for the last `MAX_ARRAYS` arrays.
 
 Task k of w takes the k-th listed shard and every w-th shard after it, so neighbouring shards with large images are
 spread over all tasks. Slurm is used only through its commands.
@@ -16,20 +17,27 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 import subprocess
+import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from shutil import which
+from typing import Any
 
 from clipbatch.config import Settings
-from clipbatch.errors import InputError
-from clipbatch.rundir.layout import RunDir
+from clipbatch.errors import InputError, reading_failed
+from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.runs import plan as planner
 from clipbatch.runs.slurm_scripts import SlurmJob, array_script, check_script
+from clipbatch.runs.warnings import device_remark
 from clipbatch.storage.atomic import publish, writing_failed
 from clipbatch.storage.uris import absolute, is_url
 from clipbatch.workers.ranks import named_shards
+
+# How many arrays have their logs kept.
+MAX_ARRAYS = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +54,12 @@ class Submitted:
     check_job: str | None = None
     # The folder of scripts, lists and logs; absolute.
     folder: str
+    # For which device the run was planned: cpu or cuda. None: the plan does not say.
+    device: str | None = None
+    # What the user should know about the device.
+    remark: str | None = None
+    # The scripts by name, if nothing was submitted.
+    scripts: dict[str, str] = field(default_factory=dict)
 
 
 def submit(
@@ -60,7 +74,7 @@ def submit(
     """Plan a run, or use the plan in `out`, and submit its open shards.
 
     settings: as for `runs.run`. folder: for scripts, lists and logs; by default `slurm` in the run directory. dry_run:
-    plan and write the scripts, but submit nothing.
+    submit nothing, and leave nothing behind.
     Raises: InputError if settings or inputs are refused, Slurm's commands do not exist, or Slurm refuses the job.
     """
     by_hand = [name for name in ("rank", "world_size", "gpus") if getattr(settings.launch, name) is not None]
@@ -71,34 +85,79 @@ def submit(
         )
     if settings.launch.engine != "local":
         raise InputError("--engine ray needs no Slurm, and the tasks of an array need no Ray: leave it out")
-    if settings.model.device == "auto" and (job.gres or "").startswith("gpu"):
-        settings = settings.replace(device="cuda")  # the nodes have GPUs, whether or not this machine has one
+    if settings.model.device == "auto":
+        settings = settings.replace(device=job.device)  # whether or not this machine has a GPU
     run_path = absolute(os.fspath(out))
     directory = _folder(run_path, folder)
     if not dry_run:
         _check_commands()
         _check_idle(directory)
     run = RunDir(run_path)
-    plan = planner.plan(settings, run_path, overwrite=overwrite)
-    finished = run.done(plan)
+    plan = _dry_plan(settings, run, overwrite) if dry_run else planner.plan(settings, run_path, overwrite=overwrite)
+    finished = run.done(plan) if run.exists() and not (dry_run and overwrite) else set()
     todo = [shard for shard in named_shards(settings.launch.shards, plan.shards) if shard not in finished]
+    facts: dict[str, Any] = {"shards": plan.shards, "open_shards": len(todo), "folder": os.fspath(directory)}
     if not todo:
-        return Submitted(shards=plan.shards, open_shards=0, folder=os.fspath(directory))
+        return Submitted(**facts, device=plan.device)
     tasks = min(job.tasks, len(todo))
+    remark = device_remark(plan, settings, job.cpus_per_task)
+    submitted = Submitted(**facts, tasks=tasks, device=plan.device, remark=remark)
     if not dry_run:
         _check_size(tasks)
-    array, check = _write_scripts(run_path, directory, settings, job, todo, tasks)
-    submitted = Submitted(shards=plan.shards, open_shards=len(todo), tasks=tasks, folder=os.fspath(directory))
+    listed = directory / f"shards-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.getpid()}.txt"
+    scripts = {
+        "array.sbatch": array_script(run_path, directory, job, listed, tasks, _flags(settings), len(finished)),
+        "check.sbatch": check_script(run_path, directory, job),
+    }
     if dry_run:
-        return submitted
-    array_job = _sbatch(array)
+        return replace(submitted, scripts={name: os.fsdecode(script) for name, script in scripts.items()})
+    _write(directory, {listed.name: _ranges(todo).encode(), **scripts})
+    array_job = _sbatch(directory / "array.sbatch")
     _record(directory, f"array {array_job}: {tasks} tasks for {len(todo)} open shards of {plan.shards}")
     try:
-        check_job = _sbatch(check, f"--dependency=afterany:{array_job}")
+        check_job = _sbatch(directory / "check.sbatch", f"--dependency=afterany:{array_job}")
     except InputError as error:
         raise InputError(f"array job {array_job} was submitted and will run, but its check was not: {error}") from error
     _record(directory, f"check {check_job}, after array {array_job}")
+    _remove_old(directory)
     return replace(submitted, array_job=array_job, check_job=check_job)
+
+
+def setup_lines(path: Path | None) -> str:
+    """The lines of a `--setup` file; '' without one. Raises: InputError if it cannot be read or is not bash."""
+    if path is None:
+        return ""
+    try:
+        text = os.fsdecode(path.read_bytes()).replace("\r\n", "\n")
+    except OSError as error:
+        raise reading_failed(f"--setup {path}", error) from error
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.startswith("#SBATCH"):
+            raise InputError(f"--setup {path}, line {number}: Slurm ignores {line!r} there: use --sbatch-option")
+    if which("bash"):
+        checked = subprocess.run(["bash", "-n"], input=os.fsencode(text), capture_output=True, check=False)
+        if checked.returncode:
+            reason = " ".join(os.fsdecode(checked.stderr).split())
+            raise InputError(f"--setup {path} is not a piece of bash: {reason}")
+    return text
+
+
+def check_launcher(launcher: str) -> None:
+    """Raises: InputError if it names a file relative to this folder: the tasks run in another one."""
+    for word in shlex.split(launcher)[1:]:
+        if not os.path.isabs(word) and os.path.isfile(word):
+            raise InputError(
+                f"--launcher: {word} is relative to this folder, in which the tasks do not run: write "
+                f"{os.path.abspath(word)}"
+            )
+
+
+def _dry_plan(settings: Settings, run: RunDir, overwrite: bool) -> Plan:
+    """The plan that the run has or would get. Leaves nothing behind."""
+    if run.exists() and not overwrite and (plan := planner.existing(settings, run)):
+        return plan
+    with tempfile.TemporaryDirectory(prefix="clipbatch-dry-run-") as folder:
+        return planner.plan(settings, Path(folder) / "run")
 
 
 def _folder(out: str, folder: str | os.PathLike[str] | None) -> Path:
@@ -139,23 +198,29 @@ def _check_idle(folder: Path) -> None:
             )
 
 
-def _write_scripts(
-    out: str, folder: Path, settings: Settings, job: SlurmJob, todo: list[int], tasks: int
-) -> tuple[Path, Path]:
+def _write(folder: Path, files: dict[str, bytes]) -> None:
     try:
         (folder / "logs").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise writing_failed(folder, error) from error
-    listed = folder / f"shards-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.getpid()}.txt"
-    array, check = folder / "array.sbatch", folder / "check.sbatch"
-    for path, content in (
-        (listed, _ranges(todo).encode()),
-        (array, array_script(out, folder, job, listed, tasks, _flags(settings))),
-        (check, check_script(out, folder, job)),
-    ):
-        with publish(path) as file:
+    for name, content in files.items():
+        with publish(folder / name) as file:
             file.write(content)
-    return array, check
+
+
+def _remove_old(folder: Path) -> None:
+    """Remove the logs and lists of shards of all arrays but the last `MAX_ARRAYS` that `jobs.txt` names."""
+    with contextlib.suppress(OSError):
+        recorded = (folder / "jobs.txt").read_text(encoding="utf-8")
+        arrays = re.findall(r"Z array (\d+)", recorded)
+        checks = re.findall(r"Z check (\d+), after array (\d+)", recorded)
+        old = set(arrays[:-MAX_ARRAYS]) - set(arrays[-MAX_ARRAYS:])
+        for path in (folder / "logs").iterdir():
+            number = re.fullmatch(r"(?:check-)?(\d+)(?:_\d+)?\.[a-z]+", path.name)
+            if number and (number[1] in old or any(check == number[1] and array in old for check, array in checks)):
+                path.unlink(missing_ok=True)
+        for path in sorted(folder.glob("shards-*.txt"))[:-MAX_ARRAYS]:
+            path.unlink(missing_ok=True)
 
 
 def _flags(settings: Settings) -> list[str]:

@@ -4,12 +4,14 @@ A task of the array requeues itself depending on how its part of the run has end
 
     exit code                              means                                 requeued
     0                                      done                                  no
-    3, 4                                   refused, or too many bad images       no: it would end the same way
-    75 after SIGUSR1                       out of time, or about to be preempted up to `requeues` times
+    2, 3, 4                                refused, or too many bad images       no: it would end the same way
+    others after SIGUSR1                   out of time, or about to be preempted yes, if the run has got on since
     others                                 a failure, perhaps of the machine     up to `requeues` times
     any, while Slurm ends the task itself  scancel, preemption, a dead node      Slurm decides
 
-The script asks Slurm whether the last line applies: a task is RUNNING until Slurm begins to end it.
+The script asks Slurm whether the last line applies: a task is RUNNING until Slurm begins to end it. A file beside the
+log counts the failures, since Slurm's own count has all requeues. A task that gets SIGUSR1 before the run has any new
+part has failed, too: its time limit may be too short for a single shard.
 """
 
 from __future__ import annotations
@@ -27,7 +29,12 @@ from clipbatch.errors import InputError
 
 # How long before the time limit Slurm sends SIGUSR1. A run ends within seconds.
 WARNING_S = 60
+# A task that starts shortens its log to half of this, if it is longer.
+MAX_LOG_BYTES = 2 * 2**20
 _ARRAY = re.compile(r"[1-9][0-9]*(%[1-9][0-9]*)?")
+_GPU_GRES = re.compile(r"(^|,)(gres/)?(gpu|mps|shard)\b")
+_GPU_OPTION = re.compile(r"--gpus(-per-(node|socket|task))?[= ]|-G")
+_OPTION = re.compile(r"(--[a-z][a-z0-9-]*)(?:(?:=| +)(.*))?|(-[A-Za-z]) *(.*)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,9 +49,15 @@ class SlurmJob(Checked):
     partition: str | None = None
     cpus_per_task: int | None = None
     mem: str | None = None
-    # Further options of sbatch for the array and the check, as on its command line.
+    # Further options of sbatch for the array and the check: `--name=value`, `--name`, or `-n value`. We quote values.
     sbatch_option: tuple[str, ...] = ()
-    # How often a task may be requeued.
+    # Options of sbatch for the check alone, which come after those for both.
+    check_sbatch_option: tuple[str, ...] = ()
+    # Lines of bash that come before the command in both scripts.
+    setup: str = ""
+    # What comes before `clipbatch` in its command line, as in a script: a container, for example.
+    launcher: str = ""
+    # How often a task that failed may be requeued.
     requeues: int = 3
 
     def __post_init__(self) -> None:
@@ -57,31 +70,57 @@ class SlurmJob(Checked):
             value = getattr(self, name)
             if value is not None and not re.fullmatch(r"[\w:.,/=+*@~-]+", value):
                 raise SettingError(f"{name} {value!r} is not a value that sbatch accepts")
-        for option in self.sbatch_option:
-            if not option.startswith("-") or not option.isprintable():
-                raise SettingError(
-                    f"sbatch_option {option!r} is not an option of sbatch: use '--account=lab' or '-A lab'"
-                )
+        for name in ("sbatch_option", "check_sbatch_option"):
+            for option in getattr(self, name):
+                if not _OPTION.fullmatch(option) or not option.isprintable():
+                    raise SettingError(f"{name} {option!r} is not an option of sbatch: use '--account=lab' or '-A lab'")
+        try:
+            shlex.split(self.launcher)
+        except ValueError as error:
+            raise SettingError(f"launcher {self.launcher!r} is not the beginning of a command: {error}") from error
+        if not self.launcher.isprintable():
+            raise SettingError(f"launcher {self.launcher!r} has more than one line, or characters that none has")
 
     @property
     def tasks(self) -> int:
         return int(self.array.partition("%")[0])
 
+    @property
+    def device(self) -> str:
+        """What the tasks run on: cuda if --gres or an option such as --gpus-per-task asks for GPUs, else cpu."""
+        gres = [self.gres or "", *(option.partition("=")[2] for option in self.sbatch_option if "--gres=" in option)]
+        by_option = any(_GPU_OPTION.match(option) for option in self.sbatch_option)
+        return "cuda" if by_option or any(map(_GPU_GRES.search, gres)) else "cpu"
+
     def directives(self) -> list[str]:
         """The options for a task of the array."""
         own = {"gres": self.gres, "time": self.time, "cpus-per-task": self.cpus_per_task, "mem": self.mem}
-        return [*(f"--{name}={value}" for name, value in own.items() if value is not None), *self.common()]
+        return [*(f"--{name}={value}" for name, value in own.items() if value is not None), *self._common()]
 
-    def common(self) -> list[str]:
-        """The options for both the array and the check."""
-        return [*([f"--partition={self.partition}"] if self.partition else []), *self.sbatch_option]
+    def check_directives(self) -> list[str]:
+        """The options for the check. Of two that are the same, sbatch takes the last."""
+        return [*self._common(), *map(_quoted, self.check_sbatch_option)]
+
+    def _common(self) -> list[str]:
+        return [*([f"--partition={self.partition}"] if self.partition else []), *map(_quoted, self.sbatch_option)]
+
+    def command(self, *arguments: Sequence[str]) -> str:
+        """The command line `clipbatch ARGUMENTS`, with a line for each group of arguments.
+
+        It is this Python's clipbatch, unless the setup or the launcher brings another one.
+        """
+        program = ["clipbatch"] if self.setup or self.launcher else [sys.executable, "-m", "clipbatch"]
+        (first, *rest) = ([*program, *arguments[0]], *arguments[1:])
+        return " \\\n    ".join([*([self.launcher] if self.launcher else []), *map(shlex.join, (first, *rest))])
 
 
-def array_script(run: str, folder: Path, job: SlurmJob, shards: Path, tasks: int, flags: Sequence[str]) -> bytes:
+def array_script(
+    run: str, folder: Path, job: SlurmJob, shards: Path, tasks: int, flags: Sequence[str], finished: int = 0
+) -> bytes:
     """The script of an array of `tasks` tasks for the shards listed in the file `shards`.
 
     run: the run directory, an absolute path or a URL. folder: the one of the scripts and of `logs`, absolute. flags:
-    options of `clipbatch run`, except those for the run and its part.
+    options of `clipbatch run`, except those for the run and its part. finished: how many parts the run has already.
     Raises: InputError if Slurm cannot write logs into a folder of this name.
     """
     _, percent, at_a_time = job.array.partition("%")
@@ -93,8 +132,8 @@ def array_script(run: str, folder: Path, job: SlurmJob, shards: Path, tasks: int
         f"--signal=B:USR1@{WARNING_S}",
         *job.directives(),
     ]
-    command = _lines(
-        [*_PYTHON, "run"],
+    command = job.command(
+        ["run"],
         ["--out", run],
         ["--shards", os.fspath(shards)],
         [f"--world-size={tasks}"],
@@ -102,35 +141,73 @@ def array_script(run: str, folder: Path, job: SlurmJob, shards: Path, tasks: int
     )
     return _script(
         f"""\
-# Each task of this array labels its part of the shards that were open at submission.
+# Each task of this array labels its part of the shards that were open at submission, and then helps the other tasks.
 # Written by clipbatch submit slurm. You can submit it again with sbatch; doing shards twice does no harm.
 {_header(directives)}
 task=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID restarts=${{SLURM_RESTART_COUNT:-0}}
+log={shlex.quote(os.fspath(folder / "logs"))}/$task run= warned=
 say() {{ echo "$(date '+%F %T') task $task on $SLURMD_NODENAME: $*"; }}
-say "started, requeued $restarts times before"
+if [ -f "$log.out" ] && [ "$(wc -c <"$log.out")" -gt {MAX_LOG_BYTES} ]; then
+    tail -c {MAX_LOG_BYTES // 2} "$log.out" >"$log.cut" && cat "$log.cut" >"$log.out" && say "the log was shortened"
+    rm -f "$log.cut"
+fi
+
+parts() {{
+    {_indented(job.command(["status", run, "--json"]))} | sed -n 's/.*"parts_done": *\\([0-9]*\\).*/\\1/p'
+}}
+# How many parts the run had when the task was last requeued; and how often the task has failed.
+parts_before() {{ cat "$log.parts" 2>/dev/null || echo {finished}; }}
+failures() {{ cat "$log.failures" 2>/dev/null | wc -l; }}
+got_on() {{
+    now=$(parts)
+    [ "${{now:-0}}" -gt "$(parts_before)" ] && echo "$now" >"$log.parts" && return 0
+    say "the run has got no part since this task was last queued, so this counts as a failure: is --time too short?"
+    return 1
+}}
+
+# How the task ends, with the exit code of its run or of the lines before it.
+end() {{
+    trap - EXIT
+    run=
+    case $1 in
+    0)
+        say "done"
+        rm -f "$log.parts" "$log.failures"
+        exit 0
+        ;;
+    2 | 3 | 4)
+        say "exit code $1: refused, and would be refused again"
+        exit "$1"
+        ;;
+    126 | 127) say "exit code $1: a command was not found here: install it, or bring it with --setup or --launcher" ;;
+    esac
+    if [ "$(squeue --noheader --jobs="$task" --format=%T)" != RUNNING ]; then
+        say "exit code $1: Slurm is ending this task, and decides whether to requeue it"
+    elif [ "$warned" ] && got_on; then
+        say "exit code $1: out of time or preempted; requeueing, which is not counted"
+        scontrol requeue "$task"
+    elif [ "$(failures)" -ge {job.requeues} ]; then
+        say "exit code $1: not requeued, as it has failed $(failures) times before"
+    elif ! echo "$1" >>"$log.failures"; then
+        say "exit code $1: not requeued, as its failures cannot be counted in $log.failures"
+    else
+        say "exit code $1: requeueing, as it has failed $(failures) times, and {job.requeues} are allowed"
+        scontrol requeue "$task"
+    fi
+    exit "$1"
+}}
 
 # SIGUSR1 comes before the time limit or preemption, and only to this script; SIGTERM goes to all its processes.
-trap 'again=yes; kill -USR1 "$run"' USR1
+trap 'warned=yes again=yes; [ -z "$run" ] || kill -USR1 "$run"' USR1
 trap 'again=yes' TERM
+trap 'end $?' EXIT
+say "started, requeued $restarts times before"
+{_setup(job)}
 {command} \\
     --rank="$SLURM_ARRAY_TASK_ID" &
 run=$!
+[ -z "$warned" ] || kill -USR1 "$run"
 while again=; wait "$run"; code=$?; [ "$again" ]; do :; done
-
-case $code in
-0) say "done" ;;
-3 | 4) say "exit code $code: refused, and would be refused again" ;;
-*)
-    if [ "$(squeue --noheader --jobs="$task" --format=%T)" != RUNNING ]; then
-        say "exit code $code: Slurm is ending this task, and decides whether to requeue it"
-    elif [ "$restarts" -ge {job.requeues} ]; then
-        say "exit code $code: not requeued, as it has been requeued {job.requeues} times"
-    else
-        say "exit code $code: requeueing"
-        scontrol requeue "$task"
-    fi
-    ;;
-esac
 exit "$code"
 """
     )
@@ -138,21 +215,38 @@ exit "$code"
 
 def check_script(run: str, folder: Path, job: SlurmJob) -> bytes:
     """The script of the job that checks a run. Exits with the code of `clipbatch verify`, or 1 if the report fails."""
-    directives = [*_placed(folder, "check-%j.out"), *job.common()]
+    directives = [*_placed(folder, "check-%j.out"), *job.check_directives()]
     return _script(
         f"""\
 # Checks the whole run after the array has ended, and makes its report. Fails (exit code 5) if a part is missing or
 # damaged.
 {_header(directives)}
-{_lines([*_PYTHON, "verify", run])}
+{_setup(job)}
+{job.command(["verify", run])}
 code=$?
-{_lines([*_PYTHON, "report", run])} || [ "$code" -ne 0 ] || code=1
+{job.command(["report", run])} || [ "$code" -ne 0 ] || code=1
 exit "$code"
 """
     )
 
 
-_PYTHON = (sys.executable, "-m", "clipbatch")
+def _setup(job: SlurmJob) -> str:
+    """The lines of the setup, after which the shell is as before it: they may have asked it to end at any error."""
+    return f"\n# From --setup:\n{job.setup.rstrip()}\nset +eu +o pipefail\n" if job.setup else ""
+
+
+def _quoted(option: str) -> str:
+    """An option with its value quoted as sbatch reads it: as a shell does, but a backslash escapes also in quotes."""
+    match = _OPTION.fullmatch(option)
+    assert match
+    name, value, letter, letter_value = match.groups()
+    if letter:
+        return f"{letter} {_quoted_value(letter_value)}" if letter_value else letter
+    return name if value is None else f"{name}={_quoted_value(value)}"
+
+
+def _quoted_value(value: str) -> str:
+    return shlex.quote(value.replace("\\", "\\\\"))
 
 
 def _placed(folder: Path, log: str) -> list[str]:
@@ -167,8 +261,8 @@ def _header(directives: Sequence[str]) -> str:
     return "".join(f"#SBATCH {directive}\n" for directive in directives)
 
 
-def _lines(*groups: Sequence[str]) -> str:
-    return " \\\n    ".join(shlex.join(group) for group in groups)
+def _indented(command: str) -> str:
+    return command.replace("\n", "\n    ")
 
 
 def _script(body: str) -> bytes:

@@ -1,4 +1,4 @@
-"""What a finished run's scores say about its labels, for the summary: a look at some of its parts."""
+"""Warnings about a run: its scores may be at chance level, or it runs on another device than it was planned for."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from clipbatch.config import Settings, auto, hardware, models
 from clipbatch.config.scoring import chance_remark
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.schema import group_columns
@@ -42,3 +43,30 @@ def score_warnings(run: RunDir, plan: Plan, shards: Sequence[int]) -> list[str]:
         scores = table[columns.score].drop_null().to_numpy()
         remarks.append(chance_remark(group, kind, float(np.median(scores)) if len(scores) else None))
     return [remark for remark in remarks if remark]
+
+
+def device_remark(plan: Plan, settings: Settings, cores: int | None = None) -> str | None:
+    """What to expect where a run is on another kind of device than it was planned for; None if it is not.
+
+    settings: of this invocation. cores: of the machine that runs it; None: this machine's.
+    """
+    device = "cuda" if settings.launch.gpus is not None else auto.device_of(settings).partition(":")[0]
+    if plan.rescored is not None or plan.device in (None, device):
+        return None
+    if device == "cpu" and plan.identity["precision"] == "fp8":  # which is refused there
+        return None
+    cores, chosen, gflop = cores or hardware.cores(), plan.identity, models.gflop(plan.settings["model"])
+    how = f"({chosen['precision']}, batches of {chosen['batch_size']}, decoder {chosen['decoder']})"
+    if device == "cpu":
+        own = "bf16" if hardware.has_fast_bf16() else "fp32"
+        rates = [auto.cpu_rate(gflop, precision, cores) for precision in (chosen["precision"], own)]
+        what = (
+            f"this run was planned for a GPU {how} and runs on a CPU: expect about {rates[0]:.2g} photographs/s on "
+            f"{cores} cores, where a plan for a CPU gives {rates[1]:.2g}"
+        )
+    else:
+        what = (
+            f"this run was planned for a CPU {how} and runs on a GPU: the CPU decodes all images, {cores} cores at "
+            f"most about {cores * auto.CORE_DECODES} photographs/s; what a GPU does by its own plan was not measured"
+        )
+    return f"{what}. To plan for it: clipbatch plan INPUT --device {device}, with another --out, or with --overwrite"

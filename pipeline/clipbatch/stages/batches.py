@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from clipbatch.rundir.layout import Plan
 from clipbatch.rundir.manifest import Manifest
@@ -38,11 +38,13 @@ def item_batches(plan: Plan, manifest: Manifest, task: Task) -> Iterator[ItemBat
         starts = sorted({(row_id - first) // size * size for row_id in task.rows})
     # Items are made batch by batch: those of a whole shard take seconds, and the stages would wait meanwhile.
     for start in starts:
-        items = manifest.items(rows.slice(start, size))
+        items: list[Item | None] = list(manifest.items(rows.slice(start, size)))
+        if task.rows is not None or task.rejects:
+            items = [_item_to_read(item, task) for item in items if item]
         yield ItemBatch(
             shard=task.shard,
             start=first + start,
-            items=tuple(_item_to_read(item, task) for item in items),
+            items=tuple(items),
             rows=carried.slice(start, size),
             last=start == starts[-1],
             whole=task.rows is None,
@@ -55,7 +57,7 @@ def _item_to_read(item: Item, task: Task) -> Item | None:
     if task.rows is not None and item.row_id not in task.rows:
         return None
     if item.row_id in task.rejects:
-        return replace(item, reject=task.rejects[item.row_id])
+        return item._replace(reject=task.rejects[item.row_id])
     return item
 
 

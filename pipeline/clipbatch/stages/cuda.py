@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 
 import torch
 
@@ -28,13 +29,31 @@ def stream_on(device: str) -> torch.cuda.Stream | None:
     return stream
 
 
-def mark(stream: torch.cuda.Stream | None) -> torch.cuda.Event | None:
+def mark(stream: torch.cuda.Stream | None, *, timed: bool = False) -> torch.cuda.Event | None:
     """An event that completes when `stream` has finished the work it has now. None if `stream` is None.
 
-    A host thread that waits for the event sleeps, and leaves its core to decoding.
+    A host thread that waits for the event sleeps, and leaves its core to decoding. timed: for `seconds_between`.
     """
     if stream is None:
         return None
-    event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+    event = torch.cuda.Event(blocking=True, enable_timing=timed)  # type: ignore[no-untyped-call]
     event.record(stream)
     return event
+
+
+# A moment in a stream: a timed event, or on a CPU a time.
+Moment = torch.cuda.Event | float
+
+
+def moment(stream: torch.cuda.Stream | None) -> Moment:
+    """The moment at which `stream` has finished the work it has now."""
+    return mark(stream, timed=True) or time.perf_counter()
+
+
+def seconds_between(first: Moment, second: Moment) -> float:
+    """Seconds from one moment of a stream to a later one, both of which are over."""
+    if isinstance(first, torch.cuda.Event) and isinstance(second, torch.cuda.Event):
+        return float(first.elapsed_time(second)) / 1000
+    assert isinstance(first, float)
+    assert isinstance(second, float)
+    return second - first

@@ -64,6 +64,13 @@ class Flow:
         finally:
             self._stop.set()
 
+    def join(self) -> None:
+        """Wait for the threads to end. Call it after the iteration has ended, and from none of them."""
+        self._stop.set()
+        for runner in self._runners:
+            for thread in runner.threads:
+                thread.join()
+
     def times(self) -> dict[str, dict[str, float]]:
         """By stage: busy, starved and blocked seconds, threads, and `load`, the busy share of its threads' time."""
         elapsed_s = max(time.perf_counter() - self._started, 1e-9)
@@ -96,10 +103,12 @@ class _Runner:
         self._counting = threading.Lock()
         self._ended = False
         self._queue: queue.Queue[Any] = queue.Queue(stage.threads + stage.depth)
+        names = [f"{stage.name}-{number}" for number in range(stage.threads)]
+        self.threads = [threading.Thread(target=self._loop, name=name, daemon=True) for name in names]
 
     def start(self) -> None:
-        for number in range(self.stage.threads):
-            threading.Thread(target=self._loop, name=f"{self.stage.name}-{number}", daemon=True).start()
+        for thread in self.threads:
+            thread.start()
 
     def results(self) -> Iterator[Any]:
         while (slot := self._get()) is not _END:

@@ -1,8 +1,8 @@
 """Loads a model, and builds read, decode and encode stages around it that work on this device.
 
 On a GPU, and wherever DALI decodes, `fit` checks the stages before it hands them out (`first_contact`). What it has to
-change, and what it measures, become facts of the model (`FITTED`), which the first worker freezes in `model.json` for
-all others.
+change, and what it measures, become facts of the model (`records.FITTED`), which the first worker freezes in
+`model.json` for all others.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol
 
 import torch
 
 from clipbatch.config import Settings, hardware
 from clipbatch.errors import UnfitSeatError, brief
-from clipbatch.rundir.records import ModelFacts
+from clipbatch.rundir.records import ModelFacts, frozen_choices
 from clipbatch.stages import first_contact
 from clipbatch.stages.cuda import is_device_error
 from clipbatch.stages.decode import Decode
@@ -34,9 +34,6 @@ from clipbatch.stages.read import Backpressure, Read, Refusals
 from clipbatch.types import EmbeddedBatch, ItemBatch, PixelBatch, ReadBatch
 
 _log = logging.getLogger(__name__)
-
-# The settings that the first worker may change or fill in, as far as they are in `model.json`.
-FITTED = ("decoder", "compile", "hw_decoder_load")
 
 
 class Decoding(Protocol):
@@ -60,7 +57,7 @@ class LoadedModel:
     read: Read
     decode: Decoding
     encode: Encode
-    # Those of `FITTED` that were changed or measured for this device, or that the first worker of the run froze.
+    # Those of `records.FITTED` that were changed or measured for this device, or that the run's first worker froze.
     facts: ModelFacts = field(default_factory=ModelFacts)
 
     @staticmethod
@@ -115,11 +112,6 @@ class LoadedModel:
         ]
 
 
-def frozen_choices(facts: ModelFacts) -> ModelFacts:
-    """Those of `FITTED` that the first worker of a run froze in `model.json`."""
-    return cast(ModelFacts, {name: value for name, value in facts.items() if name in FITTED})
-
-
 def fit(
     settings: Settings,
     batch_size: int,
@@ -130,8 +122,8 @@ def fit(
     """Load the model of `settings`, and build stages that have been checked on `device`, if that is a GPU or decodes
     with DALI.
 
-    standing: what the first worker froze, if there was one: then nothing is chosen anew. sample: returns some files of
-    the run, whose size decides the share of the JPEG engines.
+    standing: what the first worker froze, if there was one, or an earlier increment: then nothing is chosen anew.
+    sample: returns some files of the run, whose size decides the share of the JPEG engines.
     Raises: InputError if the model cannot be loaded. UnfitSeatError, with the remedy, if the device cannot do what
     `settings` and `standing` ask.
     """
@@ -147,7 +139,7 @@ def fit(
         facts["decoder"] = name
         settings = settings.replace(decoder=name, hw_decoder_load=None, cpu_share=0.0)
     if device.startswith("cuda") and name == "dali" and settings.decode.hw_decoder_load is None:
-        facts["hw_decoder_load"] = _engine_share(decode, sample())
+        facts["hw_decoder_load"] = engine_share(decode, sample())
         decode.engine_share = facts["hw_decoder_load"]
     exact_BD = _in_fp32(model, pixels) if device.startswith("cuda") else None
     loaded = LoadedModel.joined(model, decode, settings, batch_size, device)
@@ -177,10 +169,13 @@ def _decoder(
     instead = standing is None and settings.decode.decoder_asked is False and asked == "dali"
     for name in (asked, *(["torchvision"] if instead else [])):
         now = settings.replace(decoder=name, **({} if name == asked else {"hw_decoder_load": None, "cpu_share": 0.0}))
+        decode: Decode | None = None
         try:
             decode = Decode(now.decode, target, batch_size=batch_size, device=device)
             return decode, first_contact.check_decoder(decode, now.decode, target)
         except Exception as error:  # libraries that are missing or broken raise all kinds of exceptions
+            if decode is not None:  # what its lanes hold of the GPU's memory is for the next one
+                decode.close()
             why = f"{name} cannot be used on {_name_of(device)}: {_reason(error)}"
             if is_device_error(error) or not instead or name != asked:
                 remedy = "see clipbatch doctor, or use --decoder torchvision"
@@ -197,7 +192,7 @@ def _reason(error: Exception) -> str:
     return brief(error)
 
 
-def _engine_share(decode: Decode, files: list[bytearray]) -> float:
+def engine_share(decode: Decode, files: list[bytearray]) -> float:
     """The share of JPEGs for the JPEG engines, for images as large as `files`; 0 if there are no engines."""
     engines, why = count_engines()
     if not engines:

@@ -20,13 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
+from clipbatch.stages.metadata import without_metadata
 from clipbatch.stages.orientation import (
     jpeg_behind,
     kind_of,
     orientation,
     orientation_in,
     valid_orientation,
-    without_metadata,
 )
 
 FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM"]

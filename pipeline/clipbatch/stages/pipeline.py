@@ -27,11 +27,14 @@ from clipbatch.rundir import features
 from clipbatch.rundir.damage import protect
 from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.manifest import Manifest
+from clipbatch.rundir.records import frozen_choices
 from clipbatch.stages.batches import Task, item_batches, row_batches
+from clipbatch.stages.ceilings import Meter, ceiling
+from clipbatch.stages.decode import Decode
 from clipbatch.stages.encode import Model, check_device, device_facts, label_features, load
 from clipbatch.stages.flow import Flow, Stage, bottleneck
 from clipbatch.stages.journal import Journal
-from clipbatch.stages.loading import LoadedModel, fit, frozen_choices
+from clipbatch.stages.loading import LoadedModel, fit
 from clipbatch.stages.profiling import ranged
 from clipbatch.stages.read import Backpressure, Read, Refusals
 from clipbatch.stages.saved_embeddings import SavedEmbeddings
@@ -42,7 +45,7 @@ from clipbatch.types import Encoded, ItemBatch, PartDone, ScoredBatch, WorkerRep
 
 _REPORT_EVERY_S = 0.2
 # Files whose size decides how the decoders of a GPU share the work.
-_SAMPLE = 64
+SAMPLE = 64
 
 
 def scorer(
@@ -124,6 +127,7 @@ class ShardPipeline:
         write = Write(run, plan, fingerprint=sealed, score=kind, embedding=text_LD.shape[1])
         check = functools.partial(run.check_stands, plan, fingerprint)
         self._encoded: Callable[[], dict[str, float]] = dict
+        self._waited_s: Callable[[], dict[str, float]] = dict
         self._admit: Callable[[Iterator[ItemBatch]], Iterator[ItemBatch]] = iter
         self.read: Read | SavedEmbeddings
         refusals: Refusals | None = None
@@ -131,6 +135,8 @@ class ShardPipeline:
             gate = Backpressure()
             model.read.forget()
             self.read, self._admit, self._encoded = model.read, gate.admit, model.encode.facts
+            if isinstance(model.decode, Decode):
+                self._waited_s = model.decode.waited_s
             refusals = Refusals(settings.read.max_refused, model.read.probe)
             first = model.stages(gate, journal, refusals=refusals)
         else:
@@ -145,21 +151,22 @@ class ShardPipeline:
         last = _checked_write(journal if model else None, write, check, settle)
         self.stages = [*first, Stage(name="score", work=score), Stage(name="write", work=last)]
         self._flow: Flow | None = None
-        self._waits_before = retries.waits()
+        self._waits_before, self._waited_before_s = retries.waits(), self._waited_s()
+        # Measures while `execute` runs.
+        self.meter = Meter()
 
     def _loaded(self, run: RunDir, model: LoadedModel | None) -> LoadedModel:
         """`model` if it does what the first worker froze, or else one that is loaded now."""
-        standing = run.model_facts()
+        if (standing := run.model_facts()) is None:
+            standing = self._plan.fitted
         if model and (standing is None or model.facts == frozen_choices(standing)):
             return model
         return fit(self._settings, self._plan.batch_size, self._device, standing, self._sample)
 
     def _sample(self) -> list[bytearray]:
         """The first files of the run."""
-        items = self._manifest.items(self._manifest.rows(0).slice(0, _SAMPLE))
-        batch = ItemBatch(
-            shard=0, start=0, items=tuple(items), rows=self._manifest.rows(0).slice(0, _SAMPLE), last=True
-        )
+        items = self._manifest.items(self._manifest.rows(0).slice(0, SAMPLE))
+        batch = ItemBatch(shard=0, start=0, items=tuple(items), rows=self._manifest.rows(0).slice(0, SAMPLE), last=True)
         read = Read(self._settings.read)(batch)
         return [content.data for content in read.slots if isinstance(content, Encoded)]
 
@@ -167,7 +174,10 @@ class ShardPipeline:
         """Times, memory and facts of the work done so far."""
         peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
         times = self._flow.times() if self._flow else {}
-        facts = device_facts(self._device) | self._encoded()
+        loads, waited_s = self.meter.figures(), self._waited_s()
+        decoding_s = {way: seconds - self._waited_before_s[way] for way, seconds in waited_s.items()}
+        reached = ceiling(times, loads, decoding_s, remote=isinstance(self.read, Read) and self.read.remote)
+        facts = device_facts(self._device) | self._encoded() | loads | ({"ceiling": reached} if reached else {})
         waits = retries.waits_since(self._waits_before)
         return WorkerReport(times=times, peak_mib=peak_mib, facts=facts, waits=waits)
 
@@ -193,7 +203,7 @@ def execute(
     """
     flow, rows, bad = pipeline.label(tasks), 0, Counter[str]()
     last_report = time.perf_counter()
-    with contextlib.closing(iter(flow)) as results:  # type: ignore[type-var]
+    with pipeline.meter, contextlib.closing(iter(flow)) as results:  # type: ignore[type-var]
         for written in results:
             rows, bad = rows + written.rows, bad + written.bad
             now = time.perf_counter()

@@ -48,15 +48,18 @@ class SavedEmbeddings:
 
     def __call__(self, batch: ItemBatch) -> EmbeddedBatch:
         """Raises: InputError if the part is missing or damaged, or has other rows than the manifest."""
-        if self._open is None or self._open.shard != batch.shard:
+        # Not the batch's own shard: a run that was compacted has larger shards than the run that it scores. A batch
+        # lies in one shard of either, since its size divides the shard size of the run that it scores.
+        shard = batch.start // self._plan.shard_size
+        if self._open is None or self._open.shard != shard:
             self._open = None  # frees the old part before the next one is read
-            self._open = self._read(batch.shard)
+            self._open = self._read(shard)
             self.files += 1
         part = self._open
-        first = batch.start - self._plan.shard_rows(batch.shard).start
+        first = batch.start - self._plan.shard_rows(shard).start
         rows = slice(first, first + batch.rows.num_rows)
         if not np.array_equal(part.row_ids[rows], batch.rows["row_id"].to_numpy()):
-            raise self._damaged(batch.shard, "its row_ids are not the manifest's")
+            raise self._damaged(shard, "its row_ids are not the manifest's")
         outcomes: tuple[Decoded | Reject | None, ...] = part.outcomes[rows]
         if batch.items:  # the task names the rows to do
             outcomes = tuple(o if item else None for o, item in zip(outcomes, batch.items, strict=True))

@@ -19,13 +19,10 @@ import pyarrow.parquet as pq
 
 from clipbatch.rundir import replacement
 from clipbatch.rundir.layout import Plan, RunDir
-from clipbatch.rundir.part_file import ROW_GROUP_BYTES, PartFile
+from clipbatch.rundir.part_file import PartFile, rows_per_group
 from clipbatch.rundir.row_group import RowGroup
 from clipbatch.rundir.schema import layout_of
 from clipbatch.types import PartDone, ScoredBatch
-
-# A row group has at least this many rows, however many labels there are.
-_MIN_ROWS = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,12 +50,12 @@ class Write:
         row_group_rows: int | None = None,
     ) -> None:
         """score: how scores are computed, for the footer. embedding: the length of an embedding. row_group_rows: the
-        maximum of rows in a row group; None: as many as have about `ROW_GROUP_BYTES`."""
+        maximum of rows in a row group; None: `rows_per_group`."""
         self._run, self._plan = run, plan
         labels, settings = plan.labels, plan.run_settings()
         output = settings.output
         row_bytes = len(labels.names) * 4 + (embedding * 2 if output.embeddings else 0)
-        row_group_rows = row_group_rows or max(_MIN_ROWS, ROW_GROUP_BYTES // row_bytes)
+        row_group_rows = row_group_rows or rows_per_group(row_bytes)
         batches = min(plan.shard_size, row_group_rows) // plan.batch_size
         self._rows = RowGroup(labels, output, capacity=max(1, batches) * plan.batch_size, embedding=embedding)
         self._compression, self._fingerprint = output.compression, fingerprint

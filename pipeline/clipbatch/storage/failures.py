@@ -8,6 +8,7 @@ body, as to a HEAD request (`AWS Error UNKNOWN (HTTP status 400)`).
 from __future__ import annotations
 
 import errno
+import os
 import re
 from typing import Literal
 
@@ -49,6 +50,9 @@ _SLOW_DOWN = re.compile(
     r"|Too Many Requests"
 )
 _MISSING = re.compile(r"NO_SUCH_KEY|NoSuchKey|NO_SUCH_UPLOAD")
+_SERVER = re.compile(r"the server says (\d{3})")
+_GCS_PASSING = re.compile(r"Status\((UNAVAILABLE|RESOURCE_EXHAUSTED|DEADLINE_EXCEEDED|ABORTED)\b")
+_PASSING_WORDS = ("no connection to ", "no answer", "no whole answer", *map(os.strerror, sorted(_PASSING_ERRORS)))
 _SILENT = ("NETWORK_CONNECTION", "REQUEST_TIMEOUT", "ENDPOINT_RESOLUTION_FAILURE")
 
 
@@ -125,6 +129,24 @@ def passes(error: OSError) -> bool:
     if error.errno is not None:
         return error.errno in _PASSING_ERRORS
     return remote_error(error).passes
+
+
+def may_pass(status: str, error: str) -> bool:
+    """Whether a row that was not ok may be ok by another night. status, error: as the row has them.
+
+    The texts are those of this module, of `http` and of the read stage. A text that is not known does not count.
+    """
+    if status == "timeout":
+        return not error.startswith("decoding ")
+    if status == "truncated":
+        return error.startswith("the connection ended early")
+    if status != "unreadable":
+        return False
+    if code := _SERVER.match(error):
+        return of_code(int(code[1]), error).passes
+    if "AWS Error" in error:
+        return of_text(error).passes
+    return error.startswith(_PASSING_WORDS) or _GCS_PASSING.search(error) is not None
 
 
 def is_missing(error: OSError) -> bool:

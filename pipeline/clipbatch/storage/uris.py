@@ -31,7 +31,7 @@ def is_text(name: str) -> bool:
 
 def is_url(text: str) -> bool:
     """Whether `text` begins with a scheme, as in s3://bucket/key."""
-    return _SCHEME.match(text) is not None
+    return "://" in text and _SCHEME.match(text) is not None  # the first part is the faster one
 
 
 def is_data_uri(text: str) -> bool:
@@ -62,6 +62,8 @@ def folder_of(place: str) -> str:
 
 def path_of(uri: str, root: str) -> str:
     """The path or url to open for a row's uri and root."""
+    if ":" not in uri and root.startswith("/"):  # neither a url nor a data URI: most rows
+        return uri if uri.startswith("/") else os.path.join(root, uri)
     if uri.startswith("file:///"):
         return os.fsdecode(unquote_to_bytes(uri[len("file://") :]))
     if is_url(uri) or is_data_uri(uri):

@@ -165,6 +165,14 @@ class Progress:
                 bottleneck=bottleneck,
             )
 
+    def extend(self, rows: int) -> None:
+        """Count `rows` more in the total: this process does a part of another rank."""
+        self._total += rows
+        if self._observer:
+            self._observer.begin(self._total, self.done, self.bad)
+        if self._bar is not None:
+            self._bar.total = self._total
+
     def part_done(self, counts: Mapping[str, int]) -> None:
         """A part was written. counts: its rows by status."""
         if self._observer:

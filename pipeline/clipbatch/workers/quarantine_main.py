@@ -18,7 +18,7 @@ from clipbatch.config import hardware
 from clipbatch.config.memory_limits import limit_memory
 from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.manifest import Manifest
-from clipbatch.rundir.records import ModelFacts
+from clipbatch.rundir.records import ModelFacts, frozen_choices
 from clipbatch.stages import fast_import
 from clipbatch.stages.read import Read
 from clipbatch.types import ItemBatch
@@ -34,13 +34,13 @@ def answer(parent: Parent) -> None:
     path, device, runtime, memory_mib = sys.argv[1:]
     run = RunDir(path)
     plan, facts = run.plan(), run.model_facts() or ModelFacts()
+    choices = frozen_choices(facts or plan.fitted or {})
     settings, manifest = plan.run_settings().replace(**json.loads(runtime)), Manifest(run, plan)
     device = hardware.hide_other_gpus(device)
     with fast_import.fast_imports(transformers=False):
         from clipbatch.stages.decode import Decode
         from clipbatch.stages.decode.geometry import Target
-        from clipbatch.stages.loading import frozen_choices
-    settings = settings.replace(**frozen_choices(facts))
+    settings = settings.replace(**choices)
     read = Read(settings.read)
     target = Target.from_facts(facts)
     ways = [settings.decode]

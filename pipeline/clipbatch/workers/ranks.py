@@ -16,14 +16,15 @@ rank = task * inner world size + inner rank. Options and Kubernetes override all
 SLURM_PROCID and SLURM_NTASKS of a batch script itself are ignored: a script that requested eight tasks and calls
 clipbatch without srun is one process, which does everything.
 
-All ranks list the shards to do in the same order: all shards of the run, or those that `--shards` names. Rank r of w
-does the shards at positions r, r + w, r + 2w, ... of that list. The list does not depend on which shards are finished,
-so ranks that start hours apart neither miss a shard nor do one twice. A later invocation with another world size does
-whatever is still open.
+All ranks list the shards to do in the same order: all shards of the run, or those that `--shards` names. The part of
+rank r of w is the shards at positions r, r + w, r + 2w, ... of that list. The list does not depend on which shards are
+finished, so ranks that start hours apart miss no shard. A rank whose part is done helps the others (`helping`). A later
+invocation with another world size does whatever is still open.
 """
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -51,6 +52,13 @@ class Rank:
     def part(self, shards: Sequence[int]) -> list[int]:
         """This rank's part of `shards`. Every rank must pass them in the same order."""
         return list(shards[self.number :: self.world])
+
+    def others(self, shards: Sequence[int]) -> list[int]:
+        """The parts of all other ranks in a random order, which differs from rank to rank."""
+        mine = set(self.part(shards))
+        order = [shard for shard in shards if shard not in mine]
+        random.Random(f"rank {self.number} of {self.world}").shuffle(order)
+        return order
 
 
 def find(settings: LaunchSettings, environment: Mapping[str, str]) -> Rank:

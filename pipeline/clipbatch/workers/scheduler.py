@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import collections
 import statistics
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Set
 from dataclasses import dataclass
 
 # An idle worker gets a copy of a shard that takes longer than this many times the median of recent shards. Simulated
@@ -37,6 +37,11 @@ class Assignment:
     # The new part replaces an existing one in any case.
     force: bool = False
 
+    @property
+    def redo(self) -> bool:
+        """Whether a shard that has a part is to be processed."""
+        return self.again or self.rows is not None
+
 
 class ShardScheduler:
     """Gives out `assignments` in their order. Any hashable value can identify a worker; times are in seconds."""
@@ -55,9 +60,25 @@ class ShardScheduler:
         return not self._incomplete
 
     @property
-    def open(self) -> int:
+    def unassigned(self) -> int:
         """How many shards are not assigned to any worker."""
         return len(self._unassigned)
+
+    def is_open(self, shard: int) -> bool:
+        """Whether nobody has done `shard` yet."""
+        return shard in self._incomplete
+
+    def add(self, assignments: Iterable[Assignment]) -> None:
+        """Add shards that come after all others."""
+        added = list(assignments)
+        self._unassigned.extend(added)
+        self._incomplete.update(assignment.shard for assignment in added)
+
+    @property
+    def in_progress(self) -> dict[int, Assignment]:
+        """The shards that workers are processing and nobody has done yet."""
+        assigned = {shard: task for tasks in self._assigned.values() for shard, task in tasks.items()}
+        return {shard: task for shard, task in assigned.items() if self.is_open(shard)}
 
     def assigned(self, worker: Hashable) -> dict[int, Assignment]:
         """The shards that `worker` has been assigned and has not finished, in order."""
@@ -80,6 +101,15 @@ class ShardScheduler:
             self._times_s.append(now - self._started[worker])
         self._started[worker] = now
         return first
+
+    def done_elsewhere(self, shards: Set[int]) -> Set[int]:
+        """Count `shards` as complete, since other processes have done them; workers may be at some. Returns those that
+        were not complete before. A shard to redo is not complete then."""
+        redo = {task.shard for task in (*self._unassigned, *self.in_progress.values()) if task.redo}
+        completed = (self._incomplete & shards) - redo
+        self._incomplete -= completed
+        self._unassigned = collections.deque(task for task in self._unassigned if self.is_open(task.shard))
+        return completed
 
     def skip(self, worker: Hashable, shard: int) -> None:
         """Take `shard` back from `worker`, to which it has just been assigned, and count it as complete."""

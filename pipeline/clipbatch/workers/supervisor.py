@@ -13,7 +13,6 @@ import queue
 import signal
 import time
 from collections.abc import Hashable
-from dataclasses import dataclass
 from typing import Any
 
 from clipbatch.config import SettingValues
@@ -23,11 +22,11 @@ from clipbatch.types import Level, PartDone, Reject, WorkerReport
 from clipbatch.workers import messages, signals
 from clipbatch.workers.child import describe_exit
 from clipbatch.workers.engine import Engine, Killable, WorkerContext
+from clipbatch.workers.helping import Helper
 from clipbatch.workers.progress import Progress
-from clipbatch.workers.ranks import Rank
 from clipbatch.workers.scheduler import Assignment, ShardScheduler
 from clipbatch.workers.tally import Announcer, Limits, Tally
-from clipbatch.workers.worker import WorkDone, WorkerHandle
+from clipbatch.workers.worker import Death, Searched, WorkDone, WorkerHandle
 
 # A seat is given up when more workers than this have died on it one after the other without finishing a part.
 MAX_DEATHS = 10
@@ -35,41 +34,9 @@ MAX_DEATHS = 10
 DEATHS_OF_A_BATCH = 3
 # If a model loads for longer than this, the user is told what the worker is doing.
 EXPLAIN_AFTER_S = 15.0
-# How long a worker may take to load its model, including a download of the weights over a slow line.
-LOADING_S = 3600.0
-# How long a worker may take to report and exit after a Finish or Stop.
-EXIT_TIMEOUT_S = 10.0
+# How often a rank that has nothing else left looks whether other ranks have done what its workers still do.
+LOOK_S = 10.0
 _POLL_S = 1.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Death:
-    """A worker has ended although nobody told it to."""
-
-    # How it ended, in words.
-    cause: str
-    # The worker got a SIGKILL that is not ours. It usually comes from an operator, sometimes from the kernel when
-    # memory runs out. The first one is ignored; after a second one we look for the image that caused it.
-    from_outside: bool
-    # A signal ended it, or its GPU failed.
-    by_itself: bool
-    # How many workers have died while processing one of its shards.
-    times: int
-    # The row_ids of rows that it had started to decode and had not finished.
-    suspects: list[int]
-    # Its shards that no other worker is processing.
-    lost: list[Assignment]
-    # The last lines of its log.
-    log: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Searched:
-    """A search for the rows that killed a worker has ended."""
-
-    # What each killing row did; an error if the search failed; None if it was cut off.
-    killers: dict[int, Reject] | ClipbatchError | None
-    death: _Death
 
 
 class Supervisor:
@@ -82,12 +49,12 @@ class Supervisor:
         runtime: SettingValues,
         engine: Engine,
         progress: Progress,
-        rank: Rank,
+        helper: Helper,
         limits: Limits,
     ) -> None:
-        """runtime: the settings of this invocation, `Settings.runtime`."""
+        """runtime: the settings of this invocation, `Settings.runtime`. helper: gives shards of other ranks."""
         self._run, self._plan, self._engine, self._progress = run, plan, engine, progress
-        self._runtime, self._rank = runtime, rank
+        self._runtime, self._helper = runtime, helper
         self._tally = Tally(run, progress, limits)
         self._events: queue.SimpleQueue[tuple[WorkerHandle, Any]] = queue.SimpleQueue()
         self._scheduler = ShardScheduler([])
@@ -95,27 +62,30 @@ class Supervisor:
         self._deaths: collections.Counter[int] = collections.Counter()
         self._deaths_in_a_row: collections.Counter[Hashable] = collections.Counter()
         self._last_error = ""
-        self._said: set[tuple[str, str]] = set()
+        self._said: set[str] = set()
         self._workers: list[WorkerHandle] = []
         self._searches: dict[WorkerHandle, Killable] = {}
+        # Shards that other ranks have done while workers had them, and when we last looked for such shards.
+        self._elsewhere, self._looked = set[int](), 0.0
         self.done = WorkDone()
 
     def work(self, assignments: list[Assignment]) -> WorkDone:
-        """Process all `assignments`, except shards that get a part from somebody else before their turn.
+        """Process `assignments`, except shards that somebody else does before their turn, and then what `helper` gives.
 
         Raises: InputError if a worker raises it; TooManyBadError; ClipbatchError if workers keep dying.
         """
-        if not assignments:
+        if not assignments and self._helper.exhausted:
             return self.done
         self._scheduler = ShardScheduler(assignments)
         events, say = self._events, self._progress.say
         self._engine.open(WorkerContext(run=self._run, plan=self._plan, runtime=self._runtime, events=events, say=say))
-        announcer = Announcer(self._run, self._plan, self._rank)
+        announcer = Announcer(self._run, self._plan, self._helper.rank)
         try:
             while self._workers_left():
                 signals.check()
                 self._progress.tick()
                 self._check_silent_workers()
+                self._look_elsewhere()
                 self._send_orders()
                 if announcer.is_due():
                     announcer.say(self._tally, {str(worker.seat) for worker in self._workers}, self._deaths)
@@ -131,19 +101,41 @@ class Supervisor:
             announcer.close()
         return self.done
 
+    def lacks(self, assignments: list[Assignment]) -> bool:
+        """Whether a shard of `assignments` is not done."""
+        return any(self._scheduler.is_open(assignment.shard) for assignment in assignments)
+
+    @property
+    def _complete(self) -> bool:
+        return self._scheduler.complete and self._helper.exhausted
+
     def _workers_left(self) -> bool:
         """Take in workers that have started. Returns whether any worker or search is running or may still start."""
-        self._workers += self._engine.arrivals(self._scheduler.open)
-        return bool(self._workers or self._searches or (self._engine.expecting and not self._scheduler.complete))
+        if not self._scheduler.unassigned and (self.done.counts or not self._scheduler.in_progress):
+            self._scheduler.add(self._helper.more(self.done.counts))
+        self._workers += self._engine.arrivals(self._scheduler.unassigned + self._helper.available)
+        return bool(self._workers or self._searches or (self._engine.expecting and not self._complete))
+
+    def _look_elsewhere(self) -> None:
+        """If other ranks have done what workers still process, count it as done, and then all else that is done."""
+        if self._helper.alone or time.monotonic() - self._looked < LOOK_S:
+            return
+        self._looked, at_work = time.monotonic(), self._scheduler.in_progress
+        done = {shard for shard in at_work if self._run.part(shard, self._plan.shards).exists()}
+        completed = self._scheduler.done_elsewhere(done)
+        if any(map(self._scheduler.assigned, self._workers)) and not self._scheduler.in_progress:  # perhaps all hang
+            completed = completed | self._scheduler.done_elsewhere(self._run.done(self._plan))
+        self._elsewhere |= completed
+        self.done.outrun |= bool(completed)
 
     def _send_orders(self) -> None:
         """Give a shard to each worker that asks. When all shards are done, dismiss all workers: a worker that still
         loads its model or processes a copy is no longer needed."""
         for worker in self._workers:
-            if worker.asks and not self._scheduler.complete:
+            if worker.asks and not self._complete:
                 self._assign(worker)
             unneeded = worker.asks or not worker.loaded or self._scheduler.assigned(worker)
-            if self._scheduler.complete and not worker.dismissed and unneeded:
+            if self._complete and not worker.dismissed and unneeded:
                 worker.dismissed = True
                 worker.last_heard = time.monotonic()
                 worker.send(messages.Finish() if worker.asks else messages.Stop())
@@ -151,11 +143,16 @@ class Supervisor:
     def _assign(self, worker: WorkerHandle) -> None:
         while assignment := self._scheduler.next_for(worker, time.monotonic()):
             rows = self._plan.shard_rows(assignment.shard)
-            redo = assignment.again or assignment.rows is not None
-            if not redo and self._run.part(assignment.shard, self._plan.shards).exists():
+            helps = assignment.shard in self._helper.taken
+            if not assignment.redo and self._run.part(assignment.shard, self._plan.shards).exists():
                 self._scheduler.skip(worker, assignment.shard)
-                self._tally.skip(len(rows))
+                if not helps:
+                    self._tally.skip(len(rows))
+                self.done.outrun = True
                 continue
+            if helps:
+                self._progress.extend(len(rows))
+                self._say_once("all shards of this rank are done or in progress: it helps the other ranks")
             rejects = {row: reject for row, reject in self.done.quarantined.items() if row in rows}
             worker.asks = False
             worker.last_heard = time.monotonic()
@@ -168,16 +165,12 @@ class Supervisor:
             if not worker.loaded and not worker.explained and time.monotonic() - worker.started > EXPLAIN_AFTER_S:
                 worker.explained = True
                 self._progress.say(f"still loading the model on {worker.seat}, or fetching its weights")
-            if worker.dismissed:
-                limit_s = EXIT_TIMEOUT_S
-            else:
-                limit_s = self._runtime["worker_timeout"] if worker.loaded else LOADING_S
-            busy = self._scheduler.assigned(worker) or worker.dismissed or not worker.loaded
-            if busy and not worker.hung and time.monotonic() - worker.last_heard > limit_s:
+            busy = bool(self._scheduler.assigned(worker))
+            if not worker.hung and worker.overdue(busy, self._runtime["worker_timeout"]):
                 worker.hung = True
                 worker.kill()
 
-    def _handle(self, worker: WorkerHandle, message: messages.Report | _Searched) -> None:
+    def _handle(self, worker: WorkerHandle, message: messages.Report | Searched) -> None:
         match message:
             case messages.Loaded():
                 worker.loaded = True
@@ -188,7 +181,7 @@ class Supervisor:
             case messages.Alive():
                 pass  # `work` has noted the time, which is all that this message is for
             case messages.Remark(text=text, level=level):
-                self._say_once(str(worker.seat), text, level)
+                self._say_once(f"on {worker.seat}: {text}", level)
             case messages.BatchDone():
                 self._tally.add(worker, message)
                 self._show()
@@ -200,29 +193,33 @@ class Supervisor:
                 self._on_failed(worker, message)
             case messages.Ended():
                 self._on_ended(worker, message)
-            case _Searched():
+            case Searched():
                 self._on_searched(worker, message)
 
-    def _say_once(self, seat: str, text: str, level: Level) -> None:
-        if (seat, text) not in self._said:
-            self._said.add((seat, text))
-            self._progress.say(f"on {seat}: {text}", level)
+    def _say_once(self, text: str, level: Level = "info") -> None:
+        if text not in self._said:
+            self._said.add(text)
+            self._progress.say(text, level)
 
     def _show(self) -> None:
         """Show how many rows are done. Of a shard that two workers process, the one that is further counts."""
         in_progress: dict[int, tuple[int, int]] = {}
         for worker in self._workers:
-            for shard in list(self._scheduler.assigned(worker))[:1]:
+            for shard in filter(self._scheduler.is_open, list(self._scheduler.assigned(worker))[:1]):
                 in_progress[shard] = max(in_progress.get(shard, (0, 0)), (worker.rows, worker.bad))
-        self._tally.show(in_progress)
+        self._tally.show(in_progress, self._helper.taken)
 
     def _on_part(self, worker: WorkerHandle, part: PartDone) -> None:
-        if self._scheduler.done(worker, part.shard, time.monotonic()):
+        first = self._scheduler.done(worker, part.shard, time.monotonic())
+        if first or part.shard in self._elsewhere:  # if both did it at the same time, both count it
+            self._elsewhere.discard(part.shard)
             self.done.counts[part.shard] = part.counts
             self._progress.part_done(part.counts)
-            self._tally.finish(worker, kept=part.kept is not None)
+            helps = part.shard in self._helper.taken
+            self._tally.finish(worker, kept=part.kept is not None, helps=helps)
             if part.kept:
                 self.done.kept[part.shard] = f"{self._run.part(part.shard, self._plan.shards)}: {part.kept}"
+            self.done.outrun = False
         worker.rows = worker.bad = 0
         self._deaths_in_a_row[worker.seat] = 0
 
@@ -253,7 +250,7 @@ class Supervisor:
         self.done.restarts += 1
         self._progress.worker_ended()
         self._progress.say(f"a worker on {worker.seat} ended {cause}; restarting it", "warning")
-        death = _Death(
+        death = Death(
             cause=cause,
             from_outside=ended.code == -signal.SIGKILL and not worker.hung,
             by_itself=ended.code < 0 or worker.failed_by("device"),
@@ -267,14 +264,14 @@ class Supervisor:
         else:
             self._restart(worker, death)
 
-    def _search(self, worker: WorkerHandle, death: _Death) -> None:
+    def _search(self, worker: WorkerHandle, death: Death) -> None:
         """Find out which row killed the worker. Until then, no other worker gets its shards."""
         self._progress.say(f"decoding one by one the {len(death.suspects)} images that it was processing")
         self._searches[worker] = self._engine.search(
-            worker, death.suspects, lambda killers: self._events.put((worker, _Searched(killers=killers, death=death)))
+            worker, death.suspects, lambda killers: self._events.put((worker, Searched(killers=killers, death=death)))
         )
 
-    def _on_searched(self, worker: WorkerHandle, searched: _Searched) -> None:
+    def _on_searched(self, worker: WorkerHandle, searched: Searched) -> None:
         del self._searches[worker]
         killers, death = searched.killers, searched.death
         if isinstance(killers, ClipbatchError):
@@ -289,7 +286,7 @@ class Supervisor:
         self.done.quarantined |= killers
         self._restart(worker, death)
 
-    def _restart(self, worker: WorkerHandle, death: _Death) -> None:
+    def _restart(self, worker: WorkerHandle, death: Death) -> None:
         self._scheduler.requeue(death.lost)
         if self._deaths_in_a_row[worker.seat] <= MAX_DEATHS:
             if new_worker := self._engine.again(worker):

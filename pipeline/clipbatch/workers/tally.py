@@ -30,7 +30,8 @@ _END_S = 5.0
 class Limits:
     """When the supervisor stops because of bad images."""
 
-    # How many images may be bad, including those that `Progress` has counted already; None: any number.
+    # How many images may be bad, including those that `Progress` has counted already, but without those in shards of
+    # other ranks; None: any number.
     bad: int | None = None
     # Whether one of its first rows has to be ok (`progress.check_any_ok`).
     any_ok: bool = False
@@ -43,6 +44,8 @@ class Tally:
         self._run, self._progress, self._limits = run, progress, limits
         # Of finished shards, and those of their rows that are bad.
         self._rows, self._bad = progress.done, progress.bad
+        # How many of `_bad` are in shards of other ranks.
+        self._bad_elsewhere = 0
         # All that this supervisor's workers have done, whatever became of it.
         self.tried, self.bad = 0, collections.Counter[str]()
         self.rows_open, self.bottleneck = 0, ""
@@ -66,22 +69,26 @@ class Tally:
         if self._limits.any_ok:
             check_any_ok(self.tried, self.bad)
 
-    def finish(self, worker: WorkerHandle, *, kept: bool) -> None:
-        """`worker` is the first that has finished its shard. kept: the part from before stays."""
+    def finish(self, worker: WorkerHandle, *, kept: bool, helps: bool) -> None:
+        """`worker` is the first that has finished its shard. kept: the part from before stays. helps: it is a shard of
+        another rank."""
         self._rows += worker.rows
         self.rows_open = max(0, self.rows_open - worker.rows)
         if not kept:
             self._bad += worker.bad
+            self._bad_elsewhere += worker.bad if helps else 0
 
-    def show(self, in_progress: Mapping[int, tuple[int, int]]) -> None:
-        """Show how many rows are done. in_progress: by unfinished shard, the rows done and the bad ones of them.
+    def show(self, in_progress: Mapping[int, tuple[int, int]], taken: Collection[int]) -> None:
+        """Show how many rows are done. in_progress: by unfinished shard, the rows done and the bad ones of them. taken:
+        the shards of other ranks that this one may be at.
 
         Raises: TooManyBadError.
         """
         self.rows_open = sum(rows for rows, _ in in_progress.values())
         bad = self._bad + sum(bad for _, bad in in_progress.values())
         self._progress.show(self._rows + self.rows_open, bad, self.bottleneck)
-        check_bad(bad, self._limits.bad, self._run)
+        elsewhere = sum(bad for shard, (_, bad) in in_progress.items() if shard in taken)
+        check_bad(bad - self._bad_elsewhere - elsewhere, self._limits.bad, self._run)
 
     def rate(self) -> float | None:
         """Images a second since the last calls; None where that is too short a time."""

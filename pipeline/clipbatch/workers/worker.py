@@ -17,12 +17,19 @@ from dataclasses import dataclass, field
 
 from clipbatch.config import SettingValues
 from clipbatch.config.memory_limits import too_little_memory
+from clipbatch.errors import ClipbatchError
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.stages.journal import Journal
 from clipbatch.types import Reject, WorkerReport
 from clipbatch.workers.child import Child, failure
 from clipbatch.workers.devices import Seat
 from clipbatch.workers.messages import BatchDone, Ended, Failed, Order, Report, from_json, to_json
+from clipbatch.workers.scheduler import Assignment
+
+# How long a worker may take to load its model, including a download of the weights over a slow line.
+LOADING_S = 3600.0
+# How long a worker may take to report and exit after a Finish or Stop.
+EXIT_TIMEOUT_S = 10.0
 
 Event = tuple["WorkerHandle", Report]
 
@@ -42,6 +49,38 @@ class WorkDone:
     restarts: int = 0
     # Rows, by row_id, that have killed a worker. No worker processes them again.
     quarantined: dict[int, Reject] = field(default_factory=dict)
+    # The shard that this process wanted last was done by another one.
+    outrun: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Death:
+    """A worker has ended although nobody told it to."""
+
+    # How it ended, in words.
+    cause: str
+    # The worker got a SIGKILL that is not ours. It usually comes from an operator, sometimes from the kernel when
+    # memory runs out. The first one is ignored; after a second one we look for the image that caused it.
+    from_outside: bool
+    # A signal ended it, or its GPU failed.
+    by_itself: bool
+    # How many workers have died while processing one of its shards.
+    times: int
+    # The row_ids of rows that it had started to decode and had not finished.
+    suspects: list[int]
+    # Its shards that no other worker is processing.
+    lost: list[Assignment]
+    # The last lines of its log.
+    log: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Searched:
+    """A search for the rows that killed a worker has ended."""
+
+    # What each killing row did; an error if the search failed; None if it was cut off.
+    killers: dict[int, Reject] | ClipbatchError | None
+    death: Death
 
 
 class WorkerHandle(abc.ABC):
@@ -69,6 +108,13 @@ class WorkerHandle(abc.ABC):
     def failed_by(self, fault: str) -> bool:
         """Whether the worker has reported an exception of this `Failed.fault`."""
         return self.failure is not None and self.failure.fault == fault
+
+    def overdue(self, busy: bool, timeout_s: float) -> bool:
+        """Whether the worker has not been heard of for too long. busy: it has a shard. timeout_s: how long it may be
+        silent then."""
+        limit_s = EXIT_TIMEOUT_S if self.dismissed else timeout_s if self.loaded else LOADING_S
+        expected = busy or self.dismissed or not self.loaded
+        return expected and time.monotonic() - self.last_heard > limit_s
 
     @abc.abstractmethod
     def send(self, order: Order) -> None:

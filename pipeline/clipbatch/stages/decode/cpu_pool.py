@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -40,7 +39,7 @@ class CpuPool:
         target, jobs = self._target, [job for _, job in work]
         host_BCHW = blank(len(jobs), target.height, target.width, target.fill, "cpu", pinned=device != "cpu")
         futures = [
-            self._pool.submit(decoder.fill, host_BCHW, [replace(job, slot=at)])
+            self._pool.submit(decoder.fill, host_BCHW, [job._replace(slot=at)])
             for at, (decoder, job) in enumerate(work)
         ]
 

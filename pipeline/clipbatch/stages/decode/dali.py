@@ -19,7 +19,8 @@ from nvidia.dali import fn, pipeline_def, tensors, types
 from torch import Tensor
 
 from clipbatch.stages import memory
-from clipbatch.stages.cuda import mark
+from clipbatch.stages.ceilings import CUDA, ENGINES
+from clipbatch.stages.cuda import Moment, mark, moment, seconds_between
 from clipbatch.stages.decode.pixels import DecodeJob, place, scatter
 from clipbatch.types import DecoderName
 
@@ -33,6 +34,8 @@ _log = logging.getLogger(__name__)
 _MAX_TRIES = 4
 # Images are decoded in groups of at most 268 megapixels: 0.8 GB of uint8 RGB.
 _PIXELS_AT_ONCE = 2**28
+# Two pipelines that differ by less than this share of a batch's time are done at the same time.
+_TIE = 0.02
 # Memory for images of so many pixels a side is taken when a pipeline is built, not while batches flow.
 _USUAL_SIDE = 1024
 
@@ -52,6 +55,10 @@ class DaliDecoder:
         self, *, batch_size: int, interpolation: str, device_id: int | None, threads: int, engines: bool
     ) -> None:
         """device_id: the GPU; None: DALI's CPU back end. engines: make the pipeline for JPEG engines, too."""
+        # Seconds for which batches waited for each pipeline, `ENGINES` or `CUDA`, counting only the one that was last.
+        self.waited_s = dict.fromkeys((ENGINES, CUDA), 0.0)
+        # When each group of the last batch began, and when each of its pipelines was done.
+        self._moments: list[tuple[Moment, list[tuple[str, Moment]]]] = []
         self._copied: torch.cuda.Event | None = None
         # What the GPU still reads until `_copied` completes: encoded bytes, and crops in DALI's memory.
         self._in_use: list[Any] = []
@@ -77,6 +84,7 @@ class DaliDecoder:
         if self._copied is not None:
             self._copied.synchronize()
             self._in_use.clear()
+        self._note_waits()
         try:
             return [job for group in _groups(jobs) for job in self._fill_group(pixels_BCHW, group)]
         finally:
@@ -87,14 +95,30 @@ class DaliDecoder:
         work: dict[_Pipeline, list[DecodeJob]] = {}
         for job in jobs:
             work.setdefault(self._engines if job.engines else self._cuda, []).append(job)
+        stream, failed = _stream_of(pixels_BCHW), list[DecodeJob]()
+        begun, ends = moment(stream), list[tuple[str, Moment]]()
         for pipeline, some in work.items():
             pipeline.start(some)
         try:
-            return [job for pipeline, some in work.items() for job in self._finish(pixels_BCHW, pipeline, some)]
+            for pipeline, some in work.items():
+                failed += self._finish(pixels_BCHW, pipeline, some)
+                ends.append((CUDA if pipeline is self._cuda else ENGINES, moment(stream)))
+            if ends:
+                self._moments.append((begun, ends))
+            return failed
         except BaseException:
             for pipeline in work:  # or else the next batch would get these images
                 pipeline.drop()
             raise
+
+    def _note_waits(self) -> None:
+        """Add the last batch to `waited_s`. Its copies must be complete."""
+        for begun, ends in self._moments:
+            taken_s = seconds_between(begun, ends[-1][1])
+            first_s = seconds_between(begun, ends[0][1])
+            binding, _ = ends[-1] if taken_s - first_s > _TIE * taken_s else ends[0]
+            self.waited_s[binding] += taken_s
+        self._moments.clear()
 
     def _finish(self, pixels_BCHW: Tensor, pipeline: _Pipeline, jobs: list[DecodeJob]) -> list[DecodeJob]:
         """Place what `pipeline` makes of `jobs`, with which it has been started. Returns the jobs that failed."""
@@ -173,15 +197,13 @@ class _Pipeline:
 
     def start(self, jobs: list[DecodeJob]) -> None:
         """Begin with `jobs`. An error is kept for `crops`."""
-        axes = [(job.geometry.y, job.geometry.x) for job in jobs]
-        regions = np.array([(y.region, x.region) for y, x in axes], np.float32)  # image, axis, start or end
+        boxes = np.array([job.geometry.box for job in jobs], np.float32)
         feed = self._pipeline.feed_input  # DALI loops in Python over lists of ours, but not over its own and arrays
         self._error = None
         try:
             feed("encoded", _listed([job.data for job in jobs]))
-            feed("start", np.ascontiguousarray(regions[:, :, 0]))
-            feed("end", np.ascontiguousarray(regions[:, :, 1]))
-            feed("size", np.array([(y.kept, x.kept) for y, x in axes], np.float32))
+            for name, columns in (("start", boxes[:, :2]), ("end", boxes[:, 2:4]), ("size", boxes[:, 4:])):
+                feed(name, np.ascontiguousarray(columns))
             self._pipeline.schedule_run()
         except (RuntimeError, MemoryError) as error:
             self._error = error
@@ -201,7 +223,7 @@ class _Pipeline:
 
 def _listed(encoded: list[bytearray]) -> Any:
     """A DALI list of the images' bytes, without a copy."""
-    images = [tensors.TensorCPU(np.frombuffer(data, np.uint8)) for data in encoded]
+    images = [tensors.TensorCPU(data) for data in encoded]
     return tensors.TensorListCPU(images, contiguous=False)  # type: ignore[call-overload]  # not in DALI's stubs
 
 

@@ -15,12 +15,12 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from clipbatch.config import hardware
 from clipbatch.config.nesting import parse_json
 from clipbatch.errors import InputError
 from clipbatch.stages.encode.text import cache_folder
 from clipbatch.storage.atomic import publish
 
-CONTAINER = "in a container, start it with NVIDIA_DRIVER_CAPABILITIES=compute,utility,video (or all)"
 # The share of JPEGs for the JPEG engines, if it has not been measured: DALI's own default.
 ENGINE_SHARE = 0.65
 _DECODING_LIBRARY = "libnvcuvid.so.1"
@@ -49,7 +49,7 @@ def count_engines() -> tuple[int, str]:
     try:
         ctypes.CDLL(_DECODING_LIBRARY)
     except OSError:
-        return 0, f"the driver's library {_DECODING_LIBRARY} is not here: {CONTAINER}"
+        return 0, f"the driver's library {_DECODING_LIBRARY} is not here: {hardware.VIDEO_REMEDY}"
     try:
         nvjpeg = ctypes.CDLL(_nvjpeg())
         handle, engines, cores = ctypes.c_void_p(), ctypes.c_uint(0), ctypes.c_uint(0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 ResizeMode = Literal["shortest", "longest", "squash"]
@@ -67,16 +67,20 @@ class Geometry:
     left: int
     # EXIF orientation (Exif 2.3, tag 0x0112), 1 to 8, that is undone after resizing. 1: nothing to do.
     orientation: int
+    # Whether the resized crop is the model's input already: it needs neither turning nor padding.
+    plain: bool = field(init=False, compare=False)
+    # In stored pixels, where the crop begins (y, x) and ends; then its size after resizing.
+    box: tuple[float, float, float, float, int, int] = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        (top, bottom), (left, right) = self.y.region, self.x.region
+        object.__setattr__(self, "plain", self.orientation == 1 and self.top == self.left == 0)
+        object.__setattr__(self, "box", (top, left, bottom, right, self.y.kept, self.x.kept))
 
     @property
     def flips(self) -> tuple[bool, bool]:
         """Whether the stored y and x axes have to be flipped."""
         return self.orientation in (3, 4, 6, 7), self.orientation in (2, 3, 7, 8)
-
-    @property
-    def plain(self) -> bool:
-        """Whether the resized crop is the model's input already: it needs neither turning nor padding."""
-        return self.orientation == 1 and self.top == self.left == 0
 
     @property
     def transposed(self) -> bool:

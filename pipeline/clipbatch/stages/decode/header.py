@@ -14,7 +14,7 @@ from nvidia import nvimgcodec
 
 from clipbatch.config import PIXELS
 from clipbatch.stages.decode import first_rules
-from clipbatch.stages.orientation import Segment, jpeg_metadata, jpeg_segments, kind_of, png_chunks, png_metadata
+from clipbatch.stages.orientation import Segment, jpeg_orientation, jpeg_segments, kind_of, png_chunks, png_metadata
 from clipbatch.stages.orientation import orientation as orientation_by
 
 # The kinds and channel counts for which fast decoders produce the same RGB as Pillow, on every device.
@@ -23,6 +23,7 @@ _CHANNELS = {"jpeg": (1, 3), "png": (1, 3), "webp": (3,)}
 _NOT_PLAIN = frozenset({b"tRNS", b"acTL"})
 # Chunks of a PNG that may hold an orientation.
 _TEXTS = frozenset({b"eXIf", b"tEXt", b"zTXt", b"iTXt"})
+_UINT8 = np.dtype(np.uint8)
 
 
 class Header(NamedTuple):
@@ -45,19 +46,16 @@ def inspect(data: bytearray, pixels: int | None = PIXELS) -> Header | None:
     That is the case for other kinds, for images that are unusual, damaged or cut off, and for those with transparency
     or an animation, which fast decoders do not show. pixels: as in `DecodeSettings`.
     """
-    kind, is_rgb = kind_of(data), False
+    kind, is_rgb, orientation = kind_of(data), False, 1
     if kind not in _CHANNELS or is_cut_off(data, kind):
         return None
     if kind == "jpeg":
         segments = jpeg_segments(data)
         if not _is_read_once(data, segments) and data.count(b"\xff\xda") > 100:
             return None
-        markers = [marker for marker, _, _ in segments]
         is_rgb = data[6:11] != b"JFIF\0" and _is_rgb(data, segments)
-        orientation = 1
-        if 0xE1 in markers:
-            exif, xmp = jpeg_metadata(data, segments)
-            orientation = orientation_by(exif, xmp) if exif or xmp else 1
+        if 0xE1 in [marker for marker, _, _ in segments]:  # there may be Exif or XMP
+            orientation = jpeg_orientation(data, segments)
     elif kind == "png":
         chunks = {name for name, _, _ in png_chunks(data)}
         alpha = bytes(data[25:26]) in (b"\4", b"\6")
@@ -66,12 +64,11 @@ def inspect(data: bytearray, pixels: int | None = PIXELS) -> Header | None:
         orientation = orientation_by(*png_metadata(data)) if chunks & _TEXTS else 1
     elif data[12:16] == b"VP8X":
         return None
-    else:
-        orientation = 1
     try:
         stream = nvimgcodec.CodeStream(np.frombuffer(data, np.uint8))
         height, width, channels = stream.height, stream.width, stream.num_channels
-        plain = stream.codec_name == kind and stream.dtype == np.uint8 and stream.precision in (0, 8)
+        bits = stream.precision  # 0: as many as the type has
+        plain = stream.codec_name == kind and (bits == 8 or (bits == 0 and stream.dtype == _UINT8))
     except (RuntimeError, TypeError, ValueError):  # nvImageCodec parses the header when a field is read
         return None
     known = _CHANNELS if pixels is not None else first_rules.CHANNELS
@@ -79,7 +76,7 @@ def inspect(data: bytearray, pixels: int | None = PIXELS) -> Header | None:
         return None
     if pixels is None:
         orientation = first_rules.exif_orientation(data, kind)
-    return Header(kind=kind, height=height, width=width, orientation=orientation, is_rgb=is_rgb)
+    return Header(kind, height, width, orientation, is_rgb)
 
 
 def is_cut_off(data: bytearray, kind: str) -> bool:

@@ -1,4 +1,4 @@
-"""The decode stage: chooses a decoder for each image and keeps every image in its slot.
+"""The decode stage: decodes each image with the decoder that `choosing` names, and keeps every image in its slot.
 
 With DALI, the CPU cores decode a share of each batch (`CpuPool`) while DALI decodes the rest. A rule on the image
 decides who decodes it (its size or row number), never how long anything takes, so the same images always get the same
@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from clipbatch.config import DecodeSettings, hardware
+from clipbatch.stages.ceilings import CORES, CUDA, ENGINES
 from clipbatch.stages.cuda import mark, stream_on
 from clipbatch.stages.decode import pil
-from clipbatch.stages.decode.cpu_decoders import ReducedDecoder, TorchvisionDecoder, reduction
-from clipbatch.stages.decode.cpu_pool import CpuPool, goes_to_cpu
+from clipbatch.stages.decode.choosing import Chooser
+from clipbatch.stages.decode.cpu_pool import CpuPool
 from clipbatch.stages.decode.engines import ENGINE_SHARE, goes_to_engines
-from clipbatch.stages.decode.geometry import Geometry, Target, geometry_of, upright_size
+from clipbatch.stages.decode.geometry import Geometry, Target, geometry_of
 from clipbatch.stages.decode.header import inspect
 from clipbatch.stages.decode.pixels import DecodeJob, FastDecoder, blank, place
 from clipbatch.types import Decoded, Encoded, Picture, PixelBatch, ReadBatch, Reject
@@ -34,11 +35,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-# Smaller images go to Pillow. DALI's edges differ from Pillow's, which shows when one pixel becomes a whole patch.
-SMALLEST_SIDE = 8
-# Longer images go to Pillow, which resizes only the kept region. torch would first build a very long strip.
-EXTREME_ASPECT = 8
 
 
 class Decode:
@@ -64,9 +60,11 @@ class Decode:
         if self.engine_share is None and settings.decoder == "dali" and device.startswith("cuda"):
             self.engine_share = ENGINE_SHARE
         self._cores = CpuPool(target, threads=self._threads) if settings.decoder == "dali" else None
-        self._torchvision, self._reduced = (make(target.interpolation) for make in (TorchvisionDecoder, ReducedDecoder))
+        self._choose = Chooser(settings, target)
         self._reference = self._open_clip_transform()
         self._helpers = ThreadPoolExecutor(self._threads, initializer=torch.set_num_threads, initargs=(1,))
+        # By way of decoding, seconds for which batches waited: for `_cores`, and in each lane.
+        self._waited_s: list[dict[str, float]] = [{CORES: 0.0}]
         # A lane for each thread: a fast decoder and a CUDA stream.
         self._lanes: queue.SimpleQueue[tuple[FastDecoder | None, torch.cuda.Stream | None]] = queue.SimpleQueue()
         for _ in range(self.threads):
@@ -74,18 +72,20 @@ class Decode:
 
     def _fast_decoder(self) -> FastDecoder | None:
         if self._settings.decoder == "torchvision":
-            return self._torchvision
+            return self._choose.torchvision
         if self._settings.decoder == "dali":
             from clipbatch.stages.decode.dali import DaliDecoder
 
             index = self._device.partition(":")[2] or "0"
-            return DaliDecoder(
+            decoder = DaliDecoder(
                 batch_size=self.batch_size,
                 interpolation=self._target.interpolation,
                 device_id=int(index) if self._device.startswith("cuda") else None,
                 threads=self._threads,
                 engines=self.engine_share is not None,
             )
+            self._waited_s.append(decoder.waited_s)
+            return decoder
         return None
 
     def _open_clip_transform(self) -> OpenClipTransform | None:
@@ -114,7 +114,7 @@ class Decode:
                 raise RuntimeError("a sound JPEG is not taken for one")
             geometry = geometry_of(header.height, header.width, header.orientation, target)
             engines = goes_to_engines(slot, share)
-            jobs.append(DecodeJob(slot=slot, data=data, geometry=geometry, engines=engines))
+            jobs.append(DecodeJob(slot, data, geometry, engines))
         decoder, stream = lane = self._lanes.get()
         try:
             assert decoder
@@ -129,6 +129,16 @@ class Decode:
             return batches * self.batch_size / (time.perf_counter() - begun)
         finally:
             self._lanes.put(lane)
+
+    def waited_s(self) -> dict[str, float]:
+        """On a GPU, seconds for which batches waited for each way of decoding, so far, by its name in `ceilings`."""
+        if not self._device.startswith("cuda"):
+            return {}
+        total = dict.fromkeys((ENGINES, CUDA, CORES), 0.0)
+        for waited_s in self._waited_s:
+            for way, seconds in waited_s.items():
+                total[way] += seconds
+        return total
 
     def close(self) -> None:
         """End the threads, and give back what the lanes hold. No batch may be in work."""
@@ -153,34 +163,16 @@ class Decode:
     def _decode(self, batch: ReadBatch, decoder: FastDecoder | None) -> tuple[Tensor, list[Decoded | Reject | None]]:
         target = self._target
         pixels_BCHW = blank(self.batch_size, target.height, target.width, target.fill, self._device)
-        outcomes: list[Decoded | Reject | None] = [None] * len(batch.slots)
-        jobs: list[DecodeJob] = []
-        for_cpu: list[tuple[FastDecoder, DecodeJob]] = []
-        for_pillow: list[int] = []
-        for slot, content in enumerate(batch.slots):
-            if isinstance(content, Encoded):
-                choice = self._job(slot, batch.source.start + slot, content, decoder)
-                if choice is None:
-                    for_pillow.append(slot)
-                elif isinstance(choice, Reject):
-                    outcomes[slot] = choice
-                else:
-                    chosen, job, outcomes[slot] = choice
-                    if chosen is decoder:
-                        jobs.append(job)
-                    else:
-                        for_cpu.append((chosen, job))
-            elif isinstance(content, Picture):
-                for_pillow.append(slot)
-            else:
-                outcomes[slot] = content
+        jobs, for_cpu, for_pillow, outcomes = self._choose(batch, decoder, self.engine_share)
         finish = self._cores.start(for_cpu, self._device) if self._cores and for_cpu else None
-        if decoder is self._torchvision and self._device == "cpu":
+        if decoder is self._choose.torchvision and self._device == "cpu":
             failed = self._share_out(functools.partial(decoder.fill, pixels_BCHW), jobs)
         else:
             failed = decoder.fill(pixels_BCHW, jobs) if decoder and jobs else []
         if finish:
+            begun = time.perf_counter()
             failed += finish(pixels_BCHW)
+            self._waited_s[0][CORES] += time.perf_counter() - begun
         else:
             failed += [job for other, one in for_cpu for job in other.fill(pixels_BCHW, [one])]
         for_pillow += [job.slot for job in failed]
@@ -204,34 +196,6 @@ class Decode:
         shares = min(1 + idle, len(items))
         futures = [self._helpers.submit(work, items[number::shares]) for number in range(1, shares)]
         return work(items[0::shares] if shares else []) + [result for future in futures for result in future.result()]
-
-    def _job(
-        self, slot: int, row_id: int, content: Encoded, decoder: FastDecoder | None
-    ) -> tuple[FastDecoder, DecodeJob, Decoded] | Reject | None:
-        """A decoder, its job, and the outcome if it succeeds; or a Reject; or None if Pillow is to decode the image."""
-        header = inspect(content.data, self._settings.pixels) if decoder else None
-        if decoder is None or header is None or header.kind not in decoder.kinds:
-            return None
-        if self._cores and header.is_rgb and self._settings.pixels is not None:
-            return None  # nvImageCodec takes every JPEG of three components for YCbCr
-        orientation = header.orientation if self._settings.orientation == "upright" else 1
-        width, height = upright_size(header.width, header.height, orientation)
-        if width * height > self._settings.max_pixels:
-            return pil.too_large(width, height, self._settings.max_pixels)
-        shorter, longer = (width, height) if width < height else (height, width)
-        if shorter < SMALLEST_SIDE or longer > EXTREME_ASPECT * shorter:
-            return None
-        geometry = geometry_of(header.height, header.width, orientation, self._target)
-        if self._settings.jpeg_scale == "reduced" and header.kind in self._reduced.kinds and reduction(geometry) > 1:
-            decoder = self._reduced
-        elif self._cores and goes_to_cpu(row_id, width * height, self._settings.cpu_share):
-            decoder = self._torchvision
-            if header.kind not in decoder.kinds:
-                return None
-        decoded = Decoded(width=width, height=height, decoder=decoder.name)
-        share = self.engine_share if header.kind == "jpeg" else None
-        engines = share is not None and goes_to_engines(row_id, share)
-        return decoder, DecodeJob(slot=slot, data=content.data, geometry=geometry, engines=engines), decoded
 
     def _by_pillow(self, content: Encoded | Picture | Reject | None) -> _Opened | Reject:
         assert isinstance(content, (Encoded, Picture))

@@ -44,10 +44,19 @@ class Fetch:
         """
         clock = clock or self.clock(item)
         begun = 0.0
+        failed: OSError | ValueError | None = None
+        if clock.host is None and item.span is None:  # nearly always this is all
+            try:
+                return self._read(item, clock)
+            except (OSError, ValueError) as first:
+                failed = first
 
         def once() -> Encoded | Reject:
-            nonlocal begun
+            nonlocal begun, failed
             begun = time.monotonic()
+            if failed is not None:
+                error, failed = failed, None
+                raise error
             return self._read(item, clock)
 
         retries = self._settings.read_retries
@@ -101,7 +110,7 @@ class Fetch:
             return reject
         uri, path = trimmed
         try:
-            other = self._read(dataclasses.replace(item, uri=uri, path=path), clock)
+            other = self._read(item._replace(uri=uri, path=path), clock)
         except (OSError, ValueError):
             return reject
         if isinstance(other, Reject) and other.status == "missing":

@@ -125,14 +125,15 @@ def read_file(path: str, max_bytes: int) -> Encoded | Reject:
         if size > max_bytes:
             return Reject(status="too_large", error=f"{size} bytes, over the limit of {max_bytes}")
         data = unwritten(size)
-        view, done = memoryview(data), 0
-        while done < size and (count := os.readv(fd, [view[done:]])):
+        done = count = os.readv(fd, [data])
+        while count and done < size:
+            count = os.readv(fd, [memoryview(data)[done:]])
             done += count
     finally:
         os.close(fd)
     if done < size:
         return Reject(status="truncated", error=f"the file shrank while it was read: {done} of {size} bytes")
-    return Encoded(data=data)
+    return Encoded(data)
 
 
 def _kind(mode: int) -> str:

@@ -12,7 +12,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from clipbatch.config import ReadSettings
 from clipbatch.stages.read.fetch import Fetch
@@ -45,6 +45,8 @@ class Read:
         self._readers: list[_Reader] = []
         self._changing = threading.Lock()
         self._done = 0
+        # Whether the last batch had images of a store or the web.
+        self.remote = False
 
     @property
     def files(self) -> int:
@@ -82,10 +84,8 @@ class Read:
 
     def _share(self, batch: ItemBatch) -> int:
         """How many readers a batch gets, so that all batches together have the number that is wanted."""
-        reads = self._settings.read_threads
-        if reads is None:
-            remote = any(item is not None and is_url(item.path) for item in batch.items)
-            reads = REMOTE_READS if remote else LOCAL_READS
+        self.remote = any(item is not None and is_url(item.path) for item in batch.items)
+        reads = self._settings.read_threads or (REMOTE_READS if self.remote else LOCAL_READS)
         return math.ceil(reads / self.batches)
 
     def _count(self) -> None:
@@ -163,9 +163,8 @@ class _BatchRead:
         return slots
 
 
-@dataclass(slots=True, kw_only=True)
-class _InHand:
-    """The item that a reader is reading. Not frozen: one is made for each image, and that takes less time."""
+class _InHand(NamedTuple):
+    """The item that a reader is reading. A tuple: one is made for each image, and that takes the least time."""
 
     job: _BatchRead
     position: int
@@ -192,17 +191,18 @@ class _Reader:
 
     def _finish(self, job: _BatchRead) -> bool:
         """Read items of `job` until none is left; returns False if another reader has taken this one's place."""
+        fetch, items, waiting = self._fetch, job.items, job.waiting
         while True:
             try:
-                position = job.waiting.popleft()
+                position = waiting.popleft()
             except IndexError:
                 return True
-            item = job.items[position]
+            item = items[position]
             assert item is not None
-            clock = self._fetch.clock(item)
-            self.item = _InHand(job=job, position=position, item=item, clock=clock)
+            clock = fetch.clock(item)
+            self.item = _InHand(job, position, item, clock)
             try:
-                outcome = item.reject or item.content or self._fetch(item, clock, job.refusals)
+                outcome = item.reject or item.content or fetch(item, clock, job.refusals)
             except BaseException as error:
                 job.fail(error)
                 return False

@@ -26,7 +26,6 @@ _FOR_CUDA_12 = "pip install 'torch<2.11' 'torchvision<0.26'"
 # Images/s of runs with ViT-B-32, a core: benchmarks/results/2026-11-23-cpu-speed.md and 2026-11-28-cpu-speed.md, the
 # second on a machine without bf16.
 _BF16_A_CORE, _FP32_A_CORE = 28.0, 5.5
-_CONTAINER = "in a container, start it with NVIDIA_DRIVER_CAPABILITIES=compute,utility,video (or all)"
 
 
 class Gpu(TypedDict):
@@ -50,6 +49,7 @@ class Answer(TypedDict, total=False):
     nvimgcodec: str
     nvimgcodec_cuda: int  # 1000 times the major version, like all versions of CUDA
     answer: bool
+    engines: int
     where: str
 
 
@@ -139,14 +139,15 @@ def judge_dali(answer: Answer, driver_cuda: int | None) -> Finding:
 
 def judge_engines(answer: Answer, gpu: Gpu) -> Finding:
     if answer.get("answer"):
-        return Finding(name="JPEG engines", level="ok", text="decode")
+        return Finding(name="JPEG engines", level="ok", text=f"{answer.get('engines') or ''} decode".strip())
     if gpu["capability"] not in _WITH_ENGINES and not gpu["name"].startswith("NVIDIA L4"):
         return Finding(name="JPEG engines", level="ok", text=f"{gpu['name']} has none; its CUDA cores decode")
     return Finding(
         name="JPEG engines",
         level="warning",
-        text=f"do not answer ({answer.get('error', 'nothing was decoded')}); CUDA cores decode, slower",
-        remedy=f"{_CONTAINER}; on a GPU that is split (MIG), use an instance with a JPEG engine",
+        text=f"do not answer ({answer.get('error') or answer.get('reason') or 'nothing was decoded'}); CUDA cores "
+        "decode, slower",
+        remedy=f"{hardware.VIDEO_REMEDY}; on a GPU that is split (MIG), use an instance with a JPEG engine",
     )
 
 

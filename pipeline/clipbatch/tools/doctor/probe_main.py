@@ -86,13 +86,17 @@ def dali_decodes(device: str) -> Answer:
 
 
 def engines_decode() -> Answer:
-    """Decode a sample with the GPU's JPEG engines and nothing else. Returns `answer`: whether that worked."""
+    """Decode a sample with the GPU's JPEG engines and nothing else. Returns `answer`: whether that worked; `engines`:
+    how many there are; and if there are none, the `reason`."""
     from nvidia import nvimgcodec
+
+    from clipbatch.stages.decode.engines import count_engines
 
     backend = nvimgcodec.Backend(nvimgcodec.BackendKind.HW_GPU_ONLY)
     decoder = nvimgcodec.Decoder(device_id=0, backends=[backend])
     image = decoder.decode(_sample())
-    return {"answer": image is not None}
+    count, why = count_engines()
+    return {"answer": image is not None, "engines": count, "reason": why}
 
 
 def weights_are(model: str, pretrained: str) -> Answer:

@@ -139,6 +139,7 @@ def _fixed(facts: Facts) -> dict[str, Any]:
         "many_bad": bad_share(gathered.statuses),
         "cause": facts.cause,
         "this_run": this_run,
+        "ceiling": (_complete(this_run, {"ceiling": TEXT}) or {}).get("ceiling", ""),
         "has_pace": this_run is not None and has_pace(this_run),
         "waits": (_complete(facts.report.get("this_run"), _WAITS) or {}).get("waits", {}),
         "hardware": _complete(facts.report.get("hardware"), _HARDWARE),

@@ -1,4 +1,4 @@
-"""What a page is about: a run, or the latest row of each image in the increments of a dataset.
+"""What a page is about: a run, or the latest row of each image in the increments of a dataset, but of deleted ones.
 
 Increments number their rows each from 0, so on the page of a dataset the rows of one follow those of the one before.
 """
@@ -7,18 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from clipbatch.errors import InputError, OtherRunError
+from clipbatch.errors import OtherRunError
 from clipbatch.rundir.layout import Plan, RunDir
-from clipbatch.runs.stamps import files_of
-from clipbatch.storage.paths import parquet_source
+from clipbatch.runs import latest
 from clipbatch.tools.htmlreport import rankings
-from clipbatch.workers import signals
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,13 +59,13 @@ def sources(paths: Sequence[str]) -> list[Source]:
                 f"{run.path} has other labels or columns than {runs[-1].path}, so one page cannot show both: name one "
                 "of them"
             )
-    seen, result, first = np.empty(0, np.int64), list[Source](), sum(plan.rows for plan in plans)
-    for run, plan in zip(reversed(runs), reversed(plans), strict=True):  # the last row of an image counts
-        names = _hashes(run, plan)
-        first -= plan.rows
-        result.append(Source(run=run, plan=plan, first=first, latest=~np.isin(names, seen)))
-        seen = np.union1d(seen, names)
-    return result[::-1]
+    rows = latest.latest([Path(path) for path in paths])
+    mask = rows.mask(np.setdiff1d(rows.numbers, latest.read_deleted(Path(paths[0]).parent, rows)))
+    starts = rows.starts.values()
+    return [
+        Source(run=run, plan=plan, first=first, latest=mask[first : first + plan.rows])
+        for run, plan, first in zip(runs, plans, starts, strict=True)
+    ]
 
 
 def row_name(sources: Sequence[Source], row: int) -> str:
@@ -85,19 +83,3 @@ def by_source(sources: Sequence[Source], rows: Iterable[int]) -> Iterator[tuple[
         own = [row - source.first for row in wanted if source.first <= row < source.first + source.plan.rows]
         if own:
             yield source, own
-
-
-def _hashes(run: RunDir, plan: Plan) -> NDArray[np.int64]:
-    """A hash of each row's name."""
-    hashes = [np.empty(0, np.int64)]
-    for name in sorted(plan.manifest_sha256):
-        path = run.manifest / name
-        try:
-            with pq.ParquetFile(parquet_source(path)) as file:
-                for batch in file.iter_batches(columns=["uri", "root", "span"]):
-                    signals.check()
-                    names = zip(files_of(batch), batch["uri"].to_pylist(), strict=True)
-                    hashes.append(np.fromiter(map(hash, names), np.int64, batch.num_rows))
-        except (OSError, pa.ArrowException) as error:
-            raise InputError(f"cannot read the manifest {path}: {error}; restore it from a backup") from error
-    return np.concatenate(hashes)

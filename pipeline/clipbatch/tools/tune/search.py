@@ -85,14 +85,14 @@ def tune(settings: Settings, budget_s: float, on_trial: Callable[[Trial], None])
             chosen, gain = search.find(steps)
         finally:
             runner.close()
-    frozen = plan.run_settings().flat()
+    frozen, measured = plan.run_settings().flat(), {} if search.share is None else {"hw_decoder_load": search.share}
     return Tuned(
         chosen=chosen,
         gain=gain,
         trials=search.trials,
         rows=min(plan.rows, plan.shard_size),
         seat=seat,
-        defaults={name: frozen[name] for name in steps},
+        defaults={name: frozen[name] for name in steps} | measured,
     )
 
 
@@ -109,12 +109,18 @@ def candidates(plan: Plan, seat: Seat) -> dict[str, list[Any]]:
             "read_threads": [4, 64],
         }
     return {
-        "hw_decoder_load": [0.3, 0.5, 0.8, 0.95],
         "decode_threads": threads,
         "cpu_share": [0.05, 0.1, 0.2],
         "batch_size": [size // 2, 2 * size],
         "read_threads": [32, 64],
     }
+
+
+def shares(measured: float) -> list[float]:
+    """Shares of the JPEG engines to try besides the measured one, which is best for decoding alone. None where there
+    are no engines."""
+    near = {round(min(1.0, max(0.0, measured + step)), 2) for step in (-0.15, -0.05, 0.05)} if measured else set()
+    return sorted(near - {measured})
 
 
 class _Search:
@@ -124,12 +130,17 @@ class _Search:
         self._remaining = 0
         self._longest_s = 0.0
         self.trials: list[Trial] = []
+        # The share of the JPEG engines that the defaults were measured with, if a run would measure it, too.
+        self.share: float | None = None
 
     def find(self, steps: dict[str, list[Any]]) -> tuple[SettingValues, float | None]:
         """The changes to make, and the gain that they have reached at least."""
         self._remaining = 1 + sum(map(len, steps.values())) + 2 * _ROUNDS
         best: SettingValues = {}
         best_rate = self._try({})
+        if self.share is not None:
+            steps = {"hw_decoder_load": shares(self.share), **steps}
+            self._remaining += len(steps["hw_decoder_load"])
         for name, values in steps.items():
             for value in values:
                 changes = {**best, name: value}
@@ -157,6 +168,7 @@ class _Search:
         if result:
             self._longest_s = max(self._longest_s, time.monotonic() - start)
         result = result or {"error": "not measured: no time was left"}
+        self.share = result.get("hw_decoder_load", self.share)
         trial = Trial(
             changes=changes,
             images_per_s=result.get("images_per_s"),

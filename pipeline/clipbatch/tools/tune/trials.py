@@ -13,10 +13,12 @@ from clipbatch.workers.devices import Seat
 
 
 class Rate(TypedDict, total=False):
-    """The result of a trial: a rate and the slowest stage, or an error."""
+    """The result of a trial: a rate and the slowest stage, or an error. hw_decoder_load: the share of the JPEG engines
+    that was measured, as a run would, since no setting named one."""
 
     images_per_s: float
     bottleneck: str
+    hw_decoder_load: float
     error: str
 
 

@@ -9,6 +9,7 @@ parent then starts another one.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -17,17 +18,21 @@ from itertools import cycle, islice
 
 import torch
 
-from clipbatch.config import SettingValues
+from clipbatch.config import Settings, SettingValues, hardware
 from clipbatch.errors import brief
 from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.manifest import Manifest
 from clipbatch.rundir.schema import LISTING
+from clipbatch.stages import first_contact
+from clipbatch.stages.decode import Decode
+from clipbatch.stages.decode.geometry import Target
 from clipbatch.stages.encode import check_device, load
 from clipbatch.stages.flow import Flow, bottleneck
-from clipbatch.stages.loading import LoadedModel
-from clipbatch.stages.read import Backpressure
+from clipbatch.stages.loading import LoadedModel, engine_share
+from clipbatch.stages.pipeline import SAMPLE
+from clipbatch.stages.read import Backpressure, Read
 from clipbatch.tools.tune.trials import Rate
-from clipbatch.types import ItemBatch
+from clipbatch.types import Encoded, ItemBatch
 from clipbatch.workers.child import Parent, serve
 
 # Each trial measures at least this many batches, however long they take.
@@ -46,15 +51,46 @@ class Trials:
         self._carried = self._rows.drop_columns(LISTING)
         self._model = load(self._plan.run_settings().model)
         self._next = 0
+        # The share of the JPEG engines, once it has been measured.
+        self._share: float | None = None
 
     def rate(self, changes: SettingValues, seconds: float) -> Rate:
         """The rate with `changes` to the plan's settings, measured from the end of the first batch on."""
         settings = self._plan.run_settings().replace(**{"shard_size": None, "compile": "off", **changes})
-        assert settings.model.batch_size
-        model = LoadedModel.around(self._model, settings, settings.model.batch_size, self._device)
-        start, gate = time.perf_counter(), Backpressure()
-        flow = Flow(gate.admit(self._batches(settings.model.batch_size)), model.stages(gate))
-        results = iter(flow)
+        size = settings.model.batch_size
+        assert size
+        target = Target.from_facts(self._model.facts())
+        with contextlib.ExitStack() as ends:  # or the next trial would share cores and memory with this one
+            decode = Decode(settings.decode, target, batch_size=size, device=self._device)
+            ends.callback(decode.close)
+            model = LoadedModel.joined(self._model, decode, settings, size, self._device)
+            ends.callback(model.read.close)
+            measured, gate = self._share_engines(decode, settings), Backpressure()
+            flow = Flow(gate.admit(self._batches(size)), model.stages(gate))
+            ends.callback(flow.join)
+            ends.callback(gate.close)
+            return self._measure(flow, seconds) | measured
+
+    def _share_engines(self, decode: Decode, settings: Settings) -> Rate:
+        """Measure the share of the JPEG engines as a run does, where there are some and no setting names it."""
+        if decode.engine_share is None or settings.decode.hw_decoder_load is not None:
+            return {}
+        if self._share is None:
+            decode.prime(first_contact.primer())
+            self._share = engine_share(decode, self._sample())
+        decode.engine_share = self._share
+        return {"hw_decoder_load": self._share}
+
+    def _sample(self) -> list[bytearray]:
+        batch = next(self._batches(min(len(self._items), SAMPLE)))
+        self._next = 0
+        read = Read(self._plan.run_settings().read)
+        slots = read(batch).slots
+        read.close()
+        return [content.data for content in slots if isinstance(content, Encoded)]
+
+    def _measure(self, flow: Flow, seconds: float) -> Rate:
+        start, results = time.perf_counter(), iter(flow)
         next(results)
         first = time.perf_counter()
         images, batches = 0, 0
@@ -79,6 +115,7 @@ class Trials:
 
 def main() -> None:
     path, device, cores = sys.argv[1:]
+    device = hardware.hide_other_gpus(device)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
 

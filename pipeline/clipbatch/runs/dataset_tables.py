@@ -1,0 +1,84 @@
+"""When the tables of a dataset change (`latest`): after a night, and when a dataset was made of another one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipbatch.errors import InputError
+from clipbatch.inputs.listing import place_of, real_place
+from clipbatch.rundir.layout import RunDir
+from clipbatch.runs import latest
+from clipbatch.runs.known import Known
+from clipbatch.runs.latest import DELETED, Latest
+from clipbatch.storage.atomic import publish
+from clipbatch.storage.uris import is_url
+
+# Without --confirm-deleted, no larger share of the images may be marked as deleted.
+_MAX_GONE = 0.1
+
+
+def _of_same_input(rows: Latest, inputs: tuple[str, ...]) -> NDArray[np.int64]:
+    """The numbers of the rows of increments all of whose inputs are among `inputs`."""
+    places = {real_place(text if is_url(text) else os.path.abspath(text)) for text in inputs}
+    same = [np.empty(0, np.int64)]
+    for path, start, size in zip(rows.increments, rows.starts.values(), rows.sizes, strict=True):
+        if {place_of(identity) for identity in RunDir(path).plan().identity["inputs"]} <= places:
+            same.append(np.arange(start, start + size))
+    return np.concatenate(same)
+
+
+def gone(folder: Path, known: Known, inputs: tuple[str, ...], confirmed: bool) -> tuple[NDArray[np.int64], list[str]]:
+    """The numbers of the latest rows of the same input whose image the listing does not have, and remarks.
+
+    Raises: InputError if these are more than `_MAX_GONE` of its rows, unless that is confirmed.
+    """
+    rows, named = known.latest(), ", ".join(inputs)
+    same = np.intersect1d(rows.numbers, _of_same_input(rows, inputs))
+    if not len(same):
+        return same, [f"no image is marked as deleted, since no increment has all of its INPUT in {named}"]
+    there = np.setdiff1d(same, latest.read_deleted(folder, rows))
+    missing = np.intersect1d(known.gone(), there)
+    if len(missing) > _MAX_GONE * len(there) and not confirmed:
+        raise InputError(
+            f"{len(missing)} of {len(there)} images of {named} are gone, more than {_MAX_GONE:.0%}, so nothing is "
+            "marked as deleted: see whether all of it is mounted; if they are gone indeed, add --confirm-deleted"
+        )
+    return missing, []
+
+
+def keep(folder: Path, known: Known, gone: NDArray[np.int64], new: Path | None) -> list[str]:
+    """Write `deleted.parquet` and `latest.parquet` anew where they have changed. Returns remarks for the user.
+
+    gone: the numbers of rows to mark. new: the increment that was made.
+    """
+    rows = known.latest()
+    deleted = latest.read_deleted(folder, rows)
+    back = known.back(deleted)
+    if new is not None:
+        rows = rows.with_increment(new)
+    marked = np.intersect1d(np.union1d(np.setdiff1d(deleted, back), gone), rows.numbers)
+    latest.write_deleted(folder, rows, marked)
+    if not latest.is_fresh(folder, rows.increments):
+        latest.write_latest(folder, rows)
+    notes = []
+    if len(gone):
+        notes.append(f"images that are gone, now marked in {folder / DELETED}: {len(gone)}")
+    if len(back):
+        notes.append(f"images that were marked as deleted and are back: {len(back)}")
+    return notes
+
+
+def follow(source: Path, out: Path, increments: Sequence[Path]) -> None:
+    """Give the dataset `out` the tables of the dataset `source`, of which it was made by rescoring.
+
+    increments: those of `out`.
+    """
+    if (deleted := source / DELETED).exists():
+        with publish(out / DELETED) as file:
+            file.write(deleted.read_bytes())
+    latest.write_latest(out, latest.latest(increments))
