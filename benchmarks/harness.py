@@ -216,7 +216,7 @@ def compare(figures: Mapping[str, Sequence[float]], pairs: Mapping[str, str]) ->
 def machine() -> dict[str, Any]:
     """The machine, the date, the versions, and the load that was on it before the benchmark began."""
     load_1min = round(os.getloadavg()[0], 2)
-    date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return {"date": date, **hardware.describe(), "load_1min": load_1min, "versions": versions()}
 
 

@@ -341,7 +341,7 @@ BENCHMARKS = {
     ),
     "ranks": Benchmark(
         title="How shards spread over ranks that share only a folder (simulation)",
-        expected="about 0.98 at 64 ranks and at least 0.86 at 512, where each helps the others once its own part is done.",
+        expected="about 0.98 at 64 ranks and at least 0.86 at 512, where each helps the others after its own part.",
         measure=ranks,
         options={"seeds": (10, "simulations of each size")},
     ),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -57,6 +58,14 @@ def start(*args: object, **more: Any) -> "subprocess.Popen[str]":
 
 def _text(arg: object) -> str:
     return arg if isinstance(arg, str) else str(arg)
+
+
+def error_in(stderr: str) -> str:
+    """The error in one line that ended a command, after the lines of its log."""
+    *log, error = stderr.splitlines(keepends=True)
+    assert error.startswith("clipbatch: "), stderr
+    assert all(re.match(r"\d{4}-\S+ (INFO|WARNING|ERROR) ", line) for line in log), stderr
+    return error
 
 
 def children_of(pid: int) -> Iterator[int]:

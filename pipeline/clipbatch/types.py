@@ -31,6 +31,9 @@ STATUSES: tuple[Status, ...] = get_args(Status)
 DecoderName = Literal["dali", "torchvision", "pil", "open_clip"]
 DECODERS: tuple[DecoderName, ...] = get_args(DecoderName)
 
+# How serious a line of the log is.
+Level = Literal["info", "warning", "error"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:

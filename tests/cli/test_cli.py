@@ -23,9 +23,9 @@ PLANNING = (
 )
 SURFACE = {
     "run": PLANNING
-    + " --confirm-deleted --force --hash-contents --incremental --log-format --mark-deleted --metrics --one-line"
-    " --quiet --repair --retry-bad",
-    "plan": PLANNING,
+    + " --confirm-deleted --force --hash-contents --incremental --log-format --mark-deleted --metrics --metrics-port"
+    " --one-line --quiet --repair --retry-bad",
+    "plan": PLANNING + " --quiet",
     "estimate": PLANNING.replace(" --out --overwrite", "") + " --plan --seconds --usd-per-gpu-hour",
     "submit slurm": PLANNING
     + " --array --check-sbatch-option --cpus-per-task --dry-run --gres --launcher --mem --partition --requeues "
@@ -169,9 +169,21 @@ def test_the_output_of_another_run_is_refused_with_the_field_named(warm: Cli, fo
     assert "labels is" in error
     assert "--overwrite" in error
     assert "top_k is" in warm("run", folder, *DEMO, "--top-k", 2, "--out", out, code=3).stderr
+    assert f"{json.dumps(['cat', 'dog'])}" in error  # both values, whole
+    assert all(f'"{name}"' in error for name in ("airplane", "automobile", "bird", "frog", "horse", "truck"))
+    assert "..." not in error
     assert rows(out).equals(before)
     warm("run", folder, "--labels", "cat,dog", "--model", "clipbatch-demo", "--out", out, "--overwrite")
     assert set(rows(out)["label"].to_pylist()) <= {"cat", "dog", None}
+
+
+def test_plan_prints_what_it_made_in_the_words_of_users_or_nothing(warm: Cli, folder: Path, tmp_path: Path) -> None:
+    command = ("plan", folder, *DEMO, "--shard-size", 32, "--out", tmp_path / "out")
+    assert warm(*command, "-q").stdout == ""
+    facts = {line[:14].strip(): line[15:] for line in warm(*command).stdout.splitlines()}
+    assert (facts["rows"], facts["parts"], facts["rows a part"]) == ("40", "2", "32")
+    assert not [name for name in facts if "shard" in name]
+    assert json.loads(warm(*command, "--json", "--quiet").stdout)["shards"] == 2
 
 
 def test_an_output_folder_with_other_files_or_without_room_is_refused(warm: Cli, folder: Path, tmp_path: Path) -> None:

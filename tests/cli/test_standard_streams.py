@@ -54,7 +54,7 @@ def arguments(folder: Path, command: str) -> list[object]:
     return [words.get(word, word) for word in command.split()]
 
 
-ON_DISK = ("plan --out RUN", "run --out RUN --json", "report RUN", "compact RUN --out FEW")
+ON_DISK = ("plan --out RUN", "run --out RUN --json --quiet", "report RUN", "compact RUN --out FEW")
 PRINTED = ("status RUN", "verify RUN --json", "--help")
 
 

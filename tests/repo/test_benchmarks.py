@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,6 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from tests.repo.test_wheel import closure
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 COUNTING = {"flips", "kills", "nights", "sizes", "storms"}

@@ -26,7 +26,6 @@ from markdown_it import MarkdownIt
 from safetensors.torch import save_file
 
 import clipbatch
-from clipbatch.runs import report_text as summary
 from tests.conftest import Cli
 
 ROOT = Path(__file__).parents[2]
@@ -237,6 +236,7 @@ def test_the_page_of_options_is_what_the_command_line_has() -> None:
 
 
 def test_the_alert_rules_use_metrics_that_are_there(tmp_path: Path) -> None:
+    from clipbatch.runs.metrics import RunMetrics
     from clipbatch.serving.http import Metrics
 
     (rules,) = [text for _, kind, text in blocks("docs/operations/monitoring.md") if kind == "yaml"]
@@ -245,11 +245,13 @@ def test_the_alert_rules_use_metrics_that_are_there(tmp_path: Path) -> None:
         "this_run": {"rows": 2, "seconds": 1.0, "images_per_s": 2.0, "restarts": 0},
         "increment": {"new": 2, "changed": 0, "known": 0},
     }
-    summary.write_metrics(tmp_path / "run.prom", report)
+    ran = RunMetrics()
+    ran.succeed(report)
+    ran.write(tmp_path / "run.prom")
     served = Metrics()
     served.requests.labels(429).inc()
     served.jobs.labels("failed").inc()
-    there = (tmp_path / "run.prom").read_text() + served.text().decode()
+    there = (tmp_path / "run.prom").read_text() + served.text()[0].decode()
     expressions = [rule["expr"] for group in yaml.safe_load(rules)["groups"] for rule in group["rules"]]
     assert len(expressions) > 3
     for expression in expressions:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import kubernetes_validate
@@ -20,11 +21,6 @@ import clipbatch
 from clipbatch.config import from_flat, labels, read_toml
 from tests.conftest import Cli, needs, rows
 from tests.support.serving import Service, answer, drop
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 ROOT = Path(__file__).parents[2]
 

@@ -2,18 +2,15 @@
 
 import importlib.metadata
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,6 +44,14 @@ def test_a_built_wheel_runs_the_demo_from_a_clean_folder(tmp_path: Path) -> None
     subprocess.run(report, cwd=tmp_path, env=environment, check=True)
     assert (tmp_path / "clipbatch-demo" / "report.html").stat().st_size > 50_000
     assert len(list((tmp_path / "clipbatch-demo" / "parts").glob("*.parquet"))) == 1
+
+
+def test_one_version_of_python_is_named_everywhere() -> None:
+    python = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"].removeprefix(">=")
+    for name in ("README.md", "docs/guides/installing.md", "containers/Dockerfile"):
+        named = re.findall(r"[Pp]ython3?(?: is)? (3\.\d+)", (ROOT / name).read_text())
+        assert named, name
+        assert set(named) == {python}, name
 
 
 def closure(requirements: list[str]) -> set[str]:

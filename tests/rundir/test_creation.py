@@ -13,6 +13,7 @@ import pytest
 from clipbatch.config import from_flat, labels
 from clipbatch.errors import OtherRunError
 from clipbatch.rundir import creation
+from clipbatch.rundir.differences import difference
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.rundir.manifest import Manifest
 from clipbatch.runs import plan as planner
@@ -56,6 +57,19 @@ def planners(folder: Path, out: Path, labels: list[str]) -> list[str]:
         process.stdin.write("x")
         process.stdin.flush()
     return [process.communicate(timeout=120)[0].strip() for process in processes]
+
+
+def test_long_values_that_differ_are_shown_where_they_do() -> None:
+    names = [f"label number {number}" for number in range(500)]
+    labels = {"labels": [{"group": "a", "names": names}]}
+    longer = {"labels": [{"group": "a", "names": [*names, "one", "two"]}]}
+    said = 'labels[0].names has 502 entries now and 500 there; only now: "one", "two"'
+    assert difference(labels, longer) == said
+    other = {"labels": [{"group": "a", "names": [*names[:7], "x" * 99, *names[8:]]}]}
+    assert difference(labels, other) == f'labels[0].names[7] is "{"x" * 99}" now and "label number 7" there'
+    url = "https://example.org/?" + "token" * 1000  # one text is not taken apart
+    assert difference({"inputs": [url]}, {"inputs": ["in"]}) == f'inputs[0] is "in" now and "{url}" there'
+    assert difference({"top_k": 3}, {"top_k": 3, "limit": None}) is None
 
 
 def test_planners_of_one_run_agree_on_one_plan(folder: Path, tmp_path: Path) -> None:
@@ -198,3 +212,26 @@ def test_a_run_that_is_overwritten_by_another_stops_and_writes_no_more_parts(
     assert "another run has replaced this one" in err
     assert "200 rows" in warm("verify", out).stdout
     assert rows(out).num_rows == 200
+
+
+def test_a_run_is_ended_by_one_with_the_same_settings_too(warm: Cli, folder: Path, tmp_path: Path) -> None:
+    listed, out = tmp_path / "list.txt", tmp_path / "out"
+    listed.write_text("\n".join(str(path) for path in sorted(folder.rglob("*.jpg"))[:100] * 200))
+    command = (listed, *DEMO, "--shard-size", 64, "--out", out)
+    process = start("run", *command)
+    while not list((out / "parts").glob("*.parquet")):
+        assert process.poll() is None
+    fingerprint = RunDir(out).plan().fingerprint
+    warm("plan", *command, "--overwrite")
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 3
+    assert "another run has replaced this one" in err
+    assert not list((out / "parts").glob("*.parquet"))
+    assert RunDir(out).plan().fingerprint == fingerprint
+    plan = (out / "run.json").read_bytes()
+    warm("plan", *command, "--overwrite")  # as several processes that begin with it at once
+    assert (out / "run.json").read_bytes() == plan
+    (out / "manifest" / "part-00000.parquet").write_bytes(b"damaged")
+    warm("plan", *command, "--overwrite")
+    assert (out / "run.json").read_bytes() != plan
+    assert Manifest(RunDir(out), RunDir(out).plan()).rows(0).num_rows == 64

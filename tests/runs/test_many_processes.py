@@ -95,7 +95,7 @@ def test_named_shards_are_divided_among_the_ranks_who_help_with_no_others(
     assert (made["part"]["planned"], made["this_run"]["helped"], made["rows_done"]) == (2, 2, 64)
     made = json.loads(warm("run", "--out", out, "--shards", "3,7,8", "--rank", 0, "--world-size", 3, "--json").stdout)
     assert (made["part"]["done"], made["this_run"]["helped"], numbers(out)) == (1, 2, list(range(9)))  # 3 was done
-    assert "there is no shard 10" in warm("run", "--out", out, "--shards", "10", code=3).stderr
+    assert "there is no part 10" in warm("run", "--out", out, "--shards", "10", code=3).stderr
     assert all(whole[name] == content for name, content in parts(out).items())
 
 

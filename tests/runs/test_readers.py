@@ -133,7 +133,7 @@ def test_spark_reads_all_columns_except_float16_without_options(runs: dict[str, 
 
 def test_spark_reads_carried_columns_of_every_type_beside_float16(tmp_path: Path, spark: Any) -> None:
     """What it has no type for is left out with float16; everything else has its value."""
-    when = datetime.datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=datetime.timezone.utc)
+    when = datetime.datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=datetime.UTC)
     columns: dict[str, tuple[pa.DataType, Any]] = {
         "flag": (pa.bool_(), True),
         "tiny": (pa.int8(), -7),
@@ -162,7 +162,7 @@ def test_spark_reads_carried_columns_of_every_type_beside_float16(tmp_path: Path
     spark.conf.set("spark.sql.session.timeZone", "UTC")
     row, empty = (found.asDict(recursive=True) for found in frame.collect())
     expected = {name: value for name, (_, value) in columns.items() if name in row} | {"both": {"n": 1}}
-    assert row.pop("at").astimezone(datetime.timezone.utc) == expected.pop("at")
+    assert row.pop("at").astimezone(datetime.UTC) == expected.pop("at")
     assert row == expected
     assert set(empty.values()) == {None}
 
@@ -287,7 +287,7 @@ def test_embeddings_are_read_as_a_matrix(runs: dict[str, Path]) -> None:
     np.testing.assert_allclose(np.linalg.norm(matrix.astype(np.float32), axis=1), 1, atol=2e-3)
 
 
-WHEN = datetime.datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=datetime.timezone.utc)
+WHEN = datetime.datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=datetime.UTC)
 LOCAL = WHEN.replace(tzinfo=None)
 CLOCK = datetime.time(3, 4, 5, 678)
 CARRIED: dict[str, tuple[pa.DataType, Any, Any]] = {
@@ -360,7 +360,7 @@ def _found(value: Any) -> Any:
     if isinstance(value, pd.Timedelta):
         value = value.to_pytimedelta()
     if isinstance(value, datetime.datetime) and value.tzinfo:
-        return value.astimezone(datetime.timezone.utc)
+        return value.astimezone(datetime.UTC)
     return value
 
 

@@ -113,7 +113,7 @@ def test_the_device_is_what_the_tasks_ask_for(cli: Cli, folder: Path, tmp_path: 
         (["--array", "8", "--requeues", "-1"], "requeues -1 is out of range"),
         (["--array", "8", "--world-size", "4"], "--world-size is for runs that you start yourself"),
         (["--array", "8", "--gpus", "all"], "--gres gpu:N requests"),
-        (["--array", "8", "--shards", "7"], "there is no shard 7"),
+        (["--array", "8", "--shards", "7"], "there is no part 7"),
     ],
 )
 def test_wrong_options_are_refused_in_one_line(

@@ -1,6 +1,7 @@
 """The service's folder: each job becomes a run, once, whatever ends the service, and nothing in it ends the service."""
 
 import os
+import re
 import signal
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ import pytest
 
 from clipbatch.serving.jobs import MAX_DEATHS
 from clipbatch.serving.spool import Spool
-from tests.conftest import DEMO, Cli, needs, rows
+from tests.conftest import DEMO, Cli, needs, rows, start
 from tests.support.corpus import make_folder, photo
 from tests.support.serving import answer, ask, drop, paths, serving, wait_for
 from tests.support.spool_kills import PHASES, kill_in
@@ -35,6 +36,17 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = Path(__file__).parents[1] / "faults" / "deadly.c"
     subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True)
     return library
+
+
+def test_a_signal_while_the_model_is_loaded_is_a_wanted_end(tmp_path: Path) -> None:
+    process = start("serve", tmp_path / "spool", *DEMO, "--device", "cpu")
+    wait_for(tmp_path / "spool" / "in")
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0
+    assert re.fullmatch(r"\S+ INFO    ended by SIGTERM before the model was loaded: nothing had been taken\n", said), (
+        said
+    )
 
 
 def test_jobs_become_the_runs_that_the_command_makes(cli: Cli, files: list[Path], tmp_path: Path) -> None:

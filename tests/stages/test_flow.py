@@ -1,7 +1,6 @@
 """Stages run by threads: order, back-pressure, failures, and times that show the bottleneck."""
 
 import random
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -121,8 +120,7 @@ def test_a_failing_stage_gives_what_came_before_then_its_error_with_its_name_and
         _drain(Flow(range(100), stages), got)
     assert caught.value is error
     assert got == list(range(number))
-    if sys.version_info >= (3, 11):
-        assert error.__notes__ == ["in stage failing"]
+    assert error.__notes__ == ["in stage failing"]
     _join("before", "failing", "after")
 
 

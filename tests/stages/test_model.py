@@ -8,7 +8,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from clipbatch.config import models
 from clipbatch.errors import InputError
+from clipbatch.stages.encode.candidates import fitting_models
 from clipbatch.stages.encode.model import trained_with
 from tests.conftest import Cli
 
@@ -41,6 +43,23 @@ def test_a_file_that_holds_no_weights_is_refused_in_one_line(
         error = warm("run", photos, *settings, "--quiet", "--out", tmp_path / "out", code=3).stderr
         assert str(tmp_path / name) in error
         assert error.count("\n") == 1
+
+
+def test_weights_of_another_model_are_refused_in_one_line_that_names_it(
+    warm: Cli, photos: Path, tmp_path: Path
+) -> None:
+    weights = models.weights_file("embedded")
+    settings = ("--labels", "a,b", "--model", "ViT-S-32", "--pretrained", weights)
+    error = warm("run", photos, *settings, "--quiet", "--out", tmp_path / "out", code=3).stderr
+    assert f"the weights {weights} are not those of ViT-S-32" in error
+    assert "they may be for clipbatch-demo; give that --model" in error
+    assert error.count("\n") == 1
+    torch.manual_seed(0)
+    module = open_clip.create_model("ViT-S-32-alt")
+    save_file(module.state_dict(), tmp_path / "alt.safetensors")
+    torch.save({"state_dict": {f"module.{k}": v for k, v in module.state_dict().items()}}, tmp_path / "alt.pt")
+    for name in ("alt.safetensors", "alt.pt"):
+        assert fitting_models(tmp_path / name, "RN50") == ["ViT-S-32-alt"]  # the text tower tells it from ViT-S-32
 
 
 def test_scores_that_are_not_numbers_end_the_run(warm: Cli, photos: Path, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ class Service:
         assert process.stderr
         for line in process.stderr:
             self.said.append(line)
-            if line.startswith("serving "):
+            if " serving " in line:
                 break
         else:
             raise AssertionError(f"ended with {process.wait()}: {self.said}")

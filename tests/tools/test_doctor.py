@@ -31,7 +31,8 @@ def test_this_machine_passes_for_the_embedded_model(cli: Cli, photos: Path) -> N
     found = json.loads(cli("doctor", photos, *DEMO[2:], "--json").stdout)
     assert [one["name"] for one in found if not one["name"].startswith("GPU ")] == NAMES
     by_name = {one["name"]: one for one in found}
-    assert all(one["level"] == "ok" for one in found if one["name"] not in ("driver", "cores", "disk"))
+    assert all(one["level"] == "ok" for one in found if one["name"] not in ("driver", "cores", "disk", "precision"))
+    assert by_name["precision"]["level"] == ("ok" if hardware.has_gpu() or hardware.has_fast_bf16() else "warning")
     assert all(bool(one["remedy"]) == (one["level"] != "ok") for one in found)
     assert by_name["driver"]["level"] == ("ok" if hardware.has_gpu() else "warning")
     assert "MB/s" in by_name["disk"]["text"]
@@ -146,14 +147,34 @@ def test_a_gpu_on_the_bus_without_a_driver_is_a_failure(tmp_path: Path, monkeypa
 
 
 def test_the_disk_rate_counts_only_bytes_that_were_read(tmp_path: Path) -> None:
-    assert machine.disk(str(tmp_path)).level == "warning"
-    assert "not measured" in machine.disk(str(tmp_path / "gone")).text
-    assert "not measured" in machine.disk("s3://bucket/photos").text
+    assert machine.disk(str(tmp_path), 1).level == "warning"
+    assert "not measured" in machine.disk(str(tmp_path / "gone"), 1).text
+    assert "not measured" in machine.disk("s3://bucket/photos", 1).text
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "a.jpg").write_bytes(bytes(2**20))
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    assert "in 1 files" in machine.disk(str(tmp_path)).text
-    assert "in 1 files" in machine.disk(str(tmp_path / "sub" / "a.jpg")).text
+    assert "in 1 files" in machine.disk(str(tmp_path), 1).text
+    assert "in 1 files" in machine.disk(str(tmp_path / "sub" / "a.jpg"), 1).text
+
+
+def test_a_disk_that_is_slower_than_labelling_gets_a_warning(tmp_path: Path) -> None:
+    for number in range(200):
+        (tmp_path / f"{number}.jpg").write_bytes(bytes(20_000))
+    fast = machine.disk(str(tmp_path), 0.01)
+    assert (fast.level, "labelling" in fast.text) == ("ok", False)
+    slow = machine.disk(str(tmp_path), 1e9)
+    assert slow.level == "warning"
+    assert "labelling takes up to 20000000 MB/s of such files" in slow.text
+    assert "local disk" in slow.remedy
+
+
+def test_a_cpu_without_bf16_gets_a_warning_with_the_rate_to_expect(monkeypatch: pytest.MonkeyPatch) -> None:
+    for fast, level, a_core in ((True, "ok", 28), (False, "warning", 5.5)):
+        monkeypatch.setattr(hardware, "has_fast_bf16", lambda fast=fast: fast)
+        found = checks.judge_precision([])
+        assert (found.level, "5.5 images/s a core with ViT-B-32" in found.text) == (level, not fast)
+        assert checks.cpu_rate("ViT-B-32") == checks.cpu_rate("clipbatch-demo") == a_core * hardware.cores()
+        assert checks.cpu_rate("ViT-L-14") < checks.cpu_rate("ViT-B-32") / 10
 
 
 def test_examine_refuses_an_unknown_model() -> None:

@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from clipbatch.runs import words
 from clipbatch.runs.increments import runs_in
 from clipbatch.tools.htmlreport import gather, rankings, series, template
 from clipbatch.tools.htmlreport.rankings import Example, Ranking
 from clipbatch.tools.htmlreport.sources import sources
+from clipbatch.workers import words
 from tests.conftest import DEMO, Cli, rows
 from tests.support.corpus import make_folder, photo
 

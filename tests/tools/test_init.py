@@ -74,6 +74,19 @@ def test_wrong_answers_on_a_terminal_are_asked_for_again(tmp_path: Path, photos:
     assert os.listdir(tmp_path) == ["clipbatch.toml"]  # a shipped set needs no file of its own
 
 
+def test_enter_takes_the_default_of_each_question(photos: Path, tmp_path: Path) -> None:
+    for folder, images in (("a", "photos"), ("b", ".")):
+        (tmp_path / folder).mkdir()
+        if images != ".":
+            (tmp_path / folder / images).symlink_to(photos)
+        answers = [("What to label", ""), ("Labels", ""), ("Model", "")]
+        code, said = _answer(["init"], answers, cwd=tmp_path / folder)
+        assert code == 0, said
+        made = _settings(tmp_path / folder)
+        assert made["inputs"] == (os.path.normpath(tmp_path / folder / images),)
+        assert (made["labels"], made["model"]) == (str(tmp_path / folder / "labels.txt"), "ViT-B-32")
+
+
 def test_yes_asks_nothing_and_without_a_terminal_nothing_is_asked(cli: Cli, photos: Path, tmp_path: Path) -> None:
     cli("init", tmp_path, "--images", photos, "--yes")
     made = _settings(tmp_path)

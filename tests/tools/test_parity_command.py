@@ -92,7 +92,10 @@ def test_without_labels_as_text_and_what_is_refused(cli: Cli, folder: Path, tmp_
     assert "1 of 1 images: clipbatch-demo (embedded)" in said
     assert "label for" not in said
     assert "turned by EXIF" not in said
-    assert said.rstrip().splitlines()[-1].startswith("This machine's fast path agrees with open_clip: cosine 1.0")
+    assert said.rstrip().splitlines()[-1].startswith("This machine's fast path agrees with open_clip: cosine ")
+    worst = float(said.rpartition("open_clip: cosine ")[2].split(" ")[0])
+    assert 0.9999 < worst < 1  # so different digits are shown, however small the difference
+    assert f"{worst} at worst" in said
     no_weights = cli("parity", folder, "--model", "RN50", code=3).stderr
     assert "choose one with --pretrained" in no_weights
     assert no_weights.count("\n") == 1
@@ -120,6 +123,8 @@ def test_a_machine_with_other_results_gets_a_negative_verdict() -> None:
     row = {"uri": "a", "status": "ok", "reference_status": "ok", "notes": [], "pixel_mean": 1.0, "pixel_max": 9}
     row |= {"score_off": 0.1, "label": "cat", "reference_label": "cat", "margin": 0.3}
     good = [row | {"row_id": number, "cosine": 0.9999} for number in range(40)]
+    just = summary(facts, [entry | {"cosine": 0.998996} for entry in good], 40)
+    assert "the mean cosine is 0.9989960, below 0.999" in just["verdict"]
     assert summary(facts, good, 40)["agrees"] is True
     for wrong in (
         [*good[1:], row | {"row_id": 0, "cosine": 0.98}],

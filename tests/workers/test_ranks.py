@@ -130,9 +130,9 @@ def test_shards_are_named_as_numbers_or_in_a_file(tmp_path: Path) -> None:
     ("named", "said"),
     [
         ("nowhere.txt", "'nowhere.txt' is neither numbers.*nor a file"),
-        ("10", "there is no shard 10; the run has 0 to 9"),
-        ("3,5-10", "no shard 5-10"),
-        ("5-3", "no shard 5-3"),
+        ("10", "there is no part 10; the run has 0 to 9"),
+        ("3,5-10", "no part 5-10"),
+        ("5-3", "no part 5-3"),
         ("{file}", "'three' is neither a number nor a range"),
     ],
 )

@@ -96,7 +96,7 @@ def _report_error(error: ClipbatchError) -> int:
     if logs_json():
         from clipbatch.workers.progress import log_json
 
-        log_json("error", exit_code=error.exit_code, message=str(error))
+        log_json("error", "error", exit_code=error.exit_code, message=str(error))
     else:
         print(f"clipbatch: {error}", file=sys.stderr)
     return error.exit_code

@@ -54,7 +54,9 @@ def init_command(
     result_is_on_disk()
     quickstart.check_free(folder)
     asks = not yes and sys.stdin.isatty()
-    images = images or (_ask("What to label (a folder, a manifest, a url)", quickstart.check_images) if asks else None)
+    if not images and asks:
+        question, default = "What to label (a folder, a manifest, a url)", quickstart.likely_images()
+        images = _ask(question, quickstart.check_images, default)
     if not images or not (labels or asks or yes):
         raise InputError("give --images, and --labels or --yes; or run clipbatch init on a terminal, where it asks")
     if not labels:

@@ -108,16 +108,24 @@ def _verify(run: str, restore: bool) -> _Check:
     errors = []
     if files:
         errors.append(_describe("files beside the parts are", files, damage.remedy(RunDir(run))))
-    if damaged_parts:
-        summary = f"{len(damaged_parts)} of {plan.shards} parts are"
-        errors.append(_describe(summary, [text for _, text in damaged_parts], f"clipbatch run --out {run} --repair"))
+    missing = [text for _, text in damaged_parts if text.endswith(": missing")]
+    if damaged := [text for _, text in damaged_parts if text not in missing]:
+        summary = f"{len(damaged)} of {plan.shards} parts are"
+        errors.append(_describe(summary, damaged, f"clipbatch run --out {run} --repair"))
+    if missing:
+        summary = f"{len(missing)} of {plan.shards} parts are not there: they have not been done yet, or are deleted:"
+        errors.append(_listed(summary, missing, f"clipbatch run --out {run}"))
     problems = [*files, *(text for _, text in damaged_parts)]
     return _Check(rows=plan.rows, parts=plan.shards, problems=problems, errors=errors)
 
 
 def _describe(summary: str, problems: list[str], remedy: str) -> str:
+    return _listed(f"{summary} not as they should be:", problems, remedy)
+
+
+def _listed(summary: str, problems: list[str], remedy: str) -> str:
     more = [f"and {len(problems) - _MAX_SHOWN} more, which --json lists"] if len(problems) > _MAX_SHOWN else []
-    return "\n".join([f"{summary} not as they should be:", *problems[:_MAX_SHOWN], *more, "", f"remedy: {remedy}"])
+    return "\n".join([summary, *problems[:_MAX_SHOWN], *more, "", f"remedy: {remedy}"])
 
 
 @app.command("report", rich_help_panel=PANEL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -13,9 +14,12 @@ from clipbatch.cli.output import LogFormat, Quiet, RunDirectory, logs_json, prin
 from clipbatch.cli.standard_streams import result_is_on_disk
 from clipbatch.config import Settings, SettingValues
 from clipbatch.errors import InputError
+from clipbatch.types import counts_text
 
 if TYPE_CHECKING:
     from clipbatch.rundir.layout import Plan
+    from clipbatch.runs.metrics import RunMetrics
+    from clipbatch.workers.progress import Log
 
 app = typer.Typer()
 PANEL = "Label images"
@@ -47,7 +51,13 @@ def run_command(
     ] = False,
     metrics: Annotated[
         Optional[Path],
-        typer.Option("--metrics", help="Also write metrics to FILE.prom, for Prometheus' node exporter."),
+        typer.Option(
+            "--metrics", help="Write metrics to FILE.prom, every 15 s and at the end, for Prometheus' node exporter."
+        ),
+    ] = None,
+    metrics_port: Annotated[
+        Optional[str],
+        typer.Option("--metrics-port", help="[HOST:]PORT for GET /metrics while the run works; loopback without HOST."),
     ] = None,
     one_line: Annotated[bool, typer.Option("--one-line", help="No progress, and a summary in one line.")] = False,
     quiet: Quiet = False,
@@ -60,54 +70,72 @@ def run_command(
     """
     from clipbatch.runs import report_text
     from clipbatch.runs import run as runner
-    from clipbatch.workers import progress
+    from clipbatch.workers.progress import Log
 
     result_is_on_disk()
     silent = quiet or one_line
-    if incremental:
-        from clipbatch.runs import increments
-
-        if retry_bad or repair or force or overwrite:
-            raise InputError(
-                "--incremental adds a run: give --retry-bad, --repair, --force or --overwrite to one of its runs"
-            )
-        report = increments.run(
-            settings,
-            out,
-            hash_contents=hash_contents,
-            mark_deleted=mark_deleted,
-            confirm_deleted=confirm_deleted,
-            quiet=silent,
-            log_json=logs_json(),
+    log = Log(quiet=silent, as_json=logs_json())
+    if incremental and (retry_bad or repair or force or overwrite):
+        raise InputError(
+            "--incremental adds a run: give --retry-bad, --repair, --force or --overwrite to one of its runs"
         )
-    elif hash_contents or mark_deleted or confirm_deleted:
+    if (hash_contents or mark_deleted or confirm_deleted) and not incremental:
         option = "--hash-contents" if hash_contents else "--mark-deleted" if mark_deleted else "--confirm-deleted"
         raise InputError(f"{option} is for --incremental: add --incremental, or leave {option} out")
-    else:
-        report = runner.run(
-            settings,
-            out,
-            retry_bad=retry_bad,
-            repair=repair,
-            force=force,
-            overwrite=overwrite,
-            quiet=silent,
-            log_json=logs_json(),
-        )
-    if metrics:
-        report_text.write_metrics(metrics, report)
+    with _observer(metrics, metrics_port, log) as observer:
+        if incremental:
+            from clipbatch.runs import increments
+
+            report = increments.run(
+                settings,
+                out,
+                hash_contents=hash_contents,
+                mark_deleted=mark_deleted,
+                confirm_deleted=confirm_deleted,
+                quiet=silent,
+                log_json=logs_json(),
+                observer=observer,
+            )
+        else:
+            report = runner.run(
+                settings,
+                out,
+                retry_bad=retry_bad,
+                repair=repair,
+                force=force,
+                overwrite=overwrite,
+                quiet=silent,
+                log_json=logs_json(),
+                observer=observer,
+            )
+        if observer:
+            observer.succeed(report)
     folder = report.get("increment", {}).get("folder") or out
-    if logs_json() and not silent:
-        progress.log_json("done", out=folder, rows_done=report["rows_done"], status=report["status"])
+    if logs_json() or log.is_file:
+        counts = counts_text(report["status"])
+        log.write(
+            "done", f"done: {folder}: {counts}", out=folder, rows_done=report["rows_done"], status=report["status"]
+        )
     if one_line and not as_json:
         print(report_text.line(folder, report))
     else:
         show(report, folder, quiet, as_json)
 
 
+def _observer(file: Path | None, port: str | None, log: Log) -> AbstractContextManager[RunMetrics | None]:
+    """The metrics of a run as a context; None if nobody asks for them. Their library is loaded only here."""
+    if file is None and port is None:
+        return nullcontext()
+    from clipbatch.runs.metrics import published
+
+    return published(file, port, log)
+
+
 @app.command("plan", rich_help_panel=PANEL)
 @takes_settings
-def plan_command(settings: Settings, *, out: Out, overwrite: Overwrite = False, as_json: Json = False) -> None:
+def plan_command(
+    settings: Settings, *, out: Out, overwrite: Overwrite = False, quiet: Quiet = False, as_json: Json = False
+) -> None:
     """List the input and freeze it in a run directory, without opening images.
 
     Example: clipbatch plan photos/ --labels labels.txt --out scores/
@@ -118,14 +146,15 @@ def plan_command(settings: Settings, *, out: Out, overwrite: Overwrite = False, 
     plan = planner.plan(settings, out, overwrite=overwrite)
     facts = {
         "rows": plan.rows,
-        "shards": plan.shards,
-        "shard_size": plan.shard_size,
+        "shards" if as_json else "parts": plan.shards,
+        "shard_size" if as_json else "rows a part": plan.shard_size,
         "device": plan.device if as_json else _device_text(plan, settings),
         "passed_over": plan.passed_over,
         "duplicates": "not counted" if plan.duplicates is None and not as_json else plan.duplicates,
         "fingerprint": plan.fingerprint,
     }
-    print_facts(facts, as_json)
+    if as_json or not quiet:
+        print_facts(facts, as_json)
 
 
 def _device_text(plan: Plan, settings: Settings) -> str:

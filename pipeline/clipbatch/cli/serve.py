@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any, Optional
 
 import typer
@@ -11,9 +12,11 @@ import typer
 from clipbatch.cli.options import takes_some
 from clipbatch.cli.output import Quiet
 from clipbatch.cli.run import PANEL
-from clipbatch.config import SettingValues, from_flat, models
-from clipbatch.errors import InputError
+from clipbatch.config import Settings, SettingValues, from_flat, models
+from clipbatch.errors import InputError, InterruptedRunError
 from clipbatch.stages import fast_import
+from clipbatch.workers import signals
+from clipbatch.workers.progress import log_line
 
 app = typer.Typer()
 _MODEL = (
@@ -76,8 +79,39 @@ def serve_command(
 
     Example: clipbatch serve /var/spool/clipbatch --labels labels.txt --http 127.0.0.1:8000 --root /data/photos
     """
+    say: Callable[[str], None] = (lambda text: None) if quiet else log_line
+    try:
+        _serve(
+            from_flat(values),
+            limits={
+                "requests": max_requests,
+                "images": max_images,
+                "body_mib": max_body_mib,
+                "header_kib": max_header_kib,
+                "connections": max_connections,
+                "json_depth": max_json_depth,
+                "megapixels": max_megapixels,
+                "body_time": body_time,
+                "idle_time": idle_time,
+                "grace_time": grace_time,
+            },
+            spool=spool,
+            http=http,
+            say=say,
+            only_own_files=only_own_files,
+            allow_hosts=allow_host or (),
+            token_file=token_file,
+            no_token=no_token,
+        )
+    except InterruptedRunError:  # a wanted end here too, as it is later
+        say(f"ended by {signals.received()} before the model was loaded: nothing had been taken")
+    sys.stderr.flush()
+    os._exit(0)  # unloading torch takes seconds, and a thread may hang in a file that never answers
+
+
+def _serve(settings: Settings, *, limits: dict[str, Any], **how: Any) -> None:
+    """Load the libraries, then serve as `serving.service.serve` does. limits: the fields of `Limits`."""
     os.getcwd()  # fails where the folder has been deleted, in which torch cannot be loaded
-    settings = from_flat(values)
     try:
         with fast_import.fast_imports(transformers=models.wants_transformers(settings.model.model)):
             from clipbatch.serving.http import Limits
@@ -86,28 +120,4 @@ def serve_command(
         if error.name not in ("starlette", "uvicorn", "httptools", "python_multipart"):
             raise
         raise InputError(f"serve needs {error.name}: pip install 'clipbatch[serve]'") from error
-    limits = Limits(
-        requests=max_requests,
-        images=max_images,
-        body_mib=max_body_mib,
-        header_kib=max_header_kib,
-        connections=max_connections,
-        json_depth=max_json_depth,
-        megapixels=max_megapixels,
-        body_time=body_time,
-        idle_time=idle_time,
-        grace_time=grace_time,
-    )
-    serve(
-        settings,
-        spool=spool,
-        http=http,
-        limits=limits,
-        say=(lambda text: None) if quiet else (lambda text: print(text, file=sys.stderr, flush=True)),
-        only_own_files=only_own_files,
-        allow_hosts=allow_host or (),
-        token_file=token_file,
-        no_token=no_token,
-    )
-    sys.stderr.flush()
-    os._exit(0)  # unloading torch takes seconds, and a thread may hang in a file that never answers
+    serve(settings, limits=Limits(**limits), **how)

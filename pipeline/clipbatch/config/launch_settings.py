@@ -41,7 +41,9 @@ class LaunchSettings(Checked):
         None, "Machines", "placement", "Which of --world-size processes this is, from 0; default: as Slurm says."
     )
     world_size: int | None = setting(None, "Machines", "placement", "How many processes share the run.")
-    shards: str | None = setting(None, "Machines", "placement", "Do only these: 3,5-9, or a FILE of such numbers.")
+    shards: str | None = setting(
+        None, "Machines", "placement", "Do only these parts: 3,5-9, or a FILE of such numbers."
+    )
     # With several workers, each file name gets a number.
     profile: str | None = setting(
         None, "Machines", "worker", "Write a Chrome trace of the first batches to this FILE (one a worker)."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import sys
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,12 +17,6 @@ from clipbatch.config.model_settings import LabelSettings, ModelSettings, Output
 from clipbatch.config.nesting import JsonObject, NestingError, check_depth, check_toml
 from clipbatch.config.validation import Checked, Scope, SettingError, hints_of
 from clipbatch.errors import InputError, nearest, reading_failed
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 
 # Settings by name, as in a `--config` file, in `run.json` and on the command line. Lists stand for tuples, and the
 # values are unchecked until they go through `from_flat`.

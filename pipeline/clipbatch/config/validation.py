@@ -39,6 +39,14 @@ class SettingError(InputError, ValueError):
     """The value of a setting cannot be used."""
 
 
+def host_and_port(address: str, name: str) -> tuple[str, int]:
+    """Host and port of HOST:PORT, or of PORT on loopback. name: of the setting. Raises: SettingError."""
+    host, _, port = address.rpartition(":")
+    if not port.isdecimal() or int(port) > 65535:
+        raise SettingError(f"{name} {address!r} is no address: use HOST:PORT, or PORT on loopback")
+    return host.strip("[]") or "127.0.0.1", int(port)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checked:
     """Base class of dataclasses whose values must have the annotated types. Raises SettingError if one does not."""

@@ -19,16 +19,18 @@ The order of the steps:
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import os
 import re
 import shutil
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from clipbatch.errors import InputError, OtherRunError
+from clipbatch.errors import ClipbatchError, InputError, OtherRunError
 from clipbatch.rundir import copies, head_weights
 from clipbatch.rundir.layout import Plan, RunDir
 from clipbatch.storage.atomic import file_sha256, publish, sync_folder, temp_name, writing_failed
@@ -100,6 +102,10 @@ def create(run: RunDir, plan: Plan, staged: Path, *, replace: bool, heads: bytes
     Raises: OSError if the folder cannot be written; OtherRunError if another process creates a run at the same time.
     """
     if replace:
+        if _is_unbegun(run, plan):  # by a process that got the same command at the same time
+            return run.freeze_plan(plan)
+        if run.exists():
+            plan = dataclasses.replace(plan, replacement=uuid.uuid4().hex)
         clear(run)
     else:
         _check_lost(run)
@@ -116,6 +122,16 @@ def create(run: RunDir, plan: Plan, staged: Path, *, replace: bool, heads: bytes
     if heads:
         copies.make(run.path, head_weights.NAME)
     return frozen
+
+
+def _is_unbegun(run: RunDir, plan: Plan) -> bool:
+    """Whether the run directory holds `plan`, whole, and no worker has begun."""
+    if isinstance(run.manifest, StorePath) or not run.exists() or run.model_file.exists() or list_names(run.parts):
+        return False
+    with contextlib.suppress(ClipbatchError):  # what is damaged is replaced
+        same = dataclasses.replace(run.plan(), replacement=None).content() == plan.content()
+        return same and _digests(run.manifest) == plan.manifest_sha256
+    return False
 
 
 def clear(run: RunDir) -> None:

@@ -29,8 +29,8 @@ from clipbatch.config.label_set import LabelSet
 from clipbatch.config.nesting import JsonObject
 from clipbatch.errors import InputError, OtherRunError
 from clipbatch.rundir import copies, records
+from clipbatch.rundir.differences import difference
 from clipbatch.rundir.records import ModelFacts
-from clipbatch.rundir.shapes import difference
 from clipbatch.storage.atomic import as_json, publish, sync_folder, temp_name, writing_failed
 from clipbatch.storage.paths import AnyPath, StorePath, as_path, list_names, parquet_source
 
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 # Version of the run directory's layout and of the output schema. Part of every fingerprint.
 FORMAT = 3
+_REPLACED = "another run has replaced this one in {} (--overwrite, {}), so this run stops writing: choose another --out"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +66,9 @@ class Plan:
     fitted: ModelFacts | None = None
     # For which device the settings were chosen: cpu or cuda. None: an older version planned the run.
     device: str | None = None
+    # A random id, if the plan has replaced a run by `--overwrite`. It tells workers of that run that theirs has ended,
+    # even if the plans are the same.
+    replacement: str | None = None
     # The format in which the run was created.
     format: int = FORMAT
     # Digest in `run.json`. None if that has not been written yet, or was written by an old version without digests.
@@ -157,17 +161,19 @@ class RunDir:
 
     def plan_of(self, fingerprint: str) -> Plan:
         """Read the plan, and check that it still has this fingerprint. Raises: OtherRunError if it does not."""
-        if self.exists() and (plan := self.plan()).fingerprint == fingerprint:
-            return plan
         if not self.exists():
             raise OtherRunError(
                 f"{self.plan_file} is missing, so this run stops writing: another run has replaced this one in "
                 f"{self.path} (--overwrite), or the folder has gone: put it back, or choose another --out"
             )
-        raise OtherRunError(
-            f"another run has replaced this one in {self.path} (--overwrite, or other settings before the first "
-            "image), so this run stops writing: choose another --out"
-        )
+        if (plan := self.plan()).fingerprint == fingerprint:
+            return plan
+        raise OtherRunError(_REPLACED.format(self.path, "or other settings before the first image"))
+
+    def check_stands(self, plan: Plan, fingerprint: str) -> None:
+        """Check that `plan`, whose fingerprint is given, is still that of the run. Raises: OtherRunError if not."""
+        if self.plan_of(fingerprint).replacement != plan.replacement:
+            raise OtherRunError(_REPLACED.format(self.path, "with the same settings"))
 
     def freeze_plan(self, plan: Plan) -> Plan:
         """Create `run.json` unless it exists. From then on the run exists. Returns the plan that `run.json` holds."""

@@ -56,7 +56,7 @@ def read_whole(run: RunDir, plan: Plan, shard: int, fingerprint: str) -> bytes:
         raise damaged(run, path, "its bytes are not those that were written")
     footer = pq.read_metadata(pa.BufferReader(data)).metadata or {}
     if (footer.get(b"clipbatch.fingerprint"), footer.get(b"clipbatch.shard")) != (fingerprint.encode(), b"%d" % shard):
-        raise damaged(run, path, "it belongs to another run or shard")
+        raise damaged(run, path, "it belongs to another run or is another part")
     return data
 
 

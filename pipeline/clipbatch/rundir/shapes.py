@@ -107,21 +107,3 @@ def name_of(value: Any) -> str:
 def _short(value: Any) -> str:
     text = repr(value) if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= 40 else f"{text[:40]}..."
-
-
-def difference(frozen: Mapping[str, Any], current: Mapping[str, Any]) -> str | None:
-    """The first field that differs, with both values, as text; None if all are equal. Missing and None are equal."""
-    for name in sorted(frozen.keys() | current.keys()):
-        before, now = (json.dumps(side.get(name), sort_keys=True) for side in (frozen, current))
-        if before != now:
-            return f"{name} is {_shortened(now, before)} now and {_shortened(before, now)} there"
-    return None
-
-
-def _shortened(text: str, other: str) -> str:
-    """`text`, shortened to about a line around the first character that differs from `other`."""
-    if len(text) <= 80:
-        return text
-    first = next((at for at, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), 0)
-    at = max(0, first - 20)
-    return f"{'...' if at else ''}{text[at : at + 60]}... ({len(text)} characters)"

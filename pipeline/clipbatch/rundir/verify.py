@@ -88,7 +88,7 @@ def _problem(
     if footer.get("clipbatch.fingerprint") != fingerprint:
         return "belongs to another run (its fingerprint differs)"
     if footer.get("clipbatch.shard") != str(shard):
-        return f"holds shard {footer.get('clipbatch.shard')}"
+        return f"holds the rows of part {footer.get('clipbatch.shard')}"
     rows = manifest.rows(shard)
     if not table["row_id"].equals(rows["row_id"]):
         return "its row_ids differ from the manifest"

@@ -18,6 +18,7 @@ again, since nothing else knows of them. A number is never used twice.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 from collections.abc import Iterator
@@ -31,7 +32,7 @@ from clipbatch.errors import ClipbatchError, InputError, reading_failed
 from clipbatch.inputs import listing as listings
 from clipbatch.rundir import creation
 from clipbatch.rundir.layout import RunDir
-from clipbatch.runs import causes, dataset_tables
+from clipbatch.runs import announce, causes, dataset_tables
 from clipbatch.runs import plan as planner
 from clipbatch.runs import run as runner
 from clipbatch.runs.known import Known
@@ -40,7 +41,7 @@ from clipbatch.runs.report import Increment, Report
 from clipbatch.runs.stamps import Stamper
 from clipbatch.storage.atomic import locked, publish, remove_leftovers
 from clipbatch.storage.paths import StorePath, as_path, list_names
-from clipbatch.workers.progress import Progress
+from clipbatch.workers.progress import Log, Observer, Progress
 
 _NAME = re.compile(r"increment-(0[0-9]{4}|[1-9][0-9]{4,})")
 _HIGHEST = ".highest"
@@ -61,13 +62,14 @@ def run(
     confirm_deleted: bool = False,
     quiet: bool = False,
     log_json: bool = False,
+    observer: Observer | None = None,
 ) -> Report:
     """Label the images in the input of `settings` that are new or changed since the increments in `out`, as another
     increment. Increments that are not complete are finished first.
 
     hash_contents: compare the contents of files, all of which are read then, instead of their size and time.
     mark_deleted: mark images that the same input had, and has no more, in `deleted.parquet`. confirm_deleted: also if
-    these are more than a tenth.
+    these are more than a tenth. observer: is told of the progress.
     Returns the report of the new increment. In addition it has `increment`: the folder (None if nothing was new) and
     how many rows were new, changed and known; `finished`: the reports of increments that were finished, each with its
     `folder`; `notes`: further remarks for the user.
@@ -94,11 +96,9 @@ def run(
             remove_leftovers(run_dir.path)
             remove_leftovers(run_dir.parts)
         again = from_flat(settings.within("invocation", "worker", "placement"))
-        finished: list[Report] = [
-            {**runner.run(again, path, quiet=quiet, log_json=log_json, judge=False), "folder": str(path)}
-            for path in done
-            if not _is_complete(path)
-        ]
+        label = functools.partial(runner.run, again, quiet=quiet, log_json=log_json, observer=observer, judge=False)
+        accepted = functools.partial(announce.start, Log(quiet=quiet, as_json=log_json), settings, out)
+        finished: list[Report] = [{**label(path), "folder": str(path)} for path in done if not _is_complete(path)]
         known, like = Known(done), RunDir(done[-1]) if done else None
         notes: list[str] = []
         gone = np.empty(0, np.int64)
@@ -117,7 +117,7 @@ def run(
         report = Report(status={}, rows_done=0)
         with Stamper(hash_contents=hash_contents, columns=known.columns) as stamper:
             try:
-                planner.plan(settings, target, like=like, select=select, carried=known.carried)
+                planner.plan(settings, target, like=like, select=select, carried=known.carried, accepted=accepted)
                 is_new = True
             except _NothingNewError:
                 is_new = False
@@ -127,7 +127,7 @@ def run(
                 progress = Progress(total=0, done=0, bad=0, quiet=quiet, as_json=log_json)
                 progress.say(f"the rules for pixels have changed since {done[-1]}; other scores result for: {MOVED}")
                 progress.close()
-            report = runner.run(again, target, quiet=quiet, log_json=log_json, judge=False)
+            report = label(target)
         notes += dataset_tables.keep(folder, known, gone, target if is_new else None)
         if not report["status"].get("ok") and (is_new or done):
             last = RunDir(target if is_new else done[-1])

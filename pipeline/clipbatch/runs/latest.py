@@ -179,7 +179,7 @@ def write_deleted(folder: Path, rows: Latest, numbers: NDArray[np.int64]) -> Non
     if np.array_equal(before, numbers):
         return
     marked = _marked(folder)
-    now = datetime.datetime.now(datetime.timezone.utc)
+    now = datetime.datetime.now(datetime.UTC)
     mask = rows.mask(numbers)
     with PartFile(folder / DELETED, _TOMBSTONES, "zstd") as file:
         for _, name, batch in _rows(rows, mask):

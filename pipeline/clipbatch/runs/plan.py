@@ -160,6 +160,7 @@ def plan(
     like: RunDir | None = None,
     select: Select | None = None,
     carried: pa.Schema | None = None,
+    accepted: Callable[[], None] = lambda: None,
 ) -> Plan:
     """Freeze the input of `settings` into the run directory `out`, or return the plan that it has already.
 
@@ -167,7 +168,8 @@ def plan(
     is used. A plan with other settings is replaced if no worker has loaded a model for it yet. like: every setting
     except the input and the rules for pixels must equal that run's, and the new run takes over what the first worker of
     that one chose and measured. select: chooses rows of the listing, and may add columns; only for a new run. carried:
-    as for `Listing`.
+    as for `Listing`. accepted: called when settings and names of inputs have been checked, before the input of a new
+    run is listed, which may take long.
     Raises: InputError if something is refused; OtherRunError if `out` belongs to a run with other settings or, with
     `select`, to any run.
     """
@@ -175,7 +177,9 @@ def plan(
     if not settings.source.inputs:
         if overwrite:
             raise InputError("--overwrite plans the run again and needs an INPUT: name one, or leave --overwrite out")
-        return run_dir.plan()
+        frozen = run_dir.plan()
+        accepted()
+        return frozen
     names = label_files.for_run(settings)
     settings = dataclasses.replace(_checked(settings), launch=LaunchSettings())
     heads = head_files.load(settings.labels.head, head_weights.standing(run_dir, overwrite=overwrite))
@@ -184,10 +188,11 @@ def plan(
     if run_dir.exists() and select:
         raise OtherRunError(f"another process has made {run_dir.path} a run meanwhile: run the same command again")
     if run_dir.exists() and not overwrite:
-        if frozen := _same(settings, names, heads, inputs, run_dir):
-            return frozen
+        if same := _same(settings, names, heads, inputs, run_dir):
+            accepted()
+            return same
         replace = True
-    identities, fitted = listings.identities(inputs), None
+    fitted = None
     resolved = _resolve(settings, like.plan().identity if like else {})
     if like:
         names = names.by_rules((frozen := like.plan()).labels.scoring)
@@ -198,7 +203,7 @@ def plan(
         check_labels(resolved, names)
         run_heads.check(resolved, names, heads)
     device = like.plan().device if like else None
-    return _freeze(run_dir, resolved, names, heads, identities, inputs, replace, select, fitted, device, carried)
+    return _freeze(run_dir, resolved, names, heads, inputs, replace, select, fitted, device, carried, accepted)
 
 
 def existing(settings: Settings, run_dir: RunDir) -> Plan | None:
@@ -291,15 +296,17 @@ def _freeze(
     settings: Settings,
     names: LabelSet,
     heads: Sequence[HeadFile],
-    identities: list[str],
     inputs: list[lister.Lister],
     replace: bool,
     select: Select | None,
     fitted: ModelFacts | None,
     device: str | None,
     carried: pa.Schema | None,
+    accepted: Callable[[], None],
 ) -> Plan:
     listing = listing_of(settings, names, inputs, heads, carried)
+    accepted()
+    identities = listings.identities(inputs)  # reads manifests, which may take long
     return freeze(
         run_dir,
         settings,

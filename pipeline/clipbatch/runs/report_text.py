@@ -1,17 +1,14 @@
-"""Puts the report of a run into words, for a terminal or a cron mail, and into metrics for Prometheus."""
+"""Puts the report of a run into words, for a terminal or a cron mail."""
 
 from __future__ import annotations
 
 import shlex
-from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 
 from clipbatch.rundir.captions import COMPARED
-from clipbatch.runs import words
 from clipbatch.runs.report import Report, has_pace
-from clipbatch.storage.atomic import writing_failed
 from clipbatch.types import counts_text
+from clipbatch.workers import words
 
 
 def text(out: str, report: Report) -> str:
@@ -51,7 +48,7 @@ def text(out: str, report: Report) -> str:
     if this_run["rows"]:
         pace = ""
         if has_pace(this_run):
-            pace = f", {this_run['images_per_s']:.0f} images/s, bound by {this_run['bottleneck']}"
+            pace = f", {words.rate(this_run['images_per_s'])} images/s, bound by {this_run['bottleneck']}"
             reached = this_run.get("ceiling", "")
             pace += f" ({reached})" if reached not in ("", this_run["bottleneck"]) else ""
         lines.append(
@@ -95,44 +92,6 @@ def line(out: str, report: Report) -> str:
         speed = f"; {this_run['rows']} labelled in {this_run['seconds']:.0f} s"
     many_bad = f"{share}; " if (share := words.bad_share(report["status"])) else ""
     return f"{out}: {many_bad}{report['rows_done']} images{news}: {counts_text(report['status'])}{speed}{remarks}"
-
-
-def write_metrics(target: Path, report: Report) -> None:
-    """Write `target` in Prometheus' text format, for the textfile collector of its node exporter. The file is replaced
-    as a whole.
-
-    Raises: InputError if it cannot be written.
-    """
-    from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
-
-    registry = CollectorRegistry()
-
-    def gauge(name: str, text: str, value: float) -> None:
-        Gauge(f"clipbatch_{name}", text, registry=registry).set(value)
-
-    reports = [*report.get("finished", ()), *([report] if "this_run" in report else ())]
-    total: Counter[str] = Counter()
-    for each in reports:
-        done = each["this_run"]
-        total.update({"rows": done["rows"], "seconds": done["seconds"], "restarts": done["restarts"]})
-    by_status = Gauge("clipbatch_rows", "Rows of the run by status.", ["status"], registry=registry)
-    for each in reports:
-        for status, count in each["status"].items():
-            by_status.labels(status).inc(count)
-    rate = reports[-1]["this_run"]["images_per_s"] if reports else 0.0
-    gauge("labelled_rows", "Rows that the last invocation labelled.", total["rows"])
-    gauge("duration_seconds", "How long the last invocation took.", total["seconds"])
-    gauge("images_per_second", "Rate of the last invocation, without loading the model.", rate)
-    gauge("worker_restarts", "Workers that ended in the last invocation.", total["restarts"])
-    if increment := report.get("increment"):
-        for name, rows in (("new", increment["new"]), ("changed", increment["changed"]), ("known", increment["known"])):
-            gauge(f"increment_{name}_rows", f"Rows that were {name} when the input was listed.", rows)
-    stamp = Gauge("clipbatch_last_success_timestamp_seconds", "When an invocation last succeeded.", registry=registry)
-    stamp.set_to_current_time()
-    try:
-        write_to_textfile(str(target), registry)
-    except OSError as error:
-        raise writing_failed(target, error) from error
 
 
 def _asides(report: Report) -> list[str]:

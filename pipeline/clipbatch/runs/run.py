@@ -16,7 +16,7 @@ from clipbatch.rundir import damage, replacement
 from clipbatch.rundir import verify as verifier
 from clipbatch.rundir.counts import count_statuses
 from clipbatch.rundir.layout import Plan, RunDir
-from clipbatch.runs import causes, report
+from clipbatch.runs import announce, causes, report
 from clipbatch.runs import compact as compactor
 from clipbatch.runs import flat as flattener
 from clipbatch.runs import rescore as rescorer
@@ -30,7 +30,7 @@ from clipbatch.workers import ranks
 from clipbatch.workers import supervisor as launch
 from clipbatch.workers.engine import Engine, check_trace, numbered
 from clipbatch.workers.helping import Helper
-from clipbatch.workers.progress import Progress, check_bad
+from clipbatch.workers.progress import Log, Observer, Progress, check_bad
 from clipbatch.workers.ranks import Rank
 from clipbatch.workers.scheduler import Assignment
 from clipbatch.workers.tally import Limits
@@ -60,6 +60,7 @@ def run(
     overwrite: bool = False,
     quiet: bool = False,
     log_json: bool = False,
+    observer: Observer | None = None,
     judge: bool = True,
 ) -> Report:
     """Label the images of `settings` into the run directory `out`. Parts that exist are not made again.
@@ -68,20 +69,22 @@ def run(
     for which part of the run this process is responsible. retry_bad: also do the rows of finished parts that have no
     scores. repair: first verify the parts, and make damaged ones again. A damaged part stays until its new part exists;
     it also stays if the new part has fewer ok rows (`replacement`), unless `force`. log_json: show progress as JSON
-    lines. judge: whether a complete run without an ok row is an error. Returns the report, as in `report.json`.
+    lines. observer: is told of the progress too. judge: whether a complete run without an ok row is an error. Returns
+    the report, as in `report.json`.
     Raises: InputError, TooManyBadError, InterruptedRunError; NothingLabelledError if none of the first images is ok, or
     none of the whole run; DamagedError if a damaged part was kept, or files of the run have been deleted. Whatever
     happens, there is never an incomplete part.
     """
     if force and not repair:
         raise InputError("--force is for --repair, which may then replace any part: add --repair, or leave --force out")
-    start = time.perf_counter()
+    start, log = time.perf_counter(), Log(quiet=quiet, as_json=log_json)
+    started = functools.partial(announce.start, log, settings, out)
     rank = ranks.find(settings.launch, os.environ)
     check_trace(settings.launch.profile)
     settings = settings.replace(profile=numbered(settings.launch.profile, "rank", rank.number, rank.world))
     with contextlib.closing(engine(settings, rank)) as workers:
         settings = settings.replace(device=workers.device)
-        frozen = plan(settings, out, overwrite=overwrite)
+        frozen = plan(settings, out, overwrite=overwrite, accepted=started)
         run_dir = RunDir(out)
         damage.protect(run_dir, frozen)
         shards = ranks.named_shards(settings.launch.shards, frozen.shards)
@@ -93,12 +96,18 @@ def run(
             run_dir.remove_folder_of_part(shard, frozen)
         run_dir.make_parts()
         again = {shard: Assignment(shard=shard, again=True, force=force) for shard in damaged}
-        progress = functools.partial(Progress, quiet=quiet, as_json=log_json)
-        report = label(
-            settings, run_dir, frozen, workers, rank, shards, start, progress, again=again, retry_bad=retry_bad
-        )
-        if judge and frozen.rescored is None and not report["status"].get("ok"):
-            causes.check_finished(run_dir, frozen, settings.launch.bad_allowed(frozen.rows))
+
+        def progress(**known: int) -> Progress:
+            made = Progress(quiet=quiet, as_json=log_json, observer=observer, **known)
+            announce.planned(made, frozen, str(run_dir.path), total=known["total"], done=made.done)
+            return made
+
+        with announce.failure(log, start):
+            report = label(
+                settings, run_dir, frozen, workers, rank, shards, start, progress, again=again, retry_bad=retry_bad
+            )
+            if judge and frozen.rescored is None and not report["status"].get("ok"):
+                causes.check_finished(run_dir, frozen, settings.launch.bad_allowed(frozen.rows))
         return report
 
 

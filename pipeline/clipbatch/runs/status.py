@@ -212,4 +212,4 @@ def _next_step(place: str, looks: list[_Look]) -> str:
 
 
 def _iso(unix_s: float) -> str:
-    return datetime.datetime.fromtimestamp(unix_s, datetime.timezone.utc).isoformat(timespec="seconds")
+    return datetime.datetime.fromtimestamp(unix_s, datetime.UTC).isoformat(timespec="seconds")

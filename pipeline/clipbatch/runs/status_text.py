@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from clipbatch.runs.status import AtWork, Status
-from clipbatch.runs.words import number, seconds, share
 from clipbatch.types import counts_text
+from clipbatch.workers.words import number, seconds, share
 
 _MAX_SHOWN = 20
 

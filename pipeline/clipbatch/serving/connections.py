@@ -18,7 +18,7 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from clipbatch.config.validation import SettingError
+from clipbatch.config.validation import host_and_port
 from clipbatch.errors import InputError
 from clipbatch.serving.limits import Limits
 
@@ -224,13 +224,10 @@ def listen(address: str) -> socket.socket:
 
     Raises: InputError where the address cannot be used.
     """
-    host, _, port = address.rpartition(":")
-    host = host.strip("[]") or "127.0.0.1"
-    if not port.isdecimal() or int(port) > 65535:
-        raise SettingError(f"http {address!r} is no address: use HOST:PORT, or PORT on loopback")
+    host, port = host_and_port(address, "http")
     try:
-        family = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, int(port)), family=family, backlog=2048)
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
         raise InputError(f"--http {address}: {error.strerror}; choose another address or port") from error
 

@@ -217,7 +217,8 @@ class Api:
         return JSONResponse(health)
 
     async def _show_metrics(self, request: Request) -> Response:
-        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
+        text, content_type = self.metrics.text(request.headers.get("accept", ""))
+        return Response(text, headers={"content-type": content_type})
 
 
 class _Upload:

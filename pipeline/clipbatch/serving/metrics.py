@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from clipbatch.runs.metrics import exposition, images_counter
 
 
 class Metrics:
@@ -10,7 +12,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
-        self.images = Counter("clipbatch_images", "Images labelled, by status.", ["status"], registry=registry)
+        self.images = images_counter(registry)
         self.jobs = Counter("clipbatch_jobs", "Jobs of the spool, by result.", ["result"], registry=registry)
         self.job_seconds = Histogram("clipbatch_job_seconds", "From taking a job to its answer.", registry=registry)
         self.requests = Counter("clipbatch_http_requests", "Requests answered, by code.", ["code"], registry=registry)
@@ -19,9 +21,9 @@ class Metrics:
         )
         self.in_hand = Gauge("clipbatch_http_requests_in_hand", "Requests taken, not answered.", registry=registry)
 
-    def text(self) -> bytes:
-        """In the format that Prometheus reads."""
-        return generate_latest(self._registry)
+    def text(self, accept: str = "") -> tuple[bytes, str]:
+        """What Prometheus reads, and its content type. accept: as `exposition` takes it."""
+        return exposition(self._registry, accept)
 
     def answered(self, code: int) -> None:
         """Count an answer over HTTP."""

@@ -44,7 +44,8 @@ def serve(
     """Serve until a signal comes. spool: a folder. http: HOST:PORT. say: told when all is ready, and where. The others
     are as in `spool.Spool` and `limits.Access`.
 
-    Raises: InputError where something is refused; BusyError where another process serves the spool.
+    Raises: InputError where something is refused; BusyError where another process serves the spool; InterruptedRunError
+    if a signal comes before the model is loaded.
     """
     if spool is None and http is None:
         raise InputError("nothing to serve: name a SPOOL folder, --http HOST:PORT, or both")
@@ -67,6 +68,7 @@ def serve(
             access = Access.of(http, listener, allow=allow_hosts, token_file=token_file, no_token=no_token)
         planner = None if folder is None else stack.enter_context(PlanProcess())
         classifier = stack.enter_context(Classifier.of(settings, decode_apart=True))
+        signals.check()  # an import may have dropped the exception of a signal
         metrics = Metrics()
         server = None if listener is None else Server(Api(classifier, metrics, limits, access), listener)
         places = [f"{folder.incoming}/"] if folder else []

@@ -112,7 +112,7 @@ class ShardPipeline:
         if run.model_facts() is None and plan.labels.scoring is not None:  # what only the loaded model tells
             check_scoring(plan.labels, settings.output.score, facts["logit_bias"] is not None, settings.model.model)
         # Checked again: loading takes long, and what is frozen now binds all later workers.
-        run.plan_of(fingerprint)
+        run.check_stands(plan, fingerprint)
 
         def text_model() -> Model:
             return model.model if model else load_the_same(settings, facts)
@@ -139,7 +139,7 @@ class ShardPipeline:
         embeddings = settings.output.embeddings
         score = scorer(text_LD, facts, kind, labels=plan.labels, embeddings=embeddings, device=device, heads=head_files)
         write = Write(run, plan, fingerprint=sealed, score=kind, embedding=text_LD.shape[1])
-        check = functools.partial(run.plan_of, fingerprint)
+        check = functools.partial(run.check_stands, plan, fingerprint)
         self._encoded: Callable[[], dict[str, float]] = dict
         self._waited_s: Callable[[], dict[str, float]] = dict
         self._admit: Callable[[Iterator[ItemBatch]], Iterator[ItemBatch]] = iter

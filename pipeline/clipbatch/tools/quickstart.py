@@ -36,7 +36,13 @@ model = {model}           # `clipbatch models` lists all models and their cost
 # reference = true        # slow and exact: open_clip's own transform and fp32
 max_bad = "5%"            # stop when more images are bad
 """
+_FOLDERS = ("photos", "images", "pictures", "img", "data")
 _LABELS = "# One label on each line. Blank lines and lines that start with # are skipped.\n"
+
+
+def likely_images() -> str:
+    """A folder that probably holds the images: one with a usual name, or else the working folder."""
+    return next((f"{name}/" for name in _FOLDERS if os.path.isdir(name)), ".")
 
 
 def check_images(text: str) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Union
 
 from clipbatch.config.nesting import JsonObject
-from clipbatch.types import PartDone, Reject, WorkerReport
+from clipbatch.types import Level, PartDone, Reject, WorkerReport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +36,7 @@ class Remark:
     """A remark for the user."""
 
     text: str
+    level: Level = "info"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -108,7 +108,7 @@ def named_shards(named: str | None, shards: int) -> list[int]:
         first, _, last = word.partition("-")
         start, stop = int(first), int(last or first) + 1
         if stop <= start or stop > min(shards, _MAX_SHARDS):
-            raise InputError(f"{where}: there is no shard {word.strip()}; the run has 0 to {shards - 1}")
+            raise InputError(f"{where}: there is no part {word.strip()}; the run has 0 to {shards - 1}")
         numbers.update(range(start, stop))
     return sorted(numbers)
 

@@ -30,6 +30,11 @@ def check() -> None:
         )
 
 
+def received() -> str:
+    """The name of the first signal that has asked this process to stop; empty if none has."""
+    return _seen[0] if _seen else ""
+
+
 def _interrupted(signum: int, _frame: object) -> NoReturn:
     _seen.append(signal.Signals(signum).name)
     check()

@@ -18,7 +18,7 @@ from typing import Any
 from clipbatch.config import SettingValues
 from clipbatch.errors import ClipbatchError, from_message
 from clipbatch.rundir.layout import Plan, RunDir
-from clipbatch.types import PartDone, Reject, WorkerReport
+from clipbatch.types import Level, PartDone, Reject, WorkerReport
 from clipbatch.workers import messages, signals
 from clipbatch.workers.child import describe_exit
 from clipbatch.workers.engine import Engine, Killable, WorkerContext
@@ -83,6 +83,7 @@ class Supervisor:
         try:
             while self._workers_left():
                 signals.check()
+                self._progress.tick()
                 self._check_silent_workers()
                 self._look_elsewhere()
                 self._send_orders()
@@ -173,13 +174,14 @@ class Supervisor:
         match message:
             case messages.Loaded():
                 worker.loaded = True
+                self._progress.loaded()
                 self.done.load_s = max(self.done.load_s, round(time.monotonic() - worker.started, 3))
             case messages.Ready():
                 worker.asks = True
             case messages.Alive():
                 pass  # `work` has noted the time, which is all that this message is for
-            case messages.Remark(text=text):
-                self._say_once(f"on {worker.seat}: {text}")
+            case messages.Remark(text=text, level=level):
+                self._say_once(f"on {worker.seat}: {text}", level)
             case messages.BatchDone():
                 self._tally.add(worker, message)
                 self._show()
@@ -194,10 +196,10 @@ class Supervisor:
             case Searched():
                 self._on_searched(worker, message)
 
-    def _say_once(self, text: str) -> None:
+    def _say_once(self, text: str, level: Level = "info") -> None:
         if text not in self._said:
             self._said.add(text)
-            self._progress.say(text)
+            self._progress.say(text, level)
 
     def _show(self) -> None:
         """Show how many rows are done. Of a shard that two workers process, the one that is further counts."""
@@ -212,6 +214,7 @@ class Supervisor:
         if first or part.shard in self._elsewhere:  # if both did it at the same time, both count it
             self._elsewhere.discard(part.shard)
             self.done.counts[part.shard] = part.counts
+            self._progress.part_done(part.counts)
             helps = part.shard in self._helper.taken
             self._tally.finish(worker, kept=part.kept is not None, helps=helps)
             if part.kept:
@@ -224,7 +227,7 @@ class Supervisor:
         """Raises: the worker's error, unless it may be temporary, as one of a GPU; one that occurs twice is not."""
         worker.failure = failed
         if failed.fault == "unfit" and (self._engine.expecting or not all(w.failed_by("unfit") for w in self._workers)):
-            return self._progress.say(f"{worker.seat} is given up, and the others go on: {failed.message}")
+            return self._progress.say(f"{worker.seat} is given up, and the others go on: {failed.message}", "warning")
         if failed.exit_code != ClipbatchError.exit_code or not worker.loaded:
             raise from_message(failed.exit_code, failed.message)
         if failed.message == self._last_error and failed.fault == "error":
@@ -245,7 +248,8 @@ class Supervisor:
         self._deaths.update(shards)
         self._deaths_in_a_row[worker.seat] += 1
         self.done.restarts += 1
-        self._progress.say(f"a worker on {worker.seat} ended {cause}; restarting it")
+        self._progress.worker_ended()
+        self._progress.say(f"a worker on {worker.seat} ended {cause}; restarting it", "warning")
         death = Death(
             cause=cause,
             from_outside=ended.code == -signal.SIGKILL and not worker.hung,
@@ -278,7 +282,7 @@ class Supervisor:
             error = f"alone it can be decoded; its batch has ended {death.times} workers, the last one {death.cause}"
             killers = {row: Reject(status="crashed", error=error) for row in death.suspects}
         for row, reject in killers.items():
-            self._progress.say(f"row {row} gets status {reject.status}: {reject.error}")
+            self._progress.say(f"row {row} gets status {reject.status}: {reject.error}", "warning")
         self.done.quarantined |= killers
         self._restart(worker, death)
 
@@ -288,10 +292,10 @@ class Supervisor:
             if new_worker := self._engine.again(worker):
                 self._workers.append(new_worker)
             elif death.times > MAX_DEATHS:
-                raise ClipbatchError(f"{death.times} workers have died over one shard, the last one {death.cause}")
+                raise ClipbatchError(f"{death.times} workers have died over one part, the last one {death.cause}")
             return
         self._engine.give_up(worker)
         text = f"{MAX_DEATHS} workers in a row have died on {worker.seat}, the last one {death.cause}"
         if not (self._workers or self._searches or self._engine.expecting):
             raise ClipbatchError(f"{text}:\n{death.log}")
-        self._progress.say(f"{text}: no more are started on it, and the others go on\n{death.log}")
+        self._progress.say(f"{text}: no more are started on it, and the others go on\n{death.log}", "warning")

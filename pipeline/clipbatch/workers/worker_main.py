@@ -28,6 +28,7 @@ from clipbatch.config import SettingValues
 from clipbatch.config.memory_limits import too_little_memory
 from clipbatch.errors import ClipbatchError, InterruptedRunError, UnfitSeatError
 from clipbatch.stages import fast_import, memory
+from clipbatch.types import Level
 from clipbatch.workers.child import Parent, failure
 from clipbatch.workers.messages import (
     Alive,
@@ -101,7 +102,8 @@ class _Remarks(logging.Handler):
         self._channel = channel
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._channel.report(Remark(text=record.getMessage()))
+        level: Level = "info" if record.levelno < logging.WARNING else "warning"
+        self._channel.report(Remark(text=record.getMessage(), level=level))
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from clipbatch.config import ModelSettings, models
 from clipbatch.config.nesting import JsonObject
 from clipbatch.errors import InputError, brief, nearest
 from clipbatch.rundir.records import ModelFacts
+from clipbatch.stages.encode.candidates import fitting_models
 from clipbatch.storage.atomic import file_sha256
 
 # How long the hub's host may take to answer.
@@ -84,6 +85,7 @@ def load(settings: ModelSettings) -> Model:
     name, pretrained = models.openclip_name(settings.model), models.weights_file(settings.pretrained)
     if pretrained and pretrained.startswith("hf-hub:"):  # that repository holds the configuration of the model too
         name, pretrained = pretrained, None
+    weights: Path | None = None
     try:
         if settings.model.endswith(".json") or settings.model == models.DEMO:
             open_clip.add_model_config(models.config_file(settings.model))
@@ -107,6 +109,11 @@ def load(settings: ModelSettings) -> Model:
     except ModuleNotFoundError as error:
         raise InputError(f"the model {name} needs the package {error.name}: pip install {error.name}") from error
     except Exception as error:  # open_clip and the readers of weights raise all kinds of exceptions for wrong files
+        if others := weights and fitting_models(weights, name):
+            raise InputError(
+                f"the weights {pretrained or weights} are not those of {name}: by the size of their towers they may be "
+                f"for {' or '.join(others)}; give that --model, or other --pretrained"
+            ) from error
         raise InputError(
             f"the model {name} cannot be built with the weights {pretrained or '(its own)'}: {brief(error)}; "
             "check --model and --pretrained"

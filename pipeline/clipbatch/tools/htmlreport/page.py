@@ -17,15 +17,16 @@ from clipbatch import __version__
 from clipbatch.config.nesting import JsonObject
 from clipbatch.config.scoring import chance_remark
 from clipbatch.rundir.shapes import NUMBER, TEXT, Every, Shape, fits
-from clipbatch.runs import report_text, words
+from clipbatch.runs import report_text
 from clipbatch.runs.report import has_pace
-from clipbatch.runs.words import bad_share
 from clipbatch.storage.paths import AnyPath, StorePath
 from clipbatch.tools.htmlreport import evaluation, figures, series, template
 from clipbatch.tools.htmlreport.gather import MAX_BAD, BadImage, Gathered, LabelFacts, Message, SetFacts
 from clipbatch.tools.htmlreport.sheets import Sheet
 from clipbatch.tools.htmlreport.sources import Source, row_name
 from clipbatch.tools.htmlreport.thumbnails import Thumbnail
+from clipbatch.workers import words
+from clipbatch.workers.words import bad_share
 
 MAX_BYTES = 5_000_000
 # How many rows of the table of labels are visible at first.

@@ -16,7 +16,7 @@ from importlib import resources
 
 import jinja2
 
-from clipbatch.runs.words import number, seconds, share
+from clipbatch.workers.words import number, seconds, share
 
 _HIDDEN = re.compile(
     "[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufff9-\uffff"  # controls, line ends, halves of letters
@@ -91,6 +91,6 @@ def _digest(text: str) -> str:
 
 def _time(unix_s: float) -> str:
     try:
-        return f"{datetime.datetime.fromtimestamp(unix_s, datetime.timezone.utc):%Y-%m-%d %H:%M:%S} UTC"
+        return f"{datetime.datetime.fromtimestamp(unix_s, datetime.UTC):%Y-%m-%d %H:%M:%S} UTC"
     except (ValueError, OverflowError):  # the time of the file is after the year 9999
         return f"{unix_s:.0f} s after 1970"

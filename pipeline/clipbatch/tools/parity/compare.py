@@ -56,6 +56,8 @@ def render(result: Summary, pictures: list[Picture]) -> bytes:
         found=result,
         compared=verdict.compared(result),
         parts=[(title, part["images"], verdict.shown(part)) for title, part in parts if part],
+        apart=verdict.apart,
+        small=verdict.small,
         worst=[(row, by_row[row["row_id"]]) for row in result["worst"] if row["row_id"] in by_row],
     ).encode()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import TypedDict
 
@@ -137,9 +138,9 @@ def verdict(result: Summary) -> tuple[bool | None, str]:
         return None, "Nothing to judge: no image was decoded by both, except those treated differently on purpose."
     reasons = []
     if alike["cosine_mean"] < MIN_COSINE:
-        reasons.append(f"the mean cosine is {alike['cosine_mean']:.4f}, below {MIN_COSINE}")
+        reasons.append(f"the mean cosine is {apart(alike['cosine_mean'], MIN_COSINE)}, below {MIN_COSINE}")
     if alike["cosine_worst"] < MIN_OF_ONE:
-        reasons.append(f"one image's cosine is {alike['cosine_worst']:.4f}, below {MIN_OF_ONE}")
+        reasons.append(f"one image's cosine is {apart(alike['cosine_worst'], MIN_OF_ONE)}, below {MIN_OF_ONE}")
     others = alike["images"] - alike.get("same_label", alike["images"])
     if others > (1 - MIN_SAME) * alike["images"]:
         reasons.append(f"{others} of {alike['images']} images get another label")
@@ -149,7 +150,7 @@ def verdict(result: Summary) -> tuple[bool | None, str]:
         text = f"This machine's fast path differs from open_clip: {'; '.join(reasons)}. "
         text += "Look at the worst images; clipbatch run --reference gives open_clip's own answers."
     else:
-        text = f"This machine's fast path agrees with open_clip: cosine {alike['cosine_worst']:.4f} at worst"
+        text = f"This machine's fast path agrees with open_clip: cosine {apart(alike['cosine_worst'])} at worst"
         if "same_label" in alike:
             text += f", the same label for {alike['same_label']} of {alike['images']} images"
         text += "."
@@ -179,9 +180,11 @@ def text(result: Summary) -> str:
             continue
         lines += [f"{part['images']} images, {title}", *(f"  {what:24} {value}" for what, value in shown(part)), ""]
     if result["worst"]:
-        lines.append(f"{'cosine':>8} {'pixels: mean':>13} {'max':>4}  most different (label, open_clip's label; notes)")
+        lines.append(
+            f"{'cosine':>12} {'pixels: mean':>13} {'max':>4}  most different (label, open_clip's label; notes)"
+        )
     for row in result["worst"][:10]:
-        figures = f"{row['cosine']:8.6f} {row['pixel_mean']:13.3f} {row['pixel_max']:4}"
+        figures = f"{apart(row['cosine']):>12} {small(row['pixel_mean']):>13} {row['pixel_max']:4}"
         lines.append(f"{figures}  {ascii(row['uri'])[1:-1]}{_notes(row)}")
     return "\n".join([*lines, "", result["verdict"]])
 
@@ -208,16 +211,27 @@ def compared(result: Summary) -> str:
 def shown(part: Totals) -> list[tuple[str, str]]:
     """Totals as lines of name and value."""
     lines = [
-        ("pixel difference", f"{part['pixel_mean']:.3f} on average, {part['pixel_max']} at most, of 255"),
-        ("cosine of embeddings", f"{part['cosine_mean']:.6f} on average, {part['cosine_worst']:.6f} at worst"),
+        ("pixel difference", f"{small(part['pixel_mean'])} on average, {part['pixel_max']} at most, of 255"),
+        ("cosine of embeddings", f"{apart(part['cosine_mean'])} on average, {apart(part['cosine_worst'])} at worst"),
     ]
     if "same_label" in part:
         share = 100 * part["same_label"] / part["images"]
         lines += [
-            ("score difference", f"{part['score_off_mean']:.5f} on average, {part['score_off_max']:.5f} at most"),
+            ("score difference", f"{small(part['score_off_mean'])} on average, {small(part['score_off_max'])} at most"),
             ("same best label", f"{part['same_label']} of {part['images']} ({share:.1f}%)"),
         ]
     return lines
+
+
+def apart(value: float, other: float = 1.0) -> str:
+    """`value` with four decimals, or as many as show two digits of its distance from `other`: 0.9987, 0.99999982."""
+    distance = abs(value - other)
+    return f"{value:.{max(4, 1 - math.floor(math.log10(distance)))}f}" if distance else f"{value:.4f}"
+
+
+def small(difference: float) -> str:
+    """A difference with three decimals, or with two digits if it is smaller: 0.069, 0.00012, 0."""
+    return f"{difference:.3f}" if difference >= 0.01 else f"{difference:.2g}"
 
 
 def _notes(row: Row) -> str:

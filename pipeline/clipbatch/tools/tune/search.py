@@ -200,7 +200,7 @@ def write(path: Path, tuned: Tuned, settings: Settings) -> None:
 def text(tuned: Tuned, settings: Settings) -> str:
     """The content of the file."""
     machine, model = hardware.describe(), settings.model.model
-    date = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+    date = datetime.datetime.now(datetime.UTC).date().isoformat()
     about = f"for {model}, {tuned.rows} images, on {machine['cpu']}, {len(tuned.seat.cores)} cores, {tuned.seat.device}"
     gain = (
         f"at least {tuned.gain:.2f} times as fast as the defaults, in two rounds" if tuned.gain else "keep the defaults"

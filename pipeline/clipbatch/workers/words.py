@@ -1,4 +1,4 @@
-"""Numbers as people read them: counts, shares, durations. And what is said of bad rows."""
+"""Numbers as people read them: counts, shares, rates, durations. And what is said of bad rows."""
 
 from __future__ import annotations
 
@@ -31,6 +31,11 @@ def bad_share(counts: Mapping[str, int]) -> str:
     total = sum(counts.values())
     bad = total - counts.get("ok", 0)
     return f"{share(bad, total)} of the images are bad" if bad > MANY_BAD * total else ""
+
+
+def rate(value: float) -> str:
+    """A rate, with a decimal or two digits if it is low: `57`, `3.0`, `0.042`."""
+    return f"{value:.0f}" if value >= 9.95 else f"{value:.1f}" if value >= 0.95 else f"{value:.2g}"
 
 
 def seconds(value: float) -> str:
