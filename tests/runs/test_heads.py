@@ -176,3 +176,20 @@ def test_a_run_with_another_head_is_another_run_and_columns_of_the_input_step_as
     other = {"head": (f"input_good={first}",)}
     with pytest.raises(InputError, match="carries a column 'input_good' of its input, and the new scores need"):
         rescore.plan(RunDir(tmp_path / "e"), RunDir(tmp_path / "r"), other, overwrite=False)
+
+
+def test_a_run_with_heads_needs_neither_labels_nor_embeddings(
+    warm: Cli, folder: Path, run: Path, heads: dict[str, Numbers], tmp_path: Path
+) -> None:
+    command = ("run", folder / "in", "--model", "clipbatch-demo", "--shard-size", SHARD)
+    warm(*command, *_options(tmp_path / "h", heads), "--out", tmp_path / "out")
+    table, whole = rows(tmp_path / "out"), rows(run)
+    first = whole.column_names.index("aesthetic")
+    assert table.column_names == [*whole.column_names[:7], *whole.column_names[first:-1]]
+    for name in ("aesthetic", "animal_score", "flags_blood"):
+        ours, theirs = (np.array(some[name].to_pylist(), np.float64) for some in (table, whole))
+        np.testing.assert_allclose(ours, theirs, atol=0.05)  # of embeddings that were not rounded to float16
+    assert "every one there once, in order and whole" in warm("verify", tmp_path / "out").stdout
+    files = {name: tmp_path / "h" / f"{name}.safetensors" for name in heads}
+    with Classifier(model="clipbatch-demo", device="cpu", head=files) as classifier:
+        assert classifier.classify(sorted((folder / "in").rglob("*.jpg"))[0]).table.column_names == table.column_names
