@@ -24,7 +24,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from clipbatch.config import from_flat, models
-from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.rundir.frozen_plan import Plan
+from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.manifest import Manifest
 from clipbatch.rundir.schema import LISTING
 from clipbatch.runs import plan as planner

@@ -11,7 +11,8 @@ import pytest
 
 from clipbatch.errors import InputError
 from clipbatch.rundir.counts import CACHE, count_statuses
-from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.rundir.frozen_plan import Plan
+from clipbatch.rundir.layout import RunDir
 
 SHARDS = 12
 

@@ -14,7 +14,8 @@ from clipbatch.config import from_flat, labels
 from clipbatch.errors import OtherRunError
 from clipbatch.rundir import creation
 from clipbatch.rundir.differences import difference
-from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.rundir.frozen_plan import Plan
+from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.manifest import Manifest
 from clipbatch.runs import plan as planner
 from clipbatch.storage.atomic import file_sha256, temp_name

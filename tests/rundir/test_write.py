@@ -18,7 +18,8 @@ import pytest
 from clipbatch.config import from_flat
 from clipbatch.config.labels import LabelGroup, LabelSet
 from clipbatch.rundir.checksum import verify_file
-from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.rundir.frozen_plan import Plan
+from clipbatch.rundir.layout import RunDir
 from clipbatch.stages.write import Write
 from clipbatch.types import Decoded, ItemBatch, PartDone, Reject, ScoredBatch
 

@@ -13,7 +13,8 @@ import pytest
 
 from clipbatch.config import Settings
 from clipbatch.rundir import records
-from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.rundir.frozen_plan import Plan
+from clipbatch.rundir.layout import RunDir
 from clipbatch.runs.plan import versions
 from tests.conftest import Cli, error_in, rows
 from tests.support.old_run import FIXTURE

@@ -14,7 +14,8 @@ from clipbatch.config import Settings, auto, from_flat, labels
 from clipbatch.errors import InputError, OtherRunError
 from clipbatch.inputs import listing as listings
 from clipbatch.rundir import copies, creation
-from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.rundir.frozen_plan import Plan
+from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.manifest import Manifest
 from clipbatch.runs import plan
 from clipbatch.runs import plan as planner

@@ -20,7 +20,8 @@ from unittest import mock
 
 from clipbatch.cli import app, exit_code, output
 from clipbatch.config import DecodeSettings, ModelSettings, ReadSettings, Settings
-from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.rundir.frozen_plan import Plan
+from clipbatch.rundir.layout import RunDir
 from clipbatch.stages.journal import Journal
 from clipbatch.stages.loading import LoadedModel, fit
 from clipbatch.stages.pipeline import ShardPipeline

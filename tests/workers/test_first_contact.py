@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from clipbatch.config import DecodeSettings, from_flat
-from clipbatch.runs import plan as planner
+from clipbatch.runs import resolving
 from clipbatch.stages import first_contact, loading
 from clipbatch.stages.decode import Decode
 from clipbatch.stages.decode.dali import DaliDecoder
@@ -277,7 +277,7 @@ def test_a_decoder_that_fails_is_closed_before_the_next_one_is_tried(monkeypatch
     monkeypatch.setattr(DaliDecoder, "_place", DaliDecoder._place)  # so that it is put back
     exec(WRONG, {"DaliDecoder": DaliDecoder})
     monkeypatch.setattr(loading, "Decode", Noted)
-    settings = planner.resolve(from_flat({"model": "clipbatch-demo", "decoder": "dali", "device": "cpu"}))
+    settings = resolving.resolve(from_flat({"model": "clipbatch-demo", "decoder": "dali", "device": "cpu"}))
     loaded = loading.fit(settings.replace(decoder_asked=False), 8, "cpu")
     assert events == [("made", "dali"), ("closed", "dali"), ("made", "torchvision")]
     assert loaded.facts == {"decoder": "torchvision"}

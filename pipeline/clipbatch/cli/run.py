@@ -17,7 +17,7 @@ from clipbatch.errors import InputError
 from clipbatch.types import counts_text
 
 if TYPE_CHECKING:
-    from clipbatch.rundir.layout import Plan
+    from clipbatch.rundir.frozen_plan import Plan
     from clipbatch.runs.metrics import RunMetrics
     from clipbatch.workers.progress import Log
 

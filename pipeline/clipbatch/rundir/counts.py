@@ -25,7 +25,8 @@ import pyarrow.parquet as pq
 from clipbatch.config.nesting import JsonObject
 from clipbatch.errors import InputError
 from clipbatch.rundir import captions
-from clipbatch.rundir.layout import Plan, RunDir, part_name
+from clipbatch.rundir.frozen_plan import Plan
+from clipbatch.rundir.layout import RunDir, part_name
 from clipbatch.rundir.records import seal, unseal
 from clipbatch.rundir.shapes import COUNT, DamagedRecordError, Every, check
 from clipbatch.storage.atomic import publish

@@ -32,7 +32,8 @@ from pathlib import Path
 
 from clipbatch.errors import ClipbatchError, InputError, OtherRunError
 from clipbatch.rundir import copies, head_weights
-from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.rundir.frozen_plan import Plan
+from clipbatch.rundir.layout import RunDir
 from clipbatch.storage.atomic import file_sha256, publish, sync_folder, temp_name, writing_failed
 from clipbatch.storage.paths import AnyPath, StorePath, list_names
 

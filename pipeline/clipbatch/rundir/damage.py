@@ -15,7 +15,8 @@ from pathlib import Path
 from clipbatch.errors import InputError
 from clipbatch.rundir import copies, features, head_weights
 from clipbatch.rundir.counts import CACHE
-from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.rundir.frozen_plan import Plan
+from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.records import unseal
 from clipbatch.rundir.shapes import DamagedRecordError
 from clipbatch.storage.atomic import writing_failed

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from clipbatch.errors import InputError
 from clipbatch.rundir import copies
-from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.rundir.frozen_plan import Plan
+from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.records import ModelFacts
 from clipbatch.rundir.shapes import DamagedRecordError
 

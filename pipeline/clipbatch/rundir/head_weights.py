@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from clipbatch.config import head_files
 from clipbatch.config.heads import Head, HeadFile, digest
 from clipbatch.rundir import copies
-from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.rundir.frozen_plan import Plan
+from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.shapes import DamagedRecordError
 
 NAME = "heads.safetensors"

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipbatch.errors import InputError
-from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.rundir.frozen_plan import Plan
+from clipbatch.rundir.layout import RunDir
 from clipbatch.storage.atomic import file_sha256, publish
 from clipbatch.storage.paths import parquet_source
 from clipbatch.storage.uris import is_outside, path_of

@@ -46,10 +46,7 @@ def _names(text: str) -> frozenset[str]:
 # The keys that `run.json` has had since format 3 began. They are always written, even as null; all others are optional.
 PLAN_3 = _names("format rows identity settings manifest_rows manifest_sha256 passed_over versions duplicates rescored")
 # Optional keys of `run.json`.
-LATER_PLAN: dict[str, Shape] = {
-    "device": Kind("cpu or cuda", str, ("cpu", "cuda").__contains__),
-    "replacement": TEXT,
-}
+LATER_PLAN: dict[str, Shape] = {"device": Kind("cpu or cuda", str, ("cpu", "cuda").__contains__), "replacement": TEXT}
 # The same for the settings in `run.json`.
 SETTINGS_3 = _names(
     """all_files batch_size columns compile compression cpu_share cpus_per_worker decode_threads decode_timeout decoder

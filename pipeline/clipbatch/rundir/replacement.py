@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 
 from clipbatch.errors import DamagedError, brief
 from clipbatch.rundir.checksum import verify_file
-from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.rundir.frozen_plan import Plan
+from clipbatch.rundir.layout import RunDir
 from clipbatch.storage.paths import AnyPath, parquet_source
 from clipbatch.types import STATUSES, counts_text
 

@@ -17,8 +17,9 @@ from clipbatch.config.memory_limits import too_little_memory
 from clipbatch.errors import InputError
 from clipbatch.rundir import captions
 from clipbatch.rundir.checksum import verify_file
+from clipbatch.rundir.frozen_plan import Plan
 from clipbatch.rundir.head_rows import head_problem
-from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.manifest import Manifest
 from clipbatch.rundir.schema import GroupColumns, group_columns
 from clipbatch.rundir.scores_check import group_problem

@@ -11,7 +11,7 @@ from typing import Any
 from clipbatch import __version__
 from clipbatch.config import Settings, SettingValues, from_flat, hardware
 from clipbatch.errors import ClipbatchError
-from clipbatch.rundir.layout import Plan
+from clipbatch.rundir.frozen_plan import Plan
 from clipbatch.runs.plan import versions
 from clipbatch.workers import words
 from clipbatch.workers.progress import Log, Progress

@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 from clipbatch.errors import ClipbatchError, NothingLabelledError
 from clipbatch.inputs.lister import is_text_type
 from clipbatch.rundir.counts import count_statuses
-from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.rundir.frozen_plan import Plan
+from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.manifest import Manifest
 from clipbatch.storage.failures import of_text
 from clipbatch.storage.paths import parquet_source

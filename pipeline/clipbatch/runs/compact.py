@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 from clipbatch.errors import DamagedError, InputError, OtherRunError
 from clipbatch.rundir import copies, creation, features, head_weights, replacement
 from clipbatch.rundir.counts import count_statuses
-from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.rundir.frozen_plan import Plan
+from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.manifest import ManifestWriter
 from clipbatch.rundir.records import unseal
 from clipbatch.rundir.schema import STAMPS

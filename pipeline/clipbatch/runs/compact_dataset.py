@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from clipbatch.errors import InputError
 from clipbatch.inputs.column_types import portable, to_portable
 from clipbatch.rundir.counts import count_statuses
-from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.rundir.frozen_plan import Plan
+from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.schema import WORDS
 from clipbatch.runs import copying, latest
 from clipbatch.runs.copying import Compacted

@@ -17,7 +17,8 @@ from clipbatch.errors import DamagedError, InputError
 from clipbatch.rundir import captions
 from clipbatch.rundir.captions import CaptionColumn
 from clipbatch.rundir.checksum import verify_file
-from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.rundir.frozen_plan import Plan
+from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.part_file import PartFile, rows_per_group
 from clipbatch.rundir.verify import problems
 from clipbatch.storage.paths import AnyPath, StorePath, parquet_source

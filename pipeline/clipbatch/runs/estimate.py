@@ -32,11 +32,13 @@ from clipbatch.errors import InputError, InterruptedRunError
 from clipbatch.inputs import listing as listings
 from clipbatch.inputs.sample import Sample
 from clipbatch.rundir import head_weights
-from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.rundir.frozen_plan import Plan
+from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.manifest import Manifest
 from clipbatch.rundir.part_file import PartFile
 from clipbatch.runs import heads as run_heads
 from clipbatch.runs import plan as planner
+from clipbatch.runs import resolving
 from clipbatch.runs import run as runner
 from clipbatch.runs.report import Report
 from clipbatch.storage.paths import parquet_source
@@ -126,8 +128,8 @@ def estimate(settings: Settings, offer: Offer, *, plan: str | None = None, quiet
         batches = _left_over(RunDir(plan), frozen)
     else:
         labels = for_run(settings)
-        resolved = planner.resolve(settings)
-        planner.check_labels(resolved, labels)
+        resolved = resolving.resolve(settings)
+        resolving.check_labels(resolved, labels)
         heads = run_heads.load(resolved, labels)
         inputs = listings.listers(resolved.source)
         identities = listings.identities(inputs)
@@ -223,12 +225,7 @@ def _sizes(run: RunDir, plan: Plan) -> dict[str, float]:
 
 
 def _figures(
-    settings: Settings,
-    rows: int,
-    list_s: float,
-    rates: dict[str, float],
-    sizes: dict[str, float],
-    offer: Offer,
+    settings: Settings, rows: int, list_s: float, rates: dict[str, float], sizes: dict[str, float], offer: Offer
 ) -> JsonObject:
     if not rates.get("rows") or not rates.get("seconds"):
         raise InputError(

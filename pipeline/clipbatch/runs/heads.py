@@ -8,7 +8,8 @@ from clipbatch.config import Settings, head_files
 from clipbatch.config import heads as head_records
 from clipbatch.config.heads import HeadFile
 from clipbatch.config.label_set import LabelSet
-from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.rundir.frozen_plan import Plan
+from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.schema import check_head_columns, group_columns, result_fields
 
 

@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from clipbatch.errors import InputError
 from clipbatch.inputs import listing as listings
 from clipbatch.rundir.counts import count_statuses
-from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.rundir.frozen_plan import Plan
+from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.schema import STAMPS
 from clipbatch.runs.latest import OWN, Latest, latest_rows, manifest, manifest_schema
 from clipbatch.runs.stamps import Folders, Stamper, look_hashes, name_hashes

@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 
 from clipbatch.errors import InputError
 from clipbatch.rundir.checksum import verify_file
-from clipbatch.rundir.layout import Plan, RunDir, part_name
+from clipbatch.rundir.frozen_plan import Plan
+from clipbatch.rundir.layout import RunDir, part_name
 from clipbatch.rundir.part_file import PartFile, rows_per_group
 from clipbatch.rundir.schema import LISTING, STAMPS, WORDS
 from clipbatch.runs.copying import regrouped

@@ -12,10 +12,9 @@ import functools
 import os
 import platform
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
-from typing import Any
 
 import pyarrow as pa
 
@@ -27,7 +26,6 @@ from clipbatch.config.auto import worth_compiling
 from clipbatch.config.heads import HeadFile
 from clipbatch.config.label_set import LabelSet
 from clipbatch.config.nesting import JsonObject
-from clipbatch.config.scoring import check_scoring
 from clipbatch.config.validation import SettingError
 from clipbatch.errors import InputError, OtherRunError
 from clipbatch.inputs import lister
@@ -36,12 +34,13 @@ from clipbatch.inputs.sample import Sample
 from clipbatch.rundir import creation, head_weights
 from clipbatch.rundir.captions import CaptionColumn
 from clipbatch.rundir.duplicates import Duplicates
-from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.rundir.frozen_plan import Plan
+from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.manifest import ManifestWriter
 from clipbatch.rundir.records import ModelFacts, frozen_choices
 from clipbatch.rundir.schema import STAMPS
 from clipbatch.runs import heads as run_heads
-from clipbatch.storage.uris import is_url
+from clipbatch.runs import resolving
 from clipbatch.workers import signals
 
 # Files that were passed over are counted for this many suffixes, and the rest together.
@@ -181,7 +180,7 @@ def plan(
         accepted()
         return frozen
     names = label_files.for_run(settings)
-    settings = dataclasses.replace(_checked(settings), launch=LaunchSettings())
+    settings = dataclasses.replace(resolving.checked(settings), launch=LaunchSettings())
     heads = head_files.load(settings.labels.head, head_weights.standing(run_dir, overwrite=overwrite))
     inputs = listings.listers(settings.source)
     replace = overwrite
@@ -193,14 +192,14 @@ def plan(
             return same
         replace = True
     fitted = None
-    resolved = _resolve(settings, like.plan().identity if like else {})
+    resolved = resolving.resolve_as(settings, like.plan().identity if like else {})
     if like:
         names = names.by_rules((frozen := like.plan()).labels.scoring)
         like.check_same(frozen, identity(resolved, names, frozen.identity["inputs"], heads))
         resolved, facts = resolved.replace(pixels=PIXELS), like.model_facts()
         fitted = None if facts is None else frozen_choices(facts)
     else:
-        check_labels(resolved, names)
+        resolving.check_labels(resolved, names)
         run_heads.check(resolved, names, heads)
     device = like.plan().device if like else None
     return _freeze(run_dir, resolved, names, heads, inputs, replace, select, fitted, device, carried, accepted)
@@ -214,7 +213,7 @@ def existing(settings: Settings, run_dir: RunDir) -> Plan | None:
     if not settings.source.inputs:
         return run_dir.plan()
     names = label_files.load(settings.labels)
-    settings = dataclasses.replace(_checked(settings), launch=LaunchSettings())
+    settings = dataclasses.replace(resolving.checked(settings), launch=LaunchSettings())
     heads = head_files.load(settings.labels.head, head_weights.standing(run_dir, overwrite=False))
     return _same(settings, names, heads, listings.listers(settings.source), run_dir)
 
@@ -226,48 +225,14 @@ def _same(
     identities = listings.identities(inputs, frozen.identity.get("inputs", ()))
     try:
         as_then = names.by_rules(frozen.labels.scoring)
-        run_dir.check_same(frozen, identity(_resolve(settings, frozen.identity), as_then, identities, heads))
+        run_dir.check_same(
+            frozen, identity(resolving.resolve_as(settings, frozen.identity), as_then, identities, heads)
+        )
     except OtherRunError:
         if run_dir.model_facts() is not None or run_dir.done(frozen):
             raise
         return None
     return None if run_heads.gives_way(run_dir, frozen, settings) else frozen
-
-
-def resolve(settings: Settings) -> Settings:
-    """`settings` with every `auto` resolved as for a new run on this machine. Raises: InputError."""
-    return _resolve(_checked(settings), {})
-
-
-def check_labels(settings: Settings, names: LabelSet) -> None:
-    """Whether the labels go with the model and the kind of score of a new run. settings: resolved.
-
-    Raises: InputError with the reason and the remedy.
-    """
-    model = settings.model
-    check_scoring(names, settings.output.score, models.has_logit_bias(model.model, model.pretrained), model.model)
-
-
-def _checked(settings: Settings) -> Settings:
-    """`settings` with the model's name as in the list of models, after a check of its weights."""
-    source = settings.source
-    if source.sample and source.limit:
-        raise SettingError(f"sample {source.sample} and limit {source.limit} both say how many rows: leave one out")
-    if source.seed is not None and not source.sample:
-        raise SettingError(f"seed {source.seed} is for sample: add that, or leave it out")
-    settings = settings.replace(model=models.canonical(settings.model.model))
-    models.check_weights(settings.model.pretrained)
-    return settings
-
-
-def _resolve(settings: Settings, frozen: Mapping[str, Any]) -> Settings:
-    weights = settings.model.pretrained or models.default_weights(settings.model.model)
-    if weights and os.path.isfile(weights):
-        weights = os.path.abspath(weights)
-    root = settings.source.root
-    if root and not is_url(root):
-        root = os.path.abspath(root)
-    return auto.resolve(settings.replace(pretrained=weights, root=root), models.gflop(settings.model.model), frozen)
 
 
 def listing_of(

@@ -9,7 +9,8 @@ from typing import Any, TypedDict
 from clipbatch.config import SettingValues, hardware
 from clipbatch.errors import DamagedError
 from clipbatch.rundir.counts import count_captions, count_statuses
-from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.rundir.frozen_plan import Plan
+from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.records import ModelFacts
 from clipbatch.rundir.replacement import REPAIR
 from clipbatch.runs.warnings import score_warnings

@@ -24,7 +24,8 @@ from clipbatch.config.scoring import check_scoring
 from clipbatch.errors import InputError
 from clipbatch.rundir import creation, head_weights
 from clipbatch.rundir.captions import CaptionColumn
-from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.rundir.frozen_plan import Plan
+from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.schema import group_columns, result_fields
 from clipbatch.runs import heads as run_heads
 from clipbatch.runs import plan as planner

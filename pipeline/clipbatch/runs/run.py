@@ -15,7 +15,8 @@ from clipbatch.errors import ClipbatchError, InputError, InterruptedRunError, No
 from clipbatch.rundir import damage, replacement
 from clipbatch.rundir import verify as verifier
 from clipbatch.rundir.counts import count_statuses
-from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.rundir.frozen_plan import Plan
+from clipbatch.rundir.layout import RunDir
 from clipbatch.runs import announce, causes, report
 from clipbatch.runs import compact as compactor
 from clipbatch.runs import flat as flattener

@@ -28,7 +28,8 @@ from typing import Any
 
 from clipbatch.config import Settings
 from clipbatch.errors import InputError, reading_failed
-from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.rundir.frozen_plan import Plan
+from clipbatch.rundir.layout import RunDir
 from clipbatch.runs import plan as planner
 from clipbatch.runs.slurm_scripts import SlurmJob, array_script, check_script
 from clipbatch.runs.warnings import device_remark

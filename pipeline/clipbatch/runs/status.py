@@ -17,7 +17,8 @@ from typing import TypedDict
 
 from clipbatch.rundir import activity
 from clipbatch.rundir.counts import Counts, count_some, listing
-from clipbatch.rundir.layout import Plan, RunDir, part_name
+from clipbatch.rundir.frozen_plan import Plan
+from clipbatch.rundir.layout import RunDir, part_name
 from clipbatch.runs import causes, increments, pace
 from clipbatch.storage.paths import StorePath
 

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 
 from clipbatch.config import Settings, auto, hardware, models
 from clipbatch.config.scoring import chance_remark
-from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.rundir.frozen_plan import Plan
+from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.schema import group_columns
 from clipbatch.storage.paths import parquet_source
 

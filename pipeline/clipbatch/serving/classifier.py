@@ -18,7 +18,7 @@ from clipbatch.config import Settings, from_flat, head_files
 from clipbatch.config import labels as label_sets
 from clipbatch.config.label_set import LabelSet
 from clipbatch.runs import heads as run_heads
-from clipbatch.runs import plan
+from clipbatch.runs import resolving
 from clipbatch.serving import process_state
 from clipbatch.serving.images import AnyImage, is_image, to_batches
 from clipbatch.serving.labeller import Labeller
@@ -110,8 +110,8 @@ class Classifier:
     def _open(self, settings: Settings, labels: LabelSet | None, *, decode_apart: bool = False) -> None:
         """labels: None for those of `settings`."""
         self.labels = label_sets.for_run(settings) if labels is None else labels
-        self.settings = plan.resolve(settings)
-        plan.check_labels(self.settings, self.labels)
+        self.settings = resolving.resolve(settings)
+        resolving.check_labels(self.settings, self.labels)
         heads = run_heads.load(self.settings, self.labels)
         self._origin = process_state.Origin()
         self._sharing = threading.Lock()

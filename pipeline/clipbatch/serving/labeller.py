@@ -19,8 +19,9 @@ from clipbatch.config.label_set import LabelSet
 from clipbatch.config.scoring import check_scoring
 from clipbatch.rundir.row_group import RowGroup
 from clipbatch.serving.decoding import DecodeProcess
+from clipbatch.stages.cuda import check_device
 from clipbatch.stages.decode.geometry import Target
-from clipbatch.stages.encode import check_device, label_features, trimmed
+from clipbatch.stages.encode import label_features, trimmed
 from clipbatch.stages.flow import Flow, Stage
 from clipbatch.stages.heads import check_model
 from clipbatch.stages.loading import fit

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from clipbatch.rundir.layout import Plan
+from clipbatch.rundir.frozen_plan import Plan
 from clipbatch.rundir.manifest import Manifest
 from clipbatch.rundir.schema import LISTING
 from clipbatch.types import Item, ItemBatch, Reject

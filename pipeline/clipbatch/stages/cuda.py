@@ -1,4 +1,7 @@
-"""CUDA streams and events, typed where torch is not. On a CPU there are none, and the functions return None."""
+"""GPUs as torch sees them: which can be used, their facts, and streams and events, typed where torch is not.
+
+On a CPU there are no streams and events, and the functions return None.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import re
 import time
 
 import torch
+
+from clipbatch.errors import InputError
 
 _OF_DEVICE = re.compile(r"cuda (runtime|driver|error)|cudaError|CUDNN_STATUS|CUBLAS_STATUS|nvjpeg", re.IGNORECASE)
 
@@ -18,6 +23,29 @@ def is_device_error(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError):
         return False
     return isinstance(error, RuntimeError) and _OF_DEVICE.search(str(error)) is not None
+
+
+def check_device(device: str) -> None:
+    """Raises: InputError if `device` is a GPU that torch cannot use."""
+    if not device.startswith("cuda"):
+        return
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(device.partition(":")[2] or 0) >= count:
+        raise InputError(f"--device {device}: torch finds {count} usable GPUs here: use --device cpu or another number")
+
+
+def device_facts(device: str) -> dict[str, str | float]:
+    """The device. For a GPU also its name and, in MiB, the most memory that torch has reserved on it, and what all
+    processes use on it now. That includes DALI, whose memory pools never shrink."""
+    if not device.startswith("cuda"):
+        return {"device": device}
+    free, total = torch.cuda.mem_get_info(device)
+    return {
+        "device": device,
+        "gpu": torch.cuda.get_device_name(device),
+        "gpu_peak_mib": torch.cuda.max_memory_reserved(device) // 2**20,
+        "gpu_used_mib": (total - free) // 2**20,
+    }
 
 
 def stream_on(device: str) -> torch.cuda.Stream | None:

@@ -33,8 +33,9 @@ from clipbatch.rundir.records import frozen_choices
 from clipbatch.stages.batches import Task, item_batches, row_batches
 from clipbatch.stages.captions import Captions
 from clipbatch.stages.ceilings import Meter, ceiling
+from clipbatch.stages.cuda import check_device, device_facts
 from clipbatch.stages.decode import Decode
-from clipbatch.stages.encode import Model, check_device, device_facts, label_features, load
+from clipbatch.stages.encode import Model, label_features, load
 from clipbatch.stages.encode.text_tower import TextTower
 from clipbatch.stages.flow import Flow, Stage, bottleneck
 from clipbatch.stages.heads import Heads, check_model

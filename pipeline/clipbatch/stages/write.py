@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 
 from clipbatch.rundir import captions, replacement
 from clipbatch.rundir.captions import CaptionColumn
-from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.rundir.frozen_plan import Plan
+from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.part_file import PartFile, rows_per_group
 from clipbatch.rundir.row_group import RowGroup
 from clipbatch.rundir.schema import layout_of

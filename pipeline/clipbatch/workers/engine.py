@@ -18,7 +18,8 @@ from typing import Protocol
 
 from clipbatch.config import Settings, SettingValues, models
 from clipbatch.errors import InputError
-from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.rundir.frozen_plan import Plan
+from clipbatch.rundir.layout import RunDir
 from clipbatch.workers import devices
 from clipbatch.workers.quarantine import OnResult, SuspectSearch
 from clipbatch.workers.ranks import Rank

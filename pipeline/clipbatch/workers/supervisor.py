@@ -8,16 +8,17 @@ supervisor ends, it ends its workers first.
 
 from __future__ import annotations
 
-import collections
 import queue
 import signal
 import time
+from collections import Counter
 from collections.abc import Hashable
 from typing import Any
 
 from clipbatch.config import SettingValues
 from clipbatch.errors import ClipbatchError, from_message
-from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.rundir.frozen_plan import Plan
+from clipbatch.rundir.layout import RunDir
 from clipbatch.types import Level, PartDone, Reject, WorkerReport
 from clipbatch.workers import messages, signals
 from clipbatch.workers.child import describe_exit
@@ -52,15 +53,14 @@ class Supervisor:
         helper: Helper,
         limits: Limits,
     ) -> None:
-        """runtime: the settings of this invocation, `Settings.runtime`. helper: gives shards of other ranks."""
+        """runtime: `Settings.runtime` of this invocation. helper: gives shards of other ranks."""
         self._run, self._plan, self._engine, self._progress = run, plan, engine, progress
         self._runtime, self._helper = runtime, helper
         self._tally = Tally(run, progress, limits)
         self._events: queue.SimpleQueue[tuple[WorkerHandle, Any]] = queue.SimpleQueue()
         self._scheduler = ShardScheduler([])
         # Deaths by shard, and by seat.
-        self._deaths: collections.Counter[int] = collections.Counter()
-        self._deaths_in_a_row: collections.Counter[Hashable] = collections.Counter()
+        self._deaths, self._deaths_in_a_row = Counter[int](), Counter[Hashable]()
         self._last_error = ""
         self._said: set[str] = set()
         self._workers: list[WorkerHandle] = []
@@ -290,8 +290,8 @@ class Supervisor:
         self._scheduler.requeue(death.lost)
         if self._deaths_in_a_row[worker.seat] <= MAX_DEATHS:
             if new_worker := self._engine.again(worker):
-                self._workers.append(new_worker)
-            elif death.times > MAX_DEATHS:
+                return self._workers.append(new_worker)
+            if death.times > MAX_DEATHS:
                 raise ClipbatchError(f"{death.times} workers have died over one part, the last one {death.cause}")
             return
         self._engine.give_up(worker)

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from clipbatch.errors import ClipbatchError
 from clipbatch.rundir import activity
-from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.rundir.frozen_plan import Plan
+from clipbatch.rundir.layout import RunDir
 from clipbatch.workers.messages import BatchDone
 from clipbatch.workers.progress import MIN_RATE_S, Progress, check_any_ok, check_bad
 from clipbatch.workers.ranks import Rank

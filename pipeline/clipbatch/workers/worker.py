@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from clipbatch.config import SettingValues
 from clipbatch.config.memory_limits import too_little_memory
 from clipbatch.errors import ClipbatchError
-from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.rundir.frozen_plan import Plan
+from clipbatch.rundir.layout import RunDir
 from clipbatch.stages.journal import Journal
 from clipbatch.types import Reject, WorkerReport
 from clipbatch.workers.child import Child, failure

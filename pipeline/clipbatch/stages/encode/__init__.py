@@ -1,6 +1,6 @@
 """The encode stage: an OpenCLIP model turns pixels and prompts into features of unit length."""
 
-from clipbatch.stages.encode.model import Model, check_device, device_facts, load
+from clipbatch.stages.encode.model import Model, load
 from clipbatch.stages.encode.stage import Encode, Normalise, trimmed
 from clipbatch.stages.encode.text import label_features, text_features
 
@@ -8,8 +8,6 @@ __all__ = [
     "Encode",
     "Model",
     "Normalise",
-    "check_device",
-    "device_facts",
     "label_features",
     "load",
     "text_features",

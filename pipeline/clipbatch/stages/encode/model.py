@@ -280,26 +280,3 @@ def _only_weights_in(folder: Path) -> Path:
     if len(files) != 1:
         raise InputError(f"{folder} holds {len(files)} files of weights (.safetensors, .pt, .bin): leave exactly one")
     return files[0]
-
-
-def check_device(device: str) -> None:
-    """Raises: InputError if `device` is a GPU that torch cannot use."""
-    if not device.startswith("cuda"):
-        return
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if int(device.partition(":")[2] or 0) >= count:
-        raise InputError(f"--device {device}: torch finds {count} usable GPUs here: use --device cpu or another number")
-
-
-def device_facts(device: str) -> dict[str, str | float]:
-    """The device. For a GPU also its name and, in MiB, the most memory that torch has reserved on it, and what all
-    processes use on it now. That includes DALI, whose memory pools never shrink."""
-    if not device.startswith("cuda"):
-        return {"device": device}
-    free, total = torch.cuda.mem_get_info(device)
-    return {
-        "device": device,
-        "gpu": torch.cuda.get_device_name(device),
-        "gpu_peak_mib": torch.cuda.max_memory_reserved(device) // 2**20,
-        "gpu_used_mib": (total - free) // 2**20,
-    }

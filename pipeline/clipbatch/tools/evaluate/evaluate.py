@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 
 from clipbatch.config.nesting import JsonObject
 from clipbatch.errors import InputError
-from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.rundir.frozen_plan import Plan
+from clipbatch.rundir.layout import RunDir
 from clipbatch.storage.atomic import publish, write_json
 from clipbatch.tools.evaluate import figures, ranking, thresholds
 from clipbatch.tools.evaluate import truth as truths

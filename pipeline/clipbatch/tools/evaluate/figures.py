@@ -8,7 +8,8 @@ import pyarrow as pa
 from clipbatch.config.label_set import LabelGroup
 from clipbatch.config.nesting import JsonObject
 from clipbatch.rundir.counts import count_statuses
-from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.rundir.frozen_plan import Plan
+from clipbatch.rundir.layout import RunDir
 from clipbatch.tools.evaluate.scores import GroupScores, part_batches
 from clipbatch.tools.evaluate.statistics import average_precision, calibration, coverage, rates, share, stratified
 from clipbatch.tools.evaluate.tally import Tally

@@ -22,7 +22,8 @@ from clipbatch.config.labels import load
 from clipbatch.config.nesting import JsonObject
 from clipbatch.config.scoring import check_scoring
 from clipbatch.errors import InputError
-from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.rundir.frozen_plan import Plan
+from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.row_group import cutoffs
 from clipbatch.tools.evaluate.scores import Scorer, part_batches, scorers
 from clipbatch.tools.evaluate.statistics import share

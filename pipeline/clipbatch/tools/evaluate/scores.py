@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from clipbatch.config.label_set import LabelGroup, LabelSet
 from clipbatch.errors import InputError
 from clipbatch.rundir import features
-from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.rundir.frozen_plan import Plan
+from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.records import ModelFacts
 from clipbatch.rundir.schema import GroupColumns, group_columns
 from clipbatch.storage.paths import parquet_source

@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from clipbatch.errors import InputError, nearest
-from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.rundir.frozen_plan import Plan
+from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.schema import group_columns, result_fields
 from clipbatch.storage.paths import parquet_source
 from clipbatch.tools.evaluate.truth_files import QUEUE, named, read_mapping, read_table

@@ -18,7 +18,7 @@ from clipbatch.config import Settings
 from clipbatch.config import labels as label_sets
 from clipbatch.config.nesting import JsonObject
 from clipbatch.errors import InputError
-from clipbatch.runs import plan
+from clipbatch.runs import resolving
 from clipbatch.storage.atomic import file_sha256, write_json
 from clipbatch.tools.export.request import Answer, ask, check_free, move_all, staged
 
@@ -35,7 +35,7 @@ def export(settings: Settings, out: Path, *, precision: Literal["fp32", "fp16"],
         raise InputError(f"--out {out}: the name of an ONNX file ends in {SUFFIX}")
     names = {kind: f"{out.stem}{kind}" for kind in (SUFFIX, f"{SUFFIX}.data", ".labels.npy", ".json")}
     check_free(*(out.with_name(name) for name in names.values()))
-    settings = plan.resolve(settings)
+    settings = resolving.resolve(settings)
     labels = label_sets.load(settings.labels) if settings.labels.labels else None
     with staged(out) as folder:
         text, file = folder / names[".labels.npy"], folder / names[SUFFIX]

@@ -22,7 +22,7 @@ from clipbatch.config import labels as label_sets
 from clipbatch.config.labels import LabelSet
 from clipbatch.errors import InputError
 from clipbatch.rundir.schema import group_columns, layout_of
-from clipbatch.runs import plan
+from clipbatch.runs import resolving
 from clipbatch.storage.atomic import as_json, sync_folder
 from clipbatch.tools.export import triton_files
 from clipbatch.tools.export.request import ask, check_free, staged
@@ -48,7 +48,7 @@ def export(settings: Settings, out: Path, *, name: str, instances: int) -> Path:
             "layout, top_k and scores_dtype are for files, and Triton's answers have all scores in float32: leave them "
             "out of --config"
         )
-    settings = plan.resolve(settings)
+    settings = resolving.resolve(settings)
     labels = label_sets.load(settings.labels)
     with staged(target) as folder:
         version = folder / "1"

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from clipbatch.config.nesting import JsonObject
 from clipbatch.errors import InputError
-from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.rundir.frozen_plan import Plan
+from clipbatch.rundir.layout import RunDir
 from clipbatch.tools.evaluate import truth as truths
 from clipbatch.tools.evaluate.statistics import share
 from clipbatch.tools.heads import write

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from clipbatch.rundir.layout import Plan
+from clipbatch.rundir.frozen_plan import Plan
 from clipbatch.rundir.schema import group_columns
 
 

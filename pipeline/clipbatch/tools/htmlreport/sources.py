@@ -14,7 +14,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from clipbatch.errors import OtherRunError
-from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.rundir.frozen_plan import Plan
+from clipbatch.rundir.layout import RunDir
 from clipbatch.runs import latest
 from clipbatch.tools.htmlreport import rankings
 

@@ -15,7 +15,8 @@ from PIL import Image, UnidentifiedImageError
 
 from clipbatch.config import DecodeSettings
 from clipbatch.config.memory_limits import limit_memory
-from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.rundir.frozen_plan import Plan
+from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.manifest import Manifest
 from clipbatch.stages.pillow import MAX_SCANS, TURNS, rgb, scans, with_image
 from clipbatch.stages.read import Fetch

@@ -23,9 +23,10 @@ from clipbatch.config.label_set import LabelSet
 from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.manifest import Manifest
 from clipbatch.stages.batches import Task, item_batches
+from clipbatch.stages.cuda import check_device
 from clipbatch.stages.decode import Decode
 from clipbatch.stages.decode.geometry import Target
-from clipbatch.stages.encode import Encode, check_device, load, text_features
+from clipbatch.stages.encode import Encode, load, text_features
 from clipbatch.stages.pillow import with_image
 from clipbatch.stages.read import Read
 from clipbatch.stages.score import score

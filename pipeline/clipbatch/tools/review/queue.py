@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from clipbatch.config.sampling import keys
 from clipbatch.config.validation import at_least
 from clipbatch.errors import InputError
-from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.rundir.frozen_plan import Plan
+from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.row_group import cutoffs
 from clipbatch.tools.evaluate.scores import NO_LABEL, GroupScores, ScoreBatch, part_batches
 

@@ -19,7 +19,8 @@ from typing import Any
 
 from clipbatch.config import Settings, SettingValues, hardware
 from clipbatch.errors import InputError
-from clipbatch.rundir.layout import Plan, RunDir
+from clipbatch.rundir.frozen_plan import Plan
+from clipbatch.rundir.layout import RunDir
 from clipbatch.runs import plan as planner
 from clipbatch.storage.atomic import publish
 from clipbatch.tools.tune.trials import TrialRunner

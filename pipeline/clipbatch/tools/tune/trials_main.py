@@ -24,9 +24,10 @@ from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.manifest import Manifest
 from clipbatch.rundir.schema import LISTING
 from clipbatch.stages import first_contact
+from clipbatch.stages.cuda import check_device
 from clipbatch.stages.decode import Decode
 from clipbatch.stages.decode.geometry import Target
-from clipbatch.stages.encode import check_device, load
+from clipbatch.stages.encode import load
 from clipbatch.stages.flow import Flow, bottleneck
 from clipbatch.stages.loading import LoadedModel, engine_share
 from clipbatch.stages.pipeline import SAMPLE
