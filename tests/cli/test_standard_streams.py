@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from clipbatch.config.models import entries
-from tests.conftest import DEMO, Cli
+from tests.conftest import DEMO, Cli, error_in
 from tests.support.serving import answer, drop
 
 CLOSED = ("<&-", ">&-", "2>&-", "<&- >&- 2>&-")
@@ -93,7 +93,7 @@ def test_verify_fails_with_its_exit_code_wherever_its_output_goes(finished: Path
 
 @pytest.mark.parametrize("how", [">&-", "<&- >&- 2>&-", ">/dev/full 2>/dev/full"])
 def test_images_are_labelled_with_any_standard_streams(photos: Path, finished: Path, tmp_path: Path, how: str) -> None:
-    made = shell(how, "run", photos, *IMAGES, "--out", tmp_path / "run")
+    made = shell(how, "run", photos, *IMAGES, "--quiet", "--out", tmp_path / "run")
     assert (made.returncode, made.stdout, made.stderr) == (0, "", "")
     assert parts(tmp_path / "run") == parts(finished / "run")
 
@@ -106,8 +106,8 @@ def test_a_rescoring_needs_no_streams(finished: Path, tmp_path: Path) -> None:
 
 def test_a_manifest_on_a_closed_standard_input_is_an_empty_one(tmp_path: Path) -> None:
     made = shell("<&-", "run", "-", *IMAGES, "--out", tmp_path / "run")
-    assert (made.returncode, made.stderr.count("\n")) == (3, 1)
-    assert "names no images" in made.stderr
+    assert made.returncode == 3
+    assert "names no images" in error_in(made.stderr)
 
 
 def test_a_service_needs_no_streams(photos: Path, tmp_path: Path) -> None:

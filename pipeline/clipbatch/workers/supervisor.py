@@ -54,15 +54,14 @@ class Supervisor:
         limits: Limits,
     ) -> None:
         """runtime: `Settings.runtime` of this invocation. helper: gives shards of other ranks."""
-        self._run, self._plan, self._engine, self._progress = run, plan, engine, progress
-        self._runtime, self._helper = runtime, helper
+        self._run, self._plan, self._engine, self._progress, self._helper = run, plan, engine, progress, helper
+        self._runtime = runtime
         self._tally = Tally(run, progress, limits)
         self._events: queue.SimpleQueue[tuple[WorkerHandle, Any]] = queue.SimpleQueue()
         self._scheduler = ShardScheduler([])
         # Deaths by shard, and by seat.
         self._deaths, self._deaths_in_a_row = Counter[int](), Counter[Hashable]()
-        self._last_error = ""
-        self._said: set[str] = set()
+        self._last_error, self._said = "", set[str]()
         self._workers: list[WorkerHandle] = []
         self._searches: dict[WorkerHandle, Killable] = {}
         # Shards that other ranks have done while workers had them, and when we last looked for such shards.
