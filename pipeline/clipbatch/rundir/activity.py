@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,7 @@ from clipbatch.config.nesting import parse_json
 from clipbatch.errors import InputError
 from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.shapes import COUNT, NOTHING, NUMBER, SIZE, TEXT, Every, Shape, fits
-from clipbatch.storage.atomic import publish, remove_leftovers
+from clipbatch.storage.atomic import is_alive, publish, remove_leftovers
 from clipbatch.storage.paths import AnyPath, StorePath, list_names, modified
 
 FOLDER = ".activity"
@@ -89,14 +90,23 @@ def write(run: RunDir, name: str, entry: Entry) -> None:
 
 
 def remove(run: RunDir, name: str) -> None:
-    """Remove the file `name`, and files that were left long ago. Suppresses errors: others ignore what stays."""
-    folder = run.path / FOLDER
+    """Remove the file `name`, and as `tidy`."""
     with contextlib.suppress(OSError, InputError):
-        (folder / name).unlink(missing_ok=True)
+        (run.path / FOLDER / name).unlink(missing_ok=True)
+    tidy(run)
+
+
+def tidy(run: RunDir) -> None:
+    """Remove files of this host's processes that have ended, and files that were left long ago. Suppresses errors:
+    nothing depends on what stays."""
+    folder, host = run.path / FOLDER, f"{socket.gethostname()}-"
+    with contextlib.suppress(OSError, InputError):
         remove_leftovers(folder)
-        for other, written in modified(folder).items():
-            if time.time() - written > _FORGOTTEN_S:
-                (folder / other).unlink(missing_ok=True)
+        for name, written in modified(folder).items():
+            pid = name.removeprefix(host).partition("-")[0]
+            has_ended = name.startswith(host) and pid.isdecimal() and not is_alive(int(pid))
+            if has_ended or time.time() - written > _FORGOTTEN_S:
+                (folder / name).unlink(missing_ok=True)
         if isinstance(folder, Path):
             folder.rmdir()  # fails unless it is empty
 

@@ -30,7 +30,7 @@ import pyarrow as pa
 from clipbatch.config import MOVED, PIXELS, Settings, from_flat
 from clipbatch.errors import ClipbatchError, InputError, reading_failed
 from clipbatch.inputs import listing as listings
-from clipbatch.rundir import creation
+from clipbatch.rundir import activity, creation
 from clipbatch.rundir.layout import RunDir
 from clipbatch.runs import announce, causes, dataset_tables
 from clipbatch.runs import plan as planner
@@ -95,6 +95,7 @@ def run(
         for run_dir in map(RunDir, done[-1:]):  # its last part may be there, and yet temp files of killed workers
             remove_leftovers(run_dir.path)
             remove_leftovers(run_dir.parts)
+            activity.tidy(run_dir)
         again = from_flat(settings.within("invocation", "worker", "placement"))
         label = functools.partial(runner.run, again, quiet=quiet, log_json=log_json, observer=observer, judge=False)
         accepted = functools.partial(announce.start, Log(quiet=quiet, as_json=log_json), settings, out)

@@ -12,7 +12,7 @@ from typing import Any
 from clipbatch.config import MOVED, PIXELS, Settings, from_flat
 from clipbatch.config.labels import remarks
 from clipbatch.errors import ClipbatchError, InputError, InterruptedRunError, NothingLabelledError
-from clipbatch.rundir import damage, replacement
+from clipbatch.rundir import activity, damage, replacement
 from clipbatch.rundir import verify as verifier
 from clipbatch.rundir.counts import count_statuses
 from clipbatch.rundir.frozen_plan import Plan
@@ -92,6 +92,7 @@ def run(
         mine = rank.part(shards)
         remove_leftovers(run_dir.path)
         remove_leftovers(run_dir.parts)
+        activity.tidy(run_dir)
         damaged = {shard for shard, _ in _problems(run_dir, frozen, mine)} if repair else set()
         for shard in damaged:
             run_dir.remove_folder_of_part(shard, frozen)

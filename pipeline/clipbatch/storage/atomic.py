@@ -93,7 +93,7 @@ def remove_leftovers(folder: AnyPath) -> None:
     with contextlib.suppress(FileNotFoundError):
         for entry in os.scandir(folder):
             match = _TEMP.fullmatch(entry.name)
-            if match and match["host"] == _HOST and not _alive(int(match["pid"]), match["begun"]):
+            if match and match["host"] == _HOST and not is_alive(int(match["pid"]), match["begun"]):
                 if entry.is_dir(follow_symlinks=False):
                     shutil.rmtree(entry.path, ignore_errors=True)
                 else:
@@ -101,7 +101,7 @@ def remove_leftovers(folder: AnyPath) -> None:
                         os.unlink(entry.path)
 
 
-def _alive(pid: int, begun: str | None) -> bool:
+def is_alive(pid: int, begun: str | None = None) -> bool:
     """Whether the process `pid` of this host is the writer, and can still write.
 
     begun: when the writer began; None or 0 where that is not known. A zombie cannot write. Zombies may stay for ever in
