@@ -67,7 +67,7 @@ def test_a_rank_does_its_part_first_and_then_what_is_open_of_the_others(
     warm(*command, "--shards", "5")
     array = {"SLURM_ARRAY_TASK_MIN": "0", "SLURM_ARRAY_TASK_MAX": "2", "SLURM_ARRAY_TASK_COUNT": "3"}
     made = warm(*command, env={**array, "SLURM_ARRAY_TASK_ID": "1"})
-    assert "rank 1 of 3: 3 of its 3 shards are done, and it did 6 of other ranks; of the whole run, 10" in made.stdout
+    assert "rank 1 of 3: 3 of its 3 parts are done, and it did 6 of other ranks; of the whole run, 10" in made.stdout
     assert "it helps the other ranks" in made.stderr
     assert parts(out) == whole
     order = [number for _, number in sorted((path.stat().st_mtime_ns, path.name[5:10]) for path in files(out))]
@@ -161,7 +161,7 @@ def test_a_signal_that_ends_a_rank_while_it_helps_is_no_failure(long_list: tuple
     assert rank.returncode == 0, said
     assert "interrupted by SIGUSR1: finished parts stay, and the same command resumes the run; the part" in said[1]
     assert {7, 257} < set(numbers(out))
-    assert re.search(r"rank 7 of 250: 2 of its 2 shards are done, and it did \d+ of other ranks", said[0])
+    assert re.search(r"rank 7 of 250: 2 of its 2 parts are done, and it did \d+ of other ranks", said[0])
 
 
 def test_a_rank_that_hangs_holds_up_neither_the_run_nor_itself(
@@ -179,7 +179,7 @@ def test_a_rank_that_hangs_holds_up_neither_the_run_nor_itself(
     assert made["this_run"]["helped"] == 32 - len(before)
     said = hung.communicate(timeout=120)
     assert hung.returncode == 0, said
-    assert "rank 0 of 2: 32 of its 32 shards are done; of the whole run, 64 of 64" in said[0]
+    assert "rank 0 of 2: 32 of its 32 parts are done; of the whole run, 64 of 64" in said[0]
 
 
 def test_a_worker_that_fails_once_is_restarted_and_its_error_is_shown(

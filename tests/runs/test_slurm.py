@@ -32,10 +32,10 @@ def test_a_dry_run_needs_no_slurm_and_says_what_it_would_submit(cli: Cli, folder
     given = ("submit", "slurm", folder, *settings, *options, *tasks, "--requeues", 7, "--out", out, "--dry-run")
     said = cli(*given).stdout
     assert said.startswith(
-        "would submit 5 tasks for 5 open shards of 5:\n"
+        "would submit 5 tasks for 5 open parts of 5:\n"
         f"  sbatch {out}/slurm/array.sbatch\n"
         f"  sbatch --dependency=afterany:ARRAY_JOB {out}/slurm/check.sbatch\n"
-        "  note         5 tasks and not 64, as a task does at least one shard; smaller shards (--shard-size) would make"
+        "  note         5 tasks and not 64, as a task does at least one part; smaller parts (--shard-size) would make"
         " more, but only in a new plan\n"
         "  note         the run is planned for GPUs (--gres, --device)\n\n"
     )
@@ -173,7 +173,7 @@ def test_logs_of_the_last_ten_arrays_are_kept_and_a_long_log_is_shortened(tmp_pa
     folder = tmp_path / "slurm"
     (folder / "logs").mkdir(parents=True)
     for array in range(100, 124, 2):
-        slurm._record(folder, f"array {array}: 2 tasks for 2 open shards of 2")
+        slurm._record(folder, f"array {array}: 2 tasks for 2 open parts of 2")
         slurm._record(folder, f"check {array + 1}, after array {array}")
         for name in (f"{array}_0.out", f"{array}_0.failures", f"check-{array + 1}.out"):
             (folder / "logs" / name).touch()

@@ -106,7 +106,7 @@ def test_an_array_over_both_nodes_labels_all_and_the_check_behind_it_says_so(
     said = submit.said(listed, *DEMO, "--shard-size", SHARD, "--out", out, *wanted, *own)
     array, check = re.findall(r"(?:array|check) job (\d+)", said)
     assert f"squeue -j {array},{check}" in said
-    assert "3 tasks for 63 open shards of 63" in said
+    assert "3 tasks for 63 open parts of 63" in said
     busy = submit.said(listed, "--labels", "cat,dog", "--overwrite", "--out", out, "--array", 3, code=3)
     assert f"array job {array} of this run is queued or running" in busy
     assert cluster.wait_for_end(check) == "COMPLETED"
@@ -123,7 +123,7 @@ def test_an_array_over_both_nodes_labels_all_and_the_check_behind_it_says_so(
     assert "4000 rows in 63 parts, every one there once" in log(out, f"check-{check}")
     assert (out / "report.html").is_file()
     before = cluster.run("squeue", "--noheader", "--states=all")
-    assert "no shard is open" in submit.said("--out", out, "--array", 3)
+    assert "no part is open" in submit.said("--out", out, "--array", 3)
     assert cluster.run("squeue", "--noheader", "--states=all") == before
 
 
@@ -302,7 +302,7 @@ def test_the_array_of_the_templates_finds_its_parts(
     assert parts(out) == whole
     for task, shards in enumerate((32, 31)):
         said = (tmp_path / f"clipbatch-{array}_{task}.out").read_text()
-        assert f"rank {task} of 2: {shards} of its {shards} shards are done" in said
+        assert f"rank {task} of 2: {shards} of its {shards} parts are done" in said
 
 
 def test_the_job_of_the_templates_on_many_nodes_ends_when_warned_and_goes_on_when_submitted_again(

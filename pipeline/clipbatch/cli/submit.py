@@ -63,7 +63,7 @@ def slurm_command(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Plan here, and label the open shards as a Slurm array job; a second job verifies the run afterwards.
+    """Plan here, and label the open parts as a Slurm array job; a second job verifies the run afterwards.
 
     Example: clipbatch submit slurm photos/ --labels labels.txt --out scores/ --array 64 --gres gpu:1
     """
@@ -92,12 +92,12 @@ def slurm_command(
 def _text(submitted: slurm.Submitted, job: SlurmJob, out: str) -> str:
     run, folder = shlex.quote(out), shlex.quote(submitted.folder)
     if not submitted.open_shards:
-        return f"nothing to submit: no shard is open; to check all {submitted.shards} parts: clipbatch verify {run}"
-    jobs = f"{submitted.tasks} tasks for {submitted.open_shards} open shards of {submitted.shards}"
+        return f"nothing to submit: no part is open; to check all {submitted.shards} parts: clipbatch verify {run}"
+    jobs = f"{submitted.tasks} tasks for {submitted.open_shards} open parts of {submitted.shards}"
     notes = []
     if submitted.tasks < job.tasks:
         notes.append(
-            f"{submitted.tasks} tasks and not {job.tasks}, as a task does at least one shard; smaller shards "
+            f"{submitted.tasks} tasks and not {job.tasks}, as a task does at least one part; smaller parts "
             "(--shard-size) would make more, but only in a new plan"
         )
     if submitted.device is not None:
@@ -118,7 +118,7 @@ def _text(submitted: slurm.Submitted, job: SlurmJob, out: str) -> str:
         f"  progress     squeue -j {submitted.array_job},{submitted.check_job}; clipbatch status {run}",
         f"  logs         {folder}/logs/{submitted.array_job}_*.out, check-{submitted.check_job}.out",
         f"  cancel       scancel {submitted.array_job} {submitted.check_job}",
-        "  continue     the same command: it takes the shards that are open then",
+        "  continue     the same command: it takes the parts that are open then",
     ]
     return "\n".join(lines)
 

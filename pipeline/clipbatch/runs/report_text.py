@@ -28,7 +28,7 @@ def text(out: str, report: Report) -> str:
         who = f"rank {part['rank']} of {part['world_size']}" if part["world_size"] > 1 else "this part"
         helped = f", and it did {this_run['helped']} of other ranks" if "helped" in this_run else ""
         lines.append(
-            f"{who}: {part['done']} of its {part['planned']} shards are done{helped}; of the whole run, "
+            f"{who}: {part['done']} of its {part['planned']} parts are done{helped}; of the whole run, "
             f"{report['parts']['done']} of {report['parts']['planned']}"
         )
     lines.append(f"{done} images: {counts_text(report['status'])}")

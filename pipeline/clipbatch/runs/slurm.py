@@ -114,7 +114,7 @@ def submit(
         return replace(submitted, scripts={name: os.fsdecode(script) for name, script in scripts.items()})
     _write(directory, {listed.name: _ranges(todo).encode(), **scripts})
     array_job = _sbatch(directory / "array.sbatch")
-    _record(directory, f"array {array_job}: {tasks} tasks for {len(todo)} open shards of {plan.shards}")
+    _record(directory, f"array {array_job}: {tasks} tasks for {len(todo)} open parts of {plan.shards}")
     try:
         check_job = _sbatch(directory / "check.sbatch", f"--dependency=afterany:{array_job}")
     except InputError as error:
@@ -194,7 +194,7 @@ def _check_idle(folder: Path) -> None:
         command = ["squeue", "--noheader", f"--jobs={number}", "--format=%i"]
         if subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip():
             raise InputError(
-                f"array job {number} of this run is queued or running, and would do the same shards: wait for it "
+                f"array job {number} of this run is queued or running, and would do the same parts: wait for it "
                 f"(squeue -j {number}), or cancel it first (scancel {number}); finished parts stay"
             )
 

@@ -141,8 +141,8 @@ def array_script(
     )
     return _script(
         f"""\
-# Each task of this array labels its part of the shards that were open at submission, and then helps the other tasks.
-# Written by clipbatch submit slurm. You can submit it again with sbatch; doing shards twice does no harm.
+# Each task of this array labels its share of the parts that were open at submission, and then helps the other tasks.
+# Written by clipbatch submit slurm. You can submit it again with sbatch; doing parts twice does no harm.
 {_header(directives)}
 task=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID restarts=${{SLURM_RESTART_COUNT:-0}}
 log={shlex.quote(os.fspath(folder / "logs"))}/$task run= warned=

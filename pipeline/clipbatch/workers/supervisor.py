@@ -151,7 +151,7 @@ class Supervisor:
                 continue
             if helps:
                 self._progress.extend(len(rows))
-                self._say_once("all shards of this rank are done or in progress: it helps the other ranks")
+                self._say_once("all parts of this rank are done or in progress: it helps the other ranks")
             rejects = {row: reject for row, reject in self.done.quarantined.items() if row in rows}
             worker.asks = False
             worker.last_heard = time.monotonic()
