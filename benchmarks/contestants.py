@@ -159,7 +159,7 @@ class Ours:
     def run(self) -> int:
         """From names to published Parquet; returns how many images were fine. The parts of the last round are replaced
         by the same ones."""
-        return sum(written.rows - written.bad for written in self._worker.label(self._tasks))
+        return sum(written.rows - written.bad.total() for written in self._worker.label(self._tasks))
 
     def rate(self, work: Callable[[], int]) -> Callable[[], float]:
         """Images/s of one of the above."""
