@@ -129,7 +129,7 @@ def test_an_archive_that_is_replaced_between_plan_and_run_gives_no_scores(
     command = (path, *DEMO, "--shard-size", 64, "--out", tmp_path / "out")
     warm("plan", *command)
     path.write_bytes((folder / "shards" / "0001.tar").read_bytes())
-    warm("run", "--out", tmp_path / "out")  # as it was planned; with an input, it would be planned anew
+    warm("run", "--out", tmp_path / "out", code=4)  # as it was planned; with an input, it would be planned anew
     found = rows(tmp_path / "out").to_pylist()
     assert {row["status"] for row in found} <= {"corrupt", "truncated", "empty"}
     assert all("changed after it was listed" in row["error"] for row in found if row["status"] == "corrupt")

@@ -49,6 +49,10 @@ class RunDir:
     def exists(self) -> bool:
         return self.plan_file.is_file()
 
+    def is_begun(self) -> bool:
+        """Whether there is a plan. Raises: InputError with the remedy if it is missing and its copy is there."""
+        return copies.read(self.path, self.plan_file.name) is not None
+
     def plan(self) -> Plan:
         """Read the plan. Raises: InputError with the remedy if it is missing, damaged, or of another version."""
         content = copies.read(self.path, self.plan_file.name)

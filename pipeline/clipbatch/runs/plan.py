@@ -212,7 +212,7 @@ def existing(settings: Settings, run_dir: RunDir) -> Plan | None:
     """
     if not settings.source.inputs:
         return run_dir.plan()
-    names = label_files.load(settings.labels)
+    names = label_files.for_run(settings)
     settings = dataclasses.replace(resolving.checked(settings), launch=LaunchSettings())
     heads = head_files.load(settings.labels.head, head_weights.standing(run_dir, overwrite=False))
     return _same(settings, names, heads, listings.listers(settings.source), run_dir)

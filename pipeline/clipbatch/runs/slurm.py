@@ -155,7 +155,7 @@ def check_launcher(launcher: str) -> None:
 
 def _dry_plan(settings: Settings, run: RunDir, overwrite: bool) -> Plan:
     """The plan that the run has or would get. Leaves nothing behind."""
-    if run.exists() and not overwrite and (plan := planner.existing(settings, run)):
+    if not overwrite and (run.is_begun() or not settings.source.inputs) and (plan := planner.existing(settings, run)):
         return plan
     with tempfile.TemporaryDirectory(prefix="clipbatch-dry-run-") as folder:
         return planner.plan(settings, Path(folder) / "run")
