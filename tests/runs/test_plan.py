@@ -37,6 +37,7 @@ IDENTITY: dict[str, Any] = {
     },
     **{"orientation": "stored", "max_pixels": 99, "max_bytes": 99, "score": "cosine", "top_k": 1, "embeddings": True},
     **{"batch_size": 4, "shard_size": 8, "uri_column": "a", "image_column": "b", "columns": ["c"], "layout": "top-k"},
+    "caption_column": "txt",
     **{
         "scores_dtype": "float16",
         "compression": "none",
@@ -146,6 +147,7 @@ def test_every_setting_either_belongs_to_the_identity_or_not() -> None:
 
 @pytest.mark.parametrize("name", [*IDENTITY, "labels", "templates", "threshold", "inputs"])
 def test_another_identity_has_another_fingerprint_and_is_refused(tmp_path: Path, images: Path, name: str) -> None:
+    (images / "0.txt").write_text("a caption")
     run, made = RunDir(tmp_path / "out"), _freeze(tmp_path / "out", images)
     (tmp_path / "sure.toml").write_text('labels = ["zebra", "ant"]\nthreshold = 0.5')
     named: dict[str, dict[str, Any]] = {

@@ -375,7 +375,8 @@ def test_every_reader_reads_every_type_of_a_carried_column_and_both_increments(
         shutil.copy(part, together / f"{number}.parquet")
     names = ["row_id", "uri", "file_bytes", "file_modified", *CARRIED]
     if read.name == "duckdb":  # Python's fetchall needs another package for time stamps with a time zone
-        found = duckdb.sql(f"select {', '.join(names)} from '{together}/*.parquet' order by uri").arrow().read_all()
+        quoted = ", ".join(f'"{name}"' for name in names)
+        found = duckdb.sql(f"select {quoted} from '{together}/*.parquet' order by uri").arrow().read_all()
         rows_found = found.to_pylist()
     else:
         if read.name == "spark":
