@@ -214,7 +214,7 @@ def test_a_dataset_is_answered_as_a_whole(warm: Cli, tmp_path: Path) -> None:
     assert said["next_step"] == f"clipbatch run --out {second}"
     wrong = warm("verify", out, "--json", code=5)
     assert json.loads(wrong.stdout) == {"rows": 41, "parts": 2, "problems": [f"{part}: missing"]}
-    assert f"{second} --repair" in wrong.stderr
+    assert f"remedy: clipbatch run --out {second}\n" in wrong.stderr
     warm(*command)
     warm("verify", out)
     for path in (first, second):
