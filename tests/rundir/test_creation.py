@@ -18,6 +18,7 @@ from clipbatch.rundir.frozen_plan import Plan
 from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.manifest import Manifest
 from clipbatch.runs import plan as planner
+from clipbatch.stages.write import Write
 from clipbatch.storage.atomic import file_sha256, temp_name
 from tests.conftest import DEMO, Cli, rows, start
 from tests.support.corpus import make_folder
@@ -213,6 +214,23 @@ def test_a_run_that_is_overwritten_by_another_stops_and_writes_no_more_parts(
     assert "another run has replaced this one" in err
     assert "200 rows" in warm("verify", out).stdout
     assert rows(out).num_rows == 200
+
+
+def test_a_part_that_is_published_while_its_run_is_overwritten_is_withdrawn(
+    warm: Cli, folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    warm("run", folder, *DEMO, "--limit", 20, "--out", out)
+    run = RunDir(out)
+    write = Write(run, run.plan(), fingerprint=run.fingerprint() or "", score="softmax", embedding=0)
+    part = out / "parts" / "part-00000.parquet"
+    content = part.read_bytes()
+    write.withdraw(0)
+    assert part.read_bytes() == content
+    warm("plan", folder, "--labels", "cat,dog", *DEMO[2:], "--limit", 20, "--out", out, "--overwrite")
+    part.write_bytes(content)
+    write.withdraw(0)
+    assert not part.exists()
 
 
 def test_a_run_is_ended_by_one_with_the_same_settings_too(warm: Cli, folder: Path, tmp_path: Path) -> None:

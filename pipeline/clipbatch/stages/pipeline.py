@@ -266,8 +266,8 @@ def _checked_write(
     """The write stage, which also notes in the journal that a batch is done.
 
     journal: None if no images are decoded. check: raises if somebody has deleted the run meanwhile. It is called before
-    a part is published, so that no part of the deleted run gets into a new one. settle: called with a shard before it
-    is published; raises if its rows failed for a reason that is not theirs.
+    and after a part is published, so that no part of the deleted run stays in a new one. settle: called with a shard
+    before it is published; raises if its rows failed for a reason that is not theirs.
     """
 
     def checked(batch: ScoredBatch) -> Written:
@@ -279,6 +279,12 @@ def _checked_write(
         except InputError:
             check()  # the folder may be missing because the run was deleted
             raise
+        if written.part:
+            try:
+                check()
+            except OtherRunError:
+                write.withdraw(batch.source.shard)
+                raise
         if journal:
             journal.leave(batch.source.start)
         return written

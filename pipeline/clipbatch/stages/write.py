@@ -6,6 +6,7 @@ part gets its name only when it is complete.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections import Counter
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from clipbatch.errors import InputError
 from clipbatch.rundir import captions, replacement
 from clipbatch.rundir.captions import CaptionColumn
 from clipbatch.rundir.frozen_plan import Plan
@@ -24,6 +26,7 @@ from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.part_file import PartFile, rows_per_group
 from clipbatch.rundir.row_group import RowGroup
 from clipbatch.rundir.schema import layout_of
+from clipbatch.storage.paths import parquet_source
 from clipbatch.types import PartDone, ScoredBatch
 
 
@@ -164,6 +167,24 @@ class Write:
             if kept is None:
                 part.close(footer)
         return PartDone(shard=shard, rows=sum(counts.values()), counts=counts, kept=kept)
+
+    def withdraw(self, shard: int) -> None:
+        """Remove the part of `shard` that has just been published, if another run has replaced this one meanwhile.
+
+        A run with the same settings keeps it: its own part has the same bytes. Suppresses errors: `verify` names a part
+        that stays.
+        """
+        path = self._run.part(shard, self._plan.shards)
+        with contextlib.suppress(OSError, pa.ArrowException, InputError):
+            footer = pq.read_metadata(parquet_source(path)).metadata or {}
+            if footer.get(b"clipbatch.fingerprint") == self._fingerprint.encode() and not self._is_planned():
+                path.unlink()
+
+    def _is_planned(self) -> bool:
+        try:
+            return self._run.plan().fingerprint == self._plan.fingerprint
+        except InputError:
+            return False
 
 
 def _is_ok(table: pa.Table) -> pa.Array:
