@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from clipbatch.storage import hosts
+from clipbatch.storage import retries
 from tests.conftest import DEMO, Cli, rows
 from tests.support.proxy import Fault, FaultProxy, Proxied, at_random, fault_proxy, for_a_while, from_then_on
 from tests.support.servers import Buckets, Web, body, buckets, web
@@ -54,7 +54,7 @@ class Place:
 
     def run(self, *more: object, code: int = 0) -> Any:
         """Returns the report, or what is said where the run fails."""
-        hosts._hosts.clear()
+        retries._hosts.clear()
         done = self._warm(
             *("run", self._source, *DEMO, *SMALL, *more, "--json", "--out", self.out), code=code, env=self._env
         )

@@ -21,8 +21,8 @@ from clipbatch.errors import InputError
 from clipbatch.stages.encode import load
 from clipbatch.stages.encode.onnx_export import export_onnx
 from tests.conftest import Cli
-from tests.stages.test_families import TEXT, write_tokenizer
 from tests.support.corpus import photo
+from tests.support.families import TEXT, write_tokenizer
 
 FULL_TOWERS = {"ViT-B-32": {}, "ViT-B-16-SigLIP": {"vocab_size": 64}}
 """The image towers as they are; of their text towers only a layer."""

@@ -92,7 +92,9 @@ class _JobWorker:
             self._planner.plan(settings, out)
             self._spool.check(name)  # its owner may have put links there meanwhile
             if suspect:
-                made = run.run(settings.replace(inputs=(), rank=0, world_size=1), out, quiet=True)
+                # A job whose images are all bad is answered with their rows.
+                apart = settings.replace(inputs=(), rank=0, world_size=1, max_bad="100%")
+                made = run.run(apart, out, quiet=True)
             else:
                 made = self._by_the_loaded_model(settings, out, begun)
         except InterruptedRunError:
