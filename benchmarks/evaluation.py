@@ -41,6 +41,7 @@ from clipbatch.tools.evaluate.tally import Tally
 from clipbatch.tools.evaluate.truth import Truth
 from clipbatch.tools.review import Draws, draw
 from clipbatch.types import Decoded, ItemBatch, ScoredBatch
+from fixtures import MADE_UP_FACTS
 from harness import Benchmark
 from processes import clipbatch_command, run_clipbatch, run_command, scratch_folder
 
@@ -48,11 +49,6 @@ SHARD = 50_000
 TEMPLATE = "a photo of a {}"
 SHAPES = ((1_000_000, 100), (1_000_000, 1_000))
 EXACT_ROWS, EXACT_LABELS = 10_000, 20
-FACTS = {
-    **{"name": "RN50", "weights_sha256": "ab" * 32, "height": 64, "width": 64, "mean": [0.5], "std": [0.5], "fill": 0},
-    **{"interpolation": "bicubic", "resize_mode": "shortest", "logit_scale": 100.0, "logit_bias": None},
-    "score": "softmax",
-}
 
 
 def made_up(folder: Path, rows: int, labels: int) -> Path:
@@ -66,7 +62,7 @@ def made_up(folder: Path, rows: int, labels: int) -> Path:
     given = {"inputs": (str(folder / "input.parquet"),), "labels": str(folder / "labels.txt"), "shard_size": SHARD}
     settings = from_flat({**given, "model": models.DEMO, "batch_size": 1000, "device": "cpu"})
     frozen, run = planner.plan(settings, folder / "run"), RunDir(folder / "run")
-    fingerprint = run.freeze_model(FACTS)
+    fingerprint = run.freeze_model(MADE_UP_FACTS)
     run.make_parts()
     output = frozen.run_settings().output
     for shard in range(frozen.shards):

@@ -44,7 +44,7 @@ from clipbatch.rundir.part_file import options
 from clipbatch.rundir.row_group import RowGroup
 from clipbatch.runs import plan as planner
 from clipbatch.stages.write import Write
-from fixtures import draw_pool, drawn_batches, embedded_run, list_names, reported_run, write_manifest
+from fixtures import MADE_UP_FACTS, draw_pool, drawn_batches, embedded_run, list_names, reported_run, write_manifest
 from harness import Benchmark
 
 DEMO = ("--labels", "cifar10", "--model", models.DEMO, "--device", "cpu")
@@ -73,7 +73,7 @@ def plan(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         def measured(suffix: str) -> dict[str, float]:
             manifest, out = scratch / f"manifest.{suffix}", scratch / f"run-{suffix}"
             first = processes.run_clipbatch("plan", manifest, *DEMO, "--out", out, "--overwrite")
-            RunDir(out).freeze_model({"model": "as the first worker records it"})  # without it, planning begins anew
+            RunDir(out).freeze_model(MADE_UP_FACTS)  # without it, planning begins anew
             again = processes.run_clipbatch("plan", manifest, *DEMO, "--out", out)
             status = processes.run_clipbatch("status", out)
             figures = (args.rows / first.wall_s, args.rows / first.cpu_s, first.wall_s, first.peak_mib)

@@ -170,7 +170,7 @@ def test_a_user_may_have_all_refused_images_as_rows(place: Place) -> None:
     place.proxy.fault = _forbidden(0)
     assert "--max-refused 0" in place.run(code=75)
     assert not _parts(place.out)
-    assert place.run("--max-refused", 0)["status"] == {"unreadable": COUNT}
+    assert place.run("--max-refused", 0, "--max-bad", "100%")["status"] == {"unreadable": COUNT}
 
 
 def test_names_that_do_not_exist_stop_no_run(place: Place) -> None:
@@ -178,4 +178,4 @@ def test_names_that_do_not_exist_stop_no_run(place: Place) -> None:
         return ".jpg" in request.path and request.refuse(404)
 
     place.proxy.fault = fault
-    assert place.run()["status"] == {"missing": COUNT}
+    assert place.run("--max-bad", "100%")["status"] == {"missing": COUNT}

@@ -26,8 +26,9 @@ from torch.nn import Parameter, functional
 from clipbatch.stages.cuda import mark, stream_on
 from clipbatch.stages.encode.model import DTYPES, Model
 
-# Captions of a block. Other numbers, as other lengths below, would change the last bits of runs that have begun.
-_CPU_ROWS, _GPU_ROWS = 16, 128
+# Captions of a block. Another number, as other lengths below, would change the last bits of runs that have begun. Blocks
+# of 16 took a CPU almost three times as long for a caption (benchmarks/results/2026-11-30-captions.md).
+_ROWS = 128
 # Tokens of a row in a block of short captions.
 _LENGTHS = (8, 12, 16, 20, 24, 32, 48)
 # What is tokenized of a caption. The first thousand characters fill every context; the rest is only counted.
@@ -40,7 +41,7 @@ class TextTower:
     """The text tower of a model, in the precision and on the device of a run's image tower."""
 
     def __init__(self, model: Model, *, precision: str, device: str) -> None:
-        self.rows = _CPU_ROWS if device == "cpu" else _GPU_ROWS
+        self.rows = _ROWS
         # How many tokens the model reads of a caption, with the marks of its beginning and end.
         self.context_length = int(model.tokenizer.context_length)
         self._tokenizer, self._device = model.tokenizer, device
