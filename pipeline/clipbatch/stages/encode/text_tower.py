@@ -26,8 +26,8 @@ from torch.nn import Parameter, functional
 from clipbatch.stages.cuda import mark, stream_on
 from clipbatch.stages.encode.model import DTYPES, Model
 
-# Captions of a block. Another number, as other lengths below, would change the last bits of runs that have begun. Blocks
-# of 16 took a CPU almost three times as long for a caption (benchmarks/results/2026-11-30-captions.md).
+# Captions of a block. Another number, as other lengths below, would change the last bits of runs that have begun.
+# Blocks of 16 took a CPU almost three times as long for a caption (benchmarks/results/2026-11-30-captions.md).
 _ROWS = 128
 # Tokens of a row in a block of short captions.
 _LENGTHS = (8, 12, 16, 20, 24, 32, 48)
