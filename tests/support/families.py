@@ -38,8 +38,12 @@ def write_model(folder: Path, name: str, *, text_scale: float = 1.0) -> None:
     config["text_cfg"] |= TEXT
     for key, value in FAMILIES[name].items():
         config[key] = config[key] | value if isinstance(value, dict) else value
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    published = open_clip.get_pretrained_cfg(name, tags[0])
+    write_random(folder, name, config, text_scale=text_scale)
+
+
+def write_random(folder: Path, name: str, config: dict[str, Any], *, text_scale: float = 1.0) -> None:
+    """A model of `config` with random weights, and the preprocessing of the published weights of `name`."""
+    published = open_clip.get_pretrained_cfg(name, open_clip.list_pretrained_tags_by_model(name)[0])
     preprocess = {key: published[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in published}
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}))
     if "hf_tokenizer_name" in config["text_cfg"]:

@@ -14,7 +14,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors.torch import save_file
 
 from clipbatch.config import ModelSettings, models
 from clipbatch.errors import InputError
@@ -22,29 +21,18 @@ from clipbatch.stages.encode import load
 from clipbatch.stages.encode.onnx_export import export_onnx
 from tests.conftest import Cli
 from tests.support.corpus import photo
-from tests.support.families import TEXT, write_tokenizer
+from tests.support.families import TEXT, write_random
 
 FULL_TOWERS = {"ViT-B-32": {}, "ViT-B-16-SigLIP": {"vocab_size": 64}}
 """The image towers as they are; of their text towers only a layer."""
 
 
-def write_random(folder: Path, name: str) -> None:
+def write_whole(folder: Path, name: str) -> None:
     """open_clip's model `name` with random weights, its image tower whole, below `folder`."""
     config = copy.deepcopy(open_clip.get_model_config(name))
     width = {"width": config["embed_dim"]} if "SigLIP" in name else {}
     config["text_cfg"] |= TEXT | width | FULL_TOWERS[name]
-    published = open_clip.get_pretrained_cfg(name, open_clip.list_pretrained_tags_by_model(name)[0])
-    preprocess = {key: published[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in published}
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}))
-    if "hf_tokenizer_name" in config["text_cfg"]:
-        write_tokenizer(folder)
-    torch.manual_seed(0)
-    model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
-    with torch.no_grad():
-        for parameter in model.visual.parameters():  # so that different images look different to it
-            if parameter.dim() > 1:
-                parameter.mul_(2)
-    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / "model.safetensors")
+    write_random(folder, name, config)
 
 
 def pictures(count: int, size: int) -> list[Image.Image]:
@@ -79,7 +67,7 @@ def reference(
 def test_onnx_runtime_computes_what_open_clip_does(name: str, cli: Cli, tmp_path: Path) -> None:
     model = name
     if name in FULL_TOWERS:
-        write_random(tmp_path, name)
+        write_whole(tmp_path, name)
         model = f"local-dir:{tmp_path}"
     out = tmp_path / "out" / "model.onnx"
     made = json.loads(cli("export", "onnx", "--model", model, "--labels", "cat,dog", "--out", out, "--json").stdout)
