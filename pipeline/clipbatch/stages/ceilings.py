@@ -63,7 +63,7 @@ class Meter:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join()
+        self._thread.join(timeout=1)  # it sleeps for ever where the clock runs backwards, and nobody needs its end
         self._cpu_s, self._seconds = self._so_far()
         self._since = None
 
