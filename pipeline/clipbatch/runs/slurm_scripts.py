@@ -225,8 +225,9 @@ def check_script(run: str, folder: Path, job: SlurmJob) -> bytes:
     """The script of the job that checks a run. Exits with the code of `clipbatch verify`, or 1 if the report fails."""
     directives = [*_placed(folder, "check-%j.out"), *job.check_directives()]
     # A setup that ends the script has checked nothing, whatever its exit code.
-    unchecked = 'code=$?; echo "nothing was checked: exit code $code"; [ "$code" -ne 0 ] || code=1; exit "$code"'
-    guarded = f"trap '{unchecked}' EXIT\n{_setup(job)}trap - EXIT\n" if job.setup else ""
+    ended = 'echo "exit code $code: nothing was checked"; [ "$code" -ne 0 ] || code=1; exit "$code"'
+    trap = f"checked=\ntrap 'code=$?; [ \"$checked\" ] || {{ {ended}; }}' EXIT\n"
+    guarded = f"{trap}{_setup(job)}checked=yes\n" if job.setup else ""
     return _script(
         f"""\
 # Checks the whole run after the array has ended, and makes its report. Fails (exit code 5) if a part is missing or
