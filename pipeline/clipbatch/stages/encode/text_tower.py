@@ -23,7 +23,7 @@ from open_clip.transformer import TextTransformer
 from torch import Tensor
 from torch.nn import Parameter, functional
 
-from clipbatch.stages.cuda import mark, stream_on
+from clipbatch.stages.cuda import mark, stream_on, use_own_threads
 from clipbatch.stages.encode.model import DTYPES, Model
 
 # Captions of a block. Another number, as other lengths below, would change the last bits of runs that have begun.
@@ -31,7 +31,8 @@ from clipbatch.stages.encode.model import DTYPES, Model
 _ROWS = 128
 # Tokens of a row in a block of short captions.
 _LENGTHS = (8, 12, 16, 20, 24, 32, 48)
-# What is tokenized of a caption. The first thousand characters fill every context; the rest is only counted.
+# What is tokenized of a caption, after runs of white space have become one space, as in open_clip's tokenizers. The
+# first thousand characters fill every context; the others are only counted.
 MAX_CHARACTERS = 8192
 # Words that open_clip's tokenizer may remember. It forgets none by itself.
 _MAX_WORDS = 2**20
@@ -49,14 +50,18 @@ class TextTower:
         if (device, dtype := DTYPES[precision]) != ("cpu", torch.float32):
             module = copy.deepcopy(module).to(device, dtype)
         self._stream = stream_on(device)  # behind what copies and converts the weights
+        use_own_threads(self._stream)
         self._is_causal = _is_causal(_text_part(module))
         lengths = [n for n in _LENGTHS if n < self.context_length] if self._is_causal else []
         # By the tokens of a row, the shortest first.
         self._towers = {n: _shortened(module, n) for n in lengths} | {self.context_length: module}
 
     def tokenize(self, captions: Sequence[str]) -> tuple[Tensor, list[int]]:
-        """`tokens_NT`, as the model reads the captions, and how many tokens each has before it is cut."""
-        texts = [caption[:MAX_CHARACTERS] for caption in captions]
+        """`tokens_NT`, as the model reads the captions, and how many tokens the first `MAX_CHARACTERS` of each have."""
+        texts = [
+            caption if len(caption) <= MAX_CHARACTERS else " ".join(caption.split())[:MAX_CHARACTERS]
+            for caption in captions
+        ]
         tokens_NT: Tensor = self._tokenizer(texts)
         counts = _count_tokens(self._tokenizer, texts, tokens_NT)
         _forget_words(self._tokenizer)
