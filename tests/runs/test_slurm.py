@@ -117,6 +117,8 @@ def test_the_device_is_what_the_tasks_ask_for(cli: Cli, folder: Path, tmp_path: 
         (["--array", "8", "--launcher", "env 'A=b"], "is not the beginning of a command: No closing quotation"),
         (["--array", "8", "--launcher", "apptainer exec setup/image.sif"], "image.sif is relative to this folder"),
         (["--array", "8", "--launcher", "setup/wrap.sh"], "setup/wrap.sh is relative to this folder"),
+        (["--array", "8", "--launcher", "env A=(b"], "bash: line 1: syntax error near"),
+        (["--array", "8", "--launcher", "cat <<END"], "bash: line 1: warning: here-document"),
         (["--array", "8", "--setup", "nowhere.sh"], "nowhere.sh"),
         (["--array", "8", "--setup", "setup/directive.sh"], "line 2: Slurm ignores '#SBATCH --mem=4G' there"),
         (["--array", "8", "--setup", "setup/broken.sh"], "broken.sh is not a piece of bash"),

@@ -135,18 +135,27 @@ def setup_lines(path: Path | None) -> str:
     for number, line in enumerate(text.splitlines(), 1):
         if line.startswith("#SBATCH"):
             raise InputError(f"--setup {path}, line {number}: Slurm ignores {line!r} there: use --sbatch-option")
-    if bash := which("bash"):
-        # In this environment bash does not warn of locales. Of an unfinished here-document it only warns.
-        clean = {"LC_ALL": "C"}
-        checked = subprocess.run([bash, "-n"], input=os.fsencode(text), capture_output=True, check=False, env=clean)
-        if checked.returncode or checked.stderr:
-            reason = " ".join(os.fsdecode(checked.stderr).split())
-            raise InputError(f"--setup {path} is not a piece of bash: {reason}")
+    if reason := _problem(text):
+        raise InputError(f"--setup {path} is not a piece of bash: {reason}")
     return text
 
 
+def _problem(text: str) -> str:
+    """Why `text` is no complete piece of bash; '' if it is, or there is no bash here."""
+    if (bash := which("bash")) is None:
+        return ""
+    # In this environment bash does not warn of locales. Of an unfinished here-document it only warns.
+    clean = {"LC_ALL": "C"}
+    checked = subprocess.run([bash, "-n"], input=os.fsencode(text), capture_output=True, check=False, env=clean)
+    said = " ".join(os.fsdecode(checked.stderr).split())
+    return said or (f"exit code {checked.returncode}" if checked.returncode else "")
+
+
 def check_launcher(launcher: str) -> None:
-    """Raises: InputError if it names a file relative to this folder: the tasks run in another one."""
+    """Raises: InputError if a command cannot begin so, or if it names a file relative to this folder: the tasks run in
+    another one."""
+    if reason := _problem(f"{launcher} clipbatch\n"):
+        raise InputError(f"--launcher {launcher!r} is not the beginning of a command: {reason}")
     for number, word in enumerate(shlex.split(launcher)):
         searched = number == 0 and "/" not in word  # on the PATH
         if not searched and not os.path.isabs(word) and os.path.isfile(word):
