@@ -167,7 +167,9 @@ def test_a_dataset_is_scored_again_increment_by_increment(warm: Cli, tmp_path: P
     index, scored = (pq.read_table(folder / "latest.parquet") for folder in (out, again))
     assert scored.equals(index)
     before = [path.stat().st_mtime_ns for path in again.rglob("part-*.parquet")]
+    (again / "deleted.parquet").write_bytes(b"of a time when the dataset had one")
     assert warm(*command).stdout.count("nothing was left to do") == 2
+    assert not (again / "deleted.parquet").exists()
     assert [path.stat().st_mtime_ns for path in again.rglob("part-*.parquet")] == before
 
 
