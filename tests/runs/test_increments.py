@@ -122,7 +122,9 @@ def test_other_settings_than_those_of_the_dataset_are_refused(warm: Cli, folder:
     warm("run", folder, *DEMO, "--incremental", "--out", out)
     draw(folder / "new.jpg", 1)
     other = ("run", folder, "--model", "clipbatch-demo", "--labels", "cat,dog", "--incremental", "--out", out)
-    assert "labels is" in warm(*other, code=3).stderr
+    said = warm(*other, code=3).stderr
+    assert "labels is" in said
+    assert said.endswith("choose another --out, or give the same settings\n")  # --incremental refuses --overwrite
     assert len(runs(out)) == 1
     warm("run", folder, *DEMO, "--out", tmp_path / "plain")
     said = warm("run", folder, *DEMO, "--incremental", "--out", tmp_path / "plain", code=3).stderr
