@@ -71,12 +71,12 @@ def _inside(field: pa.Field) -> pa.Field:
 
 
 def widest(left: pa.DataType, right: pa.DataType) -> pa.DataType:
-    """A type for the values of both types: text where no other one takes both."""
+    """A type for the values of both types, which is portable where they differ: text where no other one takes both."""
     if left == right:
         return left
     try:
         schemas = [pa.schema([pa.field("", kind)]) for kind in (left, right)]
-        return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+        return portable(pa.unify_schemas(schemas, promote_options="permissive").field(0).type)
     except pa.ArrowException:
         return pa.string()
 

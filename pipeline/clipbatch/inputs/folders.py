@@ -151,11 +151,13 @@ def is_folder(entry: os.DirEntry[AnyStr]) -> bool:
         return False
 
 
-def is_lost(entry: os.DirEntry[AnyStr]) -> bool:
+def is_lost(entry: os.DirEntry[AnyStr], *, follows: bool = True) -> bool:
     """Whether `entry`, which is no folder, may have been one: a link that leads nowhere, or one of which the file
-    system says nothing. Links with the name of an image are taken for images."""
+    system says nothing. Links with the name of an image are taken for images. follows: whether links to folders are
+    followed."""
     try:
-        return entry.is_symlink() and not (is_image_name(os.fsdecode(entry.name)) or os.path.exists(entry.path))
+        is_link = entry.is_symlink() and follows
+        return is_link and not (is_image_name(os.fsdecode(entry.name)) or os.path.exists(entry.path))
     except OSError:
         return True
 

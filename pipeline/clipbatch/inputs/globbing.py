@@ -97,10 +97,16 @@ def _match_entries(
     part, last = parts[depth], depth == len(parts) - 1
     if not MAGIC.search(part):
         path = os.path.join(folder, part)
-        if os.path.lexists(path):
-            if not (last or os.path.exists(path)):
-                unreadable(path)
-            yield path, os.path.isdir(path), depth + 1
+        try:
+            os.lstat(path)
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            return
+        except OSError:
+            unreadable(path)
+            return
+        if not (last or os.path.exists(path)):
+            unreadable(path)
+        yield path, os.path.isdir(path), depth + 1
         return
     if part == "**" and not last:
         yield folder, True, depth + 1
@@ -112,9 +118,9 @@ def _match_entries(
                 if not like(name) or (name[0] == "." and part[0] != "."):
                     continue
                 inner = is_folder(entry)
+                if not (last or inner) and is_lost(entry, follows=part != "**"):
+                    unreadable(path)
                 if part != "**":
-                    if not (last or inner) and is_lost(entry):
-                        unreadable(path)
                     yield path, inner, depth + 1
                 elif inner and not entry.is_symlink():
                     yield path, True, depth

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from clipbatch.errors import InputError
+from clipbatch.errors import InputError, reading_failed
 from clipbatch.rundir.checksum import verify_file
 from clipbatch.rundir.frozen_plan import Plan
 from clipbatch.rundir.layout import RunDir, part_name
@@ -175,9 +175,16 @@ def read_deleted(folder: Path, rows: Latest) -> NDArray[np.int64]:
 
 
 def damaged_tables(folder: Path) -> list[tuple[str, str]]:
-    """The tables of a dataset that are there and not whole: what to say of each, and the remedy."""
-    paths = [path for name in _REMEDIES if (path := folder / name).exists()]
-    return [(f"{path}: damaged", _REMEDIES[path.name]) for path in paths if not verify_file(path.read_bytes())]
+    """The tables of a dataset that are there and not whole: what to say of each, and the remedy. Raises: InputError if
+    one cannot be read."""
+    damaged = []
+    for path in (folder / name for name in _REMEDIES):
+        try:
+            if path.exists() and not verify_file(path.read_bytes()):
+                damaged.append((f"{path}: damaged", _REMEDIES[path.name]))
+        except OSError as error:
+            raise reading_failed(str(path), error) from error
+    return damaged
 
 
 def write_deleted(folder: Path, rows: Latest, numbers: NDArray[np.int64]) -> None:
