@@ -137,7 +137,11 @@ class Ours:
         self._read, self._decode, self._encode, *_ = stages = self._worker.stages
         self.threads = ", ".join(f"{stage.name} {stage.threads}" for stage in stages)
         manifest = Manifest(run, self.plan)
-        self._items = [batch for task in self._tasks for batch in item_batches(self.plan, manifest, task)]
+        self._items = [
+            batch
+            for task in self._tasks
+            for batch in item_batches(self.plan, manifest, task, manifest.rows(task.shard))
+        ]
         self._pixels: list[PixelBatch] = []
 
     def read(self) -> int:

@@ -71,12 +71,12 @@ def test_a_row_has_the_same_bits_whatever_stands_beside_it_and_however_many_thre
         torch.set_num_threads(threads)
 
 
-def test_a_head_that_overflows_is_named() -> None:
+def test_a_head_that_overflows_is_named_with_the_first_row() -> None:
     huge = tuple((np.full((1, 8), 1e30, np.float32), np.zeros(1, np.float32)) for _ in range(2))
     numbers = (huge[0], (np.full((1, 1), 1e30, np.float32), np.zeros(1, np.float32)))
     both = Heads([_file(tuple(random_layers(np.random.default_rng(3), [8, 2]))), _file(numbers, name="b")], "cpu")
-    with pytest.raises(InputError, match=r"--head b=.*NaN or infinite"):
-        both.check(both(torch.ones(3, 8)))
+    with pytest.raises(InputError, match=r"^row 71: --head b=.*NaN or infinite"):
+        both.check(both(torch.tensor([0.0, 1.0, 1.0])[:, None].expand(3, 8)), [70, 71, 72])
 
 
 @pytest.mark.parametrize("uses", [True, False])

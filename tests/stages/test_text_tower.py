@@ -67,15 +67,25 @@ def test_short_rows_are_for_causal_towers_alone(model: Model, request: pytest.Fi
 
 def test_tokens_are_counted_before_a_caption_is_cut_and_the_end_token_stays(model: Model) -> None:
     tower = TextTower(model, precision="fp32", device="cpu")
-    texts = [*CAPTIONS, "a " * 70 + "cat", "a cat " * 5_000]
+    blank = " \n" * 5_000  # which open_clip collapses, so that the words behind it are the caption
+    texts = [*CAPTIONS, "a " * 70 + "cat", "a  cat\t" * 5_000, f"{blank}two{blank}cats"]
     tokens, counts = tower.tokenize(texts)
-    whole = open_clip.get_tokenizer(model.name)([text[:MAX_CHARACTERS] for text in texts], context_length=10_000)
+    cut = [*texts[:-2], ("a cat " * 5_000)[:MAX_CHARACTERS], "two cats"]
+    whole = open_clip.get_tokenizer(model.name)(cut, context_length=10_000)
     end = getattr(model.tokenizer, "eot_token_id", None)
     end = model.tokenizer.tokenizer.eos_token_id if end is None else end
     for text, row, all_of_it, count in zip(texts, tokens, whole, counts, strict=True):
         assert count == int((all_of_it == end).nonzero()[-1]) + 1, text[:40]
         assert int((row == end).nonzero()[-1]) == min(count, len(row)) - 1, text[:40]
-    assert counts[-1] > tower.context_length
+    assert counts[-2] > tower.context_length
+    assert torch.equal(tokens[-1], open_clip.get_tokenizer(model.name)(texts[-1:])[0])
+
+
+def test_each_thread_computes_alone() -> None:
+    """Several threads encode captions at once, in a rescoring too, which makes no encoder of images."""
+    torch.set_num_threads(2)
+    TextTower(load(ModelSettings(model="clipbatch-demo", pretrained="embedded")), precision="fp32", device="cpu")
+    assert torch.get_num_threads() == 1
 
 
 def test_the_tokenizer_does_not_remember_words_without_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+import pyarrow as pa
+
 from clipbatch.rundir.frozen_plan import Plan
 from clipbatch.rundir.manifest import Manifest
 from clipbatch.rundir.schema import LISTING
@@ -24,12 +26,11 @@ class Task:
     force: bool = False
 
 
-def item_batches(plan: Plan, manifest: Manifest, task: Task) -> Iterator[ItemBatch]:
-    """The batches of a task that reads images.
+def item_batches(plan: Plan, manifest: Manifest, task: Task, rows: pa.Table) -> Iterator[ItemBatch]:
+    """The batches of a task that reads images. rows: all manifest rows of its shard.
 
     A row keeps its slot in the batch even if the task names only some rows, so its scores stay the same.
     """
-    rows = manifest.rows(task.shard)
     carried = rows.drop_columns(LISTING)
     size, first = plan.batch_size, plan.shard_rows(task.shard).start
     if task.rows is None:
@@ -61,12 +62,15 @@ def _item_to_read(item: Item, task: Task) -> Item | None:
     return item
 
 
-def row_batches(plan: Plan, manifest: Manifest, task: Task) -> Iterator[ItemBatch]:
-    """The batches of a task that reads no images. If it includes all rows, the batches have no items."""
+def row_batches(plan: Plan, manifest: Manifest, task: Task, rows: pa.Table) -> Iterator[ItemBatch]:
+    """The batches of a task that reads no images. If it includes all rows, the batches have no items.
+
+    rows: as for `item_batches`.
+    """
     if task.rows is not None:
-        yield from item_batches(plan, manifest, task)
+        yield from item_batches(plan, manifest, task, rows)
         return
-    rows = manifest.rows(task.shard).drop_columns(LISTING)
+    rows = rows.drop_columns(LISTING)
     first = plan.shard_rows(task.shard).start
     for start in range(0, rows.num_rows, plan.batch_size):
         piece = rows.slice(start, plan.batch_size)

@@ -1,8 +1,8 @@
 """Compares each image with its caption: `caption_similarity` is the cosine of the two embeddings, and nothing else.
 
-The captions of a shard are encoded ahead of its images, by threads of their own: equal ones once, in blocks whose shape
-is fixed. What is in a block follows from the shard's captions alone. So it does not matter for a row's bytes which
-worker does it, whether it was begun before, which images of the shard are bad, and which rows a task names.
+The captions of a shard are encoded ahead of its images, by threads of their own: equal ones once, in blocks of about
+equally long ones. What is in a block follows from the shard's captions alone. So it does not matter for a row's bytes
+which worker does it, whether it was begun before, which images of the shard are bad, and which rows a task names.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import torch
 from numpy.typing import NDArray
 
 from clipbatch.config import hardware
+from clipbatch.errors import InputError
 from clipbatch.rundir.captions import CaptionColumn
 from clipbatch.stages.encode.text_tower import TextTower
-from clipbatch.types import ComparedCaptions, EmbeddedBatch, ItemBatch
+from clipbatch.types import ComparedCaptions, Decoded, EmbeddedBatch, ItemBatch
 
 # Rows whose captions are tokenized and cut into blocks together. More fill the blocks better; less are done earlier.
 _CPU_WINDOW, _GPU_WINDOW = 1024, 8192
@@ -43,9 +44,10 @@ class _Shard:
 
     # row_id of the first row.
     start: int
-    # One for each row; None if there is none to compare with.
-    texts: list[str | None]
-    windows: list[Future[None]] = field(default_factory=list)
+    # The column of the captions, for all rows.
+    rows: pa.Table
+    # For each row of a window its caption; None if there is none to compare with.
+    windows: list[Future[list[str | None]]] = field(default_factory=list)
     # Those of all windows that are done.
     captions: dict[str, _Caption] = field(default_factory=dict)
 
@@ -72,7 +74,7 @@ class Captions:
     def begin(self, shard: int, rows: pa.Table, start: int) -> None:
         """Batches of `shard` follow. rows: all of its manifest rows. start: row_id of the first."""
         with self._changing:
-            self._shards[shard].append(_Shard(start=start, texts=self._column.captions(rows)))
+            self._shards[shard].append(_Shard(start=start, rows=rows.select([self._column.name])))
 
     def prepare(self, batch: ItemBatch) -> None:
         """Have the captions of `batch` encoded, and those before it in the shard. Returns at once."""
@@ -80,22 +82,32 @@ class Captions:
         end = batch.start - shard.start + batch.rows.num_rows
         while len(shard.windows) * self._window < end:
             first = len(shard.windows) * self._window
-            texts = shard.texts[first : first + self._window]
-            shard.windows.append(self._tokenizing.submit(self._cut_into_blocks, shard, texts))
+            rows = shard.rows.slice(first, self._window)
+            shard.windows.append(self._tokenizing.submit(self._cut_into_blocks, shard, rows))
 
     def compare(self, batch: EmbeddedBatch) -> EmbeddedBatch:
-        """`batch` with what its images and captions have in common. Waits for the captions."""
+        """`batch` with the cosines of its images and captions. Waits for the captions.
+
+        Raises: InputError naming the row if the model gives NaN or infinite numbers for the caption of a good image.
+        """
         source, count = batch.source, len(batch.outcomes)
         shard = self._shards[source.shard][0]
         first = source.start - shard.start
-        for window in shard.windows[first // self._window : (first + count - 1) // self._window + 1]:
-            window.result()
-        captions = [None if text is None else shard.captions[text] for text in shard.texts[first : first + count]]
+        skipped, offset = divmod(first, self._window)
+        windows = shard.windows[skipped : (first + count - 1) // self._window + 1]
+        texts = [text for window in windows for text in window.result()][offset : offset + count]
+        captions = [None if text is None else shard.captions[text] for text in texts]
         image_BD = _on_host(batch, count, rounded=self._embeddings)
         caption_BD = np.zeros_like(image_BD)
         for slot, caption in enumerate(captions):
             if caption is not None:
                 caption_BD[slot] = caption.block.result()[caption.row]
+        for slot in np.flatnonzero(~np.isfinite(caption_BD).all(axis=1)).tolist():
+            if isinstance(batch.outcomes[slot], Decoded):
+                raise InputError(
+                    f"row {source.start + slot}: the model gives NaN or infinite numbers for its caption: use "
+                    "--precision bf16 or fp32, or other weights"
+                )
         if source.last:
             with self._changing:
                 self._shards[source.shard].popleft()
@@ -113,25 +125,22 @@ class Captions:
         self._tokenizing.shutdown(wait=False, cancel_futures=True)
         self._encoding.shutdown(wait=False, cancel_futures=True)
 
-    def _cut_into_blocks(self, shard: _Shard, texts: list[str | None]) -> None:
-        """Tokenize the captions of a window that no earlier window has, and have them encoded."""
+    def _cut_into_blocks(self, shard: _Shard, rows: pa.Table) -> list[str | None]:
+        """The captions of a window. Tokenizes those that no earlier window has, and has them encoded."""
+        texts = self._column.captions(rows)
         new = [text for text in dict.fromkeys(texts) if text is not None and text not in shard.captions]
         if not new:
-            return
+            return texts
         tokens_NT, counts = self._tower.tokenize(new)
-        by_length: dict[int, list[int]] = defaultdict(list)
-        for number, length in enumerate(self._tower.row_lengths(tokens_NT)):
-            by_length[length].append(number)
-        rows = self._tower.rows
-        blocks = [
-            (numbers[at : at + rows], length)
-            for length, numbers in by_length.items()
-            for at in range(0, len(numbers), rows)
-        ]
-        for numbers, length in sorted(blocks):  # the first rows are waited for first
-            block = self._encoding.submit(self._tower.embed, tokens_NT[numbers], length)
+        lengths = self._tower.row_lengths(tokens_NT)
+        by_length = sorted(range(len(new)), key=lengths.__getitem__)
+        blocks = [by_length[at : at + self._tower.rows] for at in range(0, len(new), self._tower.rows)]
+        for numbers in sorted(blocks, key=min):  # the first rows are waited for first
+            longest = max(lengths[number] for number in numbers)
+            block = self._encoding.submit(self._tower.embed, tokens_NT[numbers], longest)
             for row, number in enumerate(numbers):
                 shard.captions[new[number]] = _Caption(block=block, row=row, tokens=counts[number])
+        return texts
 
 
 def _on_host(batch: EmbeddedBatch, count: int, *, rounded: bool) -> Embeddings:
@@ -141,10 +150,10 @@ def _on_host(batch: EmbeddedBatch, count: int, *, rounded: bool) -> Embeddings:
 
 
 def _cosines(a_BD: Embeddings, b_BD: Embeddings) -> NDArray[np.float32]:
-    """Row by row; 0 where a vector is zero."""
+    """Row by row; 0 where a vector is zero, NaN where one has NaN."""
     wide = [vectors_BD.astype(np.float64) for vectors_BD in (a_BD, b_BD)]
     dots, a_squares, b_squares = (
         np.einsum("bd,bd->b", *pair) for pair in ((wide[0], wide[1]), (wide[0], wide[0]), (wide[1], wide[1]))
     )
     lengths = np.sqrt(a_squares * b_squares)
-    return np.asarray(np.divide(dots, lengths, out=np.zeros_like(dots), where=lengths > 0), np.float32)
+    return np.asarray(np.divide(dots, lengths, out=np.zeros_like(dots), where=lengths != 0), np.float32)

@@ -57,6 +57,16 @@ def stream_on(device: str) -> torch.cuda.Stream | None:
     return stream
 
 
+def use_own_threads(stream: torch.cuda.Stream | None) -> None:
+    """Set up torch for a stage that encodes in threads of its own, each of which computes alone. stream: of the stage.
+
+    Holds for the whole process.
+    """
+    torch.set_num_threads(1)
+    if stream:  # `nn.MultiheadAttention` has a fast path that uses unfused steps on some GPUs
+        torch.backends.mha.set_fastpath_enabled(False)
+
+
 def mark(stream: torch.cuda.Stream | None, *, timed: bool = False) -> torch.cuda.Event | None:
     """An event that completes when `stream` has finished the work it has now. None if `stream` is None.
 

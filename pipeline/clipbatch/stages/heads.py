@@ -61,13 +61,19 @@ class Heads:
     def __call__(self, image_BD: Tensor) -> Tensor:
         return torch.cat([self._block(block_BD) for block_BD in blocks_of(image_BD)])[: len(image_BD)]
 
-    def check(self, heads_BO: Tensor) -> None:
-        """Raises: InputError naming the head that gives something else than numbers. heads_BO: of images."""
+    def check(self, heads_BO: Tensor, row_ids: Sequence[int]) -> None:
+        """Raises: InputError naming the head that gives NaN or infinite values, and the first row. heads_BO: of images.
+
+        row_ids: one for each row of `heads_BO`.
+        """
         sizes = [len(head.outputs) for head, _ in self._networks]
         for (head, _), outputs_BO in zip(self._networks, torch.split(heads_BO, sizes, dim=-1), strict=True):
-            if not torch.isfinite(outputs_BO).all():
+            is_bad_B = ~torch.isfinite(outputs_BO).all(dim=-1)
+            if is_bad_B.any():
+                row_id = row_ids[int(is_bad_B.int().argmax())]
                 raise InputError(
-                    f"--head {head.name}=...: it gives NaN or infinite values: check its numbers, or leave it out"
+                    f"row {row_id}: --head {head.name}=... gives NaN or infinite values for it: check the head's "
+                    "numbers, or leave it out"
                 )
 
     def _block(self, block_BD: Tensor) -> Tensor:

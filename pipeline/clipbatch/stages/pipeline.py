@@ -215,9 +215,10 @@ class ShardPipeline:
 
     def _batches(self, task: Task) -> Iterator[ItemBatch]:
         cut = row_batches if self._plan.rescored else item_batches
+        rows = self._manifest.rows(task.shard)
         if self._captions:
-            self._captions.begin(task.shard, self._manifest.rows(task.shard), self._plan.shard_rows(task.shard).start)
-        for batch in cut(self._plan, self._manifest, task):
+            self._captions.begin(task.shard, rows, self._plan.shard_rows(task.shard).start)
+        for batch in cut(self._plan, self._manifest, task, rows):
             if self._captions:
                 self._captions.prepare(batch)
             yield batch

@@ -88,17 +88,19 @@ class Score:
         count = len(batch.outcomes)
         with torch.cuda.stream(self._stream):
             image_BD = torch.as_tensor(batch.image_BD).to(self._text_TD.device)
-            scores_BL = _to_host(self._score(image_BD)[:count])
+            device_BL = self._score(image_BD)[:count]
+            shown = device_BL if self._labels.groups else image_BD[:count]
+            finite_B = _to_host(torch.isfinite(shown).all(dim=-1))
+            scores_BL = _to_host(device_BL)
             heads_BO = _to_host(self._head_outputs(image_BD)[:count])
             embeddings_BD = _to_host(image_BD[:count].half()) if self._embeddings else None
             if arrived := mark(self._stream):
                 arrived.synchronize()
         scored = [isinstance(outcome, Decoded) for outcome in batch.outcomes]
-        shown = scores_BL if self._labels.groups else torch.as_tensor(batch.image_BD)[:count].cpu()
-        if not torch.isfinite(shown[scored]).all():
+        if not finite_B[scored].all():
             raise InputError("the model gives NaN or infinite scores: use --precision bf16 or fp32, or other weights")
         if self._heads:
-            self._heads.check(heads_BO[scored])
+            self._heads.check(heads_BO[scored], (batch.source.start + np.flatnonzero(scored)).tolist())
         return ScoredBatch(
             source=batch.source,
             outcomes=batch.outcomes,

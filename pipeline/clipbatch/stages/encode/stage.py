@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from clipbatch.config import hardware
 from clipbatch.errors import InputError, brief
-from clipbatch.stages.cuda import is_device_error, mark, stream_on
+from clipbatch.stages.cuda import is_device_error, mark, stream_on, use_own_threads
 from clipbatch.stages.encode import fp8
 from clipbatch.stages.encode.compile import Graph, Work, compiled
 from clipbatch.stages.encode.model import DTYPES, Model
@@ -97,12 +97,10 @@ class Encode:
             fp8.to_fp8(model.module.visual)
         self._module, self._dtype = model.module, DTYPES[precision]
         self._normal = Normalise(model.mean, model.std, model.width, device)
-        torch.set_num_threads(1)
         self._stream = stream_on(device)
+        use_own_threads(self._stream)
         self._turn = threading.Lock() if self._stream else contextlib.nullcontext()
         self.threads = _IN_FLIGHT if self._stream else hardware.cores()
-        if self._stream:  # `nn.MultiheadAttention` has a fast path that uses unfused steps on some GPUs
-            torch.backends.mha.set_fastpath_enabled(False)
         self._at_once = self._batch_size = batch_size
         like_BHWC = torch.zeros((batch_size, model.height, model.width, 3), dtype=torch.uint8, device=device)
         # Why torch.compile failed, in which case the model runs without it; None if it did not, or was not asked for.

@@ -1,7 +1,7 @@
 """The text tower for captions: many different texts, each of which is compared with one image.
 
 Label features are few, are computed once for a run, and stay in fp32 (`text`). Captions are as many as the images. So
-they are encoded on the device and in the precision of the image tower, in blocks of a fixed number of rows.
+they are encoded on the device and in the precision of the image tower, in blocks.
 
 A causal tower never looks at what follows the end token. So a short caption goes into a block of short rows, and its
 embedding is that of a full row but for rounding. All other towers (SigLIP's) see the padding too, and always get their
@@ -23,15 +23,17 @@ from open_clip.transformer import TextTransformer
 from torch import Tensor
 from torch.nn import Parameter, functional
 
-from clipbatch.stages.cuda import mark, stream_on
+from clipbatch.stages.cuda import mark, stream_on, use_own_threads
 from clipbatch.stages.encode.model import DTYPES, Model
 
-# Captions of a block. Another number, as other lengths below, would change the last bits of runs that have begun.
-# Blocks of 16 took a CPU almost three times as long for a caption (benchmarks/results/2026-11-30-captions.md).
-_ROWS = 128
+# Captions of a block; the last one of a window is filled up to a multiple of the smallest. Other numbers, as other
+# lengths below, would change the last bits of runs that have begun. Where all blocks had 16 captions, a CPU took almost
+# three times as long for each (benchmarks/results/2026-11-30-captions.md).
+_ROWS, _SMALLEST = 128, 16
 # Tokens of a row in a block of short captions.
 _LENGTHS = (8, 12, 16, 20, 24, 32, 48)
-# What is tokenized of a caption. The first thousand characters fill every context; the rest is only counted.
+# What is tokenized of a caption, after runs of white space have become one space, as in open_clip's tokenizers. The
+# first thousand characters fill every context; the others are only counted.
 MAX_CHARACTERS = 8192
 # Words that open_clip's tokenizer may remember. It forgets none by itself.
 _MAX_WORDS = 2**20
@@ -49,21 +51,25 @@ class TextTower:
         if (device, dtype := DTYPES[precision]) != ("cpu", torch.float32):
             module = copy.deepcopy(module).to(device, dtype)
         self._stream = stream_on(device)  # behind what copies and converts the weights
+        use_own_threads(self._stream)
         self._is_causal = _is_causal(_text_part(module))
         lengths = [n for n in _LENGTHS if n < self.context_length] if self._is_causal else []
         # By the tokens of a row, the shortest first.
         self._towers = {n: _shortened(module, n) for n in lengths} | {self.context_length: module}
 
     def tokenize(self, captions: Sequence[str]) -> tuple[Tensor, list[int]]:
-        """`tokens_NT`, as the model reads the captions, and how many tokens each has before it is cut."""
-        texts = [caption[:MAX_CHARACTERS] for caption in captions]
+        """`tokens_NT`, as the model reads the captions, and how many tokens the first `MAX_CHARACTERS` of each have."""
+        texts = [
+            caption if len(caption) <= MAX_CHARACTERS else " ".join(caption.split())[:MAX_CHARACTERS]
+            for caption in captions
+        ]
         tokens_NT: Tensor = self._tokenizer(texts)
         counts = _count_tokens(self._tokenizer, texts, tokens_NT)
         _forget_words(self._tokenizer)
         return tokens_NT, counts
 
     def row_lengths(self, tokens_NT: Tensor) -> list[int]:
-        """For each row the tokens of the blocks to which it goes."""
+        """For each row the tokens that a block has to have for it, at least."""
         if not self._is_causal:
             return [self.context_length] * len(tokens_NT)
         part = _text_part(self._towers[self.context_length])
@@ -72,8 +78,8 @@ class TextTower:
 
     @torch.inference_mode()
     def embed(self, tokens_NT: Tensor, length: int) -> NDArray[np.float32]:
-        """Unit vectors of up to `rows` captions, whose row length is `length`. Waits for the device."""
-        missing = self.rows - len(tokens_NT)
+        """Unit vectors of up to `rows` captions, in rows of `length` tokens. Waits for the device."""
+        missing = -len(tokens_NT) % _SMALLEST
         block_BT = torch.cat([tokens_NT, tokens_NT[:1].expand(missing, -1)])[:, :length]
         with torch.cuda.stream(self._stream):
             text_BD = self._towers[length].encode_text(block_BT.to(self._device))

@@ -51,7 +51,7 @@ def _compare(parent: Parent, run: RunDir, device: str, labelled: bool, pictures:
     parent.send(comparison.facts())
     worst: list[tuple[Row, Pixels, Pixels]] = []
     for shard in range(plan.shards):
-        for batch in item_batches(plan, manifest, Task(shard=shard)):
+        for batch in item_batches(plan, manifest, Task(shard=shard), manifest.rows(shard)):
             compared = comparison(batch)
             for row, *_ in compared:
                 parent.send(row)
