@@ -49,6 +49,7 @@ class Pattern:
         columns have the types of a schema."""
         self.text, self._settings, self._kind_of, self._join = text, settings, kind_of, join
         self.passed_over: Counter[str] = Counter()
+        self.incomplete: list[str] = []
         self._members: list[Lister] = []
         self._listing: Listing | None = None
 
@@ -71,6 +72,7 @@ class Pattern:
         listing = self._joined()
         yield from listing.batches()
         self.passed_over += listing.passed_over()
+        self.incomplete += listing.incomplete()
 
     def _joined(self) -> Listing:
         """The matches as one listing. Raises: InputError if there are none."""
@@ -118,6 +120,7 @@ class Pattern:
 
     def _unreadable(self, folder: str) -> None:
         self.passed_over[f"({folder or '.'} cannot be listed)"] = 1
+        self.incomplete.append(folder or ".")
 
     def _inputs(self, matches: list[tuple[str, bool]]) -> list[Lister]:
         """The listers of all matches. Consecutive image files share one."""
@@ -127,6 +130,8 @@ class Pattern:
         files: list[str] = []
         for name, is_folder in matches:
             kind: type[Lister] | None = None
+            if not (is_folder or is_image_name(name) or is_url(name) or os.path.exists(name)):
+                self.incomplete.append(name)
             if not is_folder and (is_image_name(name) or (images_only and self._settings.all_files)):
                 kind = ImageFile
             elif is_folder or not images_only:
