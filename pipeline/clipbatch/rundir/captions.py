@@ -47,7 +47,7 @@ class CaptionColumn:
         """
         columns = {field.name: field.type for field in schema if field.name not in _OWN}
         whole, (column, _, field) = carried_name(spec, columns), spec.partition(":")
-        name = whole or carried_name(column, columns)
+        name = whole or carried_name(column, columns) or carried_name(column.lstrip("."), columns)  # the suffix .txt
         if name is None:
             known = list(columns)
             carried = f"the columns are {', '.join(known)}" if known else "it has no columns"
