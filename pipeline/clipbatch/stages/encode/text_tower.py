@@ -26,9 +26,10 @@ from torch.nn import Parameter, functional
 from clipbatch.stages.cuda import mark, stream_on, use_own_threads
 from clipbatch.stages.encode.model import DTYPES, Model
 
-# Captions of a block. Another number, as other lengths below, would change the last bits of runs that have begun.
-# Blocks of 16 took a CPU almost three times as long for a caption (benchmarks/results/2026-11-30-captions.md).
-_ROWS = 128
+# Captions of a block. Other numbers, as other lengths below, would change the last bits of runs that have begun. A core
+# takes the same time for a caption in blocks of 16 to 256; in large ones more places stay empty
+# (benchmarks/results/2026-11-30-captions.md).
+_CPU_ROWS, _GPU_ROWS = 32, 128
 # Tokens of a row in a block of short captions.
 _LENGTHS = (8, 12, 16, 20, 24, 32, 48)
 # What is tokenized of a caption, after runs of white space have become one space, as in open_clip's tokenizers. The
@@ -42,7 +43,7 @@ class TextTower:
     """The text tower of a model, in the precision and on the device of a run's image tower."""
 
     def __init__(self, model: Model, *, precision: str, device: str) -> None:
-        self.rows = _ROWS
+        self.rows = _CPU_ROWS if device == "cpu" else _GPU_ROWS
         # How many tokens the model reads of a caption, with the marks of its beginning and end.
         self.context_length = int(model.tokenizer.context_length)
         self._tokenizer, self._device = model.tokenizer, device
