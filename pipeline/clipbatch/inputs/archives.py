@@ -21,7 +21,7 @@ from clipbatch.errors import InputError
 from clipbatch.inputs.archive_members import PACKED, Member, Sidecars, is_archive_name
 from clipbatch.inputs.folders import LEFTOVERS, is_folder, is_image_name, is_leftover, root_of
 from clipbatch.inputs.lister import BATCH_ROWS, MAX_NAME_BYTES, SPAN, uri_rows
-from clipbatch.inputs.sidecars import text_of
+from clipbatch.inputs.sidecars import MAX_BATCH_CHARACTERS, MAX_BYTES, text_of
 from clipbatch.inputs.table_files import remote_folder_entries
 from clipbatch.inputs.tar import NoTarError, tar_members
 from clipbatch.inputs.zip import NoZipError, zip_members
@@ -32,9 +32,6 @@ from clipbatch.storage.uris import absolute, folder_of, is_text, is_url, uri_of
 from clipbatch.types import Encoded, Span
 
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"PK\3\4": "zip"}
-_SIDECAR_BYTES = 2**20
-# Text of sidecars in one batch of rows, in characters.
-_CARRIED_BYTES = 64 * 2**20
 
 
 class Archive:
@@ -138,7 +135,7 @@ class Archive:
             for column, text in enumerate(self._texts(file, sidecars.sidecars_of(at, member)) if self._columns else ()):
                 texts[column].append(text)
                 size += len(text or "")
-            if len(members) == BATCH_ROWS or size >= _CARRIED_BYTES:
+            if len(members) == BATCH_ROWS or size >= MAX_BATCH_CHARACTERS:
                 yield self._batch(members, texts)
                 members, texts, size = [], [[] for _ in self._columns], 0
         if members:
@@ -157,7 +154,7 @@ class Archive:
             self.passed_over[f"(images without .{column})"] += 1
             return None
         span = Span(start=sidecar.start, length=sidecar.length, method=sidecar.method)
-        content = read_member(file, span, _SIDECAR_BYTES)
+        content = read_member(file, span, MAX_BYTES)
         if isinstance(content, Encoded):
             if column != self._captions:
                 return content.data.decode("utf-8", "backslashreplace")

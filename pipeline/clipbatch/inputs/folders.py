@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from clipbatch.config import SourceSettings
 from clipbatch.errors import InputError
-from clipbatch.inputs.lister import BATCH_ROWS, file_rows
+from clipbatch.inputs.lister import BATCH_ROWS
 from clipbatch.inputs.sidecars import CaptionFiles
 
 _COMMON = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff")
@@ -43,7 +43,7 @@ class Directory:
 
     def __init__(self, text: str, settings: SourceSettings) -> None:
         self.text, self._all_files = text, settings.all_files
-        self._captions = CaptionFiles(text, settings)
+        self.captions = CaptionFiles(settings)
         self.passed_over: Counter[str] = Counter()
         self.incomplete: list[str] = []
 
@@ -55,7 +55,7 @@ class Directory:
         return os.path.abspath(self.text)
 
     def fields(self) -> list[pa.Field]:
-        return self._captions.fields()
+        return self.captions.fields()
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         root, names, has_images = root_of(self.text), [], False
@@ -63,17 +63,16 @@ class Directory:
             names.append(name)
             if len(names) == BATCH_ROWS:
                 has_images = True
-                yield file_rows(names, root, self._captions.carried(names, self.passed_over))
+                yield from self.captions.batches(names, root, self.passed_over)
                 names = []
         if names:
-            yield file_rows(names, root, self._captions.carried(names, self.passed_over))
+            yield from self.captions.batches(names, root, self.passed_over)
         elif not has_images:
             other = sum(self.passed_over.values())
             raise InputError(
                 f"{self.text} holds no images ({other} other files): --all-files takes every file, whatever its suffix"
             )
-        self._captions.check()
-        self._captions.discount(self.passed_over)
+        self.captions.discount(self.passed_over)
 
     def _walk(self) -> Iterator[str]:
         """The paths of the images, depth first. Uses a list as stack, since trees may be deeper than Python's stack."""
@@ -93,7 +92,7 @@ class Directory:
             leftover = not self._all_files and is_leftover(path[len(self.text) :])
             if leftover:
                 self.passed_over[LEFTOVERS] += 0 if inner else 1
-            elif is_image_name(path) or (self._all_files and not inner and not self._captions.is_one(path)):
+            elif is_image_name(path) or (self._all_files and not inner and not self.captions.is_one(path)):
                 yield path
             elif not inner:
                 self.passed_over[os.path.splitext(path)[1].lower()] += 1
@@ -120,7 +119,7 @@ class ImageFile:
 
     def __init__(self, text: str, settings: SourceSettings) -> None:
         self.text = text
-        self._captions = CaptionFiles(text, settings)
+        self.captions = CaptionFiles(settings)
         self.passed_over: Counter[str] = Counter()
 
     @staticmethod
@@ -131,11 +130,10 @@ class ImageFile:
         return os.path.abspath(self.text)
 
     def fields(self) -> list[pa.Field]:
-        return self._captions.fields()
+        return self.captions.fields()
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        yield file_rows([self.text], root_of(self.text), self._captions.carried([self.text], self.passed_over))
-        self._captions.check()
+        yield from self.captions.batches([self.text], root_of(self.text), self.passed_over)
 
 
 def root_of(text: str) -> str:

@@ -159,12 +159,6 @@ def write(
         file.close(footer, check=lambda written: check_copy(written, tables(), target))
 
 
-def caption_column(run: RunDir, plan: Plan) -> CaptionColumn | None:
-    """The column with the captions of a run; None if it has none."""
-    spec = plan.run_settings().source.caption_column
-    return None if spec is None else CaptionColumn.find(spec, run.manifest_schema())
-
-
 def regrouped(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
     """The same rows in tables of `rows` rows; the last table may be shorter."""
     waiting: list[pa.Table] = []
