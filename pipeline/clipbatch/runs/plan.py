@@ -51,8 +51,10 @@ _LABEL_COLUMNS = ("label", "score", "labels", "margin", "scores", "top")
 MANIFEST_ROWS = 2**20
 ROW_GROUP_ROWS = 2**14
 
+# The names of DALI's package, by the version of CUDA that it was built for. One of them is installed.
+DALI = tuple(f"nvidia-dali-cuda{major}0" for major in range(11, 20))
 # The packages that decide pixels and scores.
-PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "nvidia-dali-cuda120", "pillow", "pyarrow", "numpy")
+PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", *DALI, "pillow", "pyarrow", "numpy")
 
 
 def identity(settings: Settings, labels: LabelSet, inputs: list[str], heads: Sequence[HeadFile] = ()) -> JsonObject:
