@@ -20,7 +20,7 @@ from tests.conftest import DEMO, Cli, rows
 from tests.support.corpus import photo
 from tests.support.listing import STRUCT, image_table, write_stream
 from tests.support.packing import item, listed, read
-from tests.support.servers import Answer, Buckets, Handler, buckets, status, web
+from tests.support.servers import Answer, Buckets, Handler, buckets, parts_of, status, web
 
 COUNT = 60
 DATA: list[bytes | None] = [np.random.default_rng(row).bytes(40_000) for row in range(COUNT)]
@@ -48,20 +48,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Buckets]:
         store.put("tables/lists/a.csv", b"uri,year\nx.jpg,1999\n")
         store.put("tables/lists/b.csv", b"uri,year\ny.jpg,2001\n")
         yield store
-
-
-def _ranges(data: bytes, asked: list[int] | None = None) -> Answer:
-    """Serves the requested ranges of `data`, and records their sizes in `asked`."""
-
-    def answer(handler: Handler) -> None:
-        first, last = map(int, handler.headers.get("Range", "").removeprefix("bytes=").split("-"))
-        part = data[first : last + 1]
-        if asked is not None:
-            asked.append(len(part))
-        handler.head(206, Content_Length=len(part), Content_Range=f"bytes {first}-{first + len(part) - 1}/{len(data)}")
-        handler.send(part)
-
-    return answer
 
 
 def _hang_up(handler: Handler) -> None:
@@ -129,7 +115,7 @@ def test_a_folder_and_a_pattern_of_a_store_are_tables(here: Buckets) -> None:
 def test_listing_reads_footers_and_other_columns_and_reading_a_row_reads_no_whole_file(table: bytes) -> None:
     asked: list[int] = []
     with web() as server:
-        server.answers["/t.parquet"] = _ranges(table, asked)
+        server.answers["/t.parquet"] = parts_of(table, asked)
         found, _ = listed(f"{server.root}/t.parquet")
         assert len(found) == COUNT
         assert sum(asked) < len(table) / 5
@@ -144,7 +130,7 @@ def test_listing_reads_footers_and_other_columns_and_reading_a_row_reads_no_whol
 def test_blocks_are_requested_ahead_and_each_only_once(table: bytes) -> None:
     asked: list[int] = []
     with web() as server:
-        server.answers["/t.parquet"] = _ranges(table, asked)
+        server.answers["/t.parquet"] = parts_of(table, asked)
         file = ranges.ReadAhead(f"{server.root}/t.parquet")
         try:
             assert file.read(150_000) == table[:150_000]
@@ -214,7 +200,7 @@ def test_a_table_that_was_changed_or_removed_gives_rows_with_that_error(here: Bu
 def test_a_failing_server_costs_only_the_rows_that_it_does_not_serve(
     table: bytes, trouble: Answer, outcome: str
 ) -> None:
-    good, asked = _ranges(table), 0
+    good, asked = parts_of(table), 0
 
     def answer(handler: Handler) -> None:
         nonlocal asked
@@ -238,7 +224,7 @@ def test_a_failing_server_costs_only_the_rows_that_it_does_not_serve(
     ("answer", "error"),
     [
         (status(404), "the server says 404 Not Found"),
-        (_ranges(b"no parquet at all, but long enough for its end"), "magic bytes not found"),
+        (parts_of(b"no parquet at all, but long enough for its end"), "magic bytes not found"),
     ],
 )
 def test_a_table_that_cannot_be_listed_is_refused_in_one_line(answer: Answer, error: str) -> None:

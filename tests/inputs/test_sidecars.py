@@ -2,6 +2,7 @@
 
 import io
 import os
+import resource
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from clipbatch.config import SourceSettings
 from clipbatch.errors import InputError
 from clipbatch.inputs.listing import Listing, listers
 from clipbatch.inputs.sidecars import MAX_BYTES
+from clipbatch.rundir.captions import CaptionColumn
+from tests.support.servers import parts_of, status, web
 
 FILES: dict[str, bytes | None] = {
     "a.jpg": b"a cat",
@@ -56,6 +59,11 @@ def test_an_image_has_the_file_with_its_name(folder: Path) -> None:
     assert _captions(folder / "*.jpg")[0] == ["a cat", None, "", None, None]
     assert _captions(folder / "a.jpg", folder / "sub")[0] == ["a cat", "\U0001f600"]
     assert _captions(folder, limit=1)[0] == ["a cat"]
+    (folder / "a.png").touch()  # which shares the caption of a.jpg
+    texts, notes = _captions(folder)
+    assert texts == ["a cat", *TEXTS]
+    assert notes[".txt"] == 3
+    (folder / "a.png").unlink()
     (folder / "orphan.txt").unlink()
     (folder / "notes.md").unlink()
     assert len(_captions(folder, all_files=True)[0]) == len(FILES)  # captions are no images, even here
@@ -68,10 +76,51 @@ def test_a_pipe_or_a_folder_in_place_of_a_caption_stops_nothing(folder: Path) ->
     texts, notes = _captions(folder)
     assert texts == [None, *TEXTS[1:]]
     assert notes["(.txt unreadable)"] == 2
+    (folder / f"{'x' * 251}.jpg").touch()  # no file system has a longer name, as that with .json would be
+    (folder / "a.json").touch()
+    texts, notes = _captions(folder / "x*.jpg", folder / "a.jpg", caption_column="json")
+    assert texts == [None, ""]
+    assert notes["(images without .json)"] == 1
+
+
+def test_a_fault_of_the_machine_is_no_missing_caption(folder: Path) -> None:
+    assert _captions(folder / "a.jpg")[0] == ["a cat"]
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        with pytest.raises(InputError, match=r"cannot read the caption .*/a\.txt: Too many open files; check"):
+            _captions(folder / "a.jpg")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_all_inputs_together_need_one_caption(folder: Path) -> None:
+    assert _captions(folder / "d.jpg", folder / "a.jpg", folder / "f.*")[0] == [None, "a cat", None]
+    texts, notes = _captions(folder / "[ab]*")  # which matches their captions too
+    assert texts == TEXTS[:2]
+    assert notes == {}
+    assert _captions(folder / "[ab]*", all_files=True)[0] == texts
+    source = SourceSettings(inputs=(str(folder),), caption_column=".txt")
+    assert CaptionColumn.find(".txt", Listing(listers(source), None, ()).schema).name == "txt"
+    assert _captions(folder, caption_column=".txt")[0] == TEXTS
+
+
+def test_large_captions_come_in_batches_of_64_mib(tmp_path: Path) -> None:
+    caption = "ten bytes " * (MAX_BYTES // 10)
+    (tmp_path / "caption").write_text(caption)
+    for number in range(70):
+        (tmp_path / f"{number:02}.jpg").touch()
+        os.link(tmp_path / "caption", tmp_path / f"{number:02}.txt")
+    source = SourceSettings(inputs=(str(tmp_path),), caption_column="txt")
+    batches = list(Listing(listers(source), None, ()).batches())
+    assert [batch.num_rows for batch in batches] == [64, 6]
+    table = pa.Table.from_batches(batches)
+    assert table["txt"].unique().to_pylist() == [caption]
+    assert table["uri"].to_pylist() == [str(tmp_path / f"{number:02}.jpg") for number in range(70)]
 
 
 def test_a_suffix_that_no_image_has_is_refused(folder: Path) -> None:
-    for inputs in ([folder], [folder / "*.jpg"], [folder / "a.jpg"]):
+    for inputs in ([folder], [folder / "*.jpg"], [folder / "a.jpg"], [folder / "a.jpg", folder / "sub", folder / "b*"]):
         with pytest.raises(InputError, match=r"has a file \.text beside it, which --caption-column names"):
             _captions(*inputs, caption_column="text")
 
@@ -93,6 +142,17 @@ def test_captions_in_a_store(folder: Path, s3: pafs.S3FileSystem, bucket: str) -
     assert texts == [*TEXTS[:5], None, TEXTS[6]]
     assert notes["(images without .txt)"] == 2
     assert _captions(f"{bucket}/in/a.jpg")[0] == ["a cat"]
+
+
+def test_the_query_of_a_url_stays() -> None:
+    with web() as server:
+        server.answers["/in/a.v2.txt"] = parts_of(b"a cat")
+        image = f"{server.root}/in/a.v2.jpg?token=1.5/x.y"
+        assert _captions(image)[0] == ["a cat"]
+        assert {path for path, *_ in server.seen} == {"/in/a.v2.txt?token=1.5/x.y"}
+        server.answers["/in/a.v2.txt"] = status(403)  # as if the query were a signature of the image alone
+        with pytest.raises(InputError, match=r"a\.v2\.txt"):
+            _captions(image)
 
 
 def test_captions_in_an_archive_need_no_columns(folder: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from clipbatch.config import OutputSettings
 from clipbatch.config.labels import LabelGroup, LabelSet
 from clipbatch.errors import InputError
-from clipbatch.rundir.schema import WORDS, group_columns, part_schema, result_fields
+from clipbatch.rundir.schema import WORDS, carried_name, group_columns, part_schema, result_fields
 
 
 def _labels(**groups: list[str]) -> LabelSet:
@@ -99,3 +99,17 @@ def test_a_part_has_the_rows_first_and_carried_columns_last() -> None:
     ]
     assert schema.field("embedding").type == pa.list_(pa.float16(), 4)
     assert schema.field("price").type == pa.decimal128(9, 2)
+
+
+@pytest.mark.parametrize(
+    ("columns", "carried"),
+    [
+        (["label", "input_label"], "label"),
+        (["input_label"], "input_label"),
+        (["input_label", "input_input_label"], "input_input_label"),  # the user has a column input_label
+        (["labels", "input_labels", "my_input_label", "input_Label", "xinput_label"], None),
+    ],
+)
+def test_the_column_of_the_input_is_the_one_that_was_given_a_prefix(columns: list[str], carried: str | None) -> None:
+    assert carried_name("label", columns) == carried
+    assert carried_name("label", columns[::-1]) == carried

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipbatch.config import from_flat
+from clipbatch.config.heads import Head, identity
 from clipbatch.config.labels import LabelGroup, LabelSet
 from clipbatch.rundir.checksum import verify_file
 from clipbatch.rundir.frozen_plan import Plan
@@ -207,6 +208,30 @@ def test_all_columns_have_the_chosen_compression(tmp_path: Path, given: str, fou
     used = {metadata.row_group(0).column(n).compression for n in range(metadata.num_columns)}
     assert used == {found}
     assert read(tmp_path).num_rows == ROWS
+
+
+def test_the_outputs_of_heads_count_for_the_size_of_a_row_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outputs = [f"class{number}" for number in range(8)]
+    head = Head(
+        name="kind",
+        layers=(4, 8),
+        activation="none",
+        result="classes",
+        outputs=tuple(outputs),
+        unit_length=True,
+        model="clipbatch-demo",
+        sha256="0" * 64,
+    )
+    plan = frozen(label_set(2))
+    plan = dataclasses.replace(plan, identity=plan.identity | identity([head]))
+    monkeypatch.setattr("clipbatch.rundir.part_file._MIN_ROWS", 1)
+    monkeypatch.setattr("clipbatch.rundir.part_file._ROW_GROUP_BYTES", BATCH * (2 + 8) * np.float32().nbytes)
+    heads_BO = np.full((BATCH, 8), 0.125, np.float32)
+    given = [dataclasses.replace(batch, heads_BO=heads_BO) for batch in batches(random_scores(2))]
+    written(tmp_path, plan, given)
+    assert pq.read_metadata(tmp_path / "parts" / "part-00000.parquet").num_row_groups == ROWS // BATCH
 
 
 @pytest.mark.parametrize("layout", ["list", "wide", "top-k"])

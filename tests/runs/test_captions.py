@@ -44,6 +44,7 @@ def pairs(images: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
         "text": pa.array(captions, pa.binary()),
         "meta": pa.array([None if text is None else {"caption": text} for text in texts]),
         "score": pa.array([f"score {text}" for text in texts]),  # the output needs this name where there are labels
+        "input_score": pa.array(["4"] * ROWS),
     }
     path = tmp_path_factory.mktemp("pairs") / "pairs.parquet"
     pq.write_table(pa.table(table), path)
@@ -166,18 +167,30 @@ def test_a_column_whose_name_the_output_needs_is_found_under_its_new_one(
     warm: Cli, pairs: Path, tmp_path: Path
 ) -> None:
     options = ("--model", "clipbatch-demo", *EXACT, "--limit", 32, "--labels", "cat,dog")
-    warm("run", pairs, *options, "--caption-column", "score", "--columns", "meta", "--out", tmp_path / "run")
+    warm(
+        "run", pairs, *options, "--caption-column", "score", "--columns", "meta,input_score", "--out", tmp_path / "run"
+    )
     table = rows(tmp_path / "run")
-    assert {"label", "score", "input_score", "caption_similarity", "meta"} <= set(table.column_names)
+    assert {"label", "score", "input_input_score", "caption_similarity", "meta"} <= set(table.column_names)
     assert "text" not in table.column_names
-    assert table["caption_similarity"].null_count == np.count_nonzero(np.array(table["status"].to_pylist()) != "ok")
+    at = np.array(table["status"].to_pylist()) == "ok"
+    assert _null(table["caption_similarity"]) == (~at).tolist()
+    assert table["input_input_score"].to_pylist() == pq.read_table(pairs)["score"].to_pylist()[:32]
+    assert max(table["caption_tokens"].drop_null().to_pylist()) > 3  # those of the column input_score have 3
     warm("verify", tmp_path / "run")
+    said = warm("evaluate", tmp_path / "run", "--truth", "caption_similarity", code=3).stderr
+    assert "--truth caption_similarity is a column that the run itself has made" in said
+    said = warm("evaluate", tmp_path / "run", "--truth", "score", code=3).stderr
+    assert "no scored image has a truth that is a label: the truth has 'score a photo of" in said
 
 
 @pytest.mark.parametrize(
     ("column", "said"),
     [
-        ("txet", "no column 'txet', which --caption-column names: the columns are meta, input_score"),
+        (
+            "txet",
+            "no column 'txet', which --caption-column names: the columns are meta, input_input_score, input_score",
+        ),
         ("image", "no column 'image', which --caption-column names"),  # it names the images
         ("meta", "holds no text: name another one, or COLUMN:FIELD"),
         ("meta:captoin", "column 'meta' has no field 'captoin': it has caption"),
@@ -198,6 +211,8 @@ def test_json_of_all_kinds(warm: Cli, images: list[Path], tmp_path: Path) -> Non
         '{"caption": "\\ud800"}',
         '{"caption": 3}',
         "[1]",
+        '"a cat"',  # no field of that name either
+        "null",
         '{"caption": null}',
         "{",
         "",
@@ -208,7 +223,7 @@ def test_json_of_all_kinds(warm: Cli, images: list[Path], tmp_path: Path) -> Non
     options = ("--model", "clipbatch-demo", "--caption-column", "json:caption", "--batch-size", 4, "--shard-size", 8)
     warm("run", tmp_path / "list.jsonl", *options, "--out", tmp_path / "out")
     counts = json.loads((tmp_path / "out" / "report.json").read_text())["captions"]
-    assert counts == {"compared": 1, "not UTF-8": 1, "not text": 2, "null": 2, "not JSON": 1, "empty": 1}
+    assert counts == {"compared": 1, "not UTF-8": 1, "not text": 3, "null": 3, "not JSON": 1, "empty": 1}
     assert _compared(rows(tmp_path / "out")).tolist() == [0]
 
 

@@ -59,6 +59,9 @@ def run(warm: Cli, folder: Path, heads: dict[str, Numbers]) -> Path:
     command = ("run", folder / "in", *DEMO, *_options(folder / "h", heads), "--shard-size", SHARD, "--embeddings")
     warm("plan", *command[1:], "--out", folder / "run")
     shutil.rmtree(folder / "h")
+    mistyped = [str(word).replace("flags.safetensors", "flag.safetensors") for word in command]
+    said = warm(*mistyped, "--out", folder / "run", code=3).stderr
+    assert "flag.safetensors: there is no such file, and this run was planned with flags=" in said
     warm(*command, "--out", folder / "run")  # the command that resumes it names files that have gone
     part = folder / "run" / "parts" / "part-00001.parquet"
     before = part.read_bytes()
@@ -135,6 +138,10 @@ def test_a_rescoring_keeps_the_heads_to_the_bit_or_takes_others(
     whole, fine = rows(run), rows(tmp_path / "fine")
     assert fine["fine"].to_pylist() == whole["aesthetic"].to_pylist()
     assert not {"animal_label", "flags_blood", "aesthetic"} & set(fine.column_names)
+    other.unlink()
+    warm("rescore", f"{bucket}/kept", "--head", f"fine={other}", "--out", tmp_path / "fine")
+    mistyped = ("rescore", f"{bucket}/kept", "--head", f"fine={tmp_path / '0.safetensors'}", "--out", tmp_path / "fine")
+    assert f"this run was planned with fine={other}" in warm(*mistyped, code=3).stderr
     warm("rescore", f"{bucket}/kept", "--out", tmp_path / "kept")
     kept = rows(tmp_path / "kept")
     for name in ("aesthetic", "animal_label", "animal_scores", "flags_nude_", "flags_blood"):
@@ -165,7 +172,7 @@ def test_the_answers_of_a_classifier_have_the_columns_of_a_run(
         ({}, "embedding", "makes a column 'embedding'"),
         ({}, "span", "makes a column 'span'"),
         ({"model": "ViT-B-32"}, "a", "it was trained for ViT-B-32, not for clipbatch-demo (embedded)"),
-        ({"unit_length": False}, "a", "clipbatch scales embeddings to unit length"),
+        ({"unit_length": False}, "a", "scales embeddings to unit length: make the head for these, or"),
         ({"layers": [8, 1]}, "a", "it takes embeddings of 8 numbers, and those of clipbatch-demo have 96"),
         ({"weights_sha256": "ab" * 32}, "a", "clipbatch-demo with other weights (sha256 abababababab..., here"),
         ({"quick_gelu": True}, "a", "clipbatch-demo with QuickGELU, and clipbatch-demo runs without it here"),

@@ -13,7 +13,8 @@ from torch import nn
 from clipbatch.config import ModelSettings, head_files, heads
 from clipbatch.config.heads import HeadFile
 from clipbatch.errors import InputError
-from clipbatch.stages.heads import Heads, check_model, quick_gelu
+from clipbatch.stages.encode.model import quick_gelu
+from clipbatch.stages.heads import Heads, check_model
 from tests.conftest import FACTS
 from tests.support.heads import random_layers
 
@@ -100,7 +101,7 @@ def test_quick_gelu_follows_the_name_or_the_tag() -> None:
         assert quick_gelu(ModelSettings(model=model, pretrained=pretrained)) is uses, (model, pretrained)
 
 
-def test_a_head_of_another_model_is_refused_unless_it_is_wanted_anyway() -> None:
+def test_a_head_of_another_model_is_refused_unless_it_is_wanted_anyway(caplog: pytest.LogCaptureFixture) -> None:
     numbers = tuple(random_layers(np.random.default_rng(4), [8, 1]))
     facts = {**FACTS, "weights_sha256": "ab" * 32}
     openai = ModelSettings(model="ViT-L-14", pretrained="openai")
@@ -113,11 +114,14 @@ def test_a_head_of_another_model_is_refused_unless_it_is_wanted_anyway() -> None
     for head, settings, said in (
         (right, plain, "ViT-L-14 with QuickGELU, and ViT-L-14 runs without it here"),
         (wrong, openai, "ViT-L-14 with other weights .sha256 cdcd"),
-        (unknown, plain, "does not say which weights"),
+        (unknown, plain, "does not say for which weights, so ViT-L-14 may be another: use another model"),
     ):
         with pytest.raises(InputError, match=said):
             check_model([head], settings, facts, 8, anyway=False)  # type: ignore[arg-type]
         check_model([head], settings, facts, 8, anyway=True)  # type: ignore[arg-type]
+    assert not caplog.messages
+    check_model([right], ModelSettings(model="local-dir:/gone"), facts, 8, anyway=False)  # type: ignore[arg-type]
+    assert "the configuration of local-dir:/gone is not on this machine: whether it uses QuickGELU" in caplog.text
     with pytest.raises(InputError, match="takes embeddings of 8 numbers, and those of ViT-L-14 have 768"):
         check_model([right], openai, facts, 768, anyway=True)  # type: ignore[arg-type]
 

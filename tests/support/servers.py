@@ -94,6 +94,20 @@ def body(data: bytes) -> Answer:
     return answer
 
 
+def parts_of(data: bytes, asked: list[int] | None = None) -> Answer:
+    """Serves the requested ranges of `data`, and records their sizes in `asked`."""
+
+    def answer(handler: Handler) -> None:
+        first, last = map(int, handler.headers.get("Range", "").removeprefix("bytes=").split("-"))
+        part = data[first : last + 1]
+        if asked is not None:
+            asked.append(len(part))
+        handler.head(206, Content_Length=len(part), Content_Range=f"bytes {first}-{first + len(part) - 1}/{len(data)}")
+        handler.send(part)
+
+    return answer
+
+
 def status(code: int, **headers: object) -> Answer:
     """An answer of a status alone."""
     return lambda handler: handler.head(code, Content_Length=0, **headers)

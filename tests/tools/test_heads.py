@@ -98,6 +98,9 @@ class Evil:
         ("conv.safetensors", "which is no linear layer"),
         ("order.safetensors", "takes 9 numbers, and the layer before it gives 4"),
         ("nan.safetensors", "values that are not finite"),
+        ("names.safetensors", "the order of its layers 'first' and 'second' cannot be told"),
+        ("equal.safetensors", "the order of its layers 'block2.down' and 'block2.up' cannot be told"),
+        ("some.safetensors", "the order of its layers 'last' and 'layers.0' cannot be told"),
         ("other.npz", "it has to have coef and intercept"),
     ],
 )
@@ -115,6 +118,9 @@ def test_what_is_no_head_is_refused_and_nothing_is_written(
         tensors = {
             "conv": {"0.weight": np.ones((4, 3, 2, 2))},
             "order": {"layers.0.weight": np.ones((4, 8)), "layers.2.weight": np.ones((2, 9))},
+            "names": {"second.weight": np.ones((8, 8)), "first.weight": np.ones((8, 8))},
+            "equal": {f"block{number}.weight": np.ones((8, 8)) for number in ("1.up", "2.up", "2.down")},
+            "some": {"layers.0.weight": np.ones((8, 8)), "last.weight": np.ones((8, 8))},
             "nan": {"weight": np.full((1, 96), np.nan), "bias": np.ones(1)},
         }
         save_file(tensors[path.stem], path)

@@ -63,7 +63,7 @@ def import_head_command(
         model=model,
         pretrained=pretrained,
         run=run,
-        outputs=outputs.split(",") if outputs else None,
+        outputs=[name.strip() for name in outputs.split(",")] if outputs else None,
         result=result,
         activation=activation,
         unit_length=unit_length,
@@ -75,6 +75,8 @@ def import_head_command(
     print(f"wrote {out} and {out.with_suffix('.toml')}: layers {' -> '.join(map(str, head.layers))}, {head.result}")
     if head.weights_sha256 is None:
         print(f"the weights of {head.model} are not on this machine, so a run compares their name alone")
+    if head.quick_gelu is None:
+        print(f"the configuration of {head.model} is not on this machine, so no run checks whether it uses QuickGELU")
 
 
 @app.command("fit-head", rich_help_panel=PANEL)
@@ -100,5 +102,5 @@ def fit_head_command(
     from clipbatch.tools.heads import fit
 
     result_is_on_disk()
-    found = fit.fit(run, out, fit.Request(truth=truth, held_out=held_out, c=c, seed=seed))
-    print(json.dumps(found, indent=2) if as_json else fit.text(found))
+    result = fit.fit(run, out, fit.Request(truth=truth, held_out=held_out, c=c, seed=seed))
+    print(json.dumps(result, indent=2) if as_json else fit.text(result))

@@ -50,13 +50,14 @@ def specs(value: str | Sequence[str] | Mapping[str, str | os.PathLike[str]]) -> 
     return (value,) if isinstance(value, str) else tuple(value)
 
 
-def load(wanted: Sequence[str] | None, standing: Sequence[HeadFile] = ()) -> tuple[HeadFile, ...]:
-    """The heads of --head. wanted: NAME=FILE of each; FILE is one of its two files. standing: those of the run that
-    goes on; they take the place of files that have gone since.
+def load(wanted: Sequence[str] | None, standing: Mapping[str, HeadFile] | None = None) -> tuple[HeadFile, ...]:
+    """The heads of --head. wanted: NAME=FILE of each; FILE is one of its two files.
 
+    standing: those of the run that goes on, by the NAME=FILE that it was planned with. They take the place of files
+    that have gone since, but not of a path that is mistyped.
     Raises: InputError naming the file and what is wrong with it.
     """
-    by_name = {file.head.name: file for file in standing}
+    standing = standing or {}
     heads: list[HeadFile] = []
     for spec in wanted or ():
         name, equals, file = spec.partition("=")
@@ -67,8 +68,17 @@ def load(wanted: Sequence[str] | None, standing: Sequence[HeadFile] = ()) -> tup
             )
         if name.lower() in (other.head.name.lower() for other in heads):
             raise InputError(f"--head: {name!r} is there twice: give each head a name of its own")
-        has_gone = name in by_name and not os.path.lexists(file)
-        heads.append(by_name[name] if has_gone else read(name, Path(file)))
+        if os.path.lexists(file):
+            heads.append(read(name, Path(file)))
+        elif spec in standing:
+            heads.append(standing[spec])
+        elif planned := [other for other in standing if other.partition("=")[0] == name]:
+            raise InputError(
+                f"--head {spec}: there is no such file, and this run was planned with {planned[0]}: give that, correct "
+                "the path, or go on with clipbatch run --out RUN alone"
+            )
+        else:
+            heads.append(read(name, Path(file)))
     return tuple(heads)
 
 

@@ -159,7 +159,10 @@ def check(heads: Sequence[Head], model: str, pretrained: str | None, *, anyway: 
         if anyway:
             continue
         if not head.unit_length:
-            raise refused(head, "embeddings as the model gives them, and clipbatch scales embeddings to unit length")
+            raise InputError(
+                f"--head {head.name}=...: it was trained for embeddings as the model gives them, and clipbatch scales "
+                "embeddings to unit length: make the head for these, or compute it nevertheless with --head-anyway"
+            )
         if is_for(head, model, pretrained) is False:
             raise refused(head, f"{_described(head.model, head.pretrained)}, not for {_described(model, pretrained)}")
 

@@ -57,7 +57,7 @@ class SourceSettings(Checked):
 
     def __post_init__(self) -> None:
         Checked.__post_init__(self)
-        if self.caption_column is not None and not self.caption_column.partition(":")[0]:
+        if self.caption_column is not None and not self.caption_file:
             raise SettingError(f"caption_column {self.caption_column!r} names no column: use COLUMN or COLUMN:FIELD")
         at_least("limit", self.limit, 1)
         at_least("sample", self.sample, 1)

@@ -21,7 +21,7 @@ from clipbatch.errors import InputError
 from clipbatch.inputs.archive_members import PACKED, Member, Sidecars, is_archive_name
 from clipbatch.inputs.folders import LEFTOVERS, is_folder, is_image_name, is_leftover, root_of
 from clipbatch.inputs.lister import BATCH_ROWS, MAX_NAME_BYTES, SPAN, uri_rows
-from clipbatch.inputs.sidecars import text_of
+from clipbatch.inputs.sidecars import MAX_BATCH_CHARACTERS, MAX_BYTES, text_of
 from clipbatch.inputs.table_files import remote_folder_entries
 from clipbatch.inputs.tar import NoTarError, tar_members
 from clipbatch.inputs.zip import NoZipError, zip_members
@@ -32,9 +32,6 @@ from clipbatch.storage.uris import absolute, folder_of, is_text, is_url, uri_of
 from clipbatch.types import Encoded, Span
 
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"PK\3\4": "zip"}
-_SIDECAR_BYTES = 2**20
-# Text of sidecars in one batch of rows, in characters.
-_CARRIED_BYTES = 64 * 2**20
 
 
 class Archive:
@@ -46,6 +43,7 @@ class Archive:
         names = [name.lstrip(".") for name in settings.columns or ()]
         self._columns = list(dict.fromkeys([*names, *([self._captions] if self._captions else [])]))
         self.passed_over: Counter[str] = Counter()
+        self.incomplete: list[str] = []
         for name in self._columns:
             if not is_text(name):
                 raise InputError(f"--columns {name!r} is not UTF-8: name a suffix of sidecar files, such as json")
@@ -83,13 +81,17 @@ class Archive:
     def _note(self, what: str) -> None:
         self.passed_over[f"({self.text} {what})"] += 1
 
+    def _note_damage(self, what: str) -> None:
+        self._note(what)
+        self.incomplete.append(self.text)
+
     def _members(self, file: Container) -> Iterator[Member]:
         """All members. Raises: InputError if the file is not an archive of the kind that its suffix says."""
         try:
             if self.text.lower().endswith(".zip"):
-                yield from zip_members(file, InPieces(file) if is_url(self.text) else file, self._note)
+                yield from zip_members(file, InPieces(file) if is_url(self.text) else file, self._note_damage)
             else:
-                yield from tar_members(InPieces(file) if is_url(self.text) else file, self._note)
+                yield from tar_members(InPieces(file) if is_url(self.text) else file, self._note_damage)
         except NoTarError as error:
             start = bytes(file.read_at(0, 8))
             kind = next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), None)
@@ -133,7 +135,7 @@ class Archive:
             for column, text in enumerate(self._texts(file, sidecars.sidecars_of(at, member)) if self._columns else ()):
                 texts[column].append(text)
                 size += len(text or "")
-            if len(members) == BATCH_ROWS or size >= _CARRIED_BYTES:
+            if len(members) == BATCH_ROWS or size >= MAX_BATCH_CHARACTERS:
                 yield self._batch(members, texts)
                 members, texts, size = [], [[] for _ in self._columns], 0
         if members:
@@ -152,7 +154,7 @@ class Archive:
             self.passed_over[f"(images without .{column})"] += 1
             return None
         span = Span(start=sidecar.start, length=sidecar.length, method=sidecar.method)
-        content = read_member(file, span, _SIDECAR_BYTES)
+        content = read_member(file, span, MAX_BYTES)
         if isinstance(content, Encoded):
             if column != self._captions:
                 return content.data.decode("utf-8", "backslashreplace")
@@ -190,6 +192,7 @@ class ArchiveFolder:
 
     def __init__(self, text: str, settings: SourceSettings) -> None:
         self.text = text
+        self.incomplete: list[str] = []
         entries, leftovers = _sorted_entries(text, settings)
         paths = [os.path.join(text, name) for name, _ in entries if is_archive_name(name)]
         self._archives = [Archive(path, settings) for path in paths]
@@ -227,6 +230,7 @@ class ArchiveFolder:
         for archive in self._archives:
             yield from archive.batches()
             self.passed_over += archive.passed_over
+            self.incomplete += archive.incomplete
 
 
 def _sorted_entries(folder: str, settings: SourceSettings) -> tuple[list[tuple[str, bool]], Counter[str]]:

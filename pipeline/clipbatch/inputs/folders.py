@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import AnyStr
 
 import pyarrow as pa
 
 from clipbatch.config import SourceSettings
 from clipbatch.errors import InputError
-from clipbatch.inputs.lister import BATCH_ROWS, file_rows
+from clipbatch.inputs.lister import BATCH_ROWS
 from clipbatch.inputs.sidecars import CaptionFiles
 
 _COMMON = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff")
@@ -43,8 +43,9 @@ class Directory:
 
     def __init__(self, text: str, settings: SourceSettings) -> None:
         self.text, self._all_files = text, settings.all_files
-        self._captions = CaptionFiles(text, settings)
+        self.captions = CaptionFiles(settings)
         self.passed_over: Counter[str] = Counter()
+        self.incomplete: list[str] = []
 
     @staticmethod
     def accepts(text: str, settings: SourceSettings) -> bool:
@@ -54,7 +55,7 @@ class Directory:
         return os.path.abspath(self.text)
 
     def fields(self) -> list[pa.Field]:
-        return self._captions.fields()
+        return self.captions.fields()
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         root, names, has_images = root_of(self.text), [], False
@@ -62,17 +63,16 @@ class Directory:
             names.append(name)
             if len(names) == BATCH_ROWS:
                 has_images = True
-                yield file_rows(names, root, self._captions.carried(names, self.passed_over))
+                yield from self.captions.batches(names, root, self.passed_over)
                 names = []
         if names:
-            yield file_rows(names, root, self._captions.carried(names, self.passed_over))
+            yield from self.captions.batches(names, root, self.passed_over)
         elif not has_images:
             other = sum(self.passed_over.values())
             raise InputError(
                 f"{self.text} holds no images ({other} other files): --all-files takes every file, whatever its suffix"
             )
-        self._captions.check()
-        self._captions.discount(self.passed_over)
+        self.captions.discount(self.passed_over)
 
     def _walk(self) -> Iterator[str]:
         """The paths of the images, depth first. Uses a list as stack, since trees may be deeper than Python's stack."""
@@ -84,7 +84,7 @@ class Directory:
             ) from error
         parents = [_identity(self.text)]
         while stack:
-            path, inner = next(stack[-1], (None, False))
+            path, inner, lost = next(stack[-1], (None, False, False))
             if path is None:
                 stack.pop()
                 parents.pop()
@@ -92,14 +92,18 @@ class Directory:
             leftover = not self._all_files and is_leftover(path[len(self.text) :])
             if leftover:
                 self.passed_over[LEFTOVERS] += 0 if inner else 1
-            elif is_image_name(path) or (self._all_files and not inner and not self._captions.is_one(path)):
+            elif is_image_name(path) or (self._all_files and not inner and not self.captions.is_one(path)):
                 yield path
             elif not inner:
                 self.passed_over[os.path.splitext(path)[1].lower()] += 1
+            if lost and not leftover:
+                self.incomplete.append(path)
             if inner:
                 try:
                     identity, entries = _identity(path), _entries(path)
                 except OSError:  # make it a row, so that the output says that the folder could not be read
+                    if not leftover:
+                        self.incomplete.append(path)
                     if not (leftover or is_image_name(path)):
                         yield path
                     continue
@@ -111,9 +115,11 @@ class Directory:
 class ImageFile:
     """One image file, named on the command line."""
 
+    incomplete: Sequence[str] = ()
+
     def __init__(self, text: str, settings: SourceSettings) -> None:
         self.text = text
-        self._captions = CaptionFiles(text, settings)
+        self.captions = CaptionFiles(settings)
         self.passed_over: Counter[str] = Counter()
 
     @staticmethod
@@ -124,11 +130,10 @@ class ImageFile:
         return os.path.abspath(self.text)
 
     def fields(self) -> list[pa.Field]:
-        return self._captions.fields()
+        return self.captions.fields()
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        yield file_rows([self.text], root_of(self.text), self._captions.carried([self.text], self.passed_over))
-        self._captions.check()
+        yield from self.captions.batches([self.text], root_of(self.text), self.passed_over)
 
 
 def root_of(text: str) -> str:
@@ -144,16 +149,30 @@ def is_folder(entry: os.DirEntry[AnyStr]) -> bool:
         return False
 
 
-def _entries(folder: str) -> Iterator[tuple[str, bool]]:
-    """The paths in `folder` in byte order, and whether each is a folder. Keeps only names: there may be millions."""
-    names, folders = [], set()
+def is_lost(entry: os.DirEntry[AnyStr], *, follows: bool = True) -> bool:
+    """Whether `entry`, which is no folder, may have been one: a link that leads nowhere, or one of which the file
+    system says nothing. Links with the name of an image are taken for images. follows: whether links to folders are
+    followed."""
+    try:
+        is_link = entry.is_symlink() and follows
+        return is_link and not (is_image_name(os.fsdecode(entry.name)) or os.path.exists(entry.path))
+    except OSError:
+        return True
+
+
+def _entries(folder: str) -> Iterator[tuple[str, bool, bool]]:
+    """The paths in `folder` in byte order, whether each is a folder, and whether it is lost. Keeps only names: there
+    may be millions."""
+    names, folders, lost = [], set(), set()
     with os.scandir(os.fsencode(folder)) as entries:
         for entry in entries:
             names.append(entry.name)
             if is_folder(entry):
                 folders.add(entry.name)
+            elif is_lost(entry):
+                lost.add(entry.name)
     names.sort()
-    return ((os.path.join(folder, os.fsdecode(name)), name in folders) for name in names)
+    return ((os.path.join(folder, os.fsdecode(name)), name in folders, name in lost) for name in names)
 
 
 def _identity(folder: str) -> tuple[int, int]:  # the same for all paths to one folder

@@ -27,6 +27,7 @@ from clipbatch.inputs.parquet import remote_schema
 from clipbatch.inputs.patterns import Pattern, is_pattern
 from clipbatch.inputs.remote_folders import RemoteFolder, RemoteImage, root_entries
 from clipbatch.inputs.sample import Sample
+from clipbatch.inputs.sidecars import CaptionFiles, check
 from clipbatch.inputs.table_manifest import TableManifest
 from clipbatch.inputs.text_manifest import TextManifest
 from clipbatch.storage.uris import is_url
@@ -44,6 +45,8 @@ LISTERS: tuple[type[Lister], ...] = (
     RemoteImage,
     RemoteFolder,
 )
+# Those whose images may have files with captions beside them.
+_WITH_FILES = (Directory, ImageFile, RemoteImage, RemoteFolder)
 
 
 def listers(settings: SourceSettings) -> list[Lister]:
@@ -153,15 +156,22 @@ class Listing:
         self.schema = pa.schema([*LISTED, *self._carried, *own])
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """The rows of all inputs in turn, at most `limit`, or the sample. Raises: InputError if there are none."""
-        if self._sample is None:
-            yield from self._all_batches()
-            return
-        for batch in self._all_batches():
-            self._sample.add(batch)
-        yield from self._sample.batches()
+        """The rows of all inputs in turn, at most `limit`, or the sample.
 
-    def _all_batches(self) -> Iterator[pa.RecordBatch]:
+        Raises: InputError if there are none, or no image has the file with its caption that is asked for.
+        """
+        if self._sample is None:
+            yield from self.all_batches()
+        else:
+            for batch in self.all_batches():
+                self._sample.add(batch)
+        places = [lister.text for lister in self._inputs if isinstance(lister, (*_WITH_FILES, Pattern))]
+        check(self.captions(), ", ".join(places[:9]))
+        if self._sample is not None:
+            yield from self._sample.batches()
+
+    def all_batches(self) -> Iterator[pa.RecordBatch]:
+        """The rows of all inputs in turn, at most `limit`. Raises: InputError if there are none."""
         left, has_rows = self._limit, False
         for lister in self._inputs:
             rows = 0
@@ -185,13 +195,22 @@ class Listing:
     def again(self) -> Iterator[pa.RecordBatch]:
         """As `batches`, once more. Nothing is counted twice."""
         before = [(lister, lister.passed_over.copy()) for lister in self._inputs]
-        yield from self._all_batches()
+        yield from self.all_batches()
         for lister, count in before:
             lister.passed_over = count
+
+    def captions(self) -> list[CaptionFiles]:
+        """What was read beside the images of all inputs."""
+        beside = [lister.captions for lister in self._inputs if isinstance(lister, _WITH_FILES)]
+        return beside + [each for lister in self._inputs if isinstance(lister, Pattern) for each in lister.captions()]
 
     def passed_over(self) -> Counter[str]:
         """As `Lister.passed_over`, for all inputs."""
         return sum((lister.passed_over for lister in self._inputs), self._cut)
+
+    def incomplete(self) -> list[str]:
+        """As `Lister.incomplete`, for all inputs."""
+        return list(dict.fromkeys(place for lister in self._inputs for place in lister.incomplete))
 
     def _expect(self, lister: Lister) -> None:
         """Tell a lister that finds out types from text which types the dataset has."""

@@ -19,7 +19,8 @@ from clipbatch.config import SourceSettings
 from clipbatch.errors import InputError
 from clipbatch.inputs.folders import LEFTOVERS, ImageFile, is_image_name, is_leftover, root_of
 from clipbatch.inputs.globbing import MAGIC, expand_braces, is_remote_pattern, local_matches, remote_matches
-from clipbatch.inputs.lister import BATCH_ROWS, LISTED, file_rows
+from clipbatch.inputs.lister import BATCH_ROWS, LISTED
+from clipbatch.inputs.sidecars import CaptionFiles
 from clipbatch.storage.uris import folder_of, is_url
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class Pattern:
         columns have the types of a schema."""
         self.text, self._settings, self._kind_of, self._join = text, settings, kind_of, join
         self.passed_over: Counter[str] = Counter()
+        self.incomplete: list[str] = []
         self._members: list[Lister] = []
         self._listing: Listing | None = None
 
@@ -69,8 +71,16 @@ class Pattern:
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         listing = self._joined()
-        yield from listing.batches()
+        yield from listing.all_batches()
+        for member in self._members:
+            if isinstance(member, _Files):  # a folder has done so itself
+                member.captions.discount(self.passed_over)
         self.passed_over += listing.passed_over()
+        self.incomplete += listing.incomplete()
+
+    def captions(self) -> list[CaptionFiles]:
+        """Those of all matches."""
+        return self._joined().captions()
 
     def _joined(self) -> Listing:
         """The matches as one listing. Raises: InputError if there are none."""
@@ -118,16 +128,21 @@ class Pattern:
 
     def _unreadable(self, folder: str) -> None:
         self.passed_over[f"({folder or '.'} cannot be listed)"] = 1
+        self.incomplete.append(folder or ".")
 
     def _inputs(self, matches: list[tuple[str, bool]]) -> list[Lister]:
         """The listers of all matches. Consecutive image files share one."""
         matches = [match for match in matches if not self._is_leftover(*match)]
+        captions = CaptionFiles(self._settings)
         images_only = any(is_image_name(name) and not is_folder for name, is_folder in matches)
+        takes_all = images_only and self._settings.all_files
         inputs: list[Lister] = []
         files: list[str] = []
         for name, is_folder in matches:
             kind: type[Lister] | None = None
-            if not is_folder and (is_image_name(name) or (images_only and self._settings.all_files)):
+            if not (is_folder or is_image_name(name) or is_url(name) or os.path.exists(name)):
+                self.incomplete.append(name)
+            if not is_folder and (is_image_name(name) or (takes_all and not captions.is_one(name))):
                 kind = ImageFile
             elif is_folder or not images_only:
                 kind = self._kind_of(name, self._settings)
@@ -153,5 +168,4 @@ class _Files(ImageFile):
     def batches(self) -> Iterator[pa.RecordBatch]:
         names, root = iter(self._names), folder_of(self.text) if is_url(self.text) else root_of(self.text)
         while some := list(islice(names, BATCH_ROWS)):
-            yield file_rows(some, root, self._captions.carried(some, self.passed_over))
-        self._captions.check()
+            yield from self.captions.batches(some, root, self.passed_over)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -18,7 +18,7 @@ import pyarrow as pa
 from clipbatch.config import SourceSettings
 from clipbatch.errors import InputError
 from clipbatch.inputs.folders import LEFTOVERS, is_image_name, is_leftover
-from clipbatch.inputs.lister import BATCH_ROWS, file_rows
+from clipbatch.inputs.lister import BATCH_ROWS
 from clipbatch.inputs.opening import store_error
 from clipbatch.inputs.sidecars import CaptionFiles
 from clipbatch.storage import stores
@@ -47,9 +47,11 @@ def root_entries(root: str) -> tuple[tuple[str, bool], ...]:
 class RemoteImage:
     """One image in a store or on the web, named on the command line."""
 
+    incomplete: Sequence[str] = ()
+
     def __init__(self, text: str, settings: SourceSettings) -> None:
         self.text = text
-        self._captions = CaptionFiles(text, settings)
+        self.captions = CaptionFiles(settings)
         self.passed_over: Counter[str] = Counter()
 
     @staticmethod
@@ -62,11 +64,10 @@ class RemoteImage:
         return self.text
 
     def fields(self) -> list[pa.Field]:
-        return self._captions.fields()
+        return self.captions.fields()
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        yield file_rows([self.text], folder_of(self.text), self._captions.carried([self.text], self.passed_over))
-        self._captions.check()
+        yield from self.captions.batches([self.text], folder_of(self.text), self.passed_over)
 
 
 class RemoteFolder:
@@ -79,8 +80,9 @@ class RemoteFolder:
                 "a .txt manifest, one per line; --all-files takes a url whatever its suffix"
             )
         self.text, self._all_files = text, settings.all_files
-        self._captions = CaptionFiles(text, settings)
+        self.captions = CaptionFiles(settings)
         self.passed_over: Counter[str] = Counter()
+        self.incomplete: list[str] = []
         self._root = text.rstrip("/")
         stores.open_store(text)
 
@@ -92,7 +94,7 @@ class RemoteFolder:
         return self._root
 
     def fields(self) -> list[pa.Field]:
-        return self._captions.fields()
+        return self.captions.fields()
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         names, has_images = [], False
@@ -102,23 +104,22 @@ class RemoteFolder:
                 self.passed_over[ODD_KEYS] += 1
             elif not self._all_files and is_leftover(name):
                 self.passed_over[LEFTOVERS] += 1
-            elif is_image_name(name) or (self._all_files and not self._captions.is_one(name)):
+            elif is_image_name(name) or (self._all_files and not self.captions.is_one(name)):
                 names.append(url)
             else:
                 self.passed_over[os.path.splitext(name)[1].lower()] += 1
             if len(names) == BATCH_ROWS:
                 has_images = True
-                yield file_rows(names, self._root, self._captions.carried(names, self.passed_over))
+                yield from self.captions.batches(names, self._root, self.passed_over)
                 names = []
         if names:
-            yield file_rows(names, self._root, self._captions.carried(names, self.passed_over))
+            yield from self.captions.batches(names, self._root, self.passed_over)
         elif not has_images:
             other = sum(self.passed_over.values())
             raise InputError(
                 f"{self.text} holds no images ({other} other files): --all-files takes every file, whatever its suffix"
             )
-        self._captions.check()
-        self._captions.discount(self.passed_over)
+        self.captions.discount(self.passed_over)
 
     def _walk(self) -> Iterator[str]:
         """The files, as paths relative to the root."""
@@ -150,6 +151,7 @@ class RemoteFolder:
             return entries(f"{self._root}/{path}") if path else deque(root_entries(self._root))
         except FileNotFoundError as error:
             if path:  # somebody removed it after we listed its parent
+                self.incomplete.append(f"{self._root}/{path}")
                 return deque()
             raise InputError(
                 f"there is nothing at {self._root}/: name a folder (a prefix), an image, a manifest, a table or an "

@@ -16,16 +16,16 @@ import pyarrow.compute as pc
 
 from clipbatch.config.nesting import parse_json
 from clipbatch.errors import InputError, nearest
+from clipbatch.rundir.frozen_plan import Plan
+from clipbatch.rundir.layout import RunDir
+from clipbatch.rundir.schema import CAPTION_EMBEDDING, SIMILARITY, TOKENS, carried_name
 
-SIMILARITY, TOKENS, EMBEDDING = "caption_similarity", "caption_tokens", "caption_embedding"
 # The key of a part's footer with the counts of `count`, and what the compared captions are called in it.
 FOOTER, COMPARED = "clipbatch.captions", "compared"
 # Why a caption cannot be compared.
 NULL, EMPTY, NOT_UTF8, NOT_JSON, NOT_TEXT = "null", "empty", "not UTF-8", "not JSON", "not text"
 # Columns of a manifest that are not columns of the input.
 _OWN = frozenset(("row_id", "uri", "root", "span"))
-# What `inputs.listing` puts before a name that the output needs for itself.
-_PREFIX = "input_"
 # Cosines may exceed 1 by the rounding of float32.
 _MAX_SIMILARITY = 1 + 1e-5
 
@@ -46,8 +46,8 @@ class CaptionColumn:
         Raises: InputError if there is none, or it cannot hold captions.
         """
         columns = {field.name: field.type for field in schema if field.name not in _OWN}
-        whole, (column, _, field) = _named(spec, columns), spec.partition(":")
-        name = whole or _named(column, columns)
+        whole, (column, _, field) = carried_name(spec, columns), spec.partition(":")
+        name = whole or carried_name(column, columns) or carried_name(column.lstrip("."), columns)  # the suffix .txt
         if name is None:
             known = list(columns)
             carried = f"the columns are {', '.join(known)}" if known else "it has no columns"
@@ -55,13 +55,12 @@ class CaptionColumn:
                 f"the input has no column {column!r}, which --caption-column names: {carried}; for files beside the "
                 f"images of a folder or an archive name their suffix, txt or json:FIELD.{nearest(column, known)}"
             )
-        found = CaptionColumn(name=name, field=None if whole else field or None)
-        kind = columns[name]
-        if found.field is not None and pa.types.is_struct(kind):
-            if (at := kind.get_field_index(found.field)) < 0:
+        inner, kind = None if whole else field or None, columns[name]
+        if inner is not None and pa.types.is_struct(kind):
+            if (at := kind.get_field_index(inner)) < 0:
                 raise InputError(
-                    f"--caption-column {spec}: column {name!r} has no field {found.field!r}: it has "
-                    f"{', '.join(inner.name for inner in kind)}"
+                    f"--caption-column {spec}: column {name!r} has no field {inner!r}: it has "
+                    f"{', '.join(known.name for known in kind)}"
                 )
             kind = kind.field(at).type
         if not _may_hold_text(kind):
@@ -69,7 +68,7 @@ class CaptionColumn:
                 f"--caption-column {spec}: column {name!r} is {columns[name]}, which holds no text: name another one, "
                 "or COLUMN:FIELD for a field of JSON"
             )
-        return found
+        return CaptionColumn(name=name, field=inner)
 
     def read(self, rows: pa.Table) -> list[tuple[str | None, str | None]]:
         """For each of `rows` its caption and None, or None and the reason why there is none."""
@@ -95,14 +94,23 @@ class CaptionColumn:
                 entry = parse_json(text)
             except ValueError:
                 return None, NOT_JSON
-            text = entry.get(self.field) if isinstance(entry, dict) else entry
+            text = entry.get(self.field) if isinstance(entry, dict) else None
             if text is None:
-                return None, NULL
+                return None, NULL if entry is None or isinstance(entry, dict) else NOT_TEXT
             if not isinstance(text, str):
                 return None, NOT_TEXT
             if any("\ud800" <= letter <= "\udfff" for letter in text):
                 return None, NOT_UTF8
         return (text, None) if text.strip() else (None, EMPTY)
+
+
+def column_of(run: RunDir, plan: Plan, schema: pa.Schema | None = None) -> CaptionColumn | None:
+    """The column with the captions of a run; None if it has none. schema: of its manifest, if that has been read.
+
+    Raises: InputError if the manifest cannot be read.
+    """
+    spec = plan.run_settings().source.caption_column
+    return None if spec is None else CaptionColumn.find(spec, schema or run.manifest_schema())
 
 
 def count(table: pa.Table, column: CaptionColumn) -> dict[str, int]:
@@ -118,7 +126,7 @@ def problem(table: pa.Table, ok: pa.ChunkedArray, column: CaptionColumn) -> str 
     """What is wrong with the columns of captions in a part, in words; None if nothing is. ok: rows with scores."""
     has_caption = pa.chunked_array([pa.array([caption is not None for caption in column.captions(table)])])
     compared = pc.and_(ok, has_caption)
-    names = [SIMILARITY, TOKENS, *([EMBEDDING] if "embedding" in table.column_names else [])]
+    names = [SIMILARITY, TOKENS, *([CAPTION_EMBEDDING] if "embedding" in table.column_names else [])]
     for name in names:
         if name not in table.column_names:
             return f"it has no column {name}"
@@ -127,16 +135,6 @@ def problem(table: pa.Table, ok: pa.ChunkedArray, column: CaptionColumn) -> str 
     within = pc.less_equal(pc.abs(table[SIMILARITY]), pa.scalar(_MAX_SIMILARITY, pa.float32()))
     if not pc.all(within, min_count=0).as_py() or pc.any(pc.is_nan(table[SIMILARITY]), min_count=0).as_py():
         return f"its {SIMILARITY} has values beyond 1 or -1"
-    return None
-
-
-def _named(name: str, columns: dict[str, pa.DataType]) -> str | None:
-    """`name` as the manifest has it: with a prefix if the output needs the name for itself."""
-    longest = max(map(len, columns), default=0)
-    while name and len(name) <= longest:
-        if name in columns:
-            return name
-        name = _PREFIX + name
     return None
 
 

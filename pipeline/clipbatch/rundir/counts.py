@@ -45,16 +45,19 @@ Listing = dict[str, list[int]]
 
 def count_statuses(run: RunDir, plan: Plan, shards: Collection[int]) -> dict[int, Counts]:
     """The rows by status of each of `shards`, which must be finished. Raises: InputError naming a damaged part."""
+    return count_all(run, plan, shards)[0]
+
+
+def count_all(run: RunDir, plan: Plan, shards: Collection[int]) -> tuple[dict[int, Counts], Counts | None]:
+    """As `count_statuses`, and the captions of `shards` together, by `captions.count`; None if the run has none."""
     entries = _count(run, plan, shards, listing(run), lambda shard: _read(run, run.part(shard, plan.shards)), math.inf)
-    return {shard: entry[1] for shard, entry in entries.items()}
-
-
-def count_captions(run: RunDir, plan: Plan, shards: Collection[int]) -> Counts | None:
-    """The captions of `shards` together, by `captions.count`; None if the run has none. Raises: as above."""
+    statuses = {shard: entry[1] for shard, entry in entries.items()}
     if plan.run_settings().source.caption_column is None:
-        return None
-    entries = _count(run, plan, shards, listing(run), lambda shard: _read(run, run.part(shard, plan.shards)), math.inf)
-    return dict(sum((Counter(entry[2] if len(entry) > 2 else {}) for entry in entries.values()), Counter[str]()))
+        return statuses, None
+    compared: Counter[str] = Counter()
+    for entry in entries.values():
+        compared.update(entry[2] if len(entry) > 2 else {})
+    return statuses, dict(compared)
 
 
 def count_some(run: RunDir, plan: Plan, shards: Collection[int], listed: Listing, within_s: float) -> dict[int, Counts]:

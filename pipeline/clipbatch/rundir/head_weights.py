@@ -57,6 +57,12 @@ def load(run: RunDir, plan: Plan) -> tuple[HeadFile, ...]:
         raise copies.damaged(run.path, NAME, str(error)) from error
 
 
-def standing(run: RunDir, *, overwrite: bool) -> tuple[HeadFile, ...]:
-    """The heads of the run that goes on; () if there is none, or it is to be replaced. Raises: as `load`."""
-    return load(run, run.plan()) if run.exists() and not overwrite else ()
+def standing(run: RunDir, *, overwrite: bool) -> dict[str, HeadFile]:
+    """The heads of the run that goes on, by the NAME=FILE with which it was planned.
+
+    Empty if there is no such run, or it is to be replaced. Raises: as `load`.
+    """
+    if overwrite or not run.exists():
+        return {}
+    plan = run.plan()
+    return dict(zip(plan.run_settings().labels.head or (), load(run, plan), strict=False))

@@ -195,13 +195,18 @@ class RunDir:
         names, shards = list_names(self.parts), plan.shards
         return {shard for shard in range(shards) if part_name(shard, shards) in names}
 
-    def check_same(self, plan: Plan, identity: Mapping[str, Any]) -> None:
-        """Raises: OtherRunError naming the first field in which `identity` differs from the plan's."""
+    def check_same(self, plan: Plan, identity: Mapping[str, Any], *, may_overwrite: bool = True) -> None:
+        """Raises: OtherRunError naming the first field in which `identity` differs from the plan's.
+
+        may_overwrite: whether `--overwrite` is a remedy.
+        """
         _check_equal(
             plan.identity,
             identity,
             f"{self.path} belongs to a run with other settings",
-            "choose another --out, give the same settings, or --overwrite",
+            "choose another --out, give the same settings, or --overwrite"
+            if may_overwrite
+            else "choose another --out, or give the same settings",
         )
 
 

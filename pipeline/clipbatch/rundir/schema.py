@@ -9,7 +9,7 @@ or, if these are classes, `NAME_label`, `NAME_score` and `NAME_scores`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,6 @@ import pyarrow as pa
 
 from clipbatch.config import OutputSettings
 from clipbatch.errors import InputError
-from clipbatch.rundir.captions import EMBEDDING, SIMILARITY, TOKENS
 
 if TYPE_CHECKING:
     from clipbatch.config.heads import Head
@@ -45,7 +44,8 @@ _FACTS = (
     pa.field("height", pa.int32()),
     pa.field("decoder", WORDS),
 )
-# The cosine of image and caption, and how many tokens the caption has before it is cut.
+# The cosine of image and caption, how many tokens the caption has before it is cut, and its embedding.
+SIMILARITY, TOKENS, CAPTION_EMBEDDING = "caption_similarity", "caption_tokens", "caption_embedding"
 CAPTIONS = (pa.field(SIMILARITY, pa.float32()), pa.field(TOKENS, pa.int32()))
 
 
@@ -170,7 +170,7 @@ def result_fields(
     if output.embeddings:
         fields.append(pa.field("embedding", pa.list_(pa.float16(), embedding)))
     if output.embeddings and captions:
-        fields.append(pa.field(EMBEDDING, pa.list_(pa.float16(), embedding)))
+        fields.append(pa.field(CAPTION_EMBEDDING, pa.list_(pa.float16(), embedding)))
     return fields
 
 
@@ -178,3 +178,16 @@ def part_schema(results: list[pa.Field], carried: pa.Schema) -> pa.Schema:
     """The schema of a part. carried: the manifest's schema; the columns of the user's input come last."""
     own = ("row_id", "uri", *LISTING)
     return pa.schema([*_FIRST, *results, *(field for field in carried if field.name not in own)])
+
+
+def carried_name(name: str, columns: Iterable[str]) -> str | None:
+    """The name that the column `name` of the user's input has among `columns`; None if it is not there.
+
+    The listing puts `input_` before a name that the output needs, again and again until the input has no column of that
+    name. So of several such names the longest is the one that was given a prefix; the user chose the others.
+    """
+    columns = list(columns)
+    if name in columns:
+        return name
+    with_prefix = re.compile(f"(?:input_)+{re.escape(name)}")
+    return max(filter(with_prefix.fullmatch, columns), key=len, default=None)

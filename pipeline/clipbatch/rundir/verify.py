@@ -16,6 +16,7 @@ from clipbatch.config import Settings
 from clipbatch.config.memory_limits import too_little_memory
 from clipbatch.errors import InputError
 from clipbatch.rundir import captions
+from clipbatch.rundir.captions import CaptionColumn
 from clipbatch.rundir.checksum import verify_file
 from clipbatch.rundir.frozen_plan import Plan
 from clipbatch.rundir.head_rows import head_problem
@@ -102,7 +103,7 @@ def _problem(
     for head in plan.heads:
         if wrong := head_problem(table, ok, head):
             return wrong
-    if wrong := _other_problem(table, ok, settings, rows.schema, footer):
+    if wrong := _other_problem(table, ok, settings, captions.column_of(run, plan, rows.schema), footer):
         return wrong
     counted = {entry["values"]: entry["counts"] for entry in table["status"].value_counts().to_pylist()}
     if json.loads(footer.get("clipbatch.counts", "null")) != counted:
@@ -111,19 +112,18 @@ def _problem(
 
 
 def _other_problem(
-    table: pa.Table, ok: pa.ChunkedArray, settings: Settings, carried: pa.Schema, footer: Mapping[str, str]
+    table: pa.Table, ok: pa.ChunkedArray, settings: Settings, column: CaptionColumn | None, footer: Mapping[str, str]
 ) -> str | None:
     """What is wrong with the columns that do not come from labels, in words; None if nothing is.
 
-    carried: the schema of the manifest.
+    column: that of the captions.
     """
     if settings.output.embeddings:
         if "embedding" not in table.column_names:
             return "it has no column embedding"
         if not pc.is_valid(table["embedding"]).equals(ok):
             return "its embedding does not match its status"
-    if (spec := settings.source.caption_column) is not None:
-        column = captions.CaptionColumn.find(spec, carried)
+    if column is not None:
         if wrong := captions.problem(table, ok, column):
             return wrong
         if json.loads(footer.get(captions.FOOTER, "null")) != captions.count(table, column):

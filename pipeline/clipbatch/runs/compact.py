@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipbatch.errors import DamagedError, InputError, OtherRunError
-from clipbatch.rundir import copies, creation, features, head_weights, replacement
+from clipbatch.rundir import captions, copies, creation, features, head_weights, replacement
 from clipbatch.rundir.counts import count_statuses
 from clipbatch.rundir.frozen_plan import Plan
 from clipbatch.rundir.layout import RunDir
@@ -65,7 +65,7 @@ def compact(source: RunDir, out: RunDir, rows_per_file: int | None) -> Compacted
             copying.with_footer(schema, footer),
             lambda shards=shards: copying.tables_of(source, frozen, shards),  # type: ignore[misc]
             frozen.run_settings().output.compression,
-            column=copying.caption_column(source, frozen),
+            column=captions.column_of(source, frozen),
         )
     _copy_report(source, out, plan)
     if wrong := [text for _, text in problems(out, plan, range(plan.shards))]:

@@ -13,6 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 from clipbatch.errors import InputError
+from clipbatch.rundir import captions
 from clipbatch.rundir.counts import count_statuses
 from clipbatch.rundir.layout import RunDir
 from clipbatch.runs import copying
@@ -45,7 +46,7 @@ def compact(run: RunDir, out: AnyPath, rows_per_file: int | None, *, row_group_r
             lambda shards=shards: copying.tables_of(run, plan, shards),  # type: ignore[misc]
             plan.run_settings().output.compression,
             row_group_rows=row_group_rows,
-            column=copying.caption_column(run, plan),
+            column=captions.column_of(run, plan),
         )
     return Compacted(rows=plan.rows, parts=plan.shards, files=len(files), out=str(out), source_may_be_deleted=False)
 

@@ -197,7 +197,8 @@ def plan(
     resolved = resolving.resolve_as(settings, like.plan().identity if like else {})
     if like:
         names = names.by_rules((frozen := like.plan()).labels.scoring)
-        like.check_same(frozen, identity(resolved, names, frozen.identity["inputs"], heads))
+        same_inputs = identity(resolved, names, frozen.identity["inputs"], heads)
+        like.check_same(frozen, same_inputs, may_overwrite=False)
         resolved, facts = resolved.replace(pixels=PIXELS), like.model_facts()
         fitted = None if facts is None else frozen_choices(facts)
     else:

@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 
 from clipbatch.config import SettingValues, hardware
 from clipbatch.errors import DamagedError
-from clipbatch.rundir.counts import count_captions, count_statuses
+from clipbatch.rundir.counts import count_all
 from clipbatch.rundir.frozen_plan import Plan
 from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.records import ModelFacts, unseal
@@ -149,7 +149,8 @@ def make(
     if completes and (done.counts or not _is_reported(run, plan)):
         make(run, plan, done, elapsed_s, rank, list(range(plan.shards)), damaged)
     mine = [shard for shard in shards if shard in finished]
-    totals = _sum(count_statuses(run, plan, mine).values())
+    counted, compared = count_all(run, plan, mine)
+    totals = _sum(counted.values())
     rows = sum(sum(counts.values()) for counts in done.counts.values())
     stages = _sum_stages(done.stages)
     report: Report = {
@@ -184,7 +185,7 @@ def make(
         "versions": plan.versions,
         "hardware": hardware.describe(),
     }
-    if (compared := count_captions(run, plan, mine)) is not None:
+    if compared is not None:
         report["captions"] = dict(sorted(compared.items()))
     if reached := Counter(str(facts["ceiling"]) for each in done.stages if "ceiling" in (facts := each.facts)):
         report["this_run"]["ceiling"] = reached.most_common(1)[0][0]

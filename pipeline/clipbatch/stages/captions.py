@@ -1,8 +1,8 @@
 """Compares each image with its caption: `caption_similarity` is the cosine of the two embeddings, and nothing else.
 
-The captions of a shard are encoded ahead of its images, by threads of their own: equal ones once, in blocks of about
-equally long ones. What is in a block follows from the shard's captions alone. So it does not matter for a row's bytes
-which worker does it, whether it was begun before, which images of the shard are bad, and which rows a task names.
+The captions of a shard are encoded ahead of its images, by threads of their own: equal ones once, in blocks whose shape
+is fixed. What is in a block follows from the shard's captions alone. So it does not matter for a row's bytes which
+worker does it, whether it was begun before, which images of the shard are bad, and which rows a task names.
 """
 
 from __future__ import annotations
@@ -132,12 +132,17 @@ class Captions:
         if not new:
             return texts
         tokens_NT, counts = self._tower.tokenize(new)
-        lengths = self._tower.row_lengths(tokens_NT)
-        by_length = sorted(range(len(new)), key=lengths.__getitem__)
-        blocks = [by_length[at : at + self._tower.rows] for at in range(0, len(new), self._tower.rows)]
-        for numbers in sorted(blocks, key=min):  # the first rows are waited for first
-            longest = max(lengths[number] for number in numbers)
-            block = self._encoding.submit(self._tower.embed, tokens_NT[numbers], longest)
+        by_length: dict[int, list[int]] = defaultdict(list)
+        for number, length in enumerate(self._tower.row_lengths(tokens_NT)):
+            by_length[length].append(number)
+        size = self._tower.rows
+        blocks = [
+            (numbers[at : at + size], length)
+            for length, numbers in by_length.items()
+            for at in range(0, len(numbers), size)
+        ]
+        for numbers, length in sorted(blocks):  # the first rows are waited for first
+            block = self._encoding.submit(self._tower.embed, tokens_NT[numbers], length)
             for row, number in enumerate(numbers):
                 shard.captions[new[number]] = _Caption(block=block, row=row, tokens=counts[number])
         return texts

@@ -7,19 +7,20 @@ it reads.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 
-import open_clip
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from clipbatch.config import ModelSettings, models
+from clipbatch.config import ModelSettings
 from clipbatch.config.heads import Activation, Head, HeadFile, Result, check_width, is_for, refused
 from clipbatch.errors import InputError
 from clipbatch.rundir.records import ModelFacts
-from clipbatch.stages.encode.model import hub
+from clipbatch.stages.encode.model import quick_gelu
 
+_log = logging.getLogger(__name__)
 # Rows of one matrix product. Its last bits depend on how many rows it has.
 ROWS_AT_ONCE = 32
 _ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
@@ -86,25 +87,6 @@ class Heads:
         return torch.cat(outputs, dim=-1)
 
 
-def quick_gelu(settings: ModelSettings) -> bool | None:
-    """Whether the model uses QuickGELU, by its configuration; None where that is not on this machine."""
-    name, pretrained = models.openclip_name(settings.model), settings.pretrained
-    if pretrained and pretrained.startswith("hf-hub:"):
-        name = pretrained
-    try:
-        if settings.model.endswith(".json") or settings.model == models.DEMO:
-            open_clip.add_model_config(models.config_file(settings.model))
-        with hub(offline=True):
-            config = open_clip.get_model_config(name)
-    except Exception:  # of a hub that cannot be reached, a folder that has gone
-        return None
-    if config is None:
-        return None
-    is_tag = ":" not in name and pretrained in open_clip.list_pretrained_tags_by_model(name)
-    tag = open_clip.get_pretrained_cfg(name, pretrained) if is_tag else {}
-    return bool(config.get("quick_gelu", False) or tag.get("quick_gelu", False))
-
-
 def check_model(heads: Sequence[Head], settings: ModelSettings, facts: ModelFacts, width: int, *, anyway: bool) -> None:
     """Whether the heads were trained for this model, which has been loaded, now or when embeddings were saved.
 
@@ -112,7 +94,12 @@ def check_model(heads: Sequence[Head], settings: ModelSettings, facts: ModelFact
     Raises: InputError naming the head, what differs and the remedy.
     """
     uses = quick_gelu(settings) if heads and not anyway else None
-    here = facts["weights_sha256"]
+    if uses is None and not anyway and any(head.quick_gelu is not None for head in heads):
+        _log.warning(
+            f"the configuration of {settings.model} is not on this machine: whether it uses QuickGELU, as the model "
+            "for which the heads were trained, is not checked"
+        )
+    loaded_sha256 = facts["weights_sha256"]
     for head in heads:
         check_width(head, width, settings.model)
         if anyway:
@@ -121,7 +108,9 @@ def check_model(heads: Sequence[Head], settings: ModelSettings, facts: ModelFact
             trained, runs = ("with", "without") if head.quick_gelu else ("without", "with")
             raise refused(head, f"{head.model} {trained} QuickGELU, and {settings.model} runs {runs} it here")
         if head.weights_sha256 is None and not is_for(head, settings.model, settings.pretrained):
-            raise refused(head, f"{head.model}, and it does not say which weights: {settings.model} may be another")
-        if head.weights_sha256 not in (None, here):
-            digests = f"sha256 {head.weights_sha256[:12]}..., here {here[:12]}..."
+            raise refused(
+                head, f"{head.model}, and it does not say for which weights, so {settings.model} may be another"
+            )
+        if head.weights_sha256 not in (None, loaded_sha256):
+            digests = f"sha256 {head.weights_sha256[:12]}..., here {loaded_sha256[:12]}..."
             raise refused(head, f"{head.model} with other weights ({digests})")

@@ -24,8 +24,7 @@ from clipbatch.config.heads import HeadFile
 from clipbatch.config.label_set import LabelSet
 from clipbatch.config.scoring import check_scoring
 from clipbatch.errors import InputError, OtherRunError
-from clipbatch.rundir import features, head_weights
-from clipbatch.rundir.captions import CaptionColumn
+from clipbatch.rundir import captions, features, head_weights
 from clipbatch.rundir.damage import protect
 from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.manifest import Manifest
@@ -165,8 +164,7 @@ class ShardPipeline:
 
         last = _checked_write(journal if model else None, write, check, settle)
         self._captions: Captions | None = None
-        if spec := settings.source.caption_column:
-            column = CaptionColumn.find(spec, run.manifest_schema())
+        if column := captions.column_of(run, plan):
             tower = TextTower(text_model(), precision=settings.model.precision, device=device)
             self._captions = Captions(tower, column, device=device, embeddings=settings.output.embeddings)
             first.append(Stage(name="captions", work=self._captions.compare))

@@ -20,7 +20,6 @@ import pyarrow.parquet as pq
 
 from clipbatch.errors import InputError
 from clipbatch.rundir import captions, replacement
-from clipbatch.rundir.captions import CaptionColumn
 from clipbatch.rundir.frozen_plan import Plan
 from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.part_file import PartFile, rows_per_group
@@ -59,10 +58,10 @@ class Write:
         self._run, self._plan = run, plan
         labels, settings = plan.labels, plan.run_settings()
         output = settings.output
-        spec = settings.source.caption_column
-        self._captions = None if spec is None else CaptionColumn.find(spec, run.manifest_schema())
-        compares = spec is not None
+        self._captions = captions.column_of(run, plan)
+        compares = self._captions is not None
         row_bytes = len(labels.names) * 4 + (embedding * 2 * (1 + compares) if output.embeddings else 0) + 8 * compares
+        row_bytes += sum(len(head.outputs) for head in plan.heads) * 4
         row_group_rows = row_group_rows or rows_per_group(max(1, row_bytes))
         batches = min(plan.shard_size, row_group_rows) // plan.batch_size
         capacity = max(1, batches) * plan.batch_size

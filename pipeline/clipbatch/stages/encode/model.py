@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import socket
 import warnings
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
-from urllib.parse import urlsplit
+from typing import Any, Literal
 
 import open_clip
 import torch
@@ -22,11 +18,9 @@ from clipbatch.config.nesting import JsonObject
 from clipbatch.errors import InputError, brief, nearest
 from clipbatch.rundir.records import ModelFacts
 from clipbatch.stages.encode.candidates import fitting_models
+from clipbatch.stages.encode.hub import hub, locally_first, reachable
 from clipbatch.storage.atomic import file_sha256
 
-# How long the hub's host may take to answer.
-_HUB_TIMEOUT_S = 10.0
-T = TypeVar("T")
 # The dtype of the image tower. In fp8, this is the dtype of the inputs and outputs of its products.
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.bfloat16}
 
@@ -77,24 +71,35 @@ class Model:
         self.module.visual.to(device=device, dtype=DTYPES[precision], memory_format=torch.channels_last)
 
 
+def name_and_weights(settings: ModelSettings) -> tuple[str, str | None]:
+    """open_clip's name for the model of `settings`, and the tag or file of its weights; None if it has its own."""
+    name, pretrained = models.openclip_name(settings.model), models.weights_file(settings.pretrained)
+    if pretrained and pretrained.startswith("hf-hub:"):  # that repository holds the configuration of the model too
+        return pretrained, None
+    return name, pretrained
+
+
+def _add_config(settings: ModelSettings) -> None:
+    """Tell open_clip of a model whose configuration does not come with it."""
+    if settings.model.endswith(".json") or settings.model == models.DEMO:
+        open_clip.add_model_config(models.config_file(settings.model))
+
+
 def load(settings: ModelSettings) -> Model:
     """The model of `settings`, in fp32 on the CPU, in evaluation mode.
 
     Raises: InputError if the model or its weights are unknown, neither cached nor reachable, or do not fit together.
     """
-    name, pretrained = models.openclip_name(settings.model), models.weights_file(settings.pretrained)
-    if pretrained and pretrained.startswith("hf-hub:"):  # that repository holds the configuration of the model too
-        name, pretrained = pretrained, None
+    name, pretrained = name_and_weights(settings)
     weights: Path | None = None
     try:
-        if settings.model.endswith(".json") or settings.model == models.DEMO:
-            open_clip.add_model_config(models.config_file(settings.model))
+        _add_config(settings)
         weights = weights_of(name, pretrained)
         trained = trained_with(name, pretrained)
         quick_gelu = bool(trained.pop("quick_gelu", False))  # not in the lambda, which may be called twice
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about QuickGELU, which `force_quick_gelu` sets right
-            module = _locally_first(
+            module = locally_first(
                 lambda: open_clip.create_model(
                     name,
                     pretrained=pretrained,
@@ -103,7 +108,7 @@ def load(settings: ModelSettings) -> Model:
                     force_preprocess_cfg=trained,
                 )
             )
-        tokenizer = _locally_first(lambda: open_clip.get_tokenizer(name))
+        tokenizer = locally_first(lambda: open_clip.get_tokenizer(name))
     except InputError:
         raise
     except ModuleNotFoundError as error:
@@ -143,13 +148,10 @@ def load(settings: ModelSettings) -> Model:
 
 def load_tokenizer(settings: ModelSettings) -> Any:
     """The tokenizer of the model of `settings`, without its weights. Raises: InputError where it cannot be had."""
-    name = models.openclip_name(settings.model)
-    if settings.pretrained and settings.pretrained.startswith("hf-hub:"):
-        name = settings.pretrained
+    name, _ = name_and_weights(settings)
     try:
-        if settings.model.endswith(".json") or settings.model == models.DEMO:
-            open_clip.add_model_config(models.config_file(settings.model))
-        return _locally_first(lambda: open_clip.get_tokenizer(name))
+        _add_config(settings)
+        return locally_first(lambda: open_clip.get_tokenizer(name))
     except Exception as error:  # whatever open_clip and the hub's client make of a name
         raise InputError(f"the tokenizer of {name} cannot be had: {brief(error)}; check --model") from error
 
@@ -159,9 +161,7 @@ def find_weights(settings: ModelSettings) -> Literal["file", "cached", "reachabl
 
     Raises: InputError if the model does not have such weights.
     """
-    name, pretrained = models.openclip_name(settings.model), models.weights_file(settings.pretrained)
-    if pretrained and pretrained.startswith("hf-hub:"):
-        name, pretrained = pretrained, None
+    name, pretrained = name_and_weights(settings)
     if _local_weights(name, pretrained):
         return "file"
     if not name.startswith("hf-hub:"):
@@ -170,7 +170,7 @@ def find_weights(settings: ModelSettings) -> Literal["file", "cached", "reachabl
         with hub(offline=True):
             _download(name, pretrained)
     except Exception:  # the hub's client raises all kinds of exceptions for files that it does not have
-        return "reachable" if _reachable() else "nowhere"
+        return "reachable" if reachable() else "nowhere"
     return "cached"
 
 
@@ -187,7 +187,7 @@ def weights_of(name: str, pretrained: str | None) -> Path:
     if not name.startswith("hf-hub:"):
         _check_tag(name, pretrained)
     try:
-        return _locally_first(lambda: _download(name, pretrained))
+        return locally_first(lambda: _download(name, pretrained))
     except Exception as error:  # as above
         tag = f" --pretrained {pretrained}" if pretrained else ""
         raise InputError(
@@ -198,29 +198,6 @@ def weights_of(name: str, pretrained: str | None) -> Path:
         ) from error
 
 
-@contextlib.contextmanager
-def hub(*, offline: bool) -> Iterator[None]:
-    """Meanwhile the hub's client uses the network or its cache alone; then as the process had it before."""
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = offline
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
-
-
-def _locally_first(action: Callable[[], T]) -> T:
-    """Do `action` offline, with cached files only. If that fails and the hub answers, do it again with the network."""
-    try:
-        with hub(offline=True):
-            return action()
-    except Exception:
-        if not _reachable():
-            raise
-        with hub(offline=False):
-            return action()
-
-
 def trained_with(name: str, pretrained: str | None) -> JsonObject:
     """How the weights were trained, as open_clip records it for a tag: preprocessing and QuickGELU.
 
@@ -228,7 +205,7 @@ def trained_with(name: str, pretrained: str | None) -> JsonObject:
     decides about QuickGELU.
     Raises: InputError if the tags have different preprocessing.
     """
-    tags = [] if ":" in name else open_clip.list_pretrained_tags_by_model(name)
+    tags = _tags(name)
     if pretrained in tags:
         return dict(open_clip.get_pretrained_cfg(name, pretrained))
     known = [
@@ -242,6 +219,26 @@ def trained_with(name: str, pretrained: str | None) -> JsonObject:
             "open_clip_config.json that has a preprocess_cfg"
         )
     return dict(known[0]) if known else {}
+
+
+def quick_gelu(settings: ModelSettings) -> bool | None:
+    """Whether the model uses QuickGELU, by its configuration; None where that is not on this machine."""
+    name, pretrained = name_and_weights(settings)
+    try:
+        _add_config(settings)
+        with hub(offline=True):
+            config = open_clip.get_model_config(name)
+    except (OSError, ValueError):  # not in the hub's cache, or a file or folder that has gone or is damaged
+        return None
+    if config is None:
+        return None
+    trained = trained_with(name, pretrained) if pretrained in _tags(name) else {}
+    return bool(config.get("quick_gelu", False) or trained.get("quick_gelu", False))
+
+
+def _tags(name: str) -> list[str]:
+    """The published weights of a model; none if it is a folder or a repository."""
+    return [] if ":" in name else list(open_clip.list_pretrained_tags_by_model(name))
 
 
 def _check_tag(name: str, pretrained: str | None) -> None:
@@ -259,20 +256,6 @@ def _download(name: str, pretrained: str | None) -> Path:
     if name.startswith("hf-hub:"):
         return Path(download_pretrained_from_hf(name.removeprefix("hf-hub:")))
     return Path(download_pretrained(open_clip.get_pretrained_cfg(name, pretrained)))
-
-
-def _reachable() -> bool:
-    """Whether the hub's host answers. Its client would keep trying for most of a minute."""
-    if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
-        return False
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return True
-    url = urlsplit(constants.ENDPOINT)
-    try:
-        with socket.create_connection((url.hostname or "", url.port or 443), timeout=_HUB_TIMEOUT_S):
-            return True
-    except OSError:
-        return False
 
 
 def _only_weights_in(folder: Path) -> Path:

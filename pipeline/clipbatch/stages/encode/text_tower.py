@@ -1,7 +1,7 @@
 """The text tower for captions: many different texts, each of which is compared with one image.
 
 Label features are few, are computed once for a run, and stay in fp32 (`text`). Captions are as many as the images. So
-they are encoded on the device and in the precision of the image tower, in blocks.
+they are encoded on the device and in the precision of the image tower, in blocks of a fixed number of rows.
 
 A causal tower never looks at what follows the end token. So a short caption goes into a block of short rows, and its
 embedding is that of a full row but for rounding. All other towers (SigLIP's) see the padding too, and always get their
@@ -26,10 +26,10 @@ from torch.nn import Parameter, functional
 from clipbatch.stages.cuda import mark, stream_on, use_own_threads
 from clipbatch.stages.encode.model import DTYPES, Model
 
-# Captions of a block; the last one of a window is filled up to a multiple of the smallest. Other numbers, as other
-# lengths below, would change the last bits of runs that have begun. Where all blocks had 16 captions, a CPU took almost
-# three times as long for each (benchmarks/results/2026-11-30-captions.md).
-_ROWS, _SMALLEST = 128, 16
+# Captions of a block. Other numbers, as other lengths below, would change the last bits of runs that have begun. A core
+# takes the same time for a caption in blocks of 16 to 256; in large ones more places stay empty
+# (benchmarks/results/2026-11-30-captions.md).
+_CPU_ROWS, _GPU_ROWS = 32, 128
 # Tokens of a row in a block of short captions.
 _LENGTHS = (8, 12, 16, 20, 24, 32, 48)
 # What is tokenized of a caption, after runs of white space have become one space, as in open_clip's tokenizers. The
@@ -43,7 +43,7 @@ class TextTower:
     """The text tower of a model, in the precision and on the device of a run's image tower."""
 
     def __init__(self, model: Model, *, precision: str, device: str) -> None:
-        self.rows = _ROWS
+        self.rows = _CPU_ROWS if device == "cpu" else _GPU_ROWS
         # How many tokens the model reads of a caption, with the marks of its beginning and end.
         self.context_length = int(model.tokenizer.context_length)
         self._tokenizer, self._device = model.tokenizer, device
@@ -69,7 +69,7 @@ class TextTower:
         return tokens_NT, counts
 
     def row_lengths(self, tokens_NT: Tensor) -> list[int]:
-        """For each row the tokens that a block has to have for it, at least."""
+        """For each row the tokens of the blocks to which it goes."""
         if not self._is_causal:
             return [self.context_length] * len(tokens_NT)
         part = _text_part(self._towers[self.context_length])
@@ -78,8 +78,8 @@ class TextTower:
 
     @torch.inference_mode()
     def embed(self, tokens_NT: Tensor, length: int) -> NDArray[np.float32]:
-        """Unit vectors of up to `rows` captions, in rows of `length` tokens. Waits for the device."""
-        missing = -len(tokens_NT) % _SMALLEST
+        """Unit vectors of up to `rows` captions, whose row length is `length`. Waits for the device."""
+        missing = self.rows - len(tokens_NT)
         block_BT = torch.cat([tokens_NT, tokens_NT[:1].expand(missing, -1)])[:, :length]
         with torch.cuda.stream(self._stream):
             text_BD = self._towers[length].encode_text(block_BT.to(self._device))

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from clipbatch.errors import InputError, nearest
 from clipbatch.rundir.frozen_plan import Plan
 from clipbatch.rundir.layout import RunDir
-from clipbatch.rundir.schema import group_columns, result_fields
+from clipbatch.rundir.schema import carried_name, group_columns, result_fields
 from clipbatch.storage.paths import parquet_source
 from clipbatch.tools.evaluate.truth_files import QUEUE, named, read_mapping, read_table
 from clipbatch.workers import signals
@@ -139,13 +139,13 @@ def _column(run: RunDir, plan: Plan, spec: str) -> str | None:
     if not done:
         raise InputError(f"{run.path} has no finished part yet: clipbatch run --out {run.path} first")
     schema = pq.read_schema(parquet_source(run.part(done[0], plan.shards)))
-    output = plan.run_settings().output
-    results = {f.name for f in result_fields(group_columns(plan.labels, output), output, 0, plan.heads)} | {*_KEYS}
+    settings = plan.run_settings()
+    output, captions = settings.output, settings.source.caption_column is not None
+    fields = result_fields(group_columns(plan.labels, output), output, 0, plan.heads, captions=captions)
+    results = {field.name for field in fields} | {*_KEYS}
     carried = [name for name in schema.names if name not in results]
-    if spec in carried:
-        return spec
-    if f"input_{spec}" in carried:  # the run has a column of its own of that name
-        return f"input_{spec}"
+    if (name := carried_name(spec, carried)) is not None:
+        return name
     if Path(spec).is_file():
         return None
     if spec in results:

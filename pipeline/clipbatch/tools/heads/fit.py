@@ -29,6 +29,8 @@ _CS = (0.1, 1.0, 10.0, 100.0, 1000.0)
 _MAX_STEPS = 2000
 # Of the training rows, for choosing among `_CS`.
 _VALIDATION = 0.2
+# Images that each class needs.
+_MIN_ROWS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,31 +94,31 @@ def fit(path: str, out: Path, request: Request) -> JsonObject:
 
 def _embeddings(run: RunDir, plan: Plan, codes: NDArray[np.int32]) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
     """The embeddings of the rows that are ok and have a truth, and the truth's numbers."""
-    found_BD, found_B = [], []
+    images_BD, codes_B = [], []
     for table in truths.run_rows(run, plan, ["row_id", "embedding"]):
         table = table.filter(pc.is_valid(table["embedding"]))
         code_B = codes[table["row_id"].to_numpy()]
         values = table["embedding"].combine_chunks()
         image_BD = np.asarray(values.flatten()).reshape(len(table), values.type.list_size)
-        found_BD.append(image_BD[code_B != truths.NO_TRUTH])
-        found_B.append(code_B[code_B != truths.NO_TRUTH])
-    return np.concatenate(found_BD).astype(np.float32), np.concatenate(found_B)
+        images_BD.append(image_BD[code_B != truths.NO_TRUTH])
+        codes_B.append(code_B[code_B != truths.NO_TRUTH])
+    return np.concatenate(images_BD).astype(np.float32), np.concatenate(codes_B)
 
 
 def _classes(names: list[str], code_B: NDArray[np.int32], spec: str) -> tuple[list[str], NDArray[np.int32]]:
-    """The classes that have at least two rows, in alphabetical order, and each row's number among them.
+    """The classes in alphabetical order, and each row's number among them.
 
-    Raises: InputError if there are fewer than two classes, or one has a single row.
+    Raises: InputError if there are fewer than two classes, or one has fewer than `_MIN_ROWS` rows.
     """
     counts = np.bincount(code_B, minlength=len(names))
     order = sorted((number for number in range(len(names)) if counts[number]), key=names.__getitem__)
     if len(order) < 2:
         raise InputError(f"--truth {spec}: the images with a truth are all of one class: a probe needs two or more")
     for number in order:
-        if counts[number] < 4:
+        if counts[number] < _MIN_ROWS:
             raise InputError(
-                f"--truth {spec}: {names[number]!r} has {counts[number]} image(s), and a class needs 4 or more: add "
-                "some, or empty their truth"
+                f"--truth {spec}: {names[number]!r} has {counts[number]} image(s), and a class needs {_MIN_ROWS} or "
+                "more: add some, or empty their truth"
             )
     places = np.zeros(len(names), np.int32)
     places[order] = np.arange(len(order))
@@ -126,7 +128,10 @@ def _classes(names: list[str], code_B: NDArray[np.int32], spec: str) -> tuple[li
 def divided(
     code_B: NDArray[np.int32], held_out: float, rng: np.random.Generator
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The numbers of two parts of the rows, drawn at random, with one row at least of each class in both."""
+    """The numbers of two parts of the rows, drawn at random, class by class.
+
+    Both parts have a row of each class that has two rows. The only row of a class is in the first part.
+    """
     parts: tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]] = ([], [])
     for code in np.unique(code_B):
         rows = rng.permutation(np.flatnonzero(code_B == code))

@@ -9,6 +9,7 @@ Nothing here runs what a pickle may hold.
 
 from __future__ import annotations
 
+import itertools
 import re
 import tempfile
 import zipfile
@@ -141,8 +142,19 @@ def _stack(path: Path, tensors: Mapping[str, NDArray[Any]]) -> Layers:
     for name, tensor in tensors.items():
         module, _, kind = name.rpartition(".")
         modules.setdefault(module, {})[kind] = tensor
+
+    def numbers(module: str) -> list[int]:
+        return [int(number) for number in re.findall("[0-9]+", module)]
+
+    names = sorted(sorted(modules), key=numbers)
+    for before, after in itertools.pairwise(names):
+        if not numbers(before) or numbers(before) == numbers(after):
+            raise InputError(
+                f"{path}: the order of its layers {before!r} and {after!r} cannot be told, since their names have no "
+                "numbers, or the same: name the layers layers.0, layers.1, ... in the state_dict"
+            )
     layers: Layers = []
-    for module in sorted(modules, key=lambda name: [int(number) for number in re.findall("[0-9]+", name)]):
+    for module in names:
         parts = dict(modules[module])
         weight = parts.pop("weight", np.zeros(0))
         bias = parts.pop("bias", np.zeros(len(weight), np.float32))

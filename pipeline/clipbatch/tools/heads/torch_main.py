@@ -17,10 +17,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from clipbatch.config import ModelSettings, models
+from clipbatch.config import ModelSettings
 from clipbatch.errors import InputError, brief, reading_failed
-from clipbatch.stages.encode.model import find_weights, weights_of
-from clipbatch.stages.heads import quick_gelu
+from clipbatch.stages.encode.model import find_weights, name_and_weights, quick_gelu, weights_of
 from clipbatch.storage.atomic import file_sha256
 from clipbatch.workers.child import Parent, serve
 
@@ -41,10 +40,7 @@ def _weights_digest(settings: ModelSettings) -> str | None:
     """Digest of the weights, if they are on this machine. Raises: InputError if the model has no such weights."""
     if find_weights(settings) not in ("file", "cached"):
         return None
-    name, pretrained = models.openclip_name(settings.model), models.weights_file(settings.pretrained)
-    if pretrained and pretrained.startswith("hf-hub:"):
-        name, pretrained = pretrained, None
-    return file_sha256(weights_of(name, pretrained))
+    return file_sha256(weights_of(*name_and_weights(settings)))
 
 
 def _state_dict(path: Path) -> dict[str, torch.Tensor]:

@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clipbatch.rundir.captions import SIMILARITY, CaptionColumn, count
+from clipbatch.rundir.captions import CaptionColumn, count
+from clipbatch.rundir.schema import SIMILARITY
 from clipbatch.tools.htmlreport.rankings import Example, Ranking
 from clipbatch.tools.htmlreport.series import Histogram
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from clipbatch.config.nesting import JsonObject
 from clipbatch.errors import InputError
-from clipbatch.rundir.captions import CaptionColumn
+from clipbatch.rundir.captions import column_of
 from clipbatch.rundir.counts import listing
 from clipbatch.storage.paths import AnyPath, parquet_source
 from clipbatch.tools.htmlreport import rankings
@@ -178,8 +178,8 @@ def gather(sources: Sequence[Source], *, examples: int) -> Gathered:
     """
     gathered, groups = Gathered(), rankings.find(sources[-1].plan)
     gathered.sets = {entry.name: SetFacts(entry.name, entry.labels, examples) for entry in groups}
-    if spec := sources[-1].plan.run_settings().source.caption_column:
-        gathered.captions = CaptionFacts(CaptionColumn.find(spec, sources[-1].run.manifest_schema()), examples)
+    if column := column_of(sources[-1].run, sources[-1].plan):
+        gathered.captions = CaptionFacts(column, examples)
     gathered.heads = [HeadFacts(head) for head in sources[-1].plan.heads]
     for source in sources:
         _add_run(gathered, source, groups)
