@@ -271,6 +271,16 @@ def test_an_image_that_is_named_twice_is_marked_and_comes_back_with_both_rows(ma
     assert pq.read_table(manifest.out / "latest.parquet")["row_id"].to_pylist() == [0, 1, 2, 3]
 
 
+def test_of_an_image_s_rows_only_those_that_the_table_has_no_more_are_marked(manifest: Manifest) -> None:
+    table = "image,product\n1.jpg,a\n1.jpg,a\n1.jpg,b\n2.jpg,a\n2.jpg,b\n3.jpg,a\n"
+    mark = ("--mark-deleted", "--confirm-deleted")
+    manifest.night(table)
+    assert manifest.night(table, *mark)["notes"] == []
+    manifest.night(table.replace("1.jpg,b\n", "").replace("2.jpg,a\n", ""), *mark)
+    assert pq.read_table(manifest.out / "deleted.parquet")["row_id"].to_pylist() == [2, 3]
+    assert manifest.night(table, *mark)["notes"] == ["images that were marked as deleted and are back: 2"]
+
+
 class Gone:
     """A dataset of twenty images in one folder and two in another."""
 
