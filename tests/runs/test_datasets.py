@@ -260,6 +260,25 @@ def test_a_dataset_with_two_types_of_a_column_goes_on_with_the_wider_one(manifes
     assert [(row["price"], row["code"]) for row in found] == [(4.0, "7"), (4.5, "x"), (5.0, "8"), (1.5, "y")]
 
 
+def test_a_column_without_values_keeps_no_type_and_no_night_from_running(warm: Cli, tmp_path: Path) -> None:
+    """As pandas writes a column of None."""
+    table, out = tmp_path / "list.parquet", tmp_path / "dataset"
+    values: list[str | int | None] = []
+    for number, (value, expected) in enumerate([(None, "null"), ("x", "string"), (None, "string"), ("y", "string")]):
+        put(image := tmp_path / f"{number}.jpg", number + 1)
+        values.append(value)
+        only = number == 2  # a list of what is new, none of which has a value
+        notes = pa.array(values[-1:] if only else values)
+        images = [str(image)] if only else [str(tmp_path / f"{each}.jpg") for each in range(number + 1)]
+        pq.write_table(pa.table({"image": images, "note": notes}), table)
+        said = json.loads(warm("run", table, *DEMO, *SMALL, "--out", out, "--json").stdout)["increment"]
+        assert (said["new"], said["changed"], said["known"]) == (1, 0, len(images) - 1)
+        (part,) = Path(said["folder"]).glob("parts/*.parquet")
+        assert str(pq.read_schema(part).field("note").type) == expected
+    warm("compact", out, "--out", few := tmp_path / "few")
+    assert pq.read_table(few)["note"].to_pylist() == values
+
+
 def test_an_image_that_is_named_twice_is_marked_and_comes_back_with_both_rows(manifest: Manifest) -> None:
     table = "image\n1.jpg\n1.jpg\n2.jpg\n3.jpg\n"
     manifest.night(table)
