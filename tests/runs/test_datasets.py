@@ -394,6 +394,7 @@ def test_what_cannot_be_listed_whole_marks_nothing(warm: Cli, tmp_path: Path) ->
         for number in range(count):
             put(folder / f"{number:02d}.jpg", first + number)
     os.symlink(shop, images / "shop")
+    os.symlink("annex/film.mp4", images / "film.mp4")  # never led anywhere, so no image was behind it
     members = [(f"{content}.jpg", encoded(Version(content=content, time_ns=0))) for content in range(1, 4)]
     archive = tar(tmp_path / "some.tar", members)
     command = ("run", images, archive, *DEMO, *SMALL, "--mark-deleted", "--confirm-deleted", "--out", out)
@@ -413,6 +414,9 @@ def test_what_cannot_be_listed_whole_marks_nothing(warm: Cli, tmp_path: Path) ->
     set_time(archive, archive.stat().st_mtime_ns)
     warm(*command)
     assert (len(pq.read_table(out / "latest.parquet")), (out / "deleted.parquet").exists()) == (35, False)
+    (images / "00.jpg").unlink()
+    warm(*command)
+    assert pq.read_table(out / "deleted.parquet")["uri"].to_pylist() == [str(images / "00.jpg")]
 
 
 def test_an_input_is_the_same_with_a_slash_a_dot_and_by_a_link(warm: Cli, tmp_path: Path) -> None:
