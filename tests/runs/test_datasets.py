@@ -260,6 +260,25 @@ def test_a_dataset_with_two_types_of_a_column_goes_on_with_the_wider_one(manifes
     assert [(row["price"], row["code"]) for row in found] == [(4.0, "7"), (4.5, "x"), (5.0, "8"), (1.5, "y")]
 
 
+def test_a_column_without_values_keeps_no_type_and_no_night_from_running(warm: Cli, tmp_path: Path) -> None:
+    """As pandas writes a column of None."""
+    table, out = tmp_path / "list.parquet", tmp_path / "dataset"
+    values: list[str | int | None] = []
+    for number, (value, expected) in enumerate([(None, "null"), ("x", "string"), (None, "string"), ("y", "string")]):
+        put(image := tmp_path / f"{number}.jpg", number + 1)
+        values.append(value)
+        only = number == 2  # a list of what is new, none of which has a value
+        notes = pa.array(values[-1:] if only else values)
+        images = [str(image)] if only else [str(tmp_path / f"{each}.jpg") for each in range(number + 1)]
+        pq.write_table(pa.table({"image": images, "note": notes}), table)
+        said = json.loads(warm("run", table, *DEMO, *SMALL, "--out", out, "--json").stdout)["increment"]
+        assert (said["new"], said["changed"], said["known"]) == (1, 0, len(images) - 1)
+        (part,) = Path(said["folder"]).glob("parts/*.parquet")
+        assert str(pq.read_schema(part).field("note").type) == expected
+    warm("compact", out, "--out", few := tmp_path / "few")
+    assert pq.read_table(few)["note"].to_pylist() == values
+
+
 def test_an_image_that_is_named_twice_is_marked_and_comes_back_with_both_rows(manifest: Manifest) -> None:
     table = "image\n1.jpg\n1.jpg\n2.jpg\n3.jpg\n"
     manifest.night(table)
@@ -269,6 +288,16 @@ def test_an_image_that_is_named_twice_is_marked_and_comes_back_with_both_rows(ma
     assert notes == ["images that were marked as deleted and are back: 2"]
     assert pq.read_table(manifest.out / "deleted.parquet").num_rows == 0
     assert pq.read_table(manifest.out / "latest.parquet")["row_id"].to_pylist() == [0, 1, 2, 3]
+
+
+def test_of_an_image_s_rows_only_those_that_the_table_has_no_more_are_marked(manifest: Manifest) -> None:
+    table = "image,product\n1.jpg,a\n1.jpg,a\n1.jpg,b\n2.jpg,a\n2.jpg,b\n3.jpg,a\n"
+    mark = ("--mark-deleted", "--confirm-deleted")
+    manifest.night(table)
+    assert manifest.night(table, *mark)["notes"] == []
+    manifest.night(table.replace("1.jpg,b\n", "").replace("2.jpg,a\n", ""), *mark)
+    assert pq.read_table(manifest.out / "deleted.parquet")["row_id"].to_pylist() == [2, 3]
+    assert manifest.night(table, *mark)["notes"] == ["images that were marked as deleted and are back: 2"]
 
 
 class Gone:
@@ -365,6 +394,7 @@ def test_what_cannot_be_listed_whole_marks_nothing(warm: Cli, tmp_path: Path) ->
         for number in range(count):
             put(folder / f"{number:02d}.jpg", first + number)
     os.symlink(shop, images / "shop")
+    os.symlink("annex/film.mp4", images / "film.mp4")  # never led anywhere, so no image was behind it
     members = [(f"{content}.jpg", encoded(Version(content=content, time_ns=0))) for content in range(1, 4)]
     archive = tar(tmp_path / "some.tar", members)
     command = ("run", images, archive, *DEMO, *SMALL, "--mark-deleted", "--confirm-deleted", "--out", out)
@@ -384,6 +414,9 @@ def test_what_cannot_be_listed_whole_marks_nothing(warm: Cli, tmp_path: Path) ->
     set_time(archive, archive.stat().st_mtime_ns)
     warm(*command)
     assert (len(pq.read_table(out / "latest.parquet")), (out / "deleted.parquet").exists()) == (35, False)
+    (images / "00.jpg").unlink()
+    warm(*command)
+    assert pq.read_table(out / "deleted.parquet")["uri"].to_pylist() == [str(images / "00.jpg")]
 
 
 def test_an_input_is_the_same_with_a_slash_a_dot_and_by_a_link(warm: Cli, tmp_path: Path) -> None:

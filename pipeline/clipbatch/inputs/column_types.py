@@ -118,6 +118,8 @@ def _units(kind: pa.DataType) -> set[str]:
 
 def cast_whole(values: pa.Array, kind: pa.DataType) -> pa.Array:
     """`values` as type `kind`. Raises: LossError for the first value that would be lost or changed."""
+    if values.null_count == len(values):
+        return pa.nulls(len(values), kind)
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
     if (cast := _cast(values, kind)) is not None:

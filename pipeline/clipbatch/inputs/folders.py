@@ -154,8 +154,9 @@ def is_lost(entry: os.DirEntry[AnyStr], *, follows: bool = True) -> bool:
     system says nothing. Links with the name of an image are taken for images. follows: whether links to folders are
     followed."""
     try:
-        is_link = entry.is_symlink() and follows
-        return is_link and not (is_image_name(os.fsdecode(entry.name)) or os.path.exists(entry.path))
+        if follows and entry.is_symlink() and not is_image_name(os.fsdecode(entry.name)):
+            entry.stat()  # after `is_folder`, this looks at the disk again only where a link leads nowhere
+        return False
     except OSError:
         return True
 

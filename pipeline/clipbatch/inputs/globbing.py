@@ -13,11 +13,12 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 from clipbatch.errors import InputError
-from clipbatch.inputs.folders import is_folder, is_lost
+from clipbatch.inputs.folders import is_folder, is_image_name, is_lost
 from clipbatch.inputs.remote_folders import entries
 from clipbatch.storage.stores import is_web, scheme_of
 
@@ -65,11 +66,15 @@ def _numbers(first: str, last: str, step: int) -> Iterator[str]:
     return (f"{number:0{width}}" for number in numbers)
 
 
-def local_matches(pattern: str, unreadable: Callable[[str], None]) -> list[tuple[str, bool]]:
+def local_matches(
+    pattern: str, unreadable: Callable[[str], None], lost: Callable[[str], None]
+) -> list[tuple[str, bool]]:
     """The paths that match `pattern`, each once, in byte order, and whether each is a folder.
 
     A pattern with `**` matches files only, since it finds the files in the folders anyway. unreadable: called with each
-    folder that cannot be listed, or is a link that leads nowhere. Needs about 300 bytes of memory per match.
+    folder that cannot be listed, or is a link that leads nowhere. lost: called with each match that `is_lost`. Needs
+    about 300 bytes of memory per match, and looks at the disk for a match only where the listing of its folder does not
+    say what it is.
     """
     parts = [part for part in pattern.split("/") if part]
     parts = [part for at, part in enumerate(parts) if part != "**" or parts[at - 1 : at] != ["**"]]
@@ -81,7 +86,7 @@ def local_matches(pattern: str, unreadable: Callable[[str], None]) -> list[tuple
         if task in seen:  # several `**` can lead to the same folder in several ways
             continue
         seen.add(task)
-        for path, is_dir, next_depth in _match_entries(folder, parts, depth, unreadable):
+        for path, is_dir, next_depth in _match_entries(folder, parts, depth, unreadable, lost):
             if next_depth < len(parts):
                 if is_dir:
                     todo.append((path, next_depth))
@@ -91,21 +96,24 @@ def local_matches(pattern: str, unreadable: Callable[[str], None]) -> list[tuple
 
 
 def _match_entries(
-    folder: str, parts: list[str], depth: int, unreadable: Callable[[str], None]
+    folder: str, parts: list[str], depth: int, unreadable: Callable[[str], None], lost: Callable[[str], None]
 ) -> Iterator[tuple[str, bool, int]]:
     """The entries of `folder` that match `parts[depth]`: path, whether it is a folder, and index of the next part."""
     part, last = parts[depth], depth == len(parts) - 1
     if not MAGIC.search(part):
         path = os.path.join(folder, part)
         try:
-            os.lstat(path)
+            is_link = stat.S_ISLNK(os.lstat(path).st_mode)
         except (FileNotFoundError, NotADirectoryError, ValueError):
             return
         except OSError:
             unreadable(path)
             return
-        if not (last or os.path.exists(path)):
-            unreadable(path)
+        if is_link and not os.path.exists(path):
+            if not last:
+                unreadable(path)
+            elif not is_image_name(path):
+                lost(path)
         yield path, os.path.isdir(path), depth + 1
         return
     if part == "**" and not last:
@@ -118,8 +126,8 @@ def _match_entries(
                 if not like(name) or (name[0] == "." and part[0] != "."):
                     continue
                 inner = is_folder(entry)
-                if not (last or inner) and is_lost(entry, follows=part != "**"):
-                    unreadable(path)
+                if not inner and is_lost(entry, follows=last or part != "**"):
+                    (lost if last else unreadable)(path)
                 if part != "**":
                     yield path, inner, depth + 1
                 elif inner and not entry.is_symlink():

@@ -151,6 +151,15 @@ class Listing:
         names = self.schema.names[len(LISTED) :]
         # Columns of `carried` that the inputs do not have, and columns that it does not have.
         self.absent = [name for name in self._carried.names if name not in names]
+        # A column without any value so far gets its type from the first input with values.
+        self._carried = pa.schema(
+            [
+                field.with_type(portable(self.schema.field(field.name).type))
+                if pa.types.is_null(field.type) and field.name in names
+                else field
+                for field in self._carried
+            ]
+        )
         self.added = [name for name in names if name not in self._carried.names]
         own = [field.with_type(portable(field.type)) for field in self.schema if field.name in self.added]
         self.schema = pa.schema([*LISTED, *self._carried, *own])
@@ -217,8 +226,8 @@ class Listing:
         if len(self._carried) and isinstance(lister, (TableManifest, Pattern)):
             fields = lister.fields()
             names = [(old.name, new.name) for old, new in zip(fields, self._renamed(fields), strict=True)]
-            known = self._carried.names
-            lister.expect({old: self._carried.field(new).type for old, new in names if new in known})
+            known = {field.name: field.type for field in self._carried if not pa.types.is_null(field.type)}
+            lister.expect({old: known[new] for old, new in names if new in known})
 
     def _renamed(self, fields: list[pa.Field]) -> list[pa.Field]:
         """`fields` with the prefix `input_` where a name is reserved. The new names are unique."""

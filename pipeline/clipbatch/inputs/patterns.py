@@ -107,12 +107,14 @@ class Pattern:
                 matches += self._glob(word)
             elif os.path.lexists(word):
                 matches.append((word, os.path.isdir(word)))
+                if not (is_image_name(word) or os.path.exists(word)):
+                    self._lost(word)
             else:
                 raise InputError(f"{word!r} of {self.text!r} does not exist: check the range, or leave it out")
         return matches
 
     def _glob(self, word: str) -> list[tuple[str, bool]]:
-        matches = remote_matches(word) if is_url(word) else local_matches(word, self._unreadable)
+        matches = remote_matches(word) if is_url(word) else local_matches(word, self._unreadable, self._lost)
         if not matches:
             place = "" if is_url(word) else f", from {os.getcwd()!r}"
             raise InputError(f"nothing matches the pattern {word!r}{place}: check it, or leave it out")
@@ -130,6 +132,10 @@ class Pattern:
         self.passed_over[f"({folder or '.'} cannot be listed)"] = 1
         self.incomplete.append(folder or ".")
 
+    def _lost(self, name: str) -> None:
+        if self._settings.all_files or not is_leftover(name):
+            self.incomplete.append(name)
+
     def _inputs(self, matches: list[tuple[str, bool]]) -> list[Lister]:
         """The listers of all matches. Consecutive image files share one."""
         matches = [match for match in matches if not self._is_leftover(*match)]
@@ -140,8 +146,6 @@ class Pattern:
         files: list[str] = []
         for name, is_folder in matches:
             kind: type[Lister] | None = None
-            if not (is_folder or is_image_name(name) or is_url(name) or os.path.exists(name)):
-                self.incomplete.append(name)
             if not is_folder and (is_image_name(name) or (takes_all and not captions.is_one(name))):
                 kind = ImageFile
             elif is_folder or not images_only:

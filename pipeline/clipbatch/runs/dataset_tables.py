@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from clipbatch.rundir.layout import RunDir
 from clipbatch.runs import latest
 from clipbatch.runs.known import Known
 from clipbatch.runs.latest import DELETED, Latest
+from clipbatch.runs.stamps import Folders
 from clipbatch.storage.atomic import publish
-from clipbatch.storage.uris import is_url
+from clipbatch.storage.uris import absolute, is_url
 
 # Without --confirm-deleted, no larger share of the images may be marked as deleted.
 _MAX_GONE = 0.1
@@ -38,8 +40,8 @@ def gone(
     """The numbers of the latest rows of the same input whose image the listing does not have, and remarks.
 
     incomplete: places in the input that could not be listed as a whole.
-    Raises: InputError if any row is gone and there are such places, or if more than `_MAX_GONE` of the input's rows are
-    gone, unless that is confirmed.
+    Raises: InputError if any row of these places is gone, or if more than `_MAX_GONE` of the input's rows are gone,
+    unless that is confirmed.
     """
     rows, named = known.latest(), ", ".join(inputs)
     same = np.intersect1d(rows.numbers, _of_same_input(rows, inputs))
@@ -47,11 +49,12 @@ def gone(
         return same, [f"no image is marked as deleted, since no increment has all of its INPUT in {named}"]
     there = np.setdiff1d(same, latest.read_deleted(folder, rows))
     missing = np.intersect1d(known.gone(), there)
-    if len(missing) and incomplete:
-        more = f" and {len(incomplete) - 1} more" if len(incomplete) > 1 else ""
+    if len(missing) and (places := _places_of(rows, missing, incomplete)):
+        more = f" and {len(places) - 1} more" if len(places) > 1 else ""
         raise InputError(
-            f"{len(missing)} images of {named} were not found, but not all of {incomplete[0]}{more} could be listed, "
-            "so nothing is marked as deleted: mount it or make it readable, remove it, or leave --mark-deleted out"
+            f"{places.total()} images of {named} were not found, but not all of {next(iter(places))}{more} could be "
+            "listed, so nothing is marked as deleted: mount it or make it readable, remove it, or leave --mark-deleted "
+            "out"
         )
     if len(missing) > _MAX_GONE * len(there) and not confirmed:
         raise InputError(
@@ -59,6 +62,29 @@ def gone(
             "marked as deleted: see whether all of it is mounted; if they are gone indeed, add --confirm-deleted"
         )
     return missing, []
+
+
+def _places_of(rows: Latest, missing: NDArray[np.int64], incomplete: Sequence[str]) -> Counter[str]:
+    """Those of the places `incomplete` that the files of the rows `missing` are or were in, and how many rows each has.
+
+    A place is a folder, or a link to one, or an archive. Both may be named by way of links.
+    """
+    folders = Folders()
+    names: dict[str, str] = {}
+    for place in reversed(incomplete):
+        path = absolute(place).rstrip("/")
+        names |= dict.fromkeys({path, folders.real(path), real_place(path)}, place)
+    counts: Counter[str] = Counter()
+    if not names:
+        return counts
+    for path in latest.files(rows, missing):
+        for above in (path, folders.real(path)):
+            while above and above not in names:
+                above = above.rpartition("/")[0]
+            if above in names:
+                counts[names[above]] += 1
+                break
+    return counts
 
 
 def keep(folder: Path, known: Known, gone: NDArray[np.int64], new: Path | None) -> list[str]:

@@ -32,7 +32,7 @@ from clipbatch.rundir.layout import RunDir, part_name
 from clipbatch.rundir.part_file import PartFile, rows_per_group
 from clipbatch.rundir.schema import LISTING, STAMPS, WORDS
 from clipbatch.runs.copying import regrouped
-from clipbatch.runs.stamps import Folders, name_hashes
+from clipbatch.runs.stamps import Folders, files_of, name_hashes
 from clipbatch.storage.atomic import file_sha256
 from clipbatch.storage.paths import parquet_source
 from clipbatch.workers import signals
@@ -251,15 +251,23 @@ def _index(rows: Latest, mask: NDArray[np.bool_]) -> Iterator[pa.Table]:
         yield pa.Table.from_arrays(columns, schema=_INDEX)
 
 
-def _rows(rows: Latest, mask: NDArray[np.bool_]) -> Iterator[tuple[Plan, str, pa.RecordBatch]]:
-    """row_id and uri of the rows that `mask` names: the plan and name of an increment, and a batch of its rows."""
+def files(rows: Latest, numbers: NDArray[np.int64]) -> Iterator[str]:
+    """The file of each row of these numbers, as `files_of` gives it."""
+    for _, _, batch in _rows(rows, rows.mask(numbers), ["row_id", "uri", *LISTING]):
+        yield from files_of(batch)
+
+
+def _rows(
+    rows: Latest, mask: NDArray[np.bool_], columns: Sequence[str] = ("row_id", "uri")
+) -> Iterator[tuple[Plan, str, pa.RecordBatch]]:
+    """The rows that `mask` names: the plan and name of an increment, and a batch of its rows with `columns`."""
     for path, start, size in zip(rows.increments, rows.starts.values(), rows.sizes, strict=True):
         its = mask[start : start + size]
         if not its.any():
             continue
         run = RunDir(path)
         plan = run.plan()
-        for batch in manifest(run, plan, ["row_id", "uri"]):
+        for batch in manifest(run, plan, columns):
             wanted = batch.filter(pa.array(its[batch["row_id"].to_numpy()]))
             if wanted.num_rows:
                 yield plan, path.name, wanted
