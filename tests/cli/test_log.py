@@ -16,6 +16,10 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
 from prometheus_client.parser import text_string_to_metric_families
 
+from clipbatch.config import from_flat
+from clipbatch.runs import announce
+from clipbatch.runs.plan import versions
+from clipbatch.workers.progress import Log
 from tests.conftest import DEMO, Cli, start
 
 
@@ -56,6 +60,18 @@ def test_lines_of_a_log_have_a_time_and_a_level_and_the_error_stays_as_it_is(
     *_, stopped, error = warm(*bad, code=4).stderr.splitlines()
     assert re.fullmatch(r"\S+ ERROR   stopped after .* with exit code 4", stopped)
     assert error.startswith("clipbatch: 3 bad images, more than --max-bad allows (1)")
+
+
+def test_the_version_of_dali_is_said_for_whichever_cuda_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    package = tmp_path / "nvidia_dali_cuda130-9.8.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: nvidia-dali-cuda130\nVersion: 9.8\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(announce, "versions", versions.__wrapped__)  # which remembers nothing
+    announce.start(Log(), from_flat({}), tmp_path / "out")
+    assert ", nvidia-dali-cuda130 9.8" in capsys.readouterr().err
 
 
 def test_a_run_is_measured_while_it_works_on_a_port_and_in_a_file(photos: Path, tmp_path: Path) -> None:
@@ -107,7 +123,9 @@ def test_a_run_that_fails_leaves_the_time_of_the_last_success(warm: Cli, photos:
         assert after[f"clipbatch_{name}"] == before[f"clipbatch_{name}"]
     assert after["clipbatch_running"] == {(): 0}
     for port, said in (("x", "is no address"), ("192.0.2.1:9000", "choose another address")):
-        assert said in warm(*command, "--metrics-port", port, code=3).stderr
+        left = file.read_text()
+        assert said in warm(*command, "--metrics", file, "--metrics-port", port, code=3).stderr
+        assert file.read_text() == left  # which does not say that a run works
 
 
 def _scraped(url: str, name: str) -> dict[tuple[str, ...], float]:

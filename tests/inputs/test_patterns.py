@@ -174,19 +174,29 @@ def test_folders_deeper_than_python_recurses_are_walked(here: Path) -> None:
 def test_a_folder_that_cannot_be_listed_is_noted(tmp_path: Path) -> None:
     """As another user, where the tests run as root."""
     _touch(tmp_path, "in/locked/1.jpg", "in/open/2.jpg")
+    os.symlink("nowhere", tmp_path / "in" / "gone")
     (tmp_path / "in" / "locked").chmod(0)
     tmp_path.chmod(0o755)
     code = (
         "import os, sys\n"
-        "from tests.support.packing import listed\n"
+        "from clipbatch.config import SourceSettings\n"
+        "from clipbatch.inputs import listing\n"
         "if os.getuid() == 0: os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
-        "rows, passed_over = listed('in/**/*.jpg')\n"
-        "print([row['uri'] for row in rows], dict(passed_over))\n"
+        "for text in ('in/**/*.jpg', 'in', 'in/*/*.jpg', 'in/[go]*'):\n"
+        "    its = listing.Listing(listing.listers(SourceSettings(inputs=(text,))), None, ())\n"
+        "    uris = [uri for batch in its.batches() for uri in batch['uri'].to_pylist()]\n"
+        "    print(uris, dict(its.passed_over()), its.incomplete())\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     out = subprocess.check_output([sys.executable, "-c", code], cwd=tmp_path, env=environment, text=True)
     (tmp_path / "in" / "locked").chmod(0o700)
-    assert out == "['in/open/2.jpg'] {'(in/locked cannot be listed)': 1}\n"
+    noted, gone = "'(in/locked cannot be listed)': 1}", "['in/gone', 'in/locked']"
+    assert out.splitlines() == [
+        f"['in/open/2.jpg'] {{{noted} ['in/locked']",  # `**` follows no links
+        f"['in/locked', 'in/open/2.jpg'] {{'': 1}} {gone}",
+        f"['in/open/2.jpg'] {{'(in/gone cannot be listed)': 1, {noted} {gone}",
+        "['in/open/2.jpg'] {'': 1} ['in/gone']",
+    ]
 
 
 def test_the_identity_is_the_pattern_s_and_not_its_matches(here: Path) -> None:

@@ -231,6 +231,9 @@ def test_a_part_that_is_published_while_its_run_is_overwritten_is_withdrawn(
     part.write_bytes(content)
     write.withdraw(0)
     assert not part.exists()
+    (out / "run.json").unlink()  # its copy is there
+    with pytest.raises(OtherRunError, match=r"run\.json is missing, so this run stops writing"):
+        run.plan_of("")
 
 
 def test_a_run_is_ended_by_one_with_the_same_settings_too(warm: Cli, folder: Path, tmp_path: Path) -> None:

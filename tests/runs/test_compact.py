@@ -15,7 +15,7 @@ from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.part_file import PartFile
 from clipbatch.runs import copying, flat
 from clipbatch.runs import run as api
-from tests.conftest import Cli, rows
+from tests.conftest import DEMO, Cli, rows
 from tests.support.corpus import make_folder
 
 FILES, SHARD = 150, 16
@@ -57,6 +57,25 @@ def test_rows_and_their_order_are_unchanged_for_every_number_of_files(
     assert together.schema.equals(rows(run).schema, check_metadata=False)
     assert _plain(together) == _plain(rows(run))
     assert all(verify_file(path.read_bytes()) for path in paths)
+
+
+def test_nan_in_a_carried_column_is_copied_as_it_is(warm: Cli, tmp_path: Path) -> None:
+    make_folder(tmp_path / "in", 4, seed=2, bad_fraction=0)
+    nan = float("nan")
+    table = pa.table(
+        {
+            "image": sorted(str(path) for path in (tmp_path / "in").rglob("*.*")),
+            "price": pa.array([1.5, nan, None, -0.0]),
+            "sizes": pa.array([[nan, 1], None, [], [2, nan]], pa.list_(pa.float32())),
+            "more": [{"weight": nan, "name": "a"}, None, {"weight": None, "name": None}, {"weight": 2.0, "name": "b"}],
+        }
+    )
+    pq.write_table(table, tmp_path / "list.parquet")
+    warm("run", tmp_path / "list.parquet", *DEMO, "--out", tmp_path / "run")
+    warm("compact", tmp_path / "run", "--out", tmp_path / "few")
+    copied = rows(tmp_path / "few")
+    for name in table.column_names[1:]:
+        assert repr(copied[name].to_pylist()) == repr(table[name].to_pylist())
 
 
 def test_the_footer_says_what_the_file_is(run: Path, tmp_path: Path) -> None:

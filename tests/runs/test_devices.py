@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from clipbatch.config import auto, from_flat, hardware
+from clipbatch.config import auto, from_flat, hardware, models
 from clipbatch.errors import InputError
 from clipbatch.rundir.layout import RunDir
 from clipbatch.runs.warnings import device_remark
@@ -54,7 +54,10 @@ def test_a_plan_for_a_cpu_says_so_and_what_bounds_it_on_a_gpu(warm: Cli, folder:
 
 
 def test_the_rate_to_expect_is_the_one_that_shards_are_cut_by() -> None:
-    assert auto.cpu_rate(8.8, "bf16", 2) == pytest.approx(61, rel=0.1)  # ViT-B-32, measured: 2026-11-23-cpu-speed.md
+    # Runs with ViT-B-32 on 2 cores, measured: 2026-11-23-cpu-speed.md, and 2026-11-28-cpu-speed.md without bf16.
+    for precision, measured in (("bf16", 57), ("fp32", 11)):
+        assert auto.cpu_rate(models.gflop("ViT-B-32"), precision, 2) == pytest.approx(measured, rel=0.1)
+    assert auto.cpu_rate(models.gflop("clipbatch-demo"), "bf16", 2) == pytest.approx(773, rel=0.1)
     rows_of_a_minute = auto.one_minute_shard_size(False, 8.8, "bf16", 32)
     assert 30 < rows_of_a_minute / auto.cpu_rate(8.8, "bf16", hardware.cores()) <= 60
 

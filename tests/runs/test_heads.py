@@ -1,6 +1,7 @@
 """Runs with heads: columns against numpy on the saved embeddings, after the files of the heads have gone."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,30 @@ def test_columns_are_what_numpy_computes_of_the_saved_embeddings(
     assert "every one there once, in order and whole" in warm("verify", tmp_path / "few").stdout
     assert (tmp_path / "few" / "heads.safetensors").read_bytes() == (run / "heads.safetensors").read_bytes()
     assert rows(tmp_path / "few").equals(table)
+
+
+def test_the_report_page_sums_up_each_head(warm: Cli, run: Path, tmp_path: Path) -> None:
+    warm("report", run, "--examples", 0, "--out", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    section = page.partition('<section aria-labelledby="heads">')[2].partition("</section>")[0]
+    found = [
+        [re.sub(r"<[^>]*>", "", cell) for cell in re.findall(r"<t[hd](?: [^>]*)?>(.*?)</t[hd]>", row, re.DOTALL)]
+        for row in re.findall(r"<tr>(.*?)</tr>", section, re.DOTALL)
+    ]
+    good = rows(run).to_pandas().query("status == 'ok'")
+    by_class = good.groupby("animal_label", observed=True)["animal_score"].agg(["size", "mean"])
+    for name, count, mean in by_class.itertuples():
+        assert [name, "", str(count), f"{100 * count / len(good):.1f}%", f"{mean:.3f}"] in found
+    columns = {"score": "aesthetic", "Nude!": "flags_nude_", "blood": "flags_blood"}
+    for output, column in columns.items():
+        shown = next(row for row in found if row[0] == output)
+        values = good[column].astype(float)
+        assert shown[1] == str(len(good))
+        assert [float(text) for text in shown[2:]] == pytest.approx(
+            [values.mean(), values.min(), values.max()], abs=6e-4
+        )
+    assert re.findall(r"<h3><bdi>(.*?)</bdi></h3>", section) == ["aesthetic", "animal", "flags"]
+    assert '<a href="#heads">Heads</a>' in page
 
 
 def test_a_rescoring_keeps_the_heads_to_the_bit_or_takes_others(

@@ -122,7 +122,9 @@ def test_other_settings_than_those_of_the_dataset_are_refused(warm: Cli, folder:
     warm("run", folder, *DEMO, "--incremental", "--out", out)
     draw(folder / "new.jpg", 1)
     other = ("run", folder, "--model", "clipbatch-demo", "--labels", "cat,dog", "--incremental", "--out", out)
-    assert "labels is" in warm(*other, code=3).stderr
+    said = warm(*other, code=3).stderr
+    assert "labels is" in said
+    assert said.endswith("choose another --out, or give the same settings\n")  # --incremental refuses --overwrite
     assert len(runs(out)) == 1
     warm("run", folder, *DEMO, "--out", tmp_path / "plain")
     said = warm("run", folder, *DEMO, "--incremental", "--out", tmp_path / "plain", code=3).stderr
@@ -167,7 +169,9 @@ def test_a_dataset_is_scored_again_increment_by_increment(warm: Cli, tmp_path: P
     index, scored = (pq.read_table(folder / "latest.parquet") for folder in (out, again))
     assert scored.equals(index)
     before = [path.stat().st_mtime_ns for path in again.rglob("part-*.parquet")]
+    (again / "deleted.parquet").write_bytes(b"of a time when the dataset had one")
     assert warm(*command).stdout.count("nothing was left to do") == 2
+    assert not (again / "deleted.parquet").exists()
     assert [path.stat().st_mtime_ns for path in again.rglob("part-*.parquet")] == before
 
 

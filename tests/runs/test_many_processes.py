@@ -73,11 +73,17 @@ def test_a_rank_does_its_part_first_and_then_what_is_open_of_the_others(
     order = [number for _, number in sorted((path.stat().st_mtime_ns, path.name[5:10]) for path in files(out))]
     assert order[:4] == ["00005", "00001", "00004", "00007"]
     assert order[4:] != sorted(order[4:])
-    report = json.loads((out / "report.json").read_text())
+    kept = (out / "report.json").read_text()
+    report = json.loads(kept)
     assert (report["rows_done"], sum(report["status"].values())) == (SHARDS * 32, SHARDS * 32)
     nothing = json.loads(warm("run", "--out", out, "--rank", 1, "--world-size", 2, "--json").stdout)
     assert nothing["part"] == {"rank": 1, "world_size": 2, "done": 5, "planned": 5}
     assert (nothing["rows_done"], nothing["this_run"]["rows"]) == (5 * 32, 0)
+    assert (out / "report.json").read_text() == kept  # of the rank that did something
+    for stale in (None, json.dumps(report | {"parts": {"done": 9, "planned": SHARDS}})):
+        (out / "report.json").unlink() if stale is None else (out / "report.json").write_text(stale)
+        warm("run", "--out", out, "--rank", 1, "--world-size", 2)
+        assert json.loads((out / "report.json").read_text())["parts"] == {"done": SHARDS, "planned": SHARDS}
     warm("verify", out)
 
 
@@ -169,7 +175,7 @@ def test_a_rank_that_hangs_holds_up_neither_the_run_nor_itself(
 ) -> None:
     out = tmp_path / "out"
     command = ("run", *long_list, "--limit", 2048, *DEMO, "--shard-size", 32, "--out", out, "--world-size", 2)
-    hung = start(*command, "--rank", 0)
+    hung = start(*command, "--rank", 0, "--metrics", tmp_path / "hung.prom")
     wait_until(lambda: (out / "parts").is_dir() and len(numbers(out)) > 2)
     (worker,) = children_of(hung.pid)
     os.kill(worker, signal.SIGSTOP)
@@ -180,6 +186,9 @@ def test_a_rank_that_hangs_holds_up_neither_the_run_nor_itself(
     said = hung.communicate(timeout=120)
     assert hung.returncode == 0, said
     assert "rank 0 of 2: 32 of its 32 parts are done; of the whole run, 64 of 64" in said[0]
+    metrics = (tmp_path / "hung.prom").read_text()  # what the other rank did counts as done, and once
+    rows = {name: re.search(rf"^clipbatch_{name}_rows (.*)$", metrics, re.MULTILINE)[1] for name in ("planned", "done")}
+    assert rows == {"planned": "1024.0", "done": "1024.0"}
 
 
 def test_a_worker_that_fails_once_is_restarted_and_its_error_is_shown(

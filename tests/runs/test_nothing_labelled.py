@@ -138,18 +138,26 @@ def test_a_rank_is_not_judged_but_the_whole_run_is_by_who_completes_it(warm: Cli
 
 def test_an_increment_is_judged_with_its_dataset(warm: Cli, tree: Path) -> None:
     folder, out = tree / "photos", tree / "dataset"
-    command = ("run", folder, *DEMO, "--incremental", "--out", out, "--one-line")
+    small = ("--batch-size", 32, "--shard-size", 64)
+    command = ("run", folder, *DEMO, *small, "--incremental", "--out", out, "--one-line")
     kept = {path: path.read_bytes() for path in (folder / "shoes").iterdir()}
     for path in kept:
         path.write_bytes(b"no image")
-    assert "none of the 4 images could be labelled" in warm(*command, code=4).stderr
-    assert "none of the 4 images could be labelled" in warm(*command, code=4).stderr  # nothing is new
+    for _ in range(2):  # the second time, nothing is new
+        said = warm(*command, code=4).stderr
+        assert "none of the 4 images could be labelled" in said
+        first = out / "increment-00001"  # --incremental refuses --overwrite and --retry-bad
+        assert f"Correct the command and remove {first}, or put" in said
+        assert f"back and run: clipbatch run --out {first} --retry-bad; if" in said
     for path, content in list(kept.items())[:2]:
         path.write_bytes(content)
     assert "2 images (0 new, 2 changed, 2 known): 2 ok" in warm(*command).stdout
     warm("run", "--out", out / "increment-00001")
     (folder / "new.jpg").write_bytes(b"no image")
     assert "100% of the images are bad; 1 images (1 new" in warm(*command).stdout
+    for number in range(1500):
+        (folder / f"{number}.jpg").write_bytes(b"")
+    assert "100% of the images are bad; 1500 images (1500 new" in warm(*command).stdout
 
 
 def test_scoring_again_is_not_judged(warm: Cli, tree: Path) -> None:

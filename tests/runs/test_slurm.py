@@ -78,6 +78,15 @@ def test_only_open_shards_are_submitted(cli: Cli, folder: Path, tmp_path: Path) 
 
 
 def test_the_device_is_what_the_tasks_ask_for(cli: Cli, folder: Path, tmp_path: Path) -> None:
+    for device, option in (
+        ("cuda", "--gres gpu:1"),
+        ("cuda", "--gres=lscratch:10,gpu:1"),
+        ("cuda", "--tres-per-task=gres/gpu:1"),
+        ("cuda", "-G1"),
+        ("cpu", "--tres-per-task=cpu=4"),
+        ("cpu", "--comment=see --gres=gpu:1"),
+    ):
+        assert SlurmJob(array="2", sbatch_option=(option,)).device == device, option
     given = ("submit", "slurm", folder, *DEMO, "--out", tmp_path / "out", "--array", 2, "--dry-run", "--json")
     for device, options in (
         ("cpu", []),
@@ -107,9 +116,11 @@ def test_the_device_is_what_the_tasks_ask_for(cli: Cli, folder: Path, tmp_path: 
         (["--array", "8", "--check-sbatch-option", "mem=8G"], "check_sbatch_option 'mem=8G' is not an option"),
         (["--array", "8", "--launcher", "env 'A=b"], "is not the beginning of a command: No closing quotation"),
         (["--array", "8", "--launcher", "apptainer exec setup/image.sif"], "image.sif is relative to this folder"),
+        (["--array", "8", "--launcher", "setup/wrap.sh"], "setup/wrap.sh is relative to this folder"),
         (["--array", "8", "--setup", "nowhere.sh"], "nowhere.sh"),
         (["--array", "8", "--setup", "setup/directive.sh"], "line 2: Slurm ignores '#SBATCH --mem=4G' there"),
         (["--array", "8", "--setup", "setup/broken.sh"], "broken.sh is not a piece of bash"),
+        (["--array", "8", "--setup", "setup/unfinished.sh"], "here-document at line 1 delimited by end-of-file"),
         (["--array", "8", "--requeues", "-1"], "requeues -1 is out of range"),
         (["--array", "8", "--world-size", "4"], "--world-size is for runs that you start yourself"),
         (["--array", "8", "--gpus", "all"], "--gres gpu:N requests"),
@@ -122,6 +133,8 @@ def test_wrong_options_are_refused_in_one_line(
     given = ("submit", "slurm", folder, *DEMO, "--out", tmp_path / "out", "--dry-run", *options)
     (tmp_path / "setup").mkdir()
     (tmp_path / "setup" / "image.sif").touch()
+    (tmp_path / "setup" / "wrap.sh").touch()
+    (tmp_path / "setup" / "unfinished.sh").write_text("cat >x <<END\nmodule load cuda\n")
     (tmp_path / "setup" / "directive.sh").write_text("module load cuda\n#SBATCH --mem=4G\n")
     (tmp_path / "setup" / "broken.sh").write_text("if true; then\n")
     error = cli(*given, code=3, cwd=tmp_path).stderr
@@ -167,6 +180,43 @@ def test_the_scripts_are_bash_whatever_the_folder_is_called(tmp_path: Path, name
     array = array_script(str(run), run / "slurm", plain, run / "shards.txt", 4, ["--max-bad=5%"])
     command = array.decode().split("\n" + sys.executable)[1].split("&")[0]
     assert str(run) in shlex.split(command.replace("\\\n", ""))
+    broken = f"{run}\nand more"
+    array = array_script(broken, run / "slurm", plain, run / "shards.txt", 4, [])
+    assert f" status {shlex.quote(broken)} --json" in array.decode()
+
+
+@pytest.mark.parametrize(
+    ("setup", "run_ends_with", "code", "requeued", "said"),
+    [
+        (":", 0, 0, False, "done"),
+        (":", 3, 3, False, "refused, and would be refused again"),
+        (":", 1, 1, True, "failed 1 times"),
+        ("exit 0", 0, 1, True, "before the run has begun"),
+        ("exit 3", 0, 3, True, "failed 1 times"),
+        ("echo \\", 0, 0, False, "done"),
+    ],
+)
+def test_only_the_exit_code_of_the_run_says_that_a_task_is_done_or_refused(
+    tmp_path: Path, setup: str, run_ends_with: int, code: int, requeued: bool, said: str
+) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "slurm" / "logs").mkdir(parents=True)
+    for name, line in (
+        ("squeue", "echo RUNNING"),
+        ("scontrol", f"touch {tmp_path}/requeued"),
+        ("clipbatch", f"exit {run_ends_with}"),
+    ):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{line}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    named = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "0", "SLURMD_NODENAME": "n1"}
+    job, path = SlurmJob(array="1", setup=f"{setup}\n"), {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    array = array_script("/run", tmp_path / "slurm", job, tmp_path / "shards.txt", 1, [])
+    ended = subprocess.run(["bash"], input=array, env=named | path, capture_output=True)
+    assert (ended.returncode, (tmp_path / "requeued").exists()) == (code, requeued), ended
+    assert said in ended.stdout.decode()
+    assert b"pipefail" not in ended.stdout  # a backslash at the end of the setup does not join our next line to it
+    check = subprocess.run(["bash"], input=check_script("/run", tmp_path / "slurm", job), env=path, capture_output=True)
+    assert check.returncode == code, check
 
 
 def test_logs_of_the_last_ten_arrays_are_kept_and_a_long_log_is_shortened(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -130,6 +131,18 @@ def test_a_killed_run_is_at_work_until_its_word_expires_and_harms_nothing(
     warm("run", "--out", out)
     assert not (out / activity.FOLDER).exists()
     warm("verify", out)
+
+
+def test_only_what_ended_processes_of_this_very_host_said_is_removed(tmp_path: Path) -> None:
+    folder, host = tmp_path / activity.FOLDER, socket.gethostname()
+    folder.mkdir()
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    kept = {f"{host}-{ended.pid}-4711-1234abcd.json", f"{host}-{os.getpid()}-1234abcd.json", f"x-{ended.pid}-1a.json"}
+    for name in (*kept, f"{host}-{ended.pid}-1234abcd.json"):
+        (folder / name).write_text("{}")
+    activity.tidy(RunDir(tmp_path))
+    assert set(os.listdir(folder)) == kept
 
 
 def test_what_others_wrote_into_the_folder_is_not_trusted(

@@ -169,12 +169,10 @@ def test_a_disk_that_is_slower_than_labelling_gets_a_warning(tmp_path: Path) -> 
 
 
 def test_a_cpu_without_bf16_gets_a_warning_with_the_rate_to_expect(monkeypatch: pytest.MonkeyPatch) -> None:
-    for fast, level, a_core in ((True, "ok", 28), (False, "warning", 5.5)):
+    for fast, level in ((True, "ok"), (False, "warning")):
         monkeypatch.setattr(hardware, "has_fast_bf16", lambda fast=fast: fast)
         found = checks.judge_precision([])
-        assert (found.level, "5.5 images/s a core with ViT-B-32" in found.text) == (level, not fast)
-        assert checks.cpu_rate("ViT-B-32") == checks.cpu_rate("clipbatch-demo") == a_core * hardware.cores()
-        assert checks.cpu_rate("ViT-L-14") < checks.cpu_rate("ViT-B-32") / 10
+        assert (found.level, "5.9 images/s a core with ViT-B-32, where bf16 does 30" in found.text) == (level, not fast)
 
 
 def test_examine_refuses_an_unknown_model() -> None:

@@ -2,6 +2,7 @@
 
 import html
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from PIL import Image
 from clipbatch.config import SourceSettings
 from clipbatch.inputs import listing
 from clipbatch.tools.parity.compare import evenly
-from clipbatch.tools.parity.verdict import summary
+from clipbatch.tools.parity.verdict import summary, text
 from tests.conftest import DEMO, Cli
 from tests.support.corpus import BROKEN, GOOD
 
@@ -119,7 +120,8 @@ def test_images_are_takenevenly(tmp_path: Path, listed: int, limit: int) -> None
 
 
 def test_a_machine_with_other_results_gets_a_negative_verdict() -> None:
-    facts = {"orientation": "stored"}
+    facts = {"model": "m", "pretrained": None, "decoder": "dali", "precision": "fp16", "device": "cuda"}
+    facts |= {"batch_size": 8, "orientation": "stored"}
     row = {"uri": "a", "status": "ok", "reference_status": "ok", "notes": [], "pixel_mean": 1.0, "pixel_max": 9}
     row |= {"score_off": 0.1, "label": "cat", "reference_label": "cat", "margin": 0.3}
     good = [row | {"row_id": number, "cosine": 0.9999} for number in range(40)]
@@ -131,10 +133,14 @@ def test_a_machine_with_other_results_gets_a_negative_verdict() -> None:
         [entry | {"cosine": 0.998} for entry in good],
         [entry | {"label": "dog"} for entry in good[:2]] + good[2:],
         [*good, {"row_id": 40, "uri": "b", "status": "corrupt", "reference_status": "ok"}],
+        [*good[1:], row | {"row_id": 0, "cosine": math.nan, "score_off": math.nan}],
     ):
         made = summary(facts, wrong, 40)
         assert made["agrees"] is False
         assert "differs from open_clip" in made["verdict"]
         assert "--reference" in made["verdict"]
+        assert made["verdict"] in text(made)
+    assert "one image's cosine is nan, not 0.99" in made["verdict"]
+    assert (made["worst"][0]["row_id"], made["all"]["score_off_max"]) == (0, pytest.approx(math.nan, nan_ok=True))
     nothing = summary(facts, [{"row_id": 0, "uri": "b", "status": "empty", "reference_status": "empty"}], 1)
     assert (nothing["agrees"], nothing["bad"]) == (None, 1)

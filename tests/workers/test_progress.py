@@ -21,13 +21,15 @@ def test_a_log_gets_a_line_at_intervals_with_a_rate_once_one_is_known(
     shown = Progress(total=100, done=10, bad=0, quiet=False)
     shown.show(20, 1, "decode")
     time.sleep(0.2)
-    shown.show(21, 2, "encode")
+    shown.show(20, 1, "")  # before the first batch
+    shown.skip(10)  # which another rank has done
+    shown.show(31, 2, "encode")
     monkeypatch.setattr(progress, "LINE_EVERY_S", 30.0)
     shown.show(80, 2, "encode")
     shown.say("a remark", "warning")
     first, second, remark = (line.split(" ", 1)[1] for line in capfd.readouterr().err.splitlines())
     assert first == "INFO    20 of 100 images, 1 bad, bound by decode"
-    assert (rest := re.fullmatch(r"INFO    21 of 100 images, (.*)/s, (.*) left, 2 bad, bound by encode", second))
+    assert (rest := re.fullmatch(r"INFO    31 of 100 images, (.*)/s, (.*) left, 2 bad, bound by encode", second))
     assert 0 < float(rest[1]) <= 5  # one image in 0.2 s or more; a rate of less than 10 has a decimal
     assert "." in rest[1]
     assert re.match(r"[1-9]\d*(\.\d)? (s|min)\b", rest[2])

@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
@@ -69,13 +70,15 @@ def verify_command(
 
     Example: clipbatch verify scores/
     """
-    from clipbatch.runs import increments
+    from clipbatch.runs import increments, latest
 
     checks = [_verify(path, restore) for path in increments.runs_in(run)]
     rows, shards = sum(check.rows for check in checks), sum(check.parts for check in checks)
+    tables = latest.damaged_tables(Path(run)) if increments.is_dataset(run) else []
     errors = [error for check in checks for error in check.errors]
+    errors += [_describe("a table of the dataset is", [text], remedy) for text, remedy in tables]
     if as_json:
-        problems = [problem for check in checks for problem in check.problems]
+        problems = [*(problem for check in checks for problem in check.problems), *(text for text, _ in tables)]
         print(json.dumps({"rows": rows, "parts": shards, "problems": problems}, indent=2))
     elif not errors:
         parts = "1 part" if shards == 1 else f"{shards} parts"

@@ -9,10 +9,13 @@ from clipbatch.config import Settings, hardware
 from clipbatch.config.validation import SettingError
 
 COMPILE_S, COMPILE_GAIN = 90.0, 0.1
-# Photographs that a core decodes in a second, and GFLOP/s that it computes, measured with ViT-B-32 on one core of an
-# EPYC of 2025, which has hardware for bf16 and none for fp16 (benchmarks/results/2026-11-30-cpu-precision.md).
+# Photographs that a core decodes in a second, and GFLOP/s that it computes. Both are from images/s in reports of
+# benchmarks/results; with ViT-B-32, an image costs 8.82 GFLOP.
+#     decoding, bf16  2026-11-23-cpu-speed.md: 787 and 66 on 2 cores with hardware for bf16
+#     fp32            2026-11-28-cpu-speed.md: 12 on 2 cores without hardware for bf16, for which `auto` is fp32
+#     fp16            2026-11-30-cpu-precision.md: 2.00 on a core without hardware for fp16
 CORE_DECODES = 400
-CORE_GFLOPS = {"fp32": 80, "bf16": 290, "fp16": 17}
+CORE_GFLOPS = {"fp32": 53, "bf16": 290, "fp16": 17.6}
 
 
 def resolve(settings: Settings, gflop: float, frozen: Mapping[str, Any] | None = None) -> Settings:
@@ -30,8 +33,7 @@ def resolve(settings: Settings, gflop: float, frozen: Mapping[str, Any] | None =
             return value
         return frozen.get(name) if frozen else default
 
-    cpu_precision = "bf16" if hardware.has_fast_bf16() else "fp32"
-    precision = resolved("precision", settings.model.precision, "fp16" if gpu else cpu_precision)
+    precision = resolved("precision", settings.model.precision, "fp16" if gpu else cpu_precision())
     if precision == "fp8" and not gpu:
         raise SettingError("precision fp8 needs a GPU, and this runs on a CPU: use bf16, fp32 or auto")
     if settings.model.compile == "on" and not gpu:
@@ -81,6 +83,11 @@ def one_minute_shard_size(gpu: bool, gflop: float, precision: str, batch_size: i
         rate = cpu_rate(gflop, "bf16" if precision == "bf16" else "fp32", hardware.cores())
     batches = max(1.0, 60 * rate / batch_size)
     return int(batch_size * 2 ** int(batches).bit_length() // 2)
+
+
+def cpu_precision() -> str:
+    """The precision that `auto` means on this machine's CPU."""
+    return "bf16" if hardware.has_fast_bf16() else "fp32"
 
 
 def cpu_rate(gflop: float, precision: str, cores: int) -> float:

@@ -43,6 +43,7 @@ class Archive:
         names = [name.lstrip(".") for name in settings.columns or ()]
         self._columns = list(dict.fromkeys([*names, *([self._captions] if self._captions else [])]))
         self.passed_over: Counter[str] = Counter()
+        self.incomplete: list[str] = []
         for name in self._columns:
             if not is_text(name):
                 raise InputError(f"--columns {name!r} is not UTF-8: name a suffix of sidecar files, such as json")
@@ -80,13 +81,17 @@ class Archive:
     def _note(self, what: str) -> None:
         self.passed_over[f"({self.text} {what})"] += 1
 
+    def _note_damage(self, what: str) -> None:
+        self._note(what)
+        self.incomplete.append(self.text)
+
     def _members(self, file: Container) -> Iterator[Member]:
         """All members. Raises: InputError if the file is not an archive of the kind that its suffix says."""
         try:
             if self.text.lower().endswith(".zip"):
-                yield from zip_members(file, InPieces(file) if is_url(self.text) else file, self._note)
+                yield from zip_members(file, InPieces(file) if is_url(self.text) else file, self._note_damage)
             else:
-                yield from tar_members(InPieces(file) if is_url(self.text) else file, self._note)
+                yield from tar_members(InPieces(file) if is_url(self.text) else file, self._note_damage)
         except NoTarError as error:
             start = bytes(file.read_at(0, 8))
             kind = next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), None)
@@ -187,6 +192,7 @@ class ArchiveFolder:
 
     def __init__(self, text: str, settings: SourceSettings) -> None:
         self.text = text
+        self.incomplete: list[str] = []
         entries, leftovers = _sorted_entries(text, settings)
         paths = [os.path.join(text, name) for name, _ in entries if is_archive_name(name)]
         self._archives = [Archive(path, settings) for path in paths]
@@ -224,6 +230,7 @@ class ArchiveFolder:
         for archive in self._archives:
             yield from archive.batches()
             self.passed_over += archive.passed_over
+            self.incomplete += archive.incomplete
 
 
 def _sorted_entries(folder: str, settings: SourceSettings) -> tuple[list[tuple[str, bool]], Counter[str]]:

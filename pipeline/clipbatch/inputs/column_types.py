@@ -70,6 +70,17 @@ def _inside(field: pa.Field) -> pa.Field:
     return field.with_type(portable(field.type))
 
 
+def widest(left: pa.DataType, right: pa.DataType) -> pa.DataType:
+    """A type for the values of both types, which is portable where they differ: text where no other one takes both."""
+    if left == right:
+        return left
+    try:
+        schemas = [pa.schema([pa.field("", kind)]) for kind in (left, right)]
+        return portable(pa.unify_schemas(schemas, promote_options="permissive").field(0).type)
+    except pa.ArrowException:
+        return pa.string()
+
+
 def to_portable(values: pa.Array) -> tuple[pa.Array, int]:
     """`values` as their portable type, and how many of them lost what is smaller than a microsecond.
 

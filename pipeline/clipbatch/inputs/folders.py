@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import AnyStr
 
 import pyarrow as pa
@@ -45,6 +45,7 @@ class Directory:
         self.text, self._all_files = text, settings.all_files
         self.captions = CaptionFiles(settings)
         self.passed_over: Counter[str] = Counter()
+        self.incomplete: list[str] = []
 
     @staticmethod
     def accepts(text: str, settings: SourceSettings) -> bool:
@@ -83,7 +84,7 @@ class Directory:
             ) from error
         parents = [_identity(self.text)]
         while stack:
-            path, inner = next(stack[-1], (None, False))
+            path, inner, lost = next(stack[-1], (None, False, False))
             if path is None:
                 stack.pop()
                 parents.pop()
@@ -95,10 +96,14 @@ class Directory:
                 yield path
             elif not inner:
                 self.passed_over[os.path.splitext(path)[1].lower()] += 1
+            if lost and not leftover:
+                self.incomplete.append(path)
             if inner:
                 try:
                     identity, entries = _identity(path), _entries(path)
                 except OSError:  # make it a row, so that the output says that the folder could not be read
+                    if not leftover:
+                        self.incomplete.append(path)
                     if not (leftover or is_image_name(path)):
                         yield path
                     continue
@@ -109,6 +114,8 @@ class Directory:
 
 class ImageFile:
     """One image file, named on the command line."""
+
+    incomplete: Sequence[str] = ()
 
     def __init__(self, text: str, settings: SourceSettings) -> None:
         self.text = text
@@ -142,16 +149,30 @@ def is_folder(entry: os.DirEntry[AnyStr]) -> bool:
         return False
 
 
-def _entries(folder: str) -> Iterator[tuple[str, bool]]:
-    """The paths in `folder` in byte order, and whether each is a folder. Keeps only names: there may be millions."""
-    names, folders = [], set()
+def is_lost(entry: os.DirEntry[AnyStr], *, follows: bool = True) -> bool:
+    """Whether `entry`, which is no folder, may have been one: a link that leads nowhere, or one of which the file
+    system says nothing. Links with the name of an image are taken for images. follows: whether links to folders are
+    followed."""
+    try:
+        is_link = entry.is_symlink() and follows
+        return is_link and not (is_image_name(os.fsdecode(entry.name)) or os.path.exists(entry.path))
+    except OSError:
+        return True
+
+
+def _entries(folder: str) -> Iterator[tuple[str, bool, bool]]:
+    """The paths in `folder` in byte order, whether each is a folder, and whether it is lost. Keeps only names: there
+    may be millions."""
+    names, folders, lost = [], set(), set()
     with os.scandir(os.fsencode(folder)) as entries:
         for entry in entries:
             names.append(entry.name)
             if is_folder(entry):
                 folders.add(entry.name)
+            elif is_lost(entry):
+                lost.add(entry.name)
     names.sort()
-    return ((os.path.join(folder, os.fsdecode(name)), name in folders) for name in names)
+    return ((os.path.join(folder, os.fsdecode(name)), name in folders, name in lost) for name in names)
 
 
 def _identity(folder: str) -> tuple[int, int]:  # the same for all paths to one folder

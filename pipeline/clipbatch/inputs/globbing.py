@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 from clipbatch.errors import InputError
-from clipbatch.inputs.folders import is_folder
+from clipbatch.inputs.folders import is_folder, is_lost
 from clipbatch.inputs.remote_folders import entries
 from clipbatch.storage.stores import is_web, scheme_of
 
@@ -69,7 +69,7 @@ def local_matches(pattern: str, unreadable: Callable[[str], None]) -> list[tuple
     """The paths that match `pattern`, each once, in byte order, and whether each is a folder.
 
     A pattern with `**` matches files only, since it finds the files in the folders anyway. unreadable: called with each
-    folder that cannot be listed. Needs about 300 bytes of memory per match.
+    folder that cannot be listed, or is a link that leads nowhere. Needs about 300 bytes of memory per match.
     """
     parts = [part for part in pattern.split("/") if part]
     parts = [part for at, part in enumerate(parts) if part != "**" or parts[at - 1 : at] != ["**"]]
@@ -97,8 +97,16 @@ def _match_entries(
     part, last = parts[depth], depth == len(parts) - 1
     if not MAGIC.search(part):
         path = os.path.join(folder, part)
-        if os.path.lexists(path):
-            yield path, os.path.isdir(path), depth + 1
+        try:
+            os.lstat(path)
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            return
+        except OSError:
+            unreadable(path)
+            return
+        if not (last or os.path.exists(path)):
+            unreadable(path)
+        yield path, os.path.isdir(path), depth + 1
         return
     if part == "**" and not last:
         yield folder, True, depth + 1
@@ -110,6 +118,8 @@ def _match_entries(
                 if not like(name) or (name[0] == "." and part[0] != "."):
                     continue
                 inner = is_folder(entry)
+                if not (last or inner) and is_lost(entry, follows=part != "**"):
+                    unreadable(path)
                 if part != "**":
                     yield path, inner, depth + 1
                 elif inner and not entry.is_symlink():

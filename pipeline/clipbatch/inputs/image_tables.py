@@ -12,7 +12,7 @@ import functools
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -60,6 +60,8 @@ _END_BYTES, _FAR_END_BYTES = 2**20, 2**16
 
 class ImageTable:
     """A Parquet or Arrow file, or a folder of them."""
+
+    incomplete: Sequence[str] = ()
 
     def __init__(self, text: str, settings: SourceSettings) -> None:
         """Raises: InputError for a damaged file."""

@@ -218,6 +218,10 @@ class Lister(Protocol):
     # Number of files that were left out, by suffix, and notes for the user in parentheses. Complete after `batches`.
     passed_over: Counter[str]
 
+    @property
+    def incomplete(self) -> Sequence[str]:
+        """The places in the input that could not be listed as a whole. Complete after `batches`."""
+
     def __init__(self, text: str, settings: SourceSettings) -> None: ...
 
     @staticmethod

@@ -208,6 +208,10 @@ class Listing:
         """As `Lister.passed_over`, for all inputs."""
         return sum((lister.passed_over for lister in self._inputs), self._cut)
 
+    def incomplete(self) -> list[str]:
+        """As `Lister.incomplete`, for all inputs."""
+        return list(dict.fromkeys(place for lister in self._inputs for place in lister.incomplete))
+
     def _expect(self, lister: Lister) -> None:
         """Tell a lister that finds out types from text which types the dataset has."""
         if len(self._carried) and isinstance(lister, (TableManifest, Pattern)):

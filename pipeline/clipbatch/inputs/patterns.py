@@ -50,6 +50,7 @@ class Pattern:
         columns have the types of a schema."""
         self.text, self._settings, self._kind_of, self._join = text, settings, kind_of, join
         self.passed_over: Counter[str] = Counter()
+        self.incomplete: list[str] = []
         self._members: list[Lister] = []
         self._listing: Listing | None = None
 
@@ -75,6 +76,7 @@ class Pattern:
             if isinstance(member, _Files):  # a folder has done so itself
                 member.captions.discount(self.passed_over)
         self.passed_over += listing.passed_over()
+        self.incomplete += listing.incomplete()
 
     def captions(self) -> list[CaptionFiles]:
         """Those of all matches."""
@@ -126,6 +128,7 @@ class Pattern:
 
     def _unreadable(self, folder: str) -> None:
         self.passed_over[f"({folder or '.'} cannot be listed)"] = 1
+        self.incomplete.append(folder or ".")
 
     def _inputs(self, matches: list[tuple[str, bool]]) -> list[Lister]:
         """The listers of all matches. Consecutive image files share one."""
@@ -137,6 +140,8 @@ class Pattern:
         files: list[str] = []
         for name, is_folder in matches:
             kind: type[Lister] | None = None
+            if not (is_folder or is_image_name(name) or is_url(name) or os.path.exists(name)):
+                self.incomplete.append(name)
             if not is_folder and (is_image_name(name) or (takes_all and not captions.is_one(name))):
                 kind = ImageFile
             elif is_folder or not images_only:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -47,6 +47,8 @@ def root_entries(root: str) -> tuple[tuple[str, bool], ...]:
 class RemoteImage:
     """One image in a store or on the web, named on the command line."""
 
+    incomplete: Sequence[str] = ()
+
     def __init__(self, text: str, settings: SourceSettings) -> None:
         self.text = text
         self.captions = CaptionFiles(settings)
@@ -80,6 +82,7 @@ class RemoteFolder:
         self.text, self._all_files = text, settings.all_files
         self.captions = CaptionFiles(settings)
         self.passed_over: Counter[str] = Counter()
+        self.incomplete: list[str] = []
         self._root = text.rstrip("/")
         stores.open_store(text)
 
@@ -148,6 +151,7 @@ class RemoteFolder:
             return entries(f"{self._root}/{path}") if path else deque(root_entries(self._root))
         except FileNotFoundError as error:
             if path:  # somebody removed it after we listed its parent
+                self.incomplete.append(f"{self._root}/{path}")
                 return deque()
             raise InputError(
                 f"there is nothing at {self._root}/: name a folder (a prefix), an image, a manifest, a table or an "

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -55,6 +55,8 @@ class Table(Protocol):
 
 class TableManifest:
     """A table whose rows name images. Their paths are relative to the folder of the table, or to `--root`."""
+
+    incomplete: Sequence[str] = ()
 
     def __init__(self, text: str, settings: SourceSettings) -> None:
         self.text, self._settings = text, settings

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import BinaryIO
 
@@ -32,6 +32,8 @@ _COMMENT = "^#+([ \t]|$)"
 
 class TextManifest:
     """A text manifest. Paths are relative to `--root`, or else to its folder (standard input: the working folder)."""
+
+    incomplete: Sequence[str] = ()
 
     def __init__(self, text: str, settings: SourceSettings) -> None:
         self.text = text

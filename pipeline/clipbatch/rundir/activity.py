@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import socket
 import time
 import uuid
@@ -34,6 +35,8 @@ EXPIRES_S = 4 * EVERY_S
 _FORGOTTEN_S = 3600.0
 _MAX_BYTES = 2**16
 _THREADS = 16
+# As `new_name` makes it. A host's name may have hyphens too.
+_NAME = re.compile(r"(?P<host>.*)-(?P<pid>[0-9]+)-[0-9a-f]+\.json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,12 +102,12 @@ def remove(run: RunDir, name: str) -> None:
 def tidy(run: RunDir) -> None:
     """Remove files of this host's processes that have ended, and files that were left long ago. Suppresses errors:
     nothing depends on what stays."""
-    folder, host = run.path / FOLDER, f"{socket.gethostname()}-"
+    folder, this_host = run.path / FOLDER, socket.gethostname()
     with contextlib.suppress(OSError, InputError):
         remove_leftovers(folder)
         for name, written in modified(folder).items():
-            pid = name.removeprefix(host).partition("-")[0]
-            has_ended = name.startswith(host) and pid.isdecimal() and not is_alive(int(pid))
+            match = _NAME.fullmatch(name)
+            has_ended = match and match["host"] == this_host and not is_alive(int(match["pid"]))
             if has_ended or time.time() - written > _FORGOTTEN_S:
                 (folder / name).unlink(missing_ok=True)
         if isinstance(folder, Path):

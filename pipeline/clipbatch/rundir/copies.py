@@ -73,12 +73,17 @@ def read(folder: AnyPath, name: str) -> bytes | None:
 
     Raises: InputError with the remedy if the file cannot be read, or is missing while its copy exists.
     """
+    if (data := present(folder, name)) is None and content(folder, name) is not None:
+        raise damaged(folder, name, "it is missing")
+    return data
+
+
+def present(folder: AnyPath, name: str) -> bytes | None:
+    """As `read`, but None also if only the copy exists, for which it does not look."""
     try:
         return (folder / name).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        if content(folder, name) is None:
-            return None
-        raise damaged(folder, name, "it is missing") from None
+        return None
     except OSError as error:
         raise damaged(folder, name, error.strerror or str(error)) from error
 

@@ -60,6 +60,10 @@ class RunDir:
             runs = sorted(self.path.glob("increment-*")) if not isinstance(self.path, StorePath) else []
             remedy = f"it is a dataset, so name a run in it: {runs[-1]}" if runs else "start one with clipbatch run"
             raise InputError(f"{self.path} is not a run directory: it has no run.json; {remedy}")
+        return self._parsed(content)
+
+    def _parsed(self, content: bytes) -> Plan:
+        """The plan in the bytes of `run.json`. Raises: as `plan`."""
         if self._read is None or self._read[0] != content:
             plan = copies.parsed(self.path, self.plan_file.name, content, Plan.of)
             if plan.sha256 is None:
@@ -69,12 +73,13 @@ class RunDir:
 
     def plan_of(self, fingerprint: str) -> Plan:
         """Read the plan, and check that it still has this fingerprint. Raises: OtherRunError if it does not."""
-        if not self.exists():
+        content = copies.present(self.path, self.plan_file.name)
+        if content is None:
             raise OtherRunError(
                 f"{self.plan_file} is missing, so this run stops writing: another run has replaced this one in "
                 f"{self.path} (--overwrite), or the folder has gone: put it back, or choose another --out"
             )
-        if (plan := self.plan()).fingerprint == fingerprint:
+        if (plan := self._parsed(content)).fingerprint == fingerprint:
             return plan
         raise OtherRunError(_REPLACED.format(self.path, "or other settings before the first image"))
 
@@ -190,13 +195,18 @@ class RunDir:
         names, shards = list_names(self.parts), plan.shards
         return {shard for shard in range(shards) if part_name(shard, shards) in names}
 
-    def check_same(self, plan: Plan, identity: Mapping[str, Any]) -> None:
-        """Raises: OtherRunError naming the first field in which `identity` differs from the plan's."""
+    def check_same(self, plan: Plan, identity: Mapping[str, Any], *, may_overwrite: bool = True) -> None:
+        """Raises: OtherRunError naming the first field in which `identity` differs from the plan's.
+
+        may_overwrite: whether `--overwrite` is a remedy.
+        """
         _check_equal(
             plan.identity,
             identity,
             f"{self.path} belongs to a run with other settings",
-            "choose another --out, give the same settings, or --overwrite",
+            "choose another --out, give the same settings, or --overwrite"
+            if may_overwrite
+            else "choose another --out, or give the same settings",
         )
 
 

@@ -12,7 +12,7 @@ from clipbatch import __version__
 from clipbatch.config import Settings, SettingValues, from_flat, hardware
 from clipbatch.errors import ClipbatchError
 from clipbatch.rundir.frozen_plan import Plan
-from clipbatch.runs.plan import versions
+from clipbatch.runs.plan import DALI, versions
 from clipbatch.workers import words
 from clipbatch.workers.progress import Log, Progress
 
@@ -20,7 +20,7 @@ from clipbatch.workers.progress import Log, Progress
 _MAX_INPUTS = 3
 _MAX_TEXT = 80
 # Those packages whose versions the text names.
-_NAMED = ("torch", "open_clip_torch", "nvidia-dali-cuda120")
+_NAMED = ("torch", "open_clip_torch", *DALI)
 
 
 def start(log: Log, settings: Settings, out: str | os.PathLike[str]) -> None:

@@ -6,6 +6,7 @@ of these names exist, and what the first error was. It opens no image.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,8 +29,8 @@ from clipbatch.storage.uris import folder_of, is_data_uri, is_url, path_of
 from clipbatch.types import counts_text
 
 _REMEDY = (
-    "Correct the command and give --overwrite, or put the images back and give --retry-bad; if these are to be bad "
-    "rows, give --max-bad 100%"
+    "Correct the command and {again}, or put the images back and {retry}; if these are to be bad rows, give --max-bad "
+    "100%"
 )
 # Rows that a guess is made from.
 _ROWS = 20
@@ -54,7 +55,7 @@ def check_finished(run: RunDir, plan: Plan, allowed: int | None) -> None:
     if len(run.done(plan)) < plan.shards:
         return
     counts = _sum(count_statuses(run, plan, shards))
-    if counts["ok"] or any(_has_ok(other) for other in _increments_beside(run)):
+    if counts["ok"] or others_have_ok(run):
         return
     text = f"none of the {plan.rows} images could be labelled: {counts_text(counts)}"
     raise explained(NothingLabelledError(text), run, plan)
@@ -64,7 +65,10 @@ def explained(error: NothingLabelledError, run: RunDir, plan: Plan) -> NothingLa
     """`error` with the likely cause, and with what to do."""
     cause = likely_cause(run, plan)
     because = f"Likely cause: {cause}. " if cause else ""
-    return NothingLabelledError(f"{error}. {because}{_REMEDY}")
+    again, retry = "give --overwrite", "give --retry-bad"
+    if _is_increment(run):  # --incremental refuses these options
+        again, retry = f"remove {run.path}", f"run: clipbatch run --out {run.path} --retry-bad"
+    return NothingLabelledError(f"{error}. {because}{_REMEDY.format(again=again, retry=retry)}")
 
 
 def likely_cause(run: RunDir, plan: Plan) -> str:
@@ -87,11 +91,26 @@ def likely_cause(run: RunDir, plan: Plan) -> str:
     return f"the first error is {status}: {error}" if error else ""
 
 
+def others_have_ok(run: RunDir) -> bool:
+    """Whether `run` is an increment, and another increment of its dataset has an ok row. If so, labels, model and paths
+    are right, and all that is new may be bad. Ignores increments that are damaged: others judge them."""
+    for other in _increments_beside(run):
+        with contextlib.suppress(OSError, ClipbatchError):
+            if other.exists() and _has_ok(other):
+                return True
+    return False
+
+
 def _increments_beside(run: RunDir) -> Iterator[RunDir]:
     """The other increments of the dataset, if `run` is an increment."""
-    if isinstance(run.path, Path) and run.path.name.startswith("increment-"):
-        others = (RunDir(path) for path in run.path.resolve().parent.glob("increment-*") if path.name != run.path.name)
-        yield from (other for other in others if other.exists())
+    if isinstance(run.path, Path) and _is_increment(run):
+        for path in run.path.resolve().parent.glob("increment-*"):
+            if path.name != run.path.name:
+                yield RunDir(path)
+
+
+def _is_increment(run: RunDir) -> bool:
+    return run.path.name.startswith("increment-")
 
 
 def _has_ok(run: RunDir) -> bool:

@@ -19,7 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from clipbatch.errors import InputError
-from clipbatch.inputs.column_types import portable, to_portable
+from clipbatch.inputs.column_types import LossError, portable, to_portable, widest
 from clipbatch.rundir.counts import count_statuses
 from clipbatch.rundir.frozen_plan import Plan
 from clipbatch.rundir.layout import RunDir
@@ -106,12 +106,8 @@ def _schema(runs: Sequence[tuple[RunDir, Plan]]) -> pa.Schema:
     fields: dict[str, pa.Field] = {}
     for field in (field for schema in schemas for field in schema):
         field = field.with_type(portable(field.type)).remove_metadata()
-        before = fields.setdefault(field.name, field)
-        try:
-            unified = pa.unify_schemas([pa.schema([before]), pa.schema([field])], promote_options="permissive")[0]
-        except pa.ArrowException:
-            unified = field.with_type(pa.string())
-        fields[field.name] = unified.with_nullable(True)
+        before = fields.setdefault(field.name, field.with_nullable(True))
+        fields[field.name] = before.with_type(widest(before.type, field.type))
     name = "increment"
     while name in fields:
         name = f"clipbatch_{name}"
@@ -146,6 +142,16 @@ def _tables(
                 yield _alike(table.take(here), schema, shard.run.path.name)
 
 
+def _cast(values: pa.Array, field: pa.Field, increment: str) -> pa.Array:
+    try:
+        return to_portable(values)[0].cast(field.type)
+    except (pa.ArrowException, LossError) as error:
+        raise InputError(
+            f"column {field.name!r} is {values.type} in {increment} and has to be {field.type} for all increments: "
+            f"{error}; compact each increment on its own"
+        ) from error
+
+
 def _alike(table: pa.Table, schema: pa.Schema, increment: str) -> pa.Table:
     """`table` with the columns of `schema`."""
     columns = []
@@ -155,7 +161,7 @@ def _alike(table: pa.Table, schema: pa.Schema, increment: str) -> pa.Table:
             continue
         values = table[field.name].combine_chunks()
         if values.type != field.type:
-            values = to_portable(values)[0].cast(field.type)
+            values = _cast(values, field, increment)
         columns.append(values)
     name = pa.DictionaryArray.from_arrays(pa.array(np.zeros(table.num_rows, np.int32)), [increment])
     return pa.Table.from_arrays([*columns, name], schema=schema.remove_metadata())

@@ -189,7 +189,7 @@ def check_copy(written: Any, tables: Iterable[pa.Table], target: AnyPath) -> Non
     for table in tables:
         for start in range(0, table.num_rows, _ROWS_COMPARED):
             piece = table.slice(start, _ROWS_COMPARED)
-            if not _plain(copied.take(piece.num_rows)).equals(_plain(piece)):
+            if not _comparable(copied.take(piece.num_rows)).equals(_comparable(piece)):
                 raise DamagedError(f"{target}: the rows read back are not those of the parts: {_REMEDY}")
     if copied.take(1).num_rows:
         raise DamagedError(f"{target}: more rows are read back than the parts have: {_REMEDY}")
@@ -213,15 +213,40 @@ class _Rows:
         return rows
 
 
-def _plain(table: pa.Table) -> pa.Table:
-    """`table` with strings in place of dictionaries, whose order does not matter, and each column in one piece."""
+def _comparable(table: pa.Table) -> pa.Table:
+    """`table` with strings in place of dictionaries, whose order does not matter, and whole numbers of the same bits in
+    place of floats, since NaN does not equal NaN. Each column is in one piece."""
     schema = pa.schema(
         [
             field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
             for field in table.schema
         ]
     )
-    return table.cast(schema).combine_chunks()
+    columns = [column.combine_chunks() for column in table.cast(schema).combine_chunks()]
+    return pa.table([column.view(_bits(column.type)) for column in columns], schema.names)
+
+
+def _bits(kind: pa.DataType) -> pa.DataType:
+    """`kind` with whole numbers of the same size in place of floats, also in lists and structs."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return _bits(kind.storage_type)
+    if pa.types.is_floating(kind):
+        return {16: pa.int16(), 32: pa.int32(), 64: pa.int64()}[kind.bit_width]
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_bits(field.type)) for field in kind])
+    if pa.types.is_map(kind):
+        return pa.map_(_bits(kind.key_type), _bits(kind.item_type))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(kind.value_field.with_type(_bits(kind.value_type)), kind.list_size)
+    for is_list, list_of in (
+        (pa.types.is_list, pa.list_),
+        (pa.types.is_large_list, pa.large_list),
+        (pa.types.is_list_view, pa.list_view),
+        (pa.types.is_large_list_view, pa.large_list_view),
+    ):
+        if is_list(kind):
+            return list_of(kind.value_field.with_type(_bits(kind.value_type)))
+    return kind
 
 
 def _width(kind: pa.DataType) -> int:

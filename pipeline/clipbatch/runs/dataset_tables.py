@@ -32,10 +32,14 @@ def _of_same_input(rows: Latest, inputs: tuple[str, ...]) -> NDArray[np.int64]:
     return np.concatenate(same)
 
 
-def gone(folder: Path, known: Known, inputs: tuple[str, ...], confirmed: bool) -> tuple[NDArray[np.int64], list[str]]:
+def gone(
+    folder: Path, known: Known, inputs: tuple[str, ...], incomplete: Sequence[str], confirmed: bool
+) -> tuple[NDArray[np.int64], list[str]]:
     """The numbers of the latest rows of the same input whose image the listing does not have, and remarks.
 
-    Raises: InputError if these are more than `_MAX_GONE` of its rows, unless that is confirmed.
+    incomplete: places in the input that could not be listed as a whole.
+    Raises: InputError if any row is gone and there are such places, or if more than `_MAX_GONE` of the input's rows are
+    gone, unless that is confirmed.
     """
     rows, named = known.latest(), ", ".join(inputs)
     same = np.intersect1d(rows.numbers, _of_same_input(rows, inputs))
@@ -43,6 +47,12 @@ def gone(folder: Path, known: Known, inputs: tuple[str, ...], confirmed: bool) -
         return same, [f"no image is marked as deleted, since no increment has all of its INPUT in {named}"]
     there = np.setdiff1d(same, latest.read_deleted(folder, rows))
     missing = np.intersect1d(known.gone(), there)
+    if len(missing) and incomplete:
+        more = f" and {len(incomplete) - 1} more" if len(incomplete) > 1 else ""
+        raise InputError(
+            f"{len(missing)} images of {named} were not found, but not all of {incomplete[0]}{more} could be listed, "
+            "so nothing is marked as deleted: mount it or make it readable, remove it, or leave --mark-deleted out"
+        )
     if len(missing) > _MAX_GONE * len(there) and not confirmed:
         raise InputError(
             f"{len(missing)} of {len(there)} images of {named} are gone, more than {_MAX_GONE:.0%}, so nothing is "
@@ -63,7 +73,7 @@ def keep(folder: Path, known: Known, gone: NDArray[np.int64], new: Path | None) 
         rows = rows.with_increment(new)
     marked = np.intersect1d(np.union1d(np.setdiff1d(deleted, back), gone), rows.numbers)
     latest.write_deleted(folder, rows, marked)
-    if not latest.is_fresh(folder, rows.increments):
+    if new is not None or not latest.is_fresh(folder, rows.increments):
         latest.write_latest(folder, rows)
     notes = []
     if len(gone):
@@ -81,4 +91,6 @@ def follow(source: Path, out: Path, increments: Sequence[Path]) -> None:
     if (deleted := source / DELETED).exists():
         with publish(out / DELETED) as file:
             file.write(deleted.read_bytes())
+    else:
+        (out / DELETED).unlink(missing_ok=True)
     latest.write_latest(out, latest.latest(increments))

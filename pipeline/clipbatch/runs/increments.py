@@ -110,7 +110,8 @@ def run(
             yield from known.select(listing, stamper)
             notes.extend(_notes_on_columns(listing) if done else ())
             if mark_deleted and done:
-                gone, remarks = dataset_tables.gone(folder, known, settings.source.inputs, confirm_deleted)
+                inputs, incomplete = settings.source.inputs, listing.incomplete()
+                gone, remarks = dataset_tables.gone(folder, known, inputs, incomplete, confirm_deleted)
                 notes.extend(remarks)
             if not known.comparison.new + known.comparison.changed:
                 raise _NothingNewError("nothing is new or changed")

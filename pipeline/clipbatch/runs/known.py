@@ -12,7 +12,7 @@ same, so it is tried again, but in `MAX_TRIES` increments at most.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,20 +23,21 @@ from numpy.typing import NDArray
 
 from clipbatch.errors import InputError
 from clipbatch.inputs import listing as listings
+from clipbatch.inputs.column_types import widest
 from clipbatch.rundir.counts import count_statuses
 from clipbatch.rundir.frozen_plan import Plan
 from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.schema import STAMPS
 from clipbatch.runs.latest import OWN, Latest, latest_rows, manifest, manifest_schema
 from clipbatch.runs.stamps import Folders, Stamper, look_hashes, name_hashes
-from clipbatch.storage.failures import may_pass
+from clipbatch.storage.failures import MAY_PASS, may_pass
 from clipbatch.storage.paths import parquet_source
 from clipbatch.workers import signals
 
 # In so many increments an image is tried whose failure may pass. Without a limit, lists with dead hosts would add rows
 # every night.
 MAX_TRIES = 7
-_BAD = ("missing", "unreadable", "timeout", "truncated")
+_BAD = ("missing", *MAY_PASS)
 _STAMP_NAMES = [field.name for field in STAMPS]
 _LISTED = [name for name in OWN if name not in _STAMP_NAMES]
 
@@ -61,11 +62,14 @@ class Known:
         self.comparison = Comparison()
         self._folders = Folders()
         schemas = [manifest_schema(path) for path in done]
-        # The columns that the increments carry and their stamps, each of the type that it has in the first of them.
-        self.columns = pa.schema([])
-        for field in (field for schema in schemas for field in schema):
-            if field.name not in _LISTED and self.columns.get_field_index(field.name) < 0:
-                self.columns = self.columns.append(field.remove_metadata())
+        # The columns that the increments carry and their stamps, each of the type that it has in all of them. Where
+        # older versions let types differ, a stamp has that of the first, and a carried column the widest.
+        fields: dict[str, pa.Field] = {}
+        for field in (field for schema in schemas for field in schema if field.name not in _LISTED):
+            before = fields.setdefault(field.name, field.remove_metadata())
+            if field.name not in _STAMP_NAMES:
+                fields[field.name] = before.with_type(widest(before.type, field.type))
+        self.columns = pa.schema(list(fields.values()))
         self._carried = [_carried(schema) for schema in schemas]
 
     @property
@@ -94,18 +98,22 @@ class Known:
 
     def gone(self) -> NDArray[np.int64]:
         """The numbers, as in `latest`, of rows that the listing does not have any more. Call it after `select`."""
-        alike = _mixed(self._names, self._looks)
-        rest = ~self._matched & ~self._emitted[self._firsts()]
-        rest[rest] = ~np.isin(alike[rest], alike[self._matched])  # the same row twice
-        return self._numbers[rest]
+        return self._numbers[~self._present()]
 
     def back(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """Those of `numbers`, rows that had been marked as deleted, that the listing has. Call it after `select`."""
-        return np.intersect1d(numbers, self._numbers[self._matched | self._emitted[self._firsts()]])
+        return np.intersect1d(numbers, self._numbers[self._present()])
+
+    def _present(self) -> NDArray[np.bool_]:
+        """Which of the rows the listing has."""
+        alike = _mixed(self._names, self._looks)
+        present = self._matched | self._emitted[self._firsts()]
+        present[~present] = np.isin(alike[~present], alike[self._matched])  # the same row twice
+        return present
 
     def _read(self, absent: Collection[str]) -> None:
         """Read the manifests. absent: columns that the input does not have tonight."""
-        names, looks, again = ([np.empty(0, kind)] for kind in (np.int64, np.int64, bool))
+        names, looks, again, tried = ([np.empty(0, kind)] for kind in (np.int64, np.int64, bool, np.int64))
         self._sets = [tuple(name for name in columns if name not in absent) for columns in self._carried]
         self._sizes = []
         for path, columns in zip(self._done, self._sets, strict=True):
@@ -113,20 +121,23 @@ class Known:
             plan = run.plan()
             missing, passing = _failures(run, plan)
             self._sizes.append(plan.rows)
+            failed = [np.empty(0, np.int64)]
             for batch in manifest(run, plan, [*OWN, *columns]):
                 signals.check()
                 row_ids = batch["row_id"].to_numpy()
                 names.append(name_hashes(batch, self._folders))
-                looks.append(look_hashes(self._alike(batch), columns, np.isin(row_ids, missing)))
-                again.append(np.isin(row_ids, passing))
+                looks.append(look_hashes(self._alike(batch), columns, missing[row_ids]))
+                again.append(passing[row_ids])
+                failed.append(names[-1][again[-1]])
+            tried.append(np.unique(np.concatenate(failed)))  # an image may have several rows in an increment
         self._sets = list(dict.fromkeys(self._sets))
         every_name, every_again = np.concatenate(names), np.concatenate(again)
         del names
         self._names, self._numbers = latest_rows(every_name, self._sizes)
-        tried, count = np.unique(every_name[every_again], return_counts=True)
+        ever, count = np.unique(np.concatenate(tried), return_counts=True)
         self._looks = np.concatenate(looks)[self._numbers]
         # Rows that are tried again.
-        self._again = every_again[self._numbers] & np.isin(self._names, tried[count < MAX_TRIES])
+        self._again = every_again[self._numbers] & np.isin(self._names, ever[count < MAX_TRIES])
         # Rows that the listing has, and the first rows of images of which the listing has another row.
         self._matched, self._emitted = (np.zeros(len(self._names), bool) for _ in range(2))
 
@@ -176,7 +187,7 @@ class Known:
             yield stamped.filter(pa.array(known))
 
     def _alike(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """`batch` with the types of the first increment that has a column, where they can hold its values."""
+        """`batch` with the types of `columns`, where they can hold its values."""
         columns = []
         for name, values in zip(batch.schema.names, batch.columns, strict=True):
             at = self.columns.get_field_index(name)
@@ -195,11 +206,10 @@ def _mixed(names: NDArray[np.int64], looks: NDArray[np.int64]) -> NDArray[np.int
     return np.asarray(names ^ (looks * np.int64(-7046029254386353131)))
 
 
-def _failures(run: RunDir, plan: Plan) -> tuple[Sequence[int], Sequence[int]]:
-    """The row_ids of a complete increment whose files did not exist when they were to be read, and of those whose
+def _failures(run: RunDir, plan: Plan) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """For each row of a complete increment whether its file did not exist when it was to be read, and whether its
     failure may have passed by now. Raises: InputError naming a damaged part."""
-    missing: list[int] = []
-    passing: list[int] = []
+    missing, passing = np.zeros(plan.rows, bool), np.zeros(plan.rows, bool)
     for shard, counts in count_statuses(run, plan, range(plan.shards)).items():
         if not any(counts.get(status) for status in _BAD):
             continue
@@ -208,11 +218,11 @@ def _failures(run: RunDir, plan: Plan) -> tuple[Sequence[int], Sequence[int]]:
             table = pq.read_table(
                 parquet_source(path), columns=["row_id", "status", "error"], filters=[("status", "in", _BAD)]
             )
-        except (OSError, pa.ArrowException) as error:
+            for row in table.to_pylist():
+                if row["status"] == "missing":
+                    missing[row["row_id"]] = True
+                elif may_pass(row["status"], row["error"] or ""):
+                    passing[row["row_id"]] = True
+        except (OSError, pa.ArrowException, IndexError) as error:
             raise InputError(f"{path} is damaged: clipbatch run --out {run.path} --repair makes it again") from error
-        for row in table.to_pylist():
-            if row["status"] == "missing":
-                missing.append(row["row_id"])
-            elif may_pass(row["status"], row["error"] or ""):
-                passing.append(row["row_id"])
     return missing, passing

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from clipbatch.errors import InputError
+from clipbatch.errors import InputError, reading_failed
 from clipbatch.rundir.checksum import verify_file
 from clipbatch.rundir.frozen_plan import Plan
 from clipbatch.rundir.layout import RunDir, part_name
@@ -44,6 +44,10 @@ _STATE = b"clipbatch.increments"
 _INDEX = pa.schema([("uri", pa.string()), ("increment", WORDS), ("part", WORDS), ("row_id", pa.int64())])
 _TIME = pa.timestamp("us", "UTC")
 _TOMBSTONES = pa.schema([("uri", pa.string()), ("increment", WORDS), ("row_id", pa.int64()), ("marked", _TIME)])
+_REMEDIES = {
+    LATEST: "remove it; the next night makes it again",
+    DELETED: "restore it from a backup, or remove it; --mark-deleted then marks anew what is gone",
+}
 _ROW_BYTES = 200  # of a row of either table, about
 
 
@@ -159,9 +163,7 @@ def read_deleted(folder: Path, rows: Latest) -> NDArray[np.int64]:
     except FileNotFoundError:
         return np.empty(0, np.int64)
     if not verify_file(data):
-        raise InputError(
-            f"{path} is damaged: restore it from a backup, or remove it; --mark-deleted then marks anew what is gone"
-        )
+        raise InputError(f"{path} is damaged: {_REMEDIES[DELETED]}")
     table = pq.read_table(pa.BufferReader(data), columns=["increment", "row_id"])
     starts = rows.starts
     numbers = [
@@ -172,17 +174,31 @@ def read_deleted(folder: Path, rows: Latest) -> NDArray[np.int64]:
     return np.intersect1d(np.array(numbers, np.int64), rows.numbers)
 
 
+def damaged_tables(folder: Path) -> list[tuple[str, str]]:
+    """The tables of a dataset that are there and not whole: what to say of each, and the remedy. Raises: InputError if
+    one cannot be read."""
+    damaged = []
+    for path in (folder / name for name in _REMEDIES):
+        try:
+            if path.exists() and not verify_file(path.read_bytes()):
+                damaged.append((f"{path}: damaged", _REMEDIES[path.name]))
+        except OSError as error:
+            raise reading_failed(str(path), error) from error
+    return damaged
+
+
 def write_deleted(folder: Path, rows: Latest, numbers: NDArray[np.int64]) -> None:
     """Write `deleted.parquet` with the rows of these numbers, unless it has just these. Rows that it has already keep
     the time at which they were marked."""
     before = read_deleted(folder, rows)
-    numbers = np.unique(numbers)
-    if np.array_equal(before, numbers):
+    path, numbers = folder / DELETED, np.unique(numbers)
+    rows_there = pq.read_metadata(parquet_source(path)).num_rows if path.exists() else 0
+    if np.array_equal(before, numbers) and rows_there == len(numbers):  # it has no rows that are not the latest now
         return
     marked = _marked(folder)
     now = datetime.datetime.now(datetime.UTC)
     mask = rows.mask(numbers)
-    with PartFile(folder / DELETED, _TOMBSTONES, "zstd") as file:
+    with PartFile(path, _TOMBSTONES, "zstd") as file:
         for _, name, batch in _rows(rows, mask):
             row_ids = batch["row_id"].to_pylist()
             times = pa.array([marked.get((name, row_id), now) for row_id in row_ids], _TIME)
@@ -211,14 +227,12 @@ def write_latest(folder: Path, rows: Latest) -> None:
 
 def is_fresh(folder: Path, increments: Sequence[Path]) -> bool:
     """Whether `latest.parquet` is whole, and was made from these increments and from `deleted.parquet` as it is."""
+    path = folder / LATEST
     try:
-        data = (folder / LATEST).read_bytes()
-        if not verify_file(data):
-            return False
-        footer = pq.read_metadata(pa.BufferReader(data)).metadata or {}
+        footer = pq.read_metadata(parquet_source(path)).metadata or {}
+        return footer.get(_STATE) == _state(folder, increments).encode() and verify_file(path.read_bytes())
     except (OSError, pa.ArrowException):
         return False
-    return footer.get(_STATE) == _state(folder, increments).encode()
 
 
 def _state(folder: Path, increments: Iterable[Path]) -> str:

@@ -158,12 +158,14 @@ def published(file: Path | None, port: str | None, log: Log) -> Iterator[RunMetr
     """
     metrics = RunMetrics()
     with contextlib.ExitStack() as stack:
+        # A port that is in use is refused before the file says that this run works.
+        url = None if port is None else stack.enter_context(_served(metrics, port))
         if file is not None:
             metrics.keep(file)
             metrics.write(file)
             stack.enter_context(_written(metrics, file))
-        if port is not None:
-            stack.enter_context(_served(metrics, port, log))
+        if url is not None:
+            log.write("metrics", f"metrics are at {url}", url=url)
         try:
             yield metrics
         except BaseException:
@@ -197,18 +199,16 @@ def _written(metrics: RunMetrics, file: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _served(metrics: RunMetrics, port: str, log: Log) -> Iterator[None]:
-    """Serve the metrics on [HOST:]PORT; without HOST on loopback."""
+def _served(metrics: RunMetrics, port: str) -> Iterator[str]:
+    """Serve the metrics on [HOST:]PORT; without HOST on loopback. Yields their url."""
     host, number = host_and_port(port, "metrics_port")
     try:
         server, thread = start_http_server(number, host, metrics.registry)
     except OSError as error:
         raise InputError(f"--metrics-port {port}: {error.strerror}; choose another address or port") from error
     shown = f"[{host}]" if ":" in host else host
-    url = f"http://{shown}:{server.server_port}/metrics"
-    log.write("metrics", f"metrics are at {url}", url=url)
     try:
-        yield
+        yield f"http://{shown}:{server.server_port}/metrics"
     finally:
         server.shutdown()
         server.server_close()

@@ -51,8 +51,10 @@ _LABEL_COLUMNS = ("label", "score", "labels", "margin", "scores", "top")
 MANIFEST_ROWS = 2**20
 ROW_GROUP_ROWS = 2**14
 
+# The names of DALI's package, by the version of CUDA that it was built for. One of them is installed.
+DALI = tuple(f"nvidia-dali-cuda{major}0" for major in range(11, 20))
 # The packages that decide pixels and scores.
-PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "nvidia-dali-cuda120", "pillow", "pyarrow", "numpy")
+PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", *DALI, "pillow", "pyarrow", "numpy")
 
 
 def identity(settings: Settings, labels: LabelSet, inputs: list[str], heads: Sequence[HeadFile] = ()) -> JsonObject:
@@ -195,7 +197,8 @@ def plan(
     resolved = resolving.resolve_as(settings, like.plan().identity if like else {})
     if like:
         names = names.by_rules((frozen := like.plan()).labels.scoring)
-        like.check_same(frozen, identity(resolved, names, frozen.identity["inputs"], heads))
+        same_inputs = identity(resolved, names, frozen.identity["inputs"], heads)
+        like.check_same(frozen, same_inputs, may_overwrite=False)
         resolved, facts = resolved.replace(pixels=PIXELS), like.model_facts()
         fitted = None if facts is None else frozen_choices(facts)
     else:

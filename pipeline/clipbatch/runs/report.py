@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any, TypedDict
@@ -11,8 +12,9 @@ from clipbatch.errors import DamagedError
 from clipbatch.rundir.counts import count_all
 from clipbatch.rundir.frozen_plan import Plan
 from clipbatch.rundir.layout import RunDir
-from clipbatch.rundir.records import ModelFacts
+from clipbatch.rundir.records import ModelFacts, unseal
 from clipbatch.rundir.replacement import REPAIR
+from clipbatch.rundir.shapes import DamagedRecordError
 from clipbatch.runs.warnings import score_warnings
 from clipbatch.stages.flow import bottleneck
 from clipbatch.storage.atomic import write_json
@@ -138,11 +140,13 @@ def make(
     loading. damaged: the shards whose part was damaged before; such a shard is not done unless its part was replaced.
 
     If `shards` are all shards of the run, the report is published as `report.json`. If this invocation completes the
-    run, a report on all shards is published too; where another rank did the last shard, that rank publishes it.
+    run, a report on all shards is published too; where another rank did the last shard, that rank publishes it. One
+    that did nothing publishes it only where the whole run has no report yet.
     """
     repaired = {shard: done.counts[shard] for shard in damaged if shard in done.counts and shard not in done.kept}
     finished = run.done(plan) - (set(damaged) - repaired.keys())
-    if len(shards) < plan.shards and len(finished) == plan.shards and not done.outrun:
+    completes = len(shards) < plan.shards and len(finished) == plan.shards and not done.outrun
+    if completes and (done.counts or not _is_reported(run, plan)):
         make(run, plan, done, elapsed_s, rank, list(range(plan.shards)), damaged)
     mine = [shard for shard in shards if shard in finished]
     counted, compared = count_all(run, plan, mine)
@@ -192,6 +196,14 @@ def make(
     if len(shards) == plan.shards:
         write_json(run.path / "report.json", report)
     return report
+
+
+def _is_reported(run: RunDir, plan: Plan) -> bool:
+    """Whether there is a `report.json`, and it is on all shards."""
+    with contextlib.suppress(OSError, DamagedRecordError):
+        report, _ = unseal(run.frozen("report.json") or b"{}")
+        return report.get("parts") == {"done": plan.shards, "planned": plan.shards}
+    return False
 
 
 def has_pace(this_run: Mapping[str, Any]) -> bool:

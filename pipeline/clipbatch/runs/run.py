@@ -147,7 +147,7 @@ def label(
     progress = progress_of(total=total, done=total - still_open - retried, bad=sum(bad.values()))
     allowed = settings.launch.bad_allowed(total)
     any_ok = not retry_bad and frozen.rescored is None and (allowed is None or allowed < total)
-    limits = Limits(bad=allowed, any_ok=any_ok)
+    limits = Limits(bad=allowed, any_ok=any_ok and not causes.others_have_ok(run_dir))
     supervisor = launch.Supervisor(run_dir, frozen, settings.runtime(), workers, progress, helper, limits)
 
     def make_report() -> Report:

@@ -135,9 +135,11 @@ def setup_lines(path: Path | None) -> str:
     for number, line in enumerate(text.splitlines(), 1):
         if line.startswith("#SBATCH"):
             raise InputError(f"--setup {path}, line {number}: Slurm ignores {line!r} there: use --sbatch-option")
-    if which("bash"):
-        checked = subprocess.run(["bash", "-n"], input=os.fsencode(text), capture_output=True, check=False)
-        if checked.returncode:
+    if bash := which("bash"):
+        # In this environment bash does not warn of locales. Of an unfinished here-document it only warns.
+        clean = {"LC_ALL": "C"}
+        checked = subprocess.run([bash, "-n"], input=os.fsencode(text), capture_output=True, check=False, env=clean)
+        if checked.returncode or checked.stderr:
             reason = " ".join(os.fsdecode(checked.stderr).split())
             raise InputError(f"--setup {path} is not a piece of bash: {reason}")
     return text
@@ -145,8 +147,9 @@ def setup_lines(path: Path | None) -> str:
 
 def check_launcher(launcher: str) -> None:
     """Raises: InputError if it names a file relative to this folder: the tasks run in another one."""
-    for word in shlex.split(launcher)[1:]:
-        if not os.path.isabs(word) and os.path.isfile(word):
+    for number, word in enumerate(shlex.split(launcher)):
+        searched = number == 0 and "/" not in word  # on the PATH
+        if not searched and not os.path.isabs(word) and os.path.isfile(word):
             raise InputError(
                 f"--launcher: {word} is relative to this folder, in which the tasks do not run: write "
                 f"{os.path.abspath(word)}"

@@ -3,8 +3,9 @@
 A task of the array requeues itself depending on how its part of the run has ended:
 
     exit code                              means                                 requeued
-    0                                      done                                  no
-    2, 3, 4                                refused, or too many bad images       no: it would end the same way
+    0 of the run                           done                                  no
+    2, 3, 4 of the run                     refused, or too many bad images       no: it would end the same way
+    0 of the lines before it               a failure: the run did not begin      as others
     others after SIGUSR1                   out of time, or about to be preempted yes, if the run has got on since
     others                                 a failure, perhaps of the machine     up to `requeues` times
     any, while Slurm ends the task itself  scancel, preemption, a dead node      Slurm decides
@@ -33,7 +34,8 @@ WARNING_S = 60
 MAX_LOG_BYTES = 2 * 2**20
 _ARRAY = re.compile(r"[1-9][0-9]*(%[1-9][0-9]*)?")
 _GPU_GRES = re.compile(r"(^|,)(gres/)?(gpu|mps|shard)\b")
-_GPU_OPTION = re.compile(r"--gpus(-per-(node|socket|task))?[= ]|-G")
+_GPU_OPTIONS = {"--gpus", "--gpus-per-node", "--gpus-per-socket", "--gpus-per-task", "-G"}
+_GRES_OPTIONS = {"--gres", "--tres-per-task"}
 _OPTION = re.compile(r"(--[a-z][a-z0-9-]*)(?:(?:=| +)(.*))?|(-[A-Za-z]) *(.*)")
 
 
@@ -88,8 +90,9 @@ class SlurmJob(Checked):
     @property
     def device(self) -> str:
         """What the tasks run on: cuda if --gres or an option such as --gpus-per-task asks for GPUs, else cpu."""
-        gres = [self.gres or "", *(option.partition("=")[2] for option in self.sbatch_option if "--gres=" in option)]
-        by_option = any(_GPU_OPTION.match(option) for option in self.sbatch_option)
+        options = [match.groups() for match in map(_OPTION.fullmatch, self.sbatch_option) if match]
+        gres = [self.gres or "", *(value or "" for name, value, *_ in options if name in _GRES_OPTIONS)]
+        by_option = any({name, letter} & _GPU_OPTIONS for name, _, letter, _ in options)
         return "cuda" if by_option or any(map(_GPU_GRES.search, gres)) else "cpu"
 
     def directives(self) -> list[str]:
@@ -145,7 +148,7 @@ def array_script(
 # Written by clipbatch submit slurm. You can submit it again with sbatch; doing parts twice does no harm.
 {_header(directives)}
 task=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID restarts=${{SLURM_RESTART_COUNT:-0}}
-log={shlex.quote(os.fspath(folder / "logs"))}/$task run= warned=
+log={shlex.quote(os.fspath(folder / "logs"))}/$task run= warned= begun=
 say() {{ echo "$(date '+%F %T') task $task on $SLURMD_NODENAME: $*"; }}
 if [ -f "$log.out" ] && [ "$(wc -c <"$log.out")" -gt {MAX_LOG_BYTES} ]; then
     tail -c {MAX_LOG_BYTES // 2} "$log.out" >"$log.cut" && cat "$log.cut" >"$log.out" && say "the log was shortened"
@@ -153,7 +156,7 @@ if [ -f "$log.out" ] && [ "$(wc -c <"$log.out")" -gt {MAX_LOG_BYTES} ]; then
 fi
 
 parts() {{
-    {_indented(job.command(["status", run, "--json"]))} | sed -n 's/.*"parts_done": *\\([0-9]*\\).*/\\1/p'
+    {job.command(["status", run, "--json"])} | sed -n 's/.*"parts_done": *\\([0-9]*\\).*/\\1/p'
 }}
 # How many parts the run had when the task was last requeued; and how often the task has failed.
 parts_before() {{ cat "$log.parts" 2>/dev/null || echo {finished}; }}
@@ -169,17 +172,21 @@ got_on() {{
 end() {{
     trap - EXIT
     run=
-    case $1 in
-    0)
+    case $begun$1 in
+    yes0)
         say "done"
         rm -f "$log.parts" "$log.failures"
         exit 0
         ;;
-    2 | 3 | 4)
+    yes2 | yes3 | yes4)
         say "exit code $1: refused, and would be refused again"
         exit "$1"
         ;;
-    126 | 127) say "exit code $1: a command was not found here: install it, or bring it with --setup or --launcher" ;;
+    0)
+        say "exit code 0 before the run has begun, as by an exit in the lines from --setup: this counts as a failure"
+        set -- 1
+        ;;
+    *126 | *127) say "exit code $1: a command was not found here: install it, or bring it with --setup or --launcher" ;;
     esac
     if [ "$(squeue --noheader --jobs="$task" --format=%T)" != RUNNING ]; then
         say "exit code $1: Slurm is ending this task, and decides whether to requeue it"
@@ -203,6 +210,7 @@ trap 'again=yes' TERM
 trap 'end $?' EXIT
 say "started, requeued $restarts times before"
 {_setup(job)}
+begun=yes
 {command} \\
     --rank="$SLURM_ARRAY_TASK_ID" &
 run=$!
@@ -216,12 +224,16 @@ exit "$code"
 def check_script(run: str, folder: Path, job: SlurmJob) -> bytes:
     """The script of the job that checks a run. Exits with the code of `clipbatch verify`, or 1 if the report fails."""
     directives = [*_placed(folder, "check-%j.out"), *job.check_directives()]
+    # A setup that ends the script has checked nothing, whatever its exit code.
+    ended = 'echo "exit code $code: nothing was checked"; [ "$code" -ne 0 ] || code=1; exit "$code"'
+    trap = f"checked=\ntrap 'code=$?; [ \"$checked\" ] || {{ {ended}; }}' EXIT\n"
+    guarded = f"{trap}{_setup(job)}checked=yes\n" if job.setup else ""
     return _script(
         f"""\
 # Checks the whole run after the array has ended, and makes its report. Fails (exit code 5) if a part is missing or
 # damaged.
 {_header(directives)}
-{_setup(job)}
+{guarded}
 {job.command(["verify", run])}
 code=$?
 {job.command(["report", run])} || [ "$code" -ne 0 ] || code=1
@@ -231,8 +243,11 @@ exit "$code"
 
 
 def _setup(job: SlurmJob) -> str:
-    """The lines of the setup, after which the shell is as before it: they may have asked it to end at any error."""
-    return f"\n# From --setup:\n{job.setup.rstrip()}\nset +eu +o pipefail\n" if job.setup else ""
+    """The lines of the setup, after which the shell is as before it: they may have asked it to end at any error.
+
+    The blank line is for a setup that ends with a backslash, which joins the next line to it.
+    """
+    return f"\n# From --setup:\n{job.setup.rstrip()}\n\nset +eu +o pipefail\n" if job.setup else ""
 
 
 def _quoted(option: str) -> str:
@@ -259,10 +274,6 @@ def _placed(folder: Path, log: str) -> list[str]:
 
 def _header(directives: Sequence[str]) -> str:
     return "".join(f"#SBATCH {directive}\n" for directive in directives)
-
-
-def _indented(command: str) -> str:
-    return command.replace("\n", "\n    ")
 
 
 def _script(body: str) -> bytes:

@@ -89,10 +89,17 @@ class Stamper:
 
 def files_of(batch: pa.RecordBatch) -> list[str]:
     """The file of each row of a listing or manifest. For a member of an archive or table: that archive or table."""
+    rows = zip(_containers(batch), batch["uri"].to_pylist(), batch["root"].to_pylist(), strict=True)
+    return [path_of(inside or uri, root) for inside, uri, root in rows]
+
+
+def _containers(batch: pa.RecordBatch) -> list[str | None]:
+    """For each row the name of its archive or table as the input has it; None for a file of its own."""
     spans = batch["span"]
-    containers = spans.field("container").to_pylist() if spans.null_count < len(spans) else [None] * len(spans)
-    uris, roots = batch["uri"].to_pylist(), batch["root"].to_pylist()
-    return [path_of(inside or uri, root) for inside, uri, root in zip(containers, uris, roots, strict=True)]
+    if spans.null_count == len(spans):
+        return [None] * len(spans)
+    names: list[str | None] = spans.field("container").to_pylist()
+    return names
 
 
 class Folders:
@@ -133,10 +140,19 @@ class Folders:
 def name_hashes(batch: pa.RecordBatch, folders: Folders) -> NDArray[np.int64]:
     """A hash of the name of each row: where its file is, and for a member of an archive or table, its name there. They
     are comparable only within this process."""
-    inside = batch["span"].is_valid().to_pylist()
-    rows = zip(files_of(batch), batch["uri"].to_pylist(), inside, strict=True)
-    names = (hash((folders.real(path), uri)) if member else hash(folders.real(path)) for path, uri, member in rows)
+    rows = zip(files_of(batch), batch["uri"].to_pylist(), _containers(batch), strict=True)
+    names = (
+        hash(folders.real(path) if container is None else (folders.real(path), *_inside(uri, container)))
+        for path, uri, container in rows
+    )
     return np.fromiter(names, np.int64, batch.num_rows)
+
+
+def _inside(uri: str, container: str) -> tuple[bool, str]:
+    """The name of a member: whether its uri begins with the name of its container, and what it has beside that. The
+    container may be named in several ways."""
+    prefix = f"{container}#"
+    return uri.startswith(prefix), uri.removeprefix(prefix)
 
 
 def look_hashes(batch: pa.RecordBatch, columns: Sequence[str], missing: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -59,8 +59,7 @@ def device_remark(plan: Plan, settings: Settings, cores: int | None = None) -> s
     cores, chosen, gflop = cores or hardware.cores(), plan.identity, models.gflop(plan.settings["model"])
     how = f"({chosen['precision']}, batches of {chosen['batch_size']}, decoder {chosen['decoder']})"
     if device == "cpu":
-        own = "bf16" if hardware.has_fast_bf16() else "fp32"
-        rates = [auto.cpu_rate(gflop, precision, cores) for precision in (chosen["precision"], own)]
+        rates = [auto.cpu_rate(gflop, precision, cores) for precision in (chosen["precision"], auto.cpu_precision())]
         what = (
             f"this run was planned for a GPU {how} and runs on a CPU: expect about {rates[0]:.2g} photographs/s on "
             f"{cores} cores, where a plan for a CPU gives {rates[1]:.2g}"

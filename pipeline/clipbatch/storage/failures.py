@@ -131,17 +131,21 @@ def passes(error: OSError) -> bool:
     return remote_error(error).passes
 
 
+# The statuses of which some failures may pass.
+MAY_PASS = ("unreadable", "timeout", "truncated")
+
+
 def may_pass(status: str, error: str) -> bool:
     """Whether a row that was not ok may be ok by another night. status, error: as the row has them.
 
     The texts are those of this module, of `http` and of the read stage. A text that is not known does not count.
     """
+    if status not in MAY_PASS:
+        return False
     if status == "timeout":
         return not error.startswith("decoding ")
     if status == "truncated":
         return error.startswith("the connection ended early")
-    if status != "unreadable":
-        return False
     if code := _SERVER.match(error):
         return of_code(int(code[1]), error).passes
     if "AWS Error" in error:

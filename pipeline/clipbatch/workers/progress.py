@@ -140,7 +140,7 @@ class Progress:
 
     def show(self, done: int, bad: int, bottleneck: str) -> None:
         """Show that `done` rows are done, `bad` of them without scores. Both may be lower than in the last call: when a
-        worker dies, the rows of its unfinished shard are not done any more."""
+        worker dies, the rows of its unfinished shard are not done any more. bottleneck: '' before the first batch."""
         more, self.done, self.bad = done - self.done, done, bad
         now = time.monotonic()
         first_done, start = self._first = self._first or (done, now)
@@ -149,9 +149,9 @@ class Progress:
         if self._observer:
             self._observer.show(done, bad, rate, left_s)
         if self._bar is not None:
-            self._bar.set_postfix_str(f"{bad} bad, bound by {bottleneck}", refresh=False)
+            self._bar.set_postfix_str(f"{bad} bad, bound by {bottleneck}" if bottleneck else "", refresh=False)
             self._bar.update(more)
-        elif now - self._last_line_s >= LINE_EVERY_S:
+        elif bottleneck and now - self._last_line_s >= LINE_EVERY_S:
             self._last_line_s = now
             speed = "" if left_s is None else f"{words.rate(rate)}/s, {words.seconds(left_s)} left, "
             self._log.write(
@@ -164,6 +164,12 @@ class Progress:
                 left_s=None if left_s is None else round(left_s),
                 bottleneck=bottleneck,
             )
+
+    def skip(self, rows: int) -> None:
+        """Leave `rows` out of the rate, which the next `show` has among those done: another rank has done them."""
+        if self._first is not None:
+            first_done, start = self._first
+            self._first = first_done + rows, start
 
     def extend(self, rows: int) -> None:
         """Count `rows` more in the total: this process does a part of another rank."""

@@ -12,7 +12,7 @@ import queue
 import signal
 import time
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Hashable, Set
 from typing import Any
 
 from clipbatch.config import SettingValues
@@ -56,7 +56,7 @@ class Supervisor:
         """runtime: `Settings.runtime` of this invocation. helper: gives shards of other ranks."""
         self._run, self._plan, self._engine, self._progress, self._helper = run, plan, engine, progress, helper
         self._runtime = runtime
-        self._tally = Tally(run, progress, limits)
+        self._tally = Tally(run, progress, limits, helper.taken)
         self._events: queue.SimpleQueue[tuple[WorkerHandle, Any]] = queue.SimpleQueue()
         self._scheduler = ShardScheduler([])
         # Deaths by shard, and by seat.
@@ -124,8 +124,15 @@ class Supervisor:
         completed = self._scheduler.done_elsewhere(done)
         if any(map(self._scheduler.assigned, self._workers)) and not self._scheduler.in_progress:  # perhaps all hang
             completed = completed | self._scheduler.done_elsewhere(self._run.done(self._plan))
-        self._elsewhere |= completed
-        self.done.outrun |= bool(completed)
+        self._skip(completed)
+
+    def _skip(self, shards: Set[int]) -> None:
+        """Count `shards`, which were open until other ranks did them, as done."""
+        if shards:
+            self._tally.skip({shard: len(self._plan.shard_rows(shard)) for shard in shards})
+            self._elsewhere |= shards
+            self.done.outrun = True
+            self._show()
 
     def _send_orders(self) -> None:
         """Give a shard to each worker that asks. When all shards are done, dismiss all workers: a worker that still
@@ -135,28 +142,23 @@ class Supervisor:
                 self._assign(worker)
             unneeded = worker.asks or not worker.loaded or self._scheduler.assigned(worker)
             if self._complete and not worker.dismissed and unneeded:
-                worker.dismissed = True
-                worker.last_heard = time.monotonic()
+                worker.dismissed, worker.last_heard = True, time.monotonic()
                 worker.send(messages.Finish() if worker.asks else messages.Stop())
 
     def _assign(self, worker: WorkerHandle) -> None:
         while assignment := self._scheduler.next_for(worker, time.monotonic()):
-            rows = self._plan.shard_rows(assignment.shard)
-            helps = assignment.shard in self._helper.taken
-            if not assignment.redo and self._run.part(assignment.shard, self._plan.shards).exists():
-                self._scheduler.skip(worker, assignment.shard)
-                if not helps:
-                    self._tally.skip(len(rows))
-                self.done.outrun = True
+            shard, rows = assignment.shard, self._plan.shard_rows(assignment.shard)
+            if not assignment.redo and self._run.part(shard, self._plan.shards).exists():
+                self._skip(self._scheduler.done_elsewhere({shard}))
+                self._scheduler.skip(worker, shard)
                 continue
-            if helps:
-                self._progress.extend(len(rows))
+            if shard in self._helper.taken:
+                self._tally.extend(shard, len(rows))
                 self._say_once("all parts of this rank are done or in progress: it helps the other ranks")
             rejects = {row: reject for row, reject in self.done.quarantined.items() if row in rows}
-            worker.asks = False
-            worker.last_heard = time.monotonic()
-            shard, force = assignment.shard, assignment.force
-            return worker.send(messages.Assign(shard=shard, rows=assignment.rows, rejects=rejects, force=force))
+            worker.asks, worker.last_heard = False, time.monotonic()
+            order = messages.Assign(shard=shard, rows=assignment.rows, rejects=rejects, force=assignment.force)
+            return worker.send(order)
 
     def _check_silent_workers(self) -> None:
         """Explain long loading to the user, and kill workers that have not been heard of for too long."""
@@ -206,7 +208,7 @@ class Supervisor:
         for worker in self._workers:
             for shard in filter(self._scheduler.is_open, list(self._scheduler.assigned(worker))[:1]):
                 in_progress[shard] = max(in_progress.get(shard, (0, 0)), (worker.rows, worker.bad))
-        self._tally.show(in_progress, self._helper.taken)
+        self._tally.show(in_progress)
 
     def _on_part(self, worker: WorkerHandle, part: PartDone) -> None:
         first = self._scheduler.done(worker, part.shard, time.monotonic())
@@ -214,8 +216,7 @@ class Supervisor:
             self._elsewhere.discard(part.shard)
             self.done.counts[part.shard] = part.counts
             self._progress.part_done(part.counts)
-            helps = part.shard in self._helper.taken
-            self._tally.finish(worker, kept=part.kept is not None, helps=helps)
+            self._tally.finish(worker, part.shard, kept=part.kept is not None)
             if part.kept:
                 self.done.kept[part.shard] = f"{self._run.part(part.shard, self._plan.shards)}: {part.kept}"
             self.done.outrun = False
@@ -236,8 +237,7 @@ class Supervisor:
     def _on_ended(self, worker: WorkerHandle, ended: messages.Ended) -> None:
         self._workers.remove(worker)
         suspects = [row for row in ended.in_flight if row not in self.done.quarantined]
-        shards = list(self._scheduler.assigned(worker))
-        lost = self._scheduler.remove_worker(worker)
+        shards, lost = list(self._scheduler.assigned(worker)), self._scheduler.remove_worker(worker)
         if worker.failed_by("unfit"):
             return self._engine.give_up(worker)
         if worker.dismissed:

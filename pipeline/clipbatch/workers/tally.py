@@ -9,7 +9,7 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Set
 from dataclasses import dataclass
 
 from clipbatch.errors import ClipbatchError
@@ -41,21 +41,33 @@ class Limits:
 class Tally:
     """The counts of one supervisor."""
 
-    def __init__(self, run: RunDir, progress: Progress, limits: Limits) -> None:
-        self._run, self._progress, self._limits = run, progress, limits
+    def __init__(self, run: RunDir, progress: Progress, limits: Limits, others: Set[int]) -> None:
+        """others: the shards of other ranks that this one may do; more may be added later."""
+        self._run, self._progress, self._limits, self._others = run, progress, limits, others
         # Of finished shards, and those of their rows that are bad.
         self._rows, self._bad = progress.done, progress.bad
         # How many of `_bad` are in shards of other ranks.
         self._bad_elsewhere = 0
+        # The shards of other ranks whose rows are in the total of `Progress`, and the shards that others have done.
+        self._extended, self._skipped = set[int](), set[int]()
         # All that this supervisor's workers have done, whatever became of it.
         self.tried, self.bad = 0, collections.Counter[str]()
         self.rows_open, self.bottleneck = 0, ""
         # time.monotonic() and `tried`: at the first batch, and then at every call of `rate`.
         self._moments: collections.deque[tuple[float, int]] = collections.deque(maxlen=_WINDOW + 1)
 
-    def skip(self, rows: int) -> None:
-        """Count the rows of a shard that somebody else has done."""
+    def extend(self, shard: int, rows: int) -> None:
+        """Add the `rows` of a shard of another rank to the total, once, however many workers get it."""
+        if shard not in self._extended:
+            self._extended.add(shard)
+            self._progress.extend(rows)
+
+    def skip(self, shards: Mapping[int, int]) -> None:
+        """Count the rows of shards that other ranks have done, if they are in the total. shards: rows by shard."""
+        self._skipped |= shards.keys()
+        rows = sum(n for shard, n in shards.items() if shard not in self._others or shard in self._extended)
         self._rows += rows
+        self._progress.skip(rows)
 
     def add(self, worker: WorkerHandle, batch: BatchDone) -> None:
         """Count what `worker` has done. Raises: NothingLabelledError."""
@@ -70,25 +82,24 @@ class Tally:
         if self._limits.any_ok:
             check_any_ok(self.tried, self.bad)
 
-    def finish(self, worker: WorkerHandle, *, kept: bool, helps: bool) -> None:
-        """`worker` is the first that has finished its shard. kept: the part from before stays. helps: it is a shard of
-        another rank."""
-        self._rows += worker.rows
-        self.rows_open = max(0, self.rows_open - worker.rows)
+    def finish(self, worker: WorkerHandle, shard: int, *, kept: bool) -> None:
+        """`worker` is the first that has finished `shard`. kept: the part from before stays."""
+        if shard not in self._skipped:
+            self._rows += worker.rows
+            self.rows_open = max(0, self.rows_open - worker.rows)
         if not kept:
             self._bad += worker.bad
-            self._bad_elsewhere += worker.bad if helps else 0
+            self._bad_elsewhere += worker.bad if shard in self._others else 0
 
-    def show(self, in_progress: Mapping[int, tuple[int, int]], taken: Collection[int]) -> None:
-        """Show how many rows are done. in_progress: by unfinished shard, the rows done and the bad ones of them. taken:
-        the shards of other ranks that this one may be at.
+    def show(self, in_progress: Mapping[int, tuple[int, int]]) -> None:
+        """Show how many rows are done. in_progress: by unfinished shard, the rows done and the bad ones of them.
 
         Raises: TooManyBadError.
         """
         self.rows_open = sum(rows for rows, _ in in_progress.values())
         bad = self._bad + sum(bad for _, bad in in_progress.values())
         self._progress.show(self._rows + self.rows_open, bad, self.bottleneck)
-        elsewhere = sum(bad for shard, (_, bad) in in_progress.items() if shard in taken)
+        elsewhere = sum(bad for shard, (_, bad) in in_progress.items() if shard in self._others)
         check_bad(bad - self._bad_elsewhere - elsewhere, self._limits.bad, self._run)
 
     def rate(self) -> float | None:

@@ -10,6 +10,7 @@ from typing import TypedDict
 
 from clipbatch import __version__
 from clipbatch.config import hardware, models
+from clipbatch.config.auto import cpu_precision, cpu_rate
 from clipbatch.tools.doctor import machine
 from clipbatch.tools.doctor.machine import Finding
 from clipbatch.workers.child import Child
@@ -23,9 +24,6 @@ _WITH_ENGINES = [[8, 0], [9, 0], [10, 0], [10, 3]]
 _DRIVERS = {12: "R525", 13: "R580"}
 # The last torch for CUDA 12 that comes without naming another index; docs/guides/installing.md has the same line.
 _FOR_CUDA_12 = "pip install 'torch<2.11' 'torchvision<0.26'"
-# Images/s of runs with ViT-B-32, a core: benchmarks/results/2026-11-23-cpu-speed.md and 2026-11-28-cpu-speed.md, the
-# second on a machine without bf16.
-_BF16_A_CORE, _FP32_A_CORE = 28.0, 5.5
 
 
 class Gpu(TypedDict):
@@ -74,7 +72,7 @@ def examine(place: str, model: str, pretrained: str | None) -> Iterator[Finding]
     yield machine.cores()
     yield machine.compiler()
     yield machine.shared_memory()
-    yield machine.disk(place, None if gpus else cpu_rate(model))
+    yield machine.disk(place, None if gpus else cpu_rate(models.gflop(model), cpu_precision(), hardware.cores()))
     yield judge_weights(ask("weights_are", model, pretrained or ""), model, pretrained)
 
 
@@ -157,19 +155,14 @@ def judge_precision(gpus: list[Gpu]) -> Finding:
         return Finding(name="precision", level="ok", text=f"GPU: {', '.join(kinds)}; auto is fp16")
     if hardware.has_fast_bf16():
         return Finding(name="precision", level="ok", text="CPU: bf16 in hardware; auto is bf16")
+    fp32, bf16 = (cpu_rate(models.gflop("ViT-B-32"), precision, 1) for precision in ("fp32", "bf16"))
     return Finding(
         name="precision",
         level="warning",
-        text=f"CPU: no bf16 in hardware; auto is fp32. Expect about {_FP32_A_CORE:g} images/s a core with ViT-B-32, "
-        f"where bf16 does {_BF16_A_CORE:g} (measured on 2 cores of an AMD EPYC)",
+        text=f"CPU: no bf16 in hardware; auto is fp32. Expect about {fp32:.2g} images/s a core with ViT-B-32, where "
+        f"bf16 does {bf16:.2g} (measured on 2 cores of an AMD EPYC)",
         remedy="for more: a GPU, a CPU with AVX-512 BF16 or AMX (lscpu), or a cheaper model (clipbatch models)",
     )
-
-
-def cpu_rate(model: str) -> float:
-    """Images/s that all cores together label: measured with ViT-B-32, and no more for cheaper models."""
-    a_core = _BF16_A_CORE if hardware.has_fast_bf16() else _FP32_A_CORE
-    return a_core * hardware.cores() * min(1.0, models.gflop("ViT-B-32") / models.gflop(model))
 
 
 def judge_weights(answer: Answer, model: str, pretrained: str | None) -> Finding:

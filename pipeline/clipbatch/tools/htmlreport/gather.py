@@ -25,6 +25,7 @@ from clipbatch.rundir.counts import listing
 from clipbatch.storage.paths import AnyPath, parquet_source
 from clipbatch.tools.htmlreport import rankings
 from clipbatch.tools.htmlreport.captions import CaptionFacts
+from clipbatch.tools.htmlreport.heads import HeadFacts
 from clipbatch.tools.htmlreport.rankings import Example, Ranking, RunnersUp, ScoreColumns
 from clipbatch.tools.htmlreport.series import Histogram
 from clipbatch.tools.htmlreport.sources import Source
@@ -165,6 +166,8 @@ class Gathered:
     score_kind: str = ""
     # None unless the run has captions.
     captions: CaptionFacts | None = None
+    # Those of the last source. An increment with other heads counts only in those that are the same.
+    heads: list[HeadFacts] = field(default_factory=list)
 
 
 def gather(sources: Sequence[Source], *, examples: int) -> Gathered:
@@ -177,6 +180,7 @@ def gather(sources: Sequence[Source], *, examples: int) -> Gathered:
     gathered.sets = {entry.name: SetFacts(entry.name, entry.labels, examples) for entry in groups}
     if column := column_of(sources[-1].run, sources[-1].plan):
         gathered.captions = CaptionFacts(column, examples)
+    gathered.heads = [HeadFacts(head) for head in sources[-1].plan.heads]
     for source in sources:
         _add_run(gathered, source, groups)
     if not gathered.published:
@@ -202,9 +206,10 @@ def _add_run(gathered: Gathered, source: Source, groups: list[ScoreColumns]) -> 
 
 def _add_part(gathered: Gathered, path: AnyPath, groups: list[ScoreColumns], source: Source) -> int:
     """Add the numbers of a part. Returns how many rows it has."""
+    heads = [facts for facts in gathered.heads if facts.head in source.plan.heads]
     with pq.ParquetFile(parquet_source(path)) as file:
         gathered.score_kind = (file.metadata.metadata or {}).get(b"clipbatch.score", b"").decode()
-        for batch in map(source.counted, _batches(file, groups, gathered.captions)):
+        for batch in map(source.counted, _batches(file, groups, gathered.captions, heads)):
             signals.check()
             ok = pc.equal(batch.column("status").cast(pa.string()), "ok")
             _add_statuses(gathered, batch, ok)
@@ -214,15 +219,19 @@ def _add_part(gathered: Gathered, path: AnyPath, groups: list[ScoreColumns], sou
                     gathered.sets[entry.name].add(entry, good)
                 if gathered.captions:
                     gathered.captions.add(good)
+                for facts in heads:
+                    facts.add(good)
         return int(file.metadata.num_rows)
 
 
 def _batches(
-    file: pq.ParquetFile, groups: list[ScoreColumns], captions: CaptionFacts | None
+    file: pq.ParquetFile, groups: list[ScoreColumns], captions: CaptionFacts | None, heads: list[HeadFacts]
 ) -> Iterator[pa.RecordBatch]:
     wanted = ["row_id", "uri", "status", "error", *(name for entry in groups for name in entry.all)]
     wanted += captions.columns if captions else []
-    rows = max(1024, min(_BATCH_ROWS, _BATCH_SCORES // max(1, sum(len(entry.labels) for entry in groups))))
+    wanted += [name for facts in heads for name in facts.columns]
+    scores = sum(len(entry.labels) for entry in groups) + sum(len(facts.columns) for facts in heads)
+    rows = max(1024, min(_BATCH_ROWS, _BATCH_SCORES // max(1, scores)))
     yield from file.iter_batches(batch_size=rows, columns=wanted)
 
 

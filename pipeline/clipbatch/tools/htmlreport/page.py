@@ -151,6 +151,7 @@ def _fixed(facts: Facts) -> dict[str, Any]:
         "fingerprint": run.fingerprint() or "",
         "statuses": _statuses(gathered),
         "all_sets": [_set(number, facts) for number in range(len(gathered.sets))],
+        "all_heads": [facts.table for facts in gathered.heads],
         "compared_with": _compared_with(len(plan.labels.names), captions is not None),
         "captions_text": report_text.captions_text(captions.counts) if captions else "",
         "similarities": _distribution(
@@ -193,21 +194,23 @@ def _cut(fixed: Mapping[str, Any], limit: int) -> dict[str, object]:
     examples = [example for sheet in fixed["sheets"] for label in sheet.labels for _, example in label.examples]
     if captions := fixed["found"].captions:
         examples += [*captions.lowest, *captions.highest]
-    rows = max(limit, _LABELS_AT_ONCE)
-    sets = [
-        entry
-        | {
-            "labels": entry["used"][:_LABELS_AT_ONCE],
-            "more_labels": entry["used"][_LABELS_AT_ONCE:rows],
-            "left_out": max(0, len(entry["used"]) - rows),
-            "some_unused": entry["unused"][:limit],
-        }
-        for entry in fixed["all_sets"]
-    ]
     return {
         "bad": bad,
-        "sets": sets,
+        "sets": [_shortened(entry, limit) for entry in fixed["all_sets"]],
+        "heads": [_shortened(entry, limit) for entry in fixed["all_heads"]],
         "folder": template.common_folder([*(image.uri for image in bad), *(example.uri for example in examples)]),
+    }
+
+
+def _shortened(entry: Mapping[str, Any], limit: int) -> dict[str, Any]:
+    """The numbers of a set of labels or of a head, with at most `limit` labels, or as many as are visible at first."""
+    rows = max(limit, _LABELS_AT_ONCE)
+    return {
+        **entry,
+        "labels": entry["used"][:_LABELS_AT_ONCE],
+        "more_labels": entry["used"][_LABELS_AT_ONCE:rows],
+        "left_out": max(0, len(entry["used"]) - rows),
+        "some_unused": entry["unused"][:limit],
     }
 
 

@@ -30,7 +30,7 @@ from clipbatch.stages.encode import Encode, load, text_features
 from clipbatch.stages.pillow import with_image
 from clipbatch.stages.read import Read
 from clipbatch.stages.score import score
-from clipbatch.tools.parity.verdict import Facts, Row
+from clipbatch.tools.parity.verdict import Facts, Row, order
 from clipbatch.types import Decoded, Encoded, ItemBatch, PixelBatch, Reject
 from clipbatch.workers.child import Parent, serve
 
@@ -56,7 +56,7 @@ def _compare(parent: Parent, run: RunDir, device: str, labelled: bool, pictures:
             for row, *_ in compared:
                 parent.send(row)
             pairs = [(row, ours, theirs) for row, ours, theirs in compared if ours is not None and theirs is not None]
-            worst = sorted([*worst, *pairs], key=lambda pair: pair[0]["cosine"])[:pictures]
+            worst = sorted([*worst, *pairs], key=lambda pair: order(pair[0]["cosine"]))[:pictures]
     for row, ours, theirs in worst:
         difference = np.abs(ours.astype(int) - theirs) * _AMPLIFIED
         shown = {"ours": ours, "theirs": theirs, "difference": difference.clip(0, 255).astype(np.uint8)}

@@ -85,7 +85,7 @@ class Summary(Facts, total=False):
 
 def summary(facts: Facts, rows: list[Row], listed: int) -> Summary:
     """Sum up all images. facts, rows: the messages of `compare_main`. listed: how many images the input has."""
-    compared = sorted((row for row in rows if "cosine" in row), key=lambda row: float(row["cosine"]))
+    compared = sorted((row for row in rows if "cosine" in row), key=lambda row: order(row["cosine"]))
     alike = [row for row in compared if not ON_PURPOSE.keys() & set(row["notes"])]
     only = Counter(
         "reference" if row["status"] != "ok" else "clipbatch"
@@ -120,15 +120,20 @@ def totals(rows: list[Row]) -> Totals | None:
         pixel_mean=sum(row["pixel_mean"] for row in rows) / len(rows),
         pixel_max=max(row["pixel_max"] for row in rows),
         cosine_mean=sum(row["cosine"] for row in rows) / len(rows),
-        cosine_worst=min(row["cosine"] for row in rows),
+        cosine_worst=min((row["cosine"] for row in rows), key=order),
     )
     if "label" in rows[0]:
         other = [row for row in rows if row["label"] != row["reference_label"]]
         result["same_label"] = len(rows) - len(other)
         result["score_off_mean"] = sum(row["score_off"] for row in rows) / len(rows)
-        result["score_off_max"] = max(row["score_off"] for row in rows)
+        result["score_off_max"] = -min((-row["score_off"] for row in rows), key=order)
         result["other_label_margin"] = max((row["margin"] for row in other if row["margin"] is not None), default=None)
     return result
+
+
+def order(value: float) -> float:
+    """A key that sorts values in ascending order, with NaN as the lowest."""
+    return -math.inf if math.isnan(value) else value
 
 
 def verdict(result: Summary) -> tuple[bool | None, str]:
@@ -137,10 +142,12 @@ def verdict(result: Summary) -> tuple[bool | None, str]:
     if alike is None:
         return None, "Nothing to judge: no image was decoded by both, except those treated differently on purpose."
     reasons = []
-    if alike["cosine_mean"] < MIN_COSINE:
-        reasons.append(f"the mean cosine is {apart(alike['cosine_mean'], MIN_COSINE)}, below {MIN_COSINE}")
-    if alike["cosine_worst"] < MIN_OF_ONE:
-        reasons.append(f"one image's cosine is {apart(alike['cosine_worst'], MIN_OF_ONE)}, below {MIN_OF_ONE}")
+    for what, cosine, least in (
+        ("the mean cosine", alike["cosine_mean"], MIN_COSINE),
+        ("one image's cosine", alike["cosine_worst"], MIN_OF_ONE),
+    ):
+        if not cosine >= least:  # also NaN, as of an encoder that overflows
+            reasons.append(f"{what} is {apart(cosine, least)}, " + ("below" if cosine < least else "not") + f" {least}")
     others = alike["images"] - alike.get("same_label", alike["images"])
     if others > (1 - MIN_SAME) * alike["images"]:
         reasons.append(f"{others} of {alike['images']} images get another label")
@@ -224,9 +231,11 @@ def shown(part: Totals) -> list[tuple[str, str]]:
 
 
 def apart(value: float, other: float = 1.0) -> str:
-    """`value` with four decimals, or as many as show two digits of its distance from `other`: 0.9987, 0.99999982."""
+    """`value` with four decimals, or as many as show two digits of its distance from `other`: 0.9987, 0.99999982. It
+    may also be nan."""
     distance = abs(value - other)
-    return f"{value:.{max(4, 1 - math.floor(math.log10(distance)))}f}" if distance else f"{value:.4f}"
+    is_known = distance and math.isfinite(distance)
+    return f"{value:.{max(4, 1 - math.floor(math.log10(distance)))}f}" if is_known else f"{value:.4f}"
 
 
 def small(difference: float) -> str:
