@@ -58,7 +58,9 @@ def test_aesthetic_predictors_give_the_values_of_their_torch_modules(warm: Cli, 
     for name, module in (("mlp", Aesthetic(96)), ("linear", nn.Linear(96, 1))):
         torch.save(module.state_dict(), tmp_path / f"{name}.pth")
         out = tmp_path / f"{name}.safetensors"
-        said = warm("import-head", tmp_path / f"{name}.pth", "--model", "clipbatch-demo", "--out", out, "--json").stdout
+        options = ("--model", "clipbatch-demo", "--outputs", " how nice ", "--json", "--out", out)
+        said = warm("import-head", tmp_path / f"{name}.pth", *options).stdout
+        assert json.loads(said)["outputs"] == ["how nice"]
         assert json.loads(said)["weights_sha256"] == file_sha256(DEMO_WEIGHTS)
         assert json.loads(said)["quick_gelu"] is False
         expected = module.double().eval()(torch.from_numpy(image_BD).double()).detach().numpy()

@@ -22,8 +22,8 @@ class HeadRows:
         self._values_BO = np.empty((capacity, sum(len(head.outputs) for head in heads)), np.float32)
         self._splits = np.cumsum([len(head.outputs) for head in heads])[:-1]
 
-    def add(self, heads_BO: NDArray[np.float32], here: slice) -> None:
-        self._values_BO[here] = heads_BO
+    def add(self, heads_BO: NDArray[np.float32], rows: slice) -> None:
+        self._values_BO[rows] = heads_BO
 
     def columns(self, count: int, bad: NDArray[np.bool_]) -> list[pa.Array]:
         """The columns of all heads, in the order of `schema.head_fields`; null where `bad`."""
