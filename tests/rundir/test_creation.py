@@ -129,7 +129,7 @@ def test_a_manifest_whose_planner_is_about_to_publish_is_left_alone(tmp_path: Pa
     run = RunDir(tmp_path)
     first, second = plan_in(run, "first"), plan_in(run, "second")
     os.rename(first[1], run.manifest)
-    publishing = threading.Timer(0.5, run.freeze_plan, [first[0]])
+    publishing = threading.Timer(0.2, run.freeze_plan, [first[0]])
     publishing.start()
     assert creation.create(run, *second, replace=False) == first[0]
     assert (run.manifest / "part-00000.parquet").read_text() == "first"
