@@ -18,9 +18,10 @@ import pytest
 from clipbatch.config import from_flat
 from clipbatch.config.heads import Head, identity
 from clipbatch.config.labels import LabelGroup, LabelSet
-from clipbatch.rundir.checksum import verify_file
+from clipbatch.rundir.checksum import verify_file, verify_path
 from clipbatch.rundir.frozen_plan import Plan
 from clipbatch.rundir.layout import RunDir
+from clipbatch.rundir.part_file import PartFile
 from clipbatch.stages.write import Write
 from clipbatch.types import Decoded, ItemBatch, PartDone, Reject, ScoredBatch
 
@@ -130,6 +131,23 @@ def test_every_row_gets_its_cells_in_order(tmp_path: Path) -> None:
     assert (table[9]["width"], table[9]["height"]) == (None, 7)
     assert done.counts == {"ok": ROWS - 2, "corrupt": 1, "too_large": 1}
     assert done.rows == ROWS
+
+
+def test_a_file_of_several_mebibytes_is_whole_only_as_it_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    table = pa.table({"n": np.random.default_rng(0).integers(2**62, size=400_000)})
+    with PartFile(path, table.schema, "zstd") as file:
+        file.write(table)
+        file.close({})
+    whole = path.read_bytes()
+    assert len(whole) > 3 * 2**20
+    footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    assert (verify_file(whole), verify_path(path)) == (True, True)
+    flips = (0, 2**20, 2**21 + 5, footer - 40, footer - 1, footer, *range(len(whole) - 9, len(whole)))
+    damaged = [whole[:at] + bytes([whole[at] ^ 128]) + whole[at + 1 :] for at in flips]
+    for data in (*damaged, whole[:-1], whole + b"1", whole[: 2**20], whole[:7], b""):
+        path.write_bytes(data)
+        assert (verify_file(data), verify_path(path)) == (False, False)
 
 
 def test_groups_and_layouts_hold_the_same_scores(tmp_path: Path) -> None:

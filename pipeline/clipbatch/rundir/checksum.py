@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import io
 import zlib
+from pathlib import Path
 from typing import BinaryIO
 
 _MARK = b"clipbatch-crcsha"
@@ -90,10 +91,35 @@ class ChecksumWriter:
 
 def verify_file(file: bytes) -> bool:
     """Whether the bytes of a file are those that `ChecksumWriter` wrote."""
-    data = memoryview(file)
-    footer = int.from_bytes(data[-_TAIL_BYTES:-4], "little") + _TAIL_BYTES
-    at = len(data) - footer - _CHECKSUM_BYTES
-    return at > 0 and data[at:-footer] == digest(data[:at], data[-footer:])
+    return _verify(io.BytesIO(file))
+
+
+def verify_path(path: Path) -> bool:
+    """As `verify_file`, for a local file, of which it reads a mebibyte at a time. Raises: OSError."""
+    with open(path, "rb") as file:
+        return _verify(file)
+
+
+def _verify(file: BinaryIO) -> bool:
+    size = file.seek(0, io.SEEK_END)
+    file.seek(max(0, size - _TAIL_BYTES))
+    footer = int.from_bytes(file.read(4), "little") + _TAIL_BYTES
+    at = size - footer - _CHECKSUM_BYTES
+    if at <= 0:
+        return False
+    whole = _Digest()
+    file.seek(0)
+    _update(whole, file, at)
+    checksum = file.read(_CHECKSUM_BYTES)
+    _update(whole, file, footer)
+    return checksum == whole.finish()
+
+
+def _update(whole: _Digest, file: BinaryIO, size: int) -> None:
+    """Take in the next `size` bytes of a file, or what it has of them."""
+    while size and (piece := file.read(min(size, _BLOCK_BYTES))):
+        whole.update(memoryview(piece))
+        size -= len(piece)
 
 
 def digest(*pieces: bytes | memoryview) -> bytes:

@@ -14,7 +14,6 @@ and its name there.
 from __future__ import annotations
 
 import datetime
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from clipbatch.errors import InputError, reading_failed
-from clipbatch.rundir.checksum import verify_file
+from clipbatch.rundir.checksum import verify_file, verify_path
 from clipbatch.rundir.frozen_plan import Plan
 from clipbatch.rundir.layout import RunDir, part_name
 from clipbatch.rundir.part_file import PartFile, rows_per_group
@@ -182,7 +181,7 @@ def damaged_tables(folder: Path) -> list[tuple[str, str]]:
     damaged = []
     for path in (folder / name for name in _REMEDIES):
         try:
-            if path.exists() and not verify_file(path.read_bytes()):
+            if path.exists() and not verify_path(path):
                 damaged.append((f"{path}: damaged", _REMEDIES[path.name]))
         except OSError as error:
             raise reading_failed(str(path), error) from error
@@ -232,7 +231,7 @@ def is_fresh(folder: Path, increments: Sequence[Path]) -> bool:
     path = folder / LATEST
     try:
         footer = pq.read_metadata(parquet_source(path)).metadata or {}
-        return footer.get(_STATE) == _state(folder, increments).encode() and verify_file(path.read_bytes())
+        return footer.get(_STATE) == _state(folder, increments).encode() and verify_path(path)
     except (OSError, pa.ArrowException):
         return False
 
@@ -240,7 +239,7 @@ def is_fresh(folder: Path, increments: Sequence[Path]) -> bool:
 def _state(folder: Path, increments: Iterable[Path]) -> str:
     """From what `latest.parquet` is made: the fingerprint of each increment's plan, and a digest of the tombstones."""
     path = folder / DELETED
-    digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
+    digest = file_sha256(path) if path.exists() else None
     return json.dumps({**{its.name: RunDir(its).plan().fingerprint for its in increments}, DELETED: digest})
 
 
