@@ -158,6 +158,9 @@ def test_an_increment_is_judged_with_its_dataset(warm: Cli, tree: Path) -> None:
     for number in range(1500):
         (folder / f"{number}.jpg").write_bytes(b"")
     assert "100% of the images are bad; 1500 images (1500 new" in warm(*command).stdout
+    (tree / "bad.jpg").write_bytes(b"no image")
+    plain = out / "increment-test"  # a run beside increments, which is none of them
+    assert "give --overwrite, or put" in warm("run", tree / "bad.jpg", *DEMO, *small, "--out", plain, code=4).stderr
 
 
 def test_scoring_again_is_not_judged(warm: Cli, tree: Path) -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,8 @@ from clipbatch.storage.paths import AnyPath, StorePath, as_path, list_names, par
 if TYPE_CHECKING:
     import pyarrow as pa
 
+# The name of a run directory in a dataset of increments.
+INCREMENT = re.compile(r"increment-(0[0-9]{4}|[1-9][0-9]{4,})")
 _REPLACED = "another run has replaced this one in {} (--overwrite, {}), so this run stops writing: choose another --out"
 
 
@@ -57,7 +60,8 @@ class RunDir:
         """Read the plan. Raises: InputError with the remedy if it is missing, damaged, or of another version."""
         content = copies.read(self.path, self.plan_file.name)
         if content is None:
-            runs = sorted(self.path.glob("increment-*")) if not isinstance(self.path, StorePath) else []
+            beside = sorted(self.path.glob("increment-*")) if not isinstance(self.path, StorePath) else []
+            runs = [path for path in beside if INCREMENT.fullmatch(path.name)]
             remedy = f"it is a dataset, so name a run in it: {runs[-1]}" if runs else "start one with clipbatch run"
             raise InputError(f"{self.path} is not a run directory: it has no run.json; {remedy}")
         return self._parsed(content)

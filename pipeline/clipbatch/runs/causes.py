@@ -21,7 +21,7 @@ from clipbatch.errors import ClipbatchError, NothingLabelledError
 from clipbatch.inputs.lister import is_text_type
 from clipbatch.rundir.counts import count_statuses
 from clipbatch.rundir.frozen_plan import Plan
-from clipbatch.rundir.layout import RunDir
+from clipbatch.rundir.layout import INCREMENT, RunDir
 from clipbatch.rundir.manifest import Manifest
 from clipbatch.storage.failures import of_text
 from clipbatch.storage.paths import parquet_source
@@ -105,12 +105,12 @@ def _increments_beside(run: RunDir) -> Iterator[RunDir]:
     """The other increments of the dataset, if `run` is an increment."""
     if isinstance(run.path, Path) and _is_increment(run):
         for path in run.path.resolve().parent.glob("increment-*"):
-            if path.name != run.path.name:
+            if INCREMENT.fullmatch(path.name) and path.name != run.path.name:
                 yield RunDir(path)
 
 
 def _is_increment(run: RunDir) -> bool:
-    return run.path.name.startswith("increment-")
+    return INCREMENT.fullmatch(run.path.name) is not None
 
 
 def _has_ok(run: RunDir) -> bool:

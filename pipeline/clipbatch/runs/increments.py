@@ -20,7 +20,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,7 +30,7 @@ from clipbatch.config import MOVED, PIXELS, Settings, from_flat
 from clipbatch.errors import ClipbatchError, InputError, reading_failed
 from clipbatch.inputs import listing as listings
 from clipbatch.rundir import activity, creation
-from clipbatch.rundir.layout import RunDir
+from clipbatch.rundir.layout import INCREMENT, RunDir
 from clipbatch.runs import announce, causes, dataset_tables
 from clipbatch.runs import plan as planner
 from clipbatch.runs import run as runner
@@ -43,7 +42,6 @@ from clipbatch.storage.atomic import locked, publish, remove_leftovers
 from clipbatch.storage.paths import StorePath, as_path, list_names
 from clipbatch.workers.progress import Log, Observer, Progress
 
-_NAME = re.compile(r"increment-(0[0-9]{4}|[1-9][0-9]{4,})")
 _HIGHEST = ".highest"
 # The report page of a dataset.
 _PAGE = "report.html"
@@ -162,7 +160,7 @@ def increments(folder: Path) -> list[Path]:
     Raises: InputError if `folder` holds something else, or an increment without its `run.json`.
     """
     beside = (_PAGE, LATEST, DELETED, *(name for name in os.listdir(folder) if name.startswith(".")))
-    strangers = sorted(name for name in os.listdir(folder) if not _NAME.fullmatch(name) and name not in beside)
+    strangers = sorted(name for name in os.listdir(folder) if not INCREMENT.fullmatch(name) and name not in beside)
     if strangers:
         raise InputError(
             f"{folder} holds {strangers[0]!r}, so it is not a dataset of increments: give a new or empty folder as "
@@ -187,7 +185,7 @@ def increments(folder: Path) -> list[Path]:
 def each(source: str, out: str) -> list[tuple[str, str]]:
     """For each run in `source`, the run and the output for it: `out` for a single run, and for a dataset a folder in
     `out` with the name of the increment. Raises: InputError as `increments` does."""
-    if not os.path.isdir(source) or RunDir(source).exists() or not any(map(_NAME.fullmatch, os.listdir(source))):
+    if not os.path.isdir(source) or RunDir(source).exists() or not any(map(INCREMENT.fullmatch, os.listdir(source))):
         return [(source, out)]
     return [(str(path), os.path.join(out, path.name)) for path in increments(Path(source))]
 
@@ -220,7 +218,7 @@ def _name(number: int) -> str:
 
 def _numbers(folder: Path) -> list[int]:
     """The numbers of all entries with the name of an increment, whatever they are."""
-    return [int(match[1]) for match in map(_NAME.fullmatch, os.listdir(folder)) if match]
+    return [int(match[1]) for match in map(INCREMENT.fullmatch, os.listdir(folder)) if match]
 
 
 def _next_number(folder: Path) -> int:
