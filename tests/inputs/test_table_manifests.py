@@ -162,6 +162,9 @@ def test_a_folder_of_nothing_but_tables_is_one_table(tmp_path: Path) -> None:
         {"uri": "a.jpg", "n": "1", "m": 2}, {"uri": "b.jpg", "n": "x", "m": None}
     ]  # fmt: skip
     assert set(found["root"].to_pylist()) == {str(folder)}
+    (folder / "c.csv").symlink_to(tmp_path / "gone.csv")
+    assert f"holds no images, and {folder}/c.csv leads nowhere: put back what it leads to" in refused(folder)
+    (folder / "c.csv").unlink()
     write(folder / "c.tsv", "path\n")
     assert "holds tables of several kinds (.csv, .tsv)" in refused(folder)
 

@@ -68,6 +68,11 @@ class Directory:
         if names:
             yield from self.captions.batches(names, root, self.passed_over)
         elif not has_images:
+            if self.incomplete:
+                raise InputError(
+                    f"{self.text} holds no images, and {self.incomplete[0]} leads nowhere: put back what it leads to, "
+                    "or remove it"
+                )
             other = sum(self.passed_over.values())
             raise InputError(
                 f"{self.text} holds no images ({other} other files): --all-files takes every file, whatever its suffix"
