@@ -173,6 +173,21 @@ def test_a_dataset_is_scored_again_increment_by_increment(warm: Cli, tmp_path: P
     assert warm(*command).stdout.count("nothing was left to do") == 2
     assert not (again / "deleted.parquet").exists()
     assert [path.stat().st_mtime_ns for path in again.rglob("part-*.parquet")] == before
+    # A dataset with nights and marks of its own keeps these.
+    (own := tmp_path / "own").mkdir()
+    (own / ".highest").write_text("2")
+    marking = ("run", tmp_path / "in", *DEMO, "--incremental", "--mark-deleted", "--confirm-deleted")
+    warm(*marking, "--out", own)
+    (tmp_path / "in" / "new-1.jpg").unlink()
+    warm(*marking, "--out", own)
+    marks = (own / "deleted.parquet").read_bytes()
+    (tmp_path / "in" / "new-2.jpg").unlink()
+    warm(*marking, "--embeddings", "--out", out)
+    said = warm(*command[:-1], own).stderr
+    deleted, third = out / "deleted.parquet", own / "increment-00003"
+    assert f"note: the marks in {deleted} are not taken over, since {third} was not made by rescoring" in said
+    assert (own / "deleted.parquet").read_bytes() == marks
+    assert pq.read_table(own / "latest.parquet")["increment"].unique().to_pylist() == ["increment-00003"]
 
 
 def test_later_increments_take_over_what_the_first_one_chose_and_measured(cli: Cli, warm: Cli, tmp_path: Path) -> None:

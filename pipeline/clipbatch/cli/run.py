@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
@@ -227,7 +228,8 @@ def rescore_command(
     for source, target in increments.each(run, out):
         report = runner.rescore(source, target, values, device=device, overwrite=overwrite, quiet=quiet)
         show(report, target, quiet, as_json)
-    increments.follow(run, out)
+    for note in increments.follow(run, out):
+        print(f"note: {note}", file=sys.stderr)
 
 
 @app.command("demo", rich_help_panel=PANEL)

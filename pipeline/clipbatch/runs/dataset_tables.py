@@ -117,14 +117,20 @@ def keep(folder: Path, known: Known, gone: NDArray[np.int64], new: Path | None) 
     return notes
 
 
-def follow(source: Path, out: Path, increments: Sequence[Path]) -> None:
-    """Give the dataset `out` the tables of the dataset `source`, of which it was made by rescoring.
+def follow(source: Path, out: Path, increments: Sequence[Path]) -> list[str]:
+    """Give the dataset `out` the tables of the dataset `source`, of which it was made by rescoring. It keeps its own
+    `deleted.parquet` if it has nights of its own. Returns remarks for the user.
 
     increments: those of `out`.
     """
-    if (deleted := source / DELETED).exists():
+    notes, deleted = [], source / DELETED
+    if own := [path for path in increments if RunDir(path).plan().rescored is None]:
+        if deleted.exists():
+            notes = [f"the marks in {deleted} are not taken over, since {own[0]} was not made by rescoring"]
+    elif deleted.exists():
         with publish(out / DELETED) as file:
             file.write(deleted.read_bytes())
     else:
         (out / DELETED).unlink(missing_ok=True)
     latest.write_latest(out, latest.latest(increments))
+    return notes

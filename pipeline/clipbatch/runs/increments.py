@@ -195,10 +195,12 @@ def is_dataset(place: str) -> bool:
     return [run for run, _ in each(place, "")] != [place] and os.path.isdir(place)
 
 
-def follow(source: str, out: str) -> None:
-    """Give `out` the tables of latest and deleted rows, if it is a dataset that was made by rescoring `source`."""
+def follow(source: str, out: str) -> list[str]:
+    """Give `out` the tables of latest and deleted rows, if it is a dataset that was made by rescoring `source`. Returns
+    remarks for the user."""
     if is_dataset(source) and is_dataset(out):
-        dataset_tables.follow(Path(source), Path(out), increments(Path(out)))
+        return dataset_tables.follow(Path(source), Path(out), increments(Path(out)))
+    return []
 
 
 def runs_in(place: str) -> list[str]:
