@@ -244,20 +244,24 @@ def test_columns_keep_the_types_of_the_first_increment(manifest: Manifest) -> No
 
 def test_a_dataset_with_two_types_of_a_column_goes_on_with_the_wider_one(manifest: Manifest) -> None:
     """As older versions left it: the second night's table had another type."""
-    manifest.night("image,price,code\n1.jpg,4,7\n")
+    manifest.night("image,price,code,id\n1.jpg,4,7,9007199254740993\n")
     manifest.out.rename(first := manifest.out.with_name("first"))
-    manifest.night("image,price,code\n2.jpg,4.5,x\n")
+    manifest.night("image,price,code,id\n2.jpg,4.5,x,7.0\n")  # a double cannot hold the id of the first night
     (manifest.out / "increment-00001").rename(first / "increment-00002")
     shutil.rmtree(manifest.out)
     first.rename(manifest.out)
-    table = "image,price,code\n1.jpg,4,7\n2.jpg,4.5,x\n3.jpg,5,8\n"
+    table = "image,price,code,id\n1.jpg,4,7,9007199254740993\n2.jpg,4.5,x,7\n3.jpg,5,8,9007199254740995\n"
     assert manifest.counts(table) == (1, 0, 2)
     (row,) = manifest.last()
-    assert (row["price"], row["code"]) == (5.0, "8")
-    assert manifest.counts(table + "4.jpg,1.5,y\n") == (1, 0, 3)
+    assert (row["price"], row["code"], row["id"]) == (5.0, "8", 9007199254740995)
+    assert manifest.counts(table + "4.jpg,1.5,y,\n") == (1, 0, 3)
     manifest.warm("compact", manifest.out, "--out", few := manifest.out.with_name("few"))
-    found = pq.read_table(few).select(["price", "code"]).to_pylist()
-    assert [(row["price"], row["code"]) for row in found] == [(4.0, "7"), (4.5, "x"), (5.0, "8"), (1.5, "y")]
+    found = pq.read_table(few).select(["price", "code", "id"])
+    assert [found["price"].to_pylist(), found["code"].to_pylist()] == [[4.0, 4.5, 5.0, 1.5], ["7", "x", "8", "y"]]
+    assert found["id"].to_pylist() == [9007199254740993, 7, 9007199254740995, None]
+    said = manifest.night("image,id\n4.jpg,4.5\n", code=3)
+    assert "column 'id' is int64 in this dataset" in said
+    assert "has 4.5: correct the value, or label this input into another dataset" in said
 
 
 def test_a_column_without_values_keeps_no_type_and_no_night_from_running(warm: Cli, tmp_path: Path) -> None:

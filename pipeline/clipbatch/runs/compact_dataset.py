@@ -28,6 +28,7 @@ from clipbatch.runs import copying, latest
 from clipbatch.runs.copying import Compacted
 from clipbatch.runs.flat import targets_in
 from clipbatch.runs.increments import increments
+from clipbatch.runs.known import integer_types
 from clipbatch.storage.paths import as_path
 from clipbatch.workers import signals
 
@@ -59,7 +60,7 @@ def compact(source: str, out: str, *, rows_per_file: int | None = None) -> Compa
     if not mask.any():
         raise InputError(f"{source} has no rows: none of its images is left")
     shards = _shards(runs, mask)
-    schema = _schema(runs)
+    schema = _schema(done, runs)
     each = rows_per_file or _rows_per_file(runs)
     total = int(mask.sum())
     starts = range(0, total, each)
@@ -101,14 +102,19 @@ def _rows_per_file(runs: Sequence[tuple[RunDir, Plan]]) -> int:
     return max(1, copying.FILE_BYTES * sum(len(plan.shard_rows(0)) for _, plan in runs) // max(1, size))
 
 
-def _schema(runs: Sequence[tuple[RunDir, Plan]]) -> pa.Schema:
-    """The columns of all increments, and `increment`. Text where one has text and another one something else."""
+def _schema(done: Sequence[Path], runs: Sequence[tuple[RunDir, Plan]]) -> pa.Schema:
+    """The columns of all increments, and `increment`. Text where one has text and another one something else.
+
+    done: the paths of `runs`.
+    """
     schemas = [copying.schema_of(run, plan, 0) for run, plan in runs]
     fields: dict[str, pa.Field] = {}
     for field in (field for schema in schemas for field in schema):
         field = field.with_type(portable(field.type)).remove_metadata()
         before = fields.setdefault(field.name, field.with_nullable(True))
         fields[field.name] = before.with_type(widest(before.type, field.type))
+    for carried, kind in integer_types(done, [latest.manifest_schema(path, stamped=False) for path in done]).items():
+        fields[carried] = fields[carried].with_type(kind)
     name = "increment"
     while name in fields:
         name = f"clipbatch_{name}"

@@ -12,7 +12,8 @@ same, so it is tried again, but in `MAX_TRIES` increments at most.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator
+import functools
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,12 +64,14 @@ class Known:
         self._folders = Folders()
         schemas = [manifest_schema(path) for path in done]
         # The columns that the increments carry and their stamps, each of the type that it has in all of them. Where
-        # older versions let types differ, a stamp has that of the first, and a carried column the widest.
+        # older versions let types differ, a stamp has that of the first, and a carried column one that holds all.
         fields: dict[str, pa.Field] = {}
         for field in (field for schema in schemas for field in schema if field.name not in _LISTED):
             before = fields.setdefault(field.name, field.remove_metadata())
             if field.name not in _STAMP_NAMES:
                 fields[field.name] = before.with_type(widest(before.type, field.type))
+        for name, kind in integer_types(done, schemas).items():
+            fields[name] = fields[name].with_type(kind)
         self.columns = pa.schema(list(fields.values()))
         self._carried = [_carried(schema) for schema in schemas]
 
@@ -217,6 +220,41 @@ class Known:
 
 def _carried(schema: pa.Schema) -> tuple[str, ...]:
     return tuple(name for name in schema.names if name not in OWN)
+
+
+def integer_types(done: Sequence[Path], schemas: Sequence[pa.Schema]) -> dict[str, pa.DataType]:
+    """The types of carried columns that are whole numbers in some increments and floating-point numbers in others, and
+    hold numbers above 2^53, such as ids: integers, if all their values are whole. Of other columns, the widest type
+    holds all values.
+
+    schemas: those of the manifests of `done`. Reads these columns only where types differ.
+    """
+    kinds: dict[str, set[pa.DataType]] = {}
+    for field in (field for schema in schemas for field in schema if field.name not in OWN):
+        kinds.setdefault(field.name, set()).add(field.type)
+    types = {}
+    for name, its in kinds.items():
+        whole = [kind for kind in its if pa.types.is_integer(kind)]
+        floating = [kind for kind in its if pa.types.is_floating(kind)]
+        if whole and floating and all(kind in (*whole, *floating, pa.null()) for kind in its):
+            integer, other = functools.reduce(widest, whole), functools.reduce(widest, its)
+            if not _fit(done, schemas, name, whole, other) and _fit(done, schemas, name, floating, integer):
+                types[name] = integer
+    return types
+
+
+def _fit(
+    done: Sequence[Path], schemas: Sequence[pa.Schema], name: str, kinds: Collection[pa.DataType], wanted: pa.DataType
+) -> bool:
+    """Whether type `wanted` holds all values of the column `name` in those increments where its type is in `kinds`."""
+    for path, schema in zip(done, schemas, strict=True):
+        if name in schema.names and schema.field(name).type in kinds:
+            for batch in manifest(RunDir(path), RunDir(path).plan(), [name]):
+                try:
+                    batch[name].cast(wanted)
+                except pa.ArrowException:
+                    return False
+    return True
 
 
 def _failures(run: RunDir, plan: Plan) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

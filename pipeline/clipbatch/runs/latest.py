@@ -111,8 +111,9 @@ def _names(path: Path, folders: Folders) -> NDArray[np.int64]:
     return np.concatenate([np.empty(0, np.int64), *(name_hashes(batch, folders) for batch in batches)])
 
 
-def manifest_schema(path: Path) -> pa.Schema:
-    """The columns of an increment's manifest. Raises: InputError if it was not made by `--incremental`."""
+def manifest_schema(path: Path, *, stamped: bool = True) -> pa.Schema:
+    """The columns of an increment's manifest. Raises: InputError if it was not made by `--incremental`; not so with
+    stamped=False."""
     run = RunDir(path)
     names = sorted(run.plan().manifest_sha256)
     if not names:
@@ -124,7 +125,7 @@ def manifest_schema(path: Path) -> pa.Schema:
     except (OSError, pa.ArrowException) as error:
         raise _unreadable(file, error) from error
     absent = [field.name for field in STAMPS if field.name not in schema.names]
-    if absent:
+    if absent and stamped:
         raise InputError(
             f"{run.path} was not made with --incremental, as {file} has no column {absent[0]}: move it to another "
             "folder"
