@@ -419,6 +419,19 @@ def test_what_cannot_be_listed_whole_marks_nothing(warm: Cli, tmp_path: Path) ->
     assert pq.read_table(out / "deleted.parquet")["uri"].to_pylist() == [str(images / "00.jpg")]
 
 
+def test_a_table_of_a_pattern_that_leads_nowhere_marks_nothing(manifest: Manifest, tmp_path: Path) -> None:
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "a.csv").write_text(f"image\n{tmp_path}/1.jpg\n")
+    manifest.table.write_text("image\n2.jpg\n")
+    os.symlink(manifest.table, tmp_path / "lists" / "b.csv")
+    command = ("run", tmp_path / "lists" / "*.csv", *DEMO, *SMALL, "--mark-deleted", "--root", tmp_path)
+    command = (*command, "--confirm-deleted", "--out", manifest.out)
+    manifest.warm(*command)
+    manifest.table.unlink()
+    said = manifest.warm(*command, code=3).stderr
+    assert f"but not all of {tmp_path / 'lists' / 'b.csv'} could be listed" in said
+
+
 def test_an_input_is_the_same_with_a_slash_a_dot_and_by_a_link(warm: Cli, tmp_path: Path) -> None:
     images = tmp_path / "php"
     (images / "deep").mkdir(parents=True)

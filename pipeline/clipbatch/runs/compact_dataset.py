@@ -54,7 +54,8 @@ def compact(source: str, out: str, *, rows_per_file: int | None = None) -> Compa
     runs = [(run, run.plan()) for run in map(RunDir, done)]
     prints = {run.path.name: copying.check_finished(run, plan) for run, plan in runs}
     rows = latest.latest(done)
-    mask = rows.mask(np.setdiff1d(rows.numbers, latest.read_deleted(folder, rows)))
+    mask = rows.mask(rows.numbers)
+    mask[latest.read_deleted(folder, rows)] = False
     if not mask.any():
         raise InputError(f"{source} has no rows: none of its images is left")
     shards = _shards(runs, mask)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from clipbatch.errors import InputError
 from clipbatch.inputs.listing import place_of, real_place
+from clipbatch.inputs.patterns import is_pattern
 from clipbatch.rundir.layout import RunDir
 from clipbatch.runs import latest
 from clipbatch.runs.known import Known
@@ -40,25 +41,32 @@ def gone(
     """The numbers of the latest rows of the same input whose image the listing does not have, and remarks.
 
     incomplete: places in the input that could not be listed as a whole.
-    Raises: InputError if any row of these places is gone, or if more than `_MAX_GONE` of the input's rows are gone,
-    unless that is confirmed.
+    Raises: InputError if any row of these places is gone (for a pattern: any row), or if more than `_MAX_GONE` of the
+    input's rows are gone, unless that is confirmed.
     """
     rows, named = known.latest(), ", ".join(inputs)
-    same = np.intersect1d(rows.numbers, _of_same_input(rows, inputs))
-    if not len(same):
-        return same, [f"no image is marked as deleted, since no increment has all of its INPUT in {named}"]
-    there = np.setdiff1d(same, latest.read_deleted(folder, rows))
-    missing = np.intersect1d(known.gone(), there)
-    if len(missing) and (places := _places_of(rows, missing, incomplete)):
+    there = rows.mask(rows.numbers) & rows.mask(_of_same_input(rows, inputs))  # sets of 40 million take minutes
+    if not there.any():
+        return np.empty(0, np.int64), [
+            f"no image is marked as deleted, since no increment has all of its INPUT in {named}"
+        ]
+    there[latest.read_deleted(folder, rows)] = False
+    missing = np.flatnonzero(rows.mask(known.gone()) & there)
+    count = int(there.sum())
+    if any(map(is_pattern, inputs)):  # it may have matched a table, whose images are anywhere
+        places = Counter(dict.fromkeys(incomplete, 0) | dict.fromkeys(incomplete[:1], len(missing)))
+    else:
+        places = _places_of(rows, missing, incomplete)
+    if len(missing) and places:
         more = f" and {len(places) - 1} more" if len(places) > 1 else ""
         raise InputError(
             f"{places.total()} images of {named} were not found, but not all of {next(iter(places))}{more} could be "
             "listed, so nothing is marked as deleted: mount it or make it readable, remove it, or leave --mark-deleted "
             "out"
         )
-    if len(missing) > _MAX_GONE * len(there) and not confirmed:
+    if len(missing) > _MAX_GONE * count and not confirmed:
         raise InputError(
-            f"{len(missing)} of {len(there)} images of {named} are gone, more than {_MAX_GONE:.0%}, so nothing is "
+            f"{len(missing)} of {count} images of {named} are gone, more than {_MAX_GONE:.0%}, so nothing is "
             "marked as deleted: see whether all of it is mounted; if they are gone indeed, add --confirm-deleted"
         )
     return missing, []
@@ -97,8 +105,8 @@ def keep(folder: Path, known: Known, gone: NDArray[np.int64], new: Path | None) 
     back = known.back(deleted)
     if new is not None:
         rows = rows.with_increment(new)
-    marked = np.intersect1d(np.union1d(np.setdiff1d(deleted, back), gone), rows.numbers)
-    latest.write_deleted(folder, rows, marked)
+    marked = rows.mask(np.append(np.setdiff1d(deleted, back), gone)) & rows.mask(rows.numbers)
+    latest.write_deleted(folder, rows, np.flatnonzero(marked))
     if new is not None or not latest.is_fresh(folder, rows.increments):
         latest.write_latest(folder, rows)
     notes = []

@@ -102,7 +102,11 @@ class Known:
 
     def back(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """Those of `numbers`, rows that had been marked as deleted, that the listing has. Call it after `select`."""
-        return np.intersect1d(numbers, self._numbers[self._present()]) if len(numbers) else numbers
+        if not len(numbers):
+            return numbers
+        present = np.zeros(sum(self._sizes), bool)
+        present[self._numbers[self._present()]] = True
+        return numbers[present[numbers]]
 
     def _present(self) -> NDArray[np.bool_]:
         """Which of the rows the listing has."""
@@ -149,7 +153,8 @@ class Known:
         ever, count = np.unique(np.concatenate(tried), return_counts=True)
         self._looks = np.concatenate(looks)[self._numbers]
         # Rows that are tried again.
-        self._again = every_again[self._numbers] & np.isin(self._names, ever[count < MAX_TRIES])
+        self._again = every_again[self._numbers]
+        self._again[self._again] = np.isin(self._names[self._again], ever[count < MAX_TRIES])
         # Rows that the listing has, and the first rows of images of which the listing has another row.
         self._matched, self._emitted = (np.zeros(len(self._names), bool) for _ in range(2))
 

@@ -78,7 +78,8 @@ class Latest:
         """The latest rows with one more increment, which is the last."""
         added = _names(path, Folders())
         numbers = np.arange(sum(self.sizes), sum(self.sizes) + len(added))
-        kept = ~np.isin(self.names, added)
+        ordered = np.sort(added)
+        kept = ordered[np.searchsorted(ordered[:-1], self.names)] != self.names if len(added) else slice(None)
         names, numbers = np.append(self.names[kept], added), np.append(self.numbers[kept], numbers)
         return Latest([*self.increments, path], [*self.sizes, len(added)], names, numbers)
 
@@ -165,13 +166,14 @@ def read_deleted(folder: Path, rows: Latest) -> NDArray[np.int64]:
     if not verify_file(data):
         raise InputError(f"{path} is damaged: {_REMEDIES[DELETED]}")
     table = pq.read_table(pa.BufferReader(data), columns=["increment", "row_id"])
-    starts = rows.starts
+    starts, sizes = rows.starts, {path.name: size for path, size in zip(rows.increments, rows.sizes, strict=True)}
     numbers = [
         starts[increment] + row_id
         for increment, row_id in zip(table["increment"].to_pylist(), table["row_id"].to_pylist(), strict=True)
-        if increment in starts
+        if row_id < sizes.get(increment, 0)
     ]
-    return np.intersect1d(np.array(numbers, np.int64), rows.numbers)
+    unique = np.unique(np.array(numbers, np.int64))
+    return unique[rows.mask(rows.numbers)[unique]]
 
 
 def damaged_tables(folder: Path) -> list[tuple[str, str]]:

@@ -61,7 +61,8 @@ def sources(paths: Sequence[str]) -> list[Source]:
                 "of them"
             )
     rows = latest.latest([Path(path) for path in paths])
-    mask = rows.mask(np.setdiff1d(rows.numbers, latest.read_deleted(Path(paths[0]).parent, rows)))
+    mask = rows.mask(rows.numbers)
+    mask[latest.read_deleted(Path(paths[0]).parent, rows)] = False
     starts = rows.starts.values()
     return [
         Source(run=run, plan=plan, first=first, latest=mask[first : first + plan.rows])
