@@ -1,6 +1,7 @@
 """An image against its own caption: open_clip's own pairwise cosine, the same bytes whoever does it, and null ones."""
 
 import json
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -12,6 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipbatch.config import models
+from clipbatch.rundir.layout import RunDir
+from clipbatch.rundir.manifest import Manifest
 from tests.conftest import Cli, rewrite, rows
 from tests.support.captions import mixed, pairwise, reason
 from tests.support.corpus import make_folder, photo
@@ -203,6 +206,27 @@ def test_a_column_without_captions_is_refused_before_anything_is_planned(
     command = ("run", pairs, "--model", "clipbatch-demo", "--caption-column", column, "--out", tmp_path / "out")
     assert said in warm(*command, code=3).stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_large_captions_wait_for_no_whole_row_group_of_the_manifest(warm: Cli, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    captions = ["a " * 2**19, "b " * 2**19]
+    for text in captions:
+        (tmp_path / text[0]).write_text(text)
+    for number in range(150):
+        (tmp_path / "in" / f"{number:03}.jpg").touch()
+        os.link(tmp_path / captions[number % 2][0], tmp_path / "in" / f"{number:03}.txt")
+    options = ("--model", "clipbatch-demo", "--caption-column", "txt", "--batch-size", 10, "--shard-size", 50)
+    warm("plan", tmp_path / "in", *options, "--out", tmp_path / "run")
+    (path,) = (tmp_path / "run" / "manifest").iterdir()
+    with pq.ParquetFile(path) as file:
+        assert [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)] == [128, 22]
+    run = RunDir(tmp_path / "run")
+    manifest = Manifest(run, run.plan())
+    for shard in range(3):
+        table = manifest.rows(shard)
+        assert table["row_id"].to_pylist() == list(range(50 * shard, 50 * shard + 50))
+        assert table["txt"].to_pylist() == captions * 25
 
 
 def test_json_of_all_kinds(warm: Cli, images: list[Path], tmp_path: Path) -> None:

@@ -196,6 +196,8 @@ def test_the_scripts_are_bash_whatever_the_folder_is_called(tmp_path: Path, name
         ("exit 0", 0, 1, True, "before the run has begun"),
         ("exit 3", 0, 3, True, "failed 1 times"),
         ("echo \\", 0, 0, False, "done"),
+        ("task=train log=/tmp/my.log run=7", 1, 1, True, "task 7_0 on n1: exit code 1: requeueing"),
+        ("task=train; exit 3", 0, 3, True, "task 7_0 on n1: exit code 3: requeueing"),
     ],
 )
 def test_only_the_exit_code_of_the_run_says_that_a_task_is_done_or_refused(
@@ -216,6 +218,7 @@ def test_only_the_exit_code_of_the_run_says_that_a_task_is_done_or_refused(
     ended = subprocess.run(["bash"], input=array, env=named | path, capture_output=True)
     assert (ended.returncode, (tmp_path / "requeued").exists()) == (code, requeued), ended
     assert said in ended.stdout.decode()
+    assert (tmp_path / "slurm" / "logs" / "7_0.failures").exists() == requeued
     assert b"pipefail" not in ended.stdout  # a backslash at the end of the setup does not join our next line to it
     check = subprocess.run(["bash"], input=check_script("/run", tmp_path / "slurm", job), env=path, capture_output=True)
     assert check.returncode == code, check

@@ -73,5 +73,10 @@ def test_scores_that_are_not_numbers_end_the_run(warm: Cli, photos: Path, tmp_pa
     save_file(state, tmp_path / "broken.safetensors")
     settings = ("--labels", "a,b", "--model", config, "--pretrained", tmp_path / "broken.safetensors")
     error = warm("run", photos, *settings, "--out", tmp_path / "out", code=3).stderr
-    assert "NaN" in error
+    assert "row 0: the model gives NaN or infinite scores" in error
     assert list((tmp_path / "out" / "parts").iterdir()) == []
+    save_file(model.state_dict() | {"logit_scale": torch.tensor(100.0)}, tmp_path / "huge.safetensors")  # exp(100)
+    settings = (*settings[:-1], tmp_path / "huge.safetensors")
+    error = warm("run", photos, *settings, "--out", tmp_path / "other", code=3).stderr
+    assert "has inf as its logit_scale" in error
+    assert not (tmp_path / "other" / "model.json").exists()  # which could not be read again

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -209,3 +210,9 @@ def test_json_is_published_with_sorted_keys_and_readable_text(tmp_path: Path) ->
     text = (tmp_path / "f").read_text(encoding="utf-8")
     assert text.endswith("}\n")
     assert list(json.loads(text).items()) == [("a", "日本"), ("b", [1, None])]
+
+
+def test_numbers_that_json_does_not_have_become_null(tmp_path: Path) -> None:
+    write_json(tmp_path / "f", {"a": [1.5, math.nan, (math.inf, {"b": -math.inf})], "c": None, "d": "NaN", "e": True})
+    content = json.loads((tmp_path / "f").read_bytes(), parse_constant=pytest.fail)
+    assert content == {"a": [1.5, None, [None, {"b": None}]], "c": None, "d": "NaN", "e": True}

@@ -12,8 +12,9 @@ import open_clip
 import pyarrow as pa
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
-from clipbatch.config import SourceSettings
+from clipbatch.config import SourceSettings, models
 from clipbatch.inputs import listing
 from clipbatch.tools.parity.compare import evenly
 from clipbatch.tools.parity.verdict import summary, text
@@ -97,6 +98,12 @@ def test_without_labels_as_text_and_what_is_refused(cli: Cli, folder: Path, tmp_
     worst = float(said.rpartition("open_clip: cosine ")[2].split(" ")[0])
     assert 0.9999 < worst < 1  # so different digits are shown, however small the difference
     assert f"{worst} at worst" in said
+    state = load_file(models.weights_file("embedded") or "")
+    state["visual.trunk.layer4.0.downsample.2.weight"] *= math.nan
+    save_file(state, tmp_path / "nan.safetensors")
+    said = cli(*turned, "--pretrained", tmp_path / "nan.safetensors", "--json").stdout
+    made = json.loads(said, parse_constant=pytest.fail)  # as strict readers, which know no NaN
+    assert (made["agrees"], made["all"]["cosine_mean"], made["worst"][0]["cosine"]) == (False, None, None)
     no_weights = cli("parity", folder, "--model", "RN50", code=3).stderr
     assert "choose one with --pretrained" in no_weights
     assert no_weights.count("\n") == 1

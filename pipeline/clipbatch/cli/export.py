@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal, Optional, cast
 
 import typer
 
 from clipbatch.cli.options import Json, takes_some
+from clipbatch.cli.output import json_text
 from clipbatch.cli.standard_streams import result_is_on_disk
 from clipbatch.config import SettingValues, from_flat
 from clipbatch.errors import InputError
@@ -44,7 +44,7 @@ def onnx_command(
     chosen = cast(Literal["fp32", "fp16"], precision)
     record = onnx.export(from_flat(values), out, precision=chosen, batch_size=batch_size)
     if as_json:
-        print(json.dumps(record, indent=2))
+        print(json_text(record))
         return
     for name in [*record["files"], out.with_suffix(".json").name]:
         print(f"wrote {out.with_name(name)}")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
 
 from clipbatch.cli.options import Json, complete_models
-from clipbatch.cli.output import RunDirectory
+from clipbatch.cli.output import RunDirectory, json_text
 from clipbatch.cli.standard_streams import result_is_on_disk
 
 app = typer.Typer()
@@ -70,7 +69,7 @@ def import_head_command(
     )
     head = importing.import_head(file, out, request).head
     if as_json:
-        print(json.dumps(to_json(head), indent=2))
+        print(json_text(to_json(head)))
         return
     print(f"wrote {out} and {out.with_suffix('.toml')}: layers {' -> '.join(map(str, head.layers))}, {head.result}")
     if head.weights_sha256 is None:
@@ -103,4 +102,4 @@ def fit_head_command(
 
     result_is_on_disk()
     result = fit.fit(run, out, fit.Request(truth=truth, held_out=held_out, c=c, seed=seed))
-    print(json.dumps(result, indent=2) if as_json else fit.text(result))
+    print(json_text(result) if as_json else fit.text(result))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Optional
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from clipbatch.cli.options import Json, complete_models
+from clipbatch.cli.output import json_text
 from clipbatch.config.nesting import JsonObject
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def labels_command(
     name, read = cut_off(texts, model, pretrained)
     if as_json:
         shown = label_set.by_group([_prompts_of(group) for group in label_set.groups])
-        print(json.dumps(shown, indent=2, ensure_ascii=False))
+        print(json_text(shown, ensure_ascii=False))
     else:
         for group in label_set.groups:
             _print_group(group, {text: prompt.kept for text, prompt in read.items()} if model else {})
@@ -107,7 +107,7 @@ def models_command(
             {name: getattr(entry, name) for name in entry.__slots__} | {"images_per_s": rates.get(entry.name)}
             for entry in models
         ]
-        print(json.dumps(rows, indent=2))
+        print(json_text(rows))
         return
     rate_header = f" {'images/s here':>14}" if any(entry.name in rates for entry in models) else ""
     print(f"{'model':40} {'input':>6} {'image Mparam':>13} {'GFLOP an image':>15}{rate_header}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shlex
 import sys
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from clipbatch.cli.options import Input, Json, complete_labels, complete_models, takes_some
+from clipbatch.cli.output import json_text
 from clipbatch.cli.standard_streams import result_is_on_disk
 from clipbatch.config import SettingValues, from_flat
 from clipbatch.errors import InputError, UnfitError
@@ -106,7 +106,7 @@ def parity_command(
 
     summary, page = compare.compare(from_flat(values), limit=limit, out=out)
     if as_json:
-        print(json.dumps(summary, indent=2))
+        print(json_text(summary))
         return
     print(verdict.text(summary))
     if page:
@@ -127,7 +127,7 @@ def fetch_command(
 
     result_is_on_disk()
     fetched = models.fetch(model, pretrained)
-    print(json.dumps(fetched, indent=2) if as_json else _offline(fetched))
+    print(json_text(fetched) if as_json else _offline(fetched))
 
 
 def _offline(fetched: Fetched) -> str:
@@ -175,7 +175,7 @@ def doctor_command(
         if not as_json:
             print(lines([finding]), flush=True)
     if as_json:
-        print(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
+        print(json_text([dataclasses.asdict(finding) for finding in findings]))
     failed = [finding.name for finding in findings if finding.level == "failure"]
     if failed:
         raise UnfitError(f"{len(failed)} of {len(findings)} checks failed: {', '.join(failed)}")
@@ -228,6 +228,6 @@ def tune_command(
     tuned = tune(settings, budget, show_trial)
     search.write(out, tuned, settings)
     if as_json:
-        print(json.dumps(dataclasses.asdict(tuned), indent=2))
+        print(json_text(dataclasses.asdict(tuned)))
     else:
         print(f"\n{search.text(tuned, settings)}\nwritten to {out}: clipbatch run INPUT --config {out} ...")

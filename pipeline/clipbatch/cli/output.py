@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from clipbatch.storage.atomic import finite
 
 if TYPE_CHECKING:
     from clipbatch.runs.report import Report
@@ -45,12 +47,17 @@ RunDirectory = Annotated[str, typer.Argument(help="A run directory.", metavar="R
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress and no summary, only errors.")]
 
 
+def json_text(value: Any, *, indent: int | None = 2, ensure_ascii: bool = True) -> str:
+    """`value` as JSON that strict readers take: null for NaN and infinite numbers."""
+    return json.dumps(finite(value), indent=indent, ensure_ascii=ensure_ascii, allow_nan=False)
+
+
 def show(report: Report, out: str, quiet: bool, as_json: bool) -> None:
     """Print the report of a run, as JSON or in words."""
     from clipbatch.runs import report_text
 
     if as_json:
-        print(json.dumps(report, indent=2))
+        print(json_text(report))
     elif not quiet:
         print(report_text.text(out, report))
 
@@ -58,7 +65,7 @@ def show(report: Report, out: str, quiet: bool, as_json: bool) -> None:
 def print_facts(facts: Mapping[str, object], as_json: bool) -> None:
     """Print `facts` as lines of name and value, or as JSON."""
     if as_json:
-        print(json.dumps(facts, indent=2))
+        print(json_text(facts))
         return
     for name, value in facts.items():
-        print(f"{name:14} {json.dumps(value) if isinstance(value, dict) else value}")
+        print(f"{name:14} {json_text(value, indent=None) if isinstance(value, dict) else value}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import time
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Annotated, Optional
 import typer
 
 from clipbatch.cli.options import Json
-from clipbatch.cli.output import RunDirectory, print_facts
+from clipbatch.cli.output import RunDirectory, json_text, print_facts
 from clipbatch.cli.standard_streams import result_is_on_disk
 from clipbatch.errors import DamagedError, InputError, InterruptedRunError
 
@@ -44,7 +43,7 @@ def status_command(
     with contextlib.suppress(InterruptedRunError) if watch else contextlib.nullcontext():
         while True:
             found = status(run)
-            print(json.dumps(found, indent=None if watch else 2) if as_json else text(found), flush=True)
+            print(json_text(found, indent=None if watch else 2) if as_json else text(found), flush=True)
             if not watch or found["complete"]:
                 return
             if not as_json:
@@ -79,7 +78,7 @@ def verify_command(
     errors += [_describe("a table of the dataset is", [text], remedy) for text, remedy in tables]
     if as_json:
         problems = [*(problem for check in checks for problem in check.problems), *(text for text, _ in tables)]
-        print(json.dumps({"rows": rows, "parts": shards, "problems": problems}, indent=2))
+        print(json_text({"rows": rows, "parts": shards, "problems": problems}))
     elif not errors:
         parts = "1 part" if shards == 1 else f"{shards} parts"
         parts += f" of {len(checks)} increments" if len(checks) != 1 else ""
@@ -204,7 +203,7 @@ def evaluate_command(
         precision=precision,
     )
     found = evaluate.evaluate(run, request)
-    print(json.dumps(found, indent=2) if as_json else evaluate.text(found))
+    print(json_text(found) if as_json else evaluate.text(found))
     if page:
         place = htmlreport.write(run)
         if not as_json:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from clipbatch.cli.options import Json, Out, Overwrite, takes_settings, takes_some
-from clipbatch.cli.output import LogFormat, Quiet, RunDirectory, logs_json, print_facts, show
+from clipbatch.cli.output import LogFormat, Quiet, RunDirectory, json_text, logs_json, print_facts, show
 from clipbatch.cli.standard_streams import result_is_on_disk
 from clipbatch.config import Settings, SettingValues
 from clipbatch.errors import InputError
@@ -196,7 +195,7 @@ def estimate_command(
         raise InputError("name an INPUT to estimate, or a run directory with --plan, and not both")
     offer = estimate.Offer(seconds=seconds, gpus=int(gpus), usd_per_gpu_hour=usd_per_gpu_hour)
     found = estimate.estimate(settings.replace(gpus=None), offer, plan=plan)
-    print(json.dumps(found, indent=2) if as_json else estimate.text(found))
+    print(json_text(found) if as_json else estimate.text(found))
 
 
 @app.command("rescore", rich_help_panel=PANEL)

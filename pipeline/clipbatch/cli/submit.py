@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from clipbatch.cli.options import Json, Out, Overwrite, takes_settings
+from clipbatch.cli.output import json_text
 from clipbatch.cli.standard_streams import result_is_on_disk
 from clipbatch.config import Settings
 
@@ -86,7 +86,7 @@ def slurm_command(
     )
     slurm.check_launcher(launcher)
     submitted = slurm.submit(settings, out, job, folder=slurm_dir, overwrite=overwrite, dry_run=dry_run)
-    print(json.dumps(dataclasses.asdict(submitted), indent=2) if as_json else _text(submitted, job, out))
+    print(json_text(dataclasses.asdict(submitted)) if as_json else _text(submitted, job, out))
 
 
 def _text(submitted: slurm.Submitted, job: SlurmJob, out: str) -> str:

@@ -23,6 +23,8 @@ from clipbatch.types import Item, Reject, Span
 # Size of a column's dictionary per row group, above which the column is written without one. Names and ids do not
 # repeat, and building a dictionary of all of them would take longer than the rest of writing.
 _DICTIONARY_BYTES = 2**15
+# A row group with so many bytes ends, whatever its number of rows: captions and other columns may hold long texts.
+_GROUP_BYTES = 2**27
 
 
 class ManifestWriter:
@@ -33,10 +35,11 @@ class ManifestWriter:
     """
 
     def __init__(self, folder: Path, file_rows: int, group_rows: int) -> None:
-        """file_rows, group_rows: rows per file, and per row group."""
+        """file_rows, group_rows: rows per file, and per row group unless its rows are large."""
         self._folder, self._file_rows, self._group_rows = folder, file_rows, group_rows
         self._waiting: list[pa.RecordBatch] = []
-        self._count = 0
+        # Rows and bytes of `_waiting`.
+        self._count = self._bytes = 0
         self._file: contextlib.ExitStack | None = None
         # Number of rows written so far.
         self.rows = 0
@@ -55,12 +58,14 @@ class ManifestWriter:
     def write(self, batch: pa.RecordBatch) -> None:
         """Append rows. All batches must have the same columns."""
         while batch.num_rows:
-            full = min(self._group_rows, self._file_rows - self.rows % self._file_rows)
+            row = self.rows % self._file_rows
+            full = min(self._group_rows - row % self._group_rows, self._file_rows - row)
             head = batch.slice(0, full - self._count)
             self._waiting.append(head)
             self._count += head.num_rows
+            self._bytes += head.nbytes
             batch = batch.slice(head.num_rows)
-            if self._count == full:
+            if self._count == full or self._bytes >= _GROUP_BYTES:
                 self._write_group()
 
     def _write_group(self) -> None:
@@ -78,7 +83,7 @@ class ManifestWriter:
                 "--columns"
             ) from error
         self.rows += table.num_rows
-        self._waiting, self._count = [], 0
+        self._waiting, self._count, self._bytes = [], 0, 0
         if self._file is not None and self.rows % self._file_rows == 0:
             self._file.close()
             self._file = None

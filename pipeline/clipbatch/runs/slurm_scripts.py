@@ -147,8 +147,12 @@ def array_script(
 # Each task of this array labels its share of the parts that were open at submission, and then helps the other tasks.
 # Written by clipbatch submit slurm. You can submit it again with sbatch; doing parts twice does no harm.
 {_header(directives)}
-task=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID restarts=${{SLURM_RESTART_COUNT:-0}}
-log={shlex.quote(os.fspath(folder / "logs"))}/$task run= warned= begun=
+set_names() {{
+    task=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID restarts=${{SLURM_RESTART_COUNT:-0}}
+    log={shlex.quote(os.fspath(folder / "logs"))}/$task run=
+}}
+set_names
+warned= begun=
 say() {{ echo "$(date '+%F %T') task $task on $SLURMD_NODENAME: $*"; }}
 if [ -f "$log.out" ] && [ "$(wc -c <"$log.out")" -gt {MAX_LOG_BYTES} ]; then
     tail -c {MAX_LOG_BYTES // 2} "$log.out" >"$log.cut" && cat "$log.cut" >"$log.out" && say "the log was shortened"
@@ -171,7 +175,7 @@ got_on() {{
 # How the task ends, with the exit code of its run or of the lines before it.
 end() {{
     trap - EXIT
-    run=
+    set_names # the lines from --setup may use these names for something else
     case $begun$1 in
     yes0)
         say "done"

@@ -97,10 +97,13 @@ class Score:
             if arrived := mark(self._stream):
                 arrived.synchronize()
         scored = [isinstance(outcome, Decoded) for outcome in batch.outcomes]
-        if not finite_B[scored].all():
-            raise InputError("the model gives NaN or infinite scores: use --precision bf16 or fp32, or other weights")
+        row_ids = batch.source.start + np.flatnonzero(scored)
+        if len(bad := row_ids[~finite_B.numpy()[scored]]):
+            raise InputError(
+                f"row {bad[0]}: the model gives NaN or infinite scores: use --precision bf16 or fp32, or other weights"
+            )
         if self._heads:
-            self._heads.check(heads_BO[scored], (batch.source.start + np.flatnonzero(scored)).tolist())
+            self._heads.check(heads_BO[scored], row_ids.tolist())
         return ScoredBatch(
             source=batch.source,
             outcomes=batch.outcomes,

@@ -13,11 +13,12 @@ import fcntl
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -76,14 +77,23 @@ def sync_folder(folder: Path) -> None:
 
 
 def as_json(value: Any) -> bytes:
-    """`value` as indented JSON with sorted keys."""
-    return json.dumps(value, indent=2, sort_keys=True).encode() + b"\n"
+    """`value` as indented JSON with sorted keys. Raises: ValueError for NaN and infinite numbers, which no JSON has."""
+    return json.dumps(value, indent=2, sort_keys=True, allow_nan=False).encode() + b"\n"
+
+
+def finite(value: Any) -> Any:
+    """`value` with None in place of NaN and infinite numbers, also inside objects and lists."""
+    if isinstance(value, Mapping):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_json(target: AnyPath, value: Any) -> None:
-    """Publish `value` as indented JSON with sorted keys."""
+    """Publish `value` as indented JSON with sorted keys, and null for NaN and infinite numbers."""
     with publish(target) as file:
-        file.write(as_json(value))
+        file.write(as_json(finite(value)))
 
 
 def remove_leftovers(folder: AnyPath) -> None:

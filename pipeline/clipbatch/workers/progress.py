@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from clipbatch.errors import NothingLabelledError, TooManyBadError
 from clipbatch.rundir.layout import RunDir
+from clipbatch.storage.atomic import finite
 from clipbatch.types import Level, counts_text
 from clipbatch.workers import words
 
@@ -31,7 +32,7 @@ def log_json(event: str, level: Level = "info", **values: Any) -> None:
     """Write one line of JSON to standard error, for a log collector: the time, `level`, `event` and `values`."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
     with contextlib.suppress(OSError):  # a run goes on even if the disk of its log is full
-        print(json.dumps({"time": now, "level": level, "event": event, **values}), file=sys.stderr, flush=True)
+        print(json.dumps({"time": now, "level": level, "event": event, **finite(values)}), file=sys.stderr, flush=True)
 
 
 def log_line(text: str, level: Level = "info") -> None:

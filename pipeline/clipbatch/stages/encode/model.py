@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from dataclasses import dataclass
@@ -128,7 +129,7 @@ def load(settings: ModelSettings) -> Model:
     size = preprocess["size"]
     height, width = (size, size) if isinstance(size, int) else size
     bias = getattr(module, "logit_bias", None)
-    return Model(
+    model = Model(
         module=module,
         tokenizer=tokenizer,
         name=name,
@@ -144,6 +145,14 @@ def load(settings: ModelSettings) -> Model:
         logit_scale=float(module.logit_scale.exp()),
         logit_bias=None if bias is None else float(bias),
     )
+    for fact, value in model.facts().items():
+        numbers = value if isinstance(value, tuple) else (value,)
+        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+            raise InputError(
+                f"the model {name} has {value} as its {fact}, so it cannot score images: its weights or its "
+                "configuration are damaged; choose other --pretrained or another --model"
+            )
+    return model
 
 
 def load_tokenizer(settings: ModelSettings) -> Any:
