@@ -48,8 +48,7 @@ class TextTower:
         self.context_length = int(model.tokenizer.context_length)
         self._tokenizer, self._device = model.tokenizer, device
         module = _with(model.module, _modules={n: m for n, m in model.module._modules.items() if n != "visual"})
-        if (device, dtype := DTYPES[precision]) != ("cpu", torch.float32):
-            module = copy.deepcopy(module).to(device, dtype)
+        module = copy.deepcopy(module, _trainable(module)).to(device, DTYPES[precision])
         self._stream = stream_on(device)  # behind what copies and converts the weights
         use_own_threads(self._stream)
         self._is_causal = _is_causal(_text_part(module))
@@ -94,6 +93,16 @@ def _with(module: Any, **members: dict[str, Any]) -> Any:
     other = copy.copy(module)
     other.__dict__.update(members)
     return other
+
+
+def _trainable(module: Any) -> dict[int, Parameter]:
+    """By id, for each parameter one with the same memory that requires a gradient.
+
+    Only for such a weight does torch multiply all tokens of a block as one matrix in `nn.MultiheadAttention`. Otherwise
+    it copies the weight for each place of a row, and a CPU takes twice as long. Source: should_fold in torch's
+    aten/src/ATen/native/LinearAlgebra.cpp.
+    """
+    return {id(parameter): Parameter(parameter.detach()) for parameter in module.parameters()}
 
 
 def _text_part(module: Any) -> Any:
