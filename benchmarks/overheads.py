@@ -6,12 +6,11 @@
     python benchmarks/overheads.py workers [FOLDER] [--images N] [--rounds N]
 
 lock: how long each stage holds Python's lock (the GIL) for an image, and so how many images/s one process can hand to
-    a GPU. py-spy looks 100 times a second which thread of a run's worker has it. DALI lets go of it while it decodes,
-    so its CPU back end stands for the GPU's. Where cores are few, a thread that has the lock may be without a core, so
-    the figures are upper bounds. Encoding is not in the sum: on a GPU a batch is one launch of a recorded graph, on a
-    CPU Python calls each layer. Nor are the messages to the supervisor, five a second however many images there are.
-    Loading the model and first contact are not counted. Beside it, the CPU time of the threads of each stage
-    (`lock_held`), an upper bound, too.
+    a GPU. py-spy looks 100 times a second which thread of the stages has it. DALI lets go of it while it decodes, so
+    its CPU back end stands for the GPU's. Threads that need no lock only get what the others leave of the cores
+    (`lock_held`). Encoding is not in the sum: on a GPU a batch is one launch of a recorded graph, on a CPU Python calls
+    each layer. Loading the model is not counted, and there is no supervisor. Beside it, the CPU time of the threads of
+    each stage, an upper bound.
 heap: the same run with glibc's malloc as it is, and as a worker has it (`clipbatch.heap`), in a process each.
 supervision: a run with a supervisor and the journal, and the same stages alone. Small pictures and the embedded model:
     the most images a second that there can be, and so the most messages, journal entries and shards. Both are watched

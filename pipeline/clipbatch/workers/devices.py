@@ -23,8 +23,8 @@ from clipbatch.errors import InputError
 from clipbatch.workers.ranks import Rank
 
 _ROOT = Path("/")
-# Measured on a CPU in 2026 (benchmarks/results/2026-11-28-lock.md).
-_IMAGES_PER_S_OF_A_WORKER = 11_000
+# By the longest time that Python's lock was held, 42 microseconds an image (benchmarks/results/2026-11-30-lock.md).
+_IMAGES_PER_S_OF_A_WORKER = 24_000
 _MAX_WORKERS_PER_GPU = 3
 
 
@@ -76,7 +76,7 @@ def workers_per_gpu(settings: Settings, gflop: float, cores: int) -> int:
     """Worker processes for each GPU, where nobody says how many. cores: CPU cores for each GPU.
 
     gflop: cost of an image in the image encoder, 10**9 multiplications and additions. A guess, since nothing has been
-    measured on a GPU: a worker hands on at most 11,000 images/s, as Python runs one thread at a time, and the encoder
+    measured on a GPU: a worker hands on at most 24,000 images/s, as Python runs one thread at a time, and the encoder
     computes 200 TFLOP/s; each worker needs four cores to decode.
     """
     if settings.launch.workers_per_gpu is not None:
