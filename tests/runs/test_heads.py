@@ -21,14 +21,16 @@ from tests.support.corpus import make_folder
 from tests.support.heads import DEMO_WIDTH, Numbers, random_layers, save_head
 
 FILES, SHARD = 90, 32
-ANIMALS = ["cat", "dog", "other"]
+ANIMALS = ["cat", "dog", "other", "unicorn"]
 
 
 @pytest.fixture(scope="module")
 def heads() -> dict[str, Numbers]:
     rng = np.random.default_rng(0)
-    sizes = {"aesthetic": [DEMO_WIDTH, 64, 1], "animal": [DEMO_WIDTH, 3], "flags": [DEMO_WIDTH, 2]}
-    return {name: random_layers(rng, some) for name, some in sizes.items()}
+    sizes = {"aesthetic": [DEMO_WIDTH, 64, 1], "animal": [DEMO_WIDTH, len(ANIMALS)], "flags": [DEMO_WIDTH, 2]}
+    heads = {name: random_layers(rng, some) for name, some in sizes.items()}
+    heads["animal"][0][1][-1] = -1000  # the bias of the unicorn, which no image gets
+    return heads
 
 
 def _options(folder: Path, heads: dict[str, Numbers]) -> list[object]:
@@ -116,6 +118,7 @@ def test_the_report_page_sums_up_each_head(warm: Cli, run: Path, tmp_path: Path)
     by_class = good.groupby("animal_label", observed=True)["animal_score"].agg(["size", "mean"])
     for name, count, mean in by_class.itertuples():
         assert [name, "", str(count), f"{100 * count / len(good):.1f}%", f"{mean:.3f}"] in found
+    assert "No image got 1 of the classes: <bdi>unicorn</bdi>." in section
     columns = {"score": "aesthetic", "Nude!": "flags_nude_", "blood": "flags_blood"}
     for output, column in columns.items():
         shown = next(row for row in found if row[0] == output)

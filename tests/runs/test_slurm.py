@@ -145,6 +145,25 @@ def test_wrong_options_are_refused_in_one_line(
     assert not (tmp_path / "out" / "slurm").exists()
 
 
+@pytest.mark.parametrize("launcher", ["srun #", "srun # --mpi x", "srun;", "srun | ", "env A=b ||", "srun&", "srun >"])
+def test_a_launcher_that_would_not_start_clipbatch_is_refused(launcher: str) -> None:
+    with pytest.raises(InputError, match=r"ends in .*(hide|not start) clipbatch"):
+        slurm.check_launcher(launcher)
+
+
+@pytest.mark.parametrize("launcher", ["cd / &&", "env 'A=;'", r"env A=\;", "env A=b#", "env '#=b'", "cd /; env A=b"])
+def test_a_launcher_may_have_operators_before_its_end(launcher: str) -> None:
+    slurm.check_launcher(launcher)
+    said = subprocess.run(["bash", "-c", f"{launcher} \\\n echo started"], capture_output=True, text=True, check=True)
+    assert said.stdout == "started\n"
+
+
+def test_a_setup_may_turn_on_the_patterns_of_bash(tmp_path: Path) -> None:
+    lines = "shopt -s extglob\nfor file in /opt/@(a|b)/env.sh; do . $file; done\n"
+    (tmp_path / "setup.sh").write_text(lines)
+    assert slurm.setup_lines(tmp_path / "setup.sh") == lines
+
+
 def test_without_slurm_nothing_is_planned(cli: Cli, folder: Path, tmp_path: Path) -> None:
     given = ("submit", "slurm", folder, *DEMO, "--out", tmp_path / "out", "--array", 2)
     assert "there is no sbatch on the PATH" in cli(*given, code=3, env={"PATH": str(tmp_path)}).stderr

@@ -40,6 +40,9 @@ from clipbatch.workers.ranks import named_shards
 # How many arrays have their logs kept.
 MAX_ARRAYS = 10
 
+# An operator that is the end of a launcher, other than &&. A quoted one has a quote behind it.
+_LAST_OPERATOR = re.compile(r"(?:^|[^\\;|&<>])(?:\\\\)*(?!&&\s*$)([;|&<>]+)\s*$")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submitted:
@@ -144,18 +147,28 @@ def _problem(text: str) -> str:
     """Why `text` is no complete piece of bash; '' if it is, or there is no bash here."""
     if (bash := which("bash")) is None:
         return ""
-    # In this environment bash does not warn of locales. Of an unfinished here-document it only warns.
+    # In this environment bash does not warn of locales. Of an unfinished here-document it only warns. Without -O, it
+    # would refuse patterns such as @(a|b) after a `shopt -s extglob`, which -n does not execute.
     clean = {"LC_ALL": "C"}
-    checked = subprocess.run([bash, "-n"], input=os.fsencode(text), capture_output=True, check=False, env=clean)
+    checked = subprocess.run(
+        [bash, "-O", "extglob", "-n"], input=os.fsencode(text), capture_output=True, check=False, env=clean
+    )
     said = " ".join(os.fsdecode(checked.stderr).split())
     return said or (f"exit code {checked.returncode}" if checked.returncode else "")
 
 
 def check_launcher(launcher: str) -> None:
-    """Raises: InputError if a command cannot begin so, or if it names a file relative to this folder: the tasks run in
-    another one."""
+    """Raises: InputError if a command cannot begin so, if clipbatch would not be an argument of it, or if it names a
+    file relative to this folder: the tasks run in another one."""
     if reason := _problem(f"{launcher} clipbatch\n"):
         raise InputError(f"--launcher {launcher!r} is not the beginning of a command: {reason}")
+    if which("bash") and not _problem(f"{launcher} )\n"):  # bash refuses this parenthesis, unless a comment hides it
+        raise InputError(f"--launcher {launcher!r} ends in a comment, which would hide clipbatch: leave it out")
+    if operator := _LAST_OPERATOR.search(launcher):
+        raise InputError(
+            f"--launcher {launcher!r} ends in {operator[1]}, so it would not start clipbatch: leave it out; a command "
+            "that has to succeed before clipbatch starts ends in &&"
+        )
     for number, word in enumerate(shlex.split(launcher)):
         searched = number == 0 and "/" not in word  # on the PATH
         if not searched and not os.path.isabs(word) and os.path.isfile(word):
