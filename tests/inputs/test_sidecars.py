@@ -58,7 +58,6 @@ def test_an_image_has_the_file_with_its_name(folder: Path) -> None:
     assert notes == NOTES | {".txt": 3, ".md": 1}  # that of no image, and the two that are no captions
     assert _captions(folder / "*.jpg")[0] == ["a cat", None, "", None, None]
     assert _captions(folder / "a.jpg", folder / "sub")[0] == ["a cat", "\U0001f600"]
-    assert _captions(folder, limit=1)[0] == ["a cat"]
     (folder / "a.png").touch()  # which shares the caption of a.jpg
     texts, notes = _captions(folder)
     assert texts == ["a cat", *TEXTS]
@@ -67,6 +66,15 @@ def test_an_image_has_the_file_with_its_name(folder: Path) -> None:
     (folder / "orphan.txt").unlink()
     (folder / "notes.md").unlink()
     assert len(_captions(folder, all_files=True)[0]) == len(FILES)  # captions are no images, even here
+
+
+def test_no_caption_beyond_the_limit_is_read(folder: Path) -> None:
+    assert _captions(folder, limit=2) == (TEXTS[:2], {})  # one that is read leaves a note, or counts as passed over
+    assert _captions(folder / "*.jpg", limit=2) == (["a cat", None], {"(images without .txt)": 1})
+    assert _captions(folder / "{sub,.}", limit=2) == (["\U0001f600", "a cat"], {})
+    assert _captions(folder / "a.jpg", folder / "sub", folder, limit=4) == (["a cat", TEXTS[-1], *TEXTS[:2]], {})
+    with pytest.raises(InputError, match=r"none of the first 1 images of .* has a file \.txt .*: raise --limit, name"):
+        _captions(folder / "[df].jpg", limit=1)
 
 
 def test_a_pipe_or_a_folder_in_place_of_a_caption_stops_nothing(folder: Path) -> None:
@@ -141,6 +149,7 @@ def test_captions_in_a_store(folder: Path, s3: pafs.S3FileSystem, bucket: str) -
     texts, notes = _captions(f"{bucket}/in")
     assert texts == [*TEXTS[:5], None, TEXTS[6]]
     assert notes["(images without .txt)"] == 2
+    assert _captions(f"{bucket}/in", limit=2) == (TEXTS[:2], {})
     assert _captions(f"{bucket}/in/a.jpg")[0] == ["a cat"]
 
 

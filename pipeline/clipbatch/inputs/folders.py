@@ -6,6 +6,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import AnyStr
 
 import pyarrow as pa
@@ -57,17 +58,15 @@ class Directory:
     def fields(self) -> list[pa.Field]:
         return self.captions.fields()
 
-    def batches(self) -> Iterator[pa.RecordBatch]:
-        root, names, has_images = root_of(self.text), [], False
-        for name in self._walk():
-            names.append(name)
-            if len(names) == BATCH_ROWS:
+    def batches(self, limit: int | None = None) -> Iterator[pa.RecordBatch]:
+        root, images, has_images = root_of(self.text), islice(self._walk(), limit), False
+        try:
+            while names := list(islice(images, BATCH_ROWS)):
                 has_images = True
                 yield from self.captions.batches(names, root, self.passed_over)
-                names = []
-        if names:
-            yield from self.captions.batches(names, root, self.passed_over)
-        elif not has_images:
+        finally:
+            self.captions.discount(self.passed_over)
+        if not has_images:
             if self.incomplete:
                 raise InputError(
                     f"{self.text} holds no images, and {self.incomplete[0]} leads nowhere: put back what it leads to, "
@@ -77,7 +76,6 @@ class Directory:
             raise InputError(
                 f"{self.text} holds no images ({other} other files): --all-files takes every file, whatever its suffix"
             )
-        self.captions.discount(self.passed_over)
 
     def _walk(self) -> Iterator[str]:
         """The paths of the images, depth first. Uses a list as stack, since trees may be deeper than Python's stack."""
@@ -137,7 +135,7 @@ class ImageFile:
     def fields(self) -> list[pa.Field]:
         return self.captions.fields()
 
-    def batches(self) -> Iterator[pa.RecordBatch]:
+    def batches(self, limit: int | None = None) -> Iterator[pa.RecordBatch]:
         yield from self.captions.batches([self.text], root_of(self.text), self.passed_over)
 
 

@@ -175,16 +175,19 @@ class Listing:
             for batch in self.all_batches():
                 self._sample.add(batch)
         places = [lister.text for lister in self._inputs if isinstance(lister, (*_WITH_FILES, Pattern))]
-        check(self.captions(), ", ".join(places[:9]))
+        check(self.captions(), ", ".join(places[:9]), self._limit)
         if self._sample is not None:
             yield from self._sample.batches()
 
-    def all_batches(self) -> Iterator[pa.RecordBatch]:
-        """The rows of all inputs in turn, at most `limit`. Raises: InputError if there are none."""
-        left, has_rows = self._limit, False
+    def all_batches(self, limit: int | None = None) -> Iterator[pa.RecordBatch]:
+        """The rows of all inputs in turn, at most `limit`, or as many as the listing's. Raises: InputError if there
+        are none."""
+        left, has_rows = self._limit if limit is None else limit, False
         for lister in self._inputs:
             rows = 0
-            for batch in lister.batches():
+            # Names are cut before the captions beside them are read, as each is a file of its own.
+            batches = lister.batches(left) if isinstance(lister, (*_WITH_FILES, Pattern)) else lister.batches()
+            for batch in batches:
                 check_names(batch["uri"], partial(row_place, lister.text), rows)
                 if left is not None:
                     batch = batch.slice(0, left)

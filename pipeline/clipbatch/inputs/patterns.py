@@ -69,14 +69,16 @@ class Pattern:
         self._joined()
         self._listing = self._join(self._members, pa.schema(types.items()))
 
-    def batches(self) -> Iterator[pa.RecordBatch]:
+    def batches(self, limit: int | None = None) -> Iterator[pa.RecordBatch]:
         listing = self._joined()
-        yield from listing.all_batches()
-        for member in self._members:
-            if isinstance(member, _Files):  # a folder has done so itself
-                member.captions.discount(self.passed_over)
-        self.passed_over += listing.passed_over()
-        self.incomplete += listing.incomplete()
+        try:
+            yield from listing.all_batches(limit)
+        finally:
+            for member in self._members:
+                if isinstance(member, _Files):  # a folder has done so itself
+                    member.captions.discount(self.passed_over)
+            self.passed_over += listing.passed_over()
+            self.incomplete += listing.incomplete()
 
     def captions(self) -> list[CaptionFiles]:
         """Those of all matches."""
@@ -169,7 +171,7 @@ class _Files(ImageFile):
         super().__init__(names[0], settings)
         self._names = names
 
-    def batches(self) -> Iterator[pa.RecordBatch]:
-        names, root = iter(self._names), folder_of(self.text) if is_url(self.text) else root_of(self.text)
+    def batches(self, limit: int | None = None) -> Iterator[pa.RecordBatch]:
+        names, root = islice(self._names, limit), folder_of(self.text) if is_url(self.text) else root_of(self.text)
         while some := list(islice(names, BATCH_ROWS)):
             yield from self.captions.batches(some, root, self.passed_over)

@@ -11,6 +11,7 @@ import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -66,7 +67,7 @@ class RemoteImage:
     def fields(self) -> list[pa.Field]:
         return self.captions.fields()
 
-    def batches(self) -> Iterator[pa.RecordBatch]:
+    def batches(self, limit: int | None = None) -> Iterator[pa.RecordBatch]:
         yield from self.captions.batches([self.text], folder_of(self.text), self.passed_over)
 
 
@@ -96,8 +97,22 @@ class RemoteFolder:
     def fields(self) -> list[pa.Field]:
         return self.captions.fields()
 
-    def batches(self) -> Iterator[pa.RecordBatch]:
-        names, has_images = [], False
+    def batches(self, limit: int | None = None) -> Iterator[pa.RecordBatch]:
+        images, has_images = islice(self._images(), limit), False
+        try:
+            while urls := list(islice(images, BATCH_ROWS)):
+                has_images = True
+                yield from self.captions.batches(urls, self._root, self.passed_over)
+        finally:
+            self.captions.discount(self.passed_over)
+        if not has_images:
+            other = sum(self.passed_over.values())
+            raise InputError(
+                f"{self.text} holds no images ({other} other files): --all-files takes every file, whatever its suffix"
+            )
+
+    def _images(self) -> Iterator[str]:
+        """The urls of the images. Counts the other files."""
         for name in self._walk():
             url = f"{self._root}/{name}"
             if stores.is_odd_key(url):
@@ -105,21 +120,9 @@ class RemoteFolder:
             elif not self._all_files and is_leftover(name):
                 self.passed_over[LEFTOVERS] += 1
             elif is_image_name(name) or (self._all_files and not self.captions.is_one(name)):
-                names.append(url)
+                yield url
             else:
                 self.passed_over[os.path.splitext(name)[1].lower()] += 1
-            if len(names) == BATCH_ROWS:
-                has_images = True
-                yield from self.captions.batches(names, self._root, self.passed_over)
-                names = []
-        if names:
-            yield from self.captions.batches(names, self._root, self.passed_over)
-        elif not has_images:
-            other = sum(self.passed_over.values())
-            raise InputError(
-                f"{self.text} holds no images ({other} other files): --all-files takes every file, whatever its suffix"
-            )
-        self.captions.discount(self.passed_over)
 
     def _walk(self) -> Iterator[str]:
         """The files, as paths relative to the root."""

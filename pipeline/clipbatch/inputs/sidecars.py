@@ -107,16 +107,18 @@ class CaptionFiles:
         return file_rows(names, root, [(self.fields()[0], pa.array(texts, pa.string()))])
 
 
-def check(captions: Sequence[CaptionFiles], places: str) -> None:
+def check(captions: Sequence[CaptionFiles], places: str, limit: int | None) -> None:
     """Whether any image of a run's inputs has a sidecar, after all were read. places: the inputs, for the message.
+    limit: how many images the run may have.
 
     Raises: InputError if none has one.
     """
     images, column = sum(each.images for each in captions), next((each.column for each in captions), None)
     if column is not None and images and not any(each.files for each in captions):
+        first, remedy = ("", "") if limit is None or images < limit else ("first ", "raise --limit, ")
         raise InputError(
-            f"none of the {images} images of {places} has a file .{column} beside it, which --caption-column names: "
-            "name the suffix of such files, as in txt or json:FIELD, or give a table"
+            f"none of the {first}{images} images of {places} has a file .{column} beside it, which --caption-column "
+            f"names: {remedy}name the suffix of such files, as in txt or json:FIELD, or give a table"
         )
 
 
