@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -159,11 +160,22 @@ def test_a_rescoring_compares_the_saved_images_with_any_carried_column(warm: Cli
     for name in ("caption_similarity", "caption_tokens"):
         assert again[name].filter(pa.array(not_null)).equals(table[name].filter(pa.array(not_null))), name
     warm("verify", tmp_path / "struct")
+    assert _stages(warm, tmp_path / "struct", tmp_path) == ["recall", "captions", "score", "write"]
+    said = warm("rescore", run, "--caption-column", "txet", "--out", tmp_path / "no", code=3).stderr
+    assert "the run has carried no column 'txet', which --caption-column names: the columns are text, " in said
+    assert not (tmp_path / "no").exists()
     warm("rescore", run, "--labels", "cat,dog", "--out", tmp_path / "labels")
     assert not {"caption_similarity", "embedding"} & set(rows(tmp_path / "labels").column_names)
     warm("rescore", run, "--labels", "cat,dog", "--caption-column", "score", "--out", tmp_path / "both")
     both = rows(tmp_path / "both")
     assert both["caption_similarity"].is_valid().equals(both["label"].is_valid())  # every row has such a text
+
+
+def _stages(warm: Cli, run: Path, folder: Path) -> list[str]:
+    """The stages whose times the page of `run` shows."""
+    warm("report", run, "--examples", 0, "--out", folder / "stages.html")
+    table = (folder / "stages.html").read_text().partition("How busy each stage was")[2].partition("</table>")[0]
+    return re.findall(r'<th scope="row">(\w+)</th>', table)
 
 
 def test_a_column_whose_name_the_output_needs_is_found_under_its_new_one(

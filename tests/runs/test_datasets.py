@@ -106,6 +106,7 @@ def test_the_table_is_made_again_where_it_is_missing_damaged_or_old(nights: Nigh
     assert path.stat().st_mtime_ns == stamp
     for damage in (b"", whole[:100] + bytes([whole[100] ^ 1]) + whole[101:]):
         path.write_bytes(damage)
+        assert "a table of the dataset is not as it should be:" in warm("verify", out, code=5).stderr
         warm(*command)
         assert path.read_bytes() == whole
     path.unlink()

@@ -129,6 +129,7 @@ def test_the_report_page_sums_up_each_head(warm: Cli, run: Path, tmp_path: Path)
         )
     assert re.findall(r"<h3><bdi>(.*?)</bdi></h3>", section) == ["aesthetic", "animal", "flags"]
     assert '<a href="#heads">Heads</a>' in page
+    assert '<th scope="row">Heads</th><td><bdi>aesthetic</bdi>, <bdi>animal</bdi>, <bdi>flags</bdi></td>' in page
 
 
 def test_a_rescoring_keeps_the_heads_to_the_bit_or_takes_others(

@@ -165,6 +165,12 @@ def test_a_fitted_head_is_the_probe_of_scikit_learn_on_the_same_rows(warm: Cli, 
     ours = np.array([row["kind_head_label"] for row in again])
     assert (ours == kinds).mean() >= whole.score(image_BD, kinds) - 0.05  # it was fitted on four fifths of the rows
     assert found["accuracy"]["value"] > found["most_frequent"]
+    np.savez(tmp_path / "other.npz", coef=np.ones((3, 512)), intercept=np.zeros(3))
+    options = ("--run", run, "--out", tmp_path / "other.safetensors")
+    said = warm("import-head", tmp_path / "other.npz", *options, code=3).stderr
+    assert "takes embeddings of 512 numbers" in said
+    assert f"those of {run} have 96" in said
+    assert not (tmp_path / "other.safetensors").exists()
 
 
 def test_the_probe_on_given_rows_is_that_of_scikit_learn() -> None:

@@ -9,8 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from clipbatch.rundir.captions import CaptionColumn
+from clipbatch.rundir.schema import SIMILARITY
 from clipbatch.runs.increments import runs_in
-from clipbatch.tools.htmlreport import gather, rankings, series, template
+from clipbatch.tools.htmlreport import captions, gather, rankings, series, template
 from clipbatch.tools.htmlreport.rankings import Example, Ranking
 from clipbatch.tools.htmlreport.sources import sources
 from clipbatch.workers import words
@@ -63,6 +65,10 @@ def test_a_histogram_counts_every_value_and_has_quantiles_to_a_step() -> None:
     assert (made.total, made.not_a_number) == (29_999, 1)
     for share in (0.05, 0.5, 0.95):
         assert made.quantile(share) == pytest.approx(np.nanquantile(values, share), abs=2 * series.STEP)
+    for edge in range(0, 10_001, 5):  # a page shows a value as it shows its quantile: 0.11952 is 0.120
+        few = series.Histogram()
+        few.add(np.float32([edge / 10_000 + 2e-5]))
+        assert template.score(few.quantile(0.5)) == template.score(edge / 10_000 + (edge >= 10) * 2e-5)
     bars = made.bars()
     assert sum(bar.count for bar in bars) == 29_999
     assert (bars[0].low, bars[-1].high) == (0.0, 1.0)
@@ -196,3 +202,18 @@ def test_the_page_of_a_dataset_is_about_the_latest_row_of_each_image(warm: Cli, 
     for row in bad:
         assert f'<td class="num">{row["increment"]}: {row["row_id"]}</td>' in page
     assert "nothing is new or changed" in warm(*night).stdout  # the page is no stranger in the dataset
+
+
+def test_a_page_shows_a_caption_as_the_model_reads_it_and_says_where_it_is_cut() -> None:
+    texts = ["a photo\n", " two\r\n\tlines ", "word " * 300, "x" * 200, "y" * 201]
+    column = CaptionColumn(name="txt", field=None)
+    facts = captions.CaptionFacts(column, 10)
+    similarity = pa.array(np.linspace(0.9, 0.1, len(texts)), pa.float32())
+    columns = {"row_id": range(5), "uri": [f"{at}.jpg" for at in range(5)], "txt": texts, "status": ["ok"] * 5}
+    arrays = {name: pa.array(values) for name, values in columns.items()}
+    facts.add(pa.record_batch(arrays | {SIMILARITY: similarity}))
+    shown = {pair.row_id: pair.caption for pair in (*facts.highest, *facts.lowest) if isinstance(pair, captions.Pair)}
+    assert [shown[0], shown[1], shown[3]] == ["a photo", "two lines", "x" * 200]
+    assert shown[2] == " ".join([*["word"] * 39, "wor", "…"])
+    assert shown[4] == "y" * 198 + " …"
+    assert all(len(text) <= 200 for text in shown.values())

@@ -75,7 +75,7 @@ def verify_command(
     rows, shards = sum(check.rows for check in checks), sum(check.parts for check in checks)
     tables = latest.damaged_tables(Path(run)) if increments.is_dataset(run) else []
     errors = [error for check in checks for error in check.errors]
-    errors += [_describe("a table of the dataset is", [text], remedy) for text, remedy in tables]
+    errors += [_listed("a table of the dataset is not as it should be:", [text], remedy) for text, remedy in tables]
     if as_json:
         problems = [*(problem for check in checks for problem in check.problems), *(text for text, _ in tables)]
         print(json_text({"rows": rows, "parts": shards, "problems": problems}))

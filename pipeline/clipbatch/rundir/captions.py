@@ -40,8 +40,8 @@ class CaptionColumn:
     field: str | None
 
     @staticmethod
-    def find(spec: str, schema: pa.Schema) -> CaptionColumn:
-        """The column that `--caption-column SPEC` names. schema: of a listing or a manifest.
+    def find(spec: str, schema: pa.Schema, *, carried: bool = False) -> CaptionColumn:
+        """The column that `--caption-column SPEC` names. schema: of a listing, or of a manifest if `carried`.
 
         Raises: InputError if there is none, or it cannot hold captions.
         """
@@ -50,10 +50,15 @@ class CaptionColumn:
         name = whole or carried_name(column, columns) or carried_name(column.lstrip("."), columns)  # the suffix .txt
         if name is None:
             known = list(columns)
-            carried = f"the columns are {', '.join(known)}" if known else "it has no columns"
+            names = f"the columns are {', '.join(known)}" if known else "it has no columns"
+            if carried:
+                where, remedy = "the run has carried", "for other captions label the images again with --caption-column"
+            else:
+                where = "the input has"
+                remedy = "for files beside the images of a folder or an archive name their suffix, txt or json:FIELD"
             raise InputError(
-                f"the input has no column {column!r}, which --caption-column names: {carried}; for files beside the "
-                f"images of a folder or an archive name their suffix, txt or json:FIELD.{nearest(column, known)}"
+                f"{where} no column {column!r}, which --caption-column names: {names}; "
+                f"{remedy}.{nearest(column, known)}"
             )
         inner, kind = None if whole else field or None, columns[name]
         if inner is not None and pa.types.is_struct(kind):

@@ -138,7 +138,7 @@ def _freeze(
                 )
             _check_columns(source, folder / name, taken)
             if spec := plan.settings.get("caption_column"):
-                CaptionColumn.find(spec, pq.read_schema(folder / name))
+                CaptionColumn.find(spec, pq.read_schema(folder / name), carried=True)
         valid = creation.create(run, plan, folder, replace=overwrite, heads=head_weights.content(heads))
     run.check_same(valid, plan.identity)
     return valid

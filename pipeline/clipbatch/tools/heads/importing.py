@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from clipbatch.config import head_files
 from clipbatch.config.heads import HeadFile
 from clipbatch.errors import InputError, brief, reading_failed
+from clipbatch.rundir import features
 from clipbatch.rundir.layout import RunDir
 from clipbatch.tools.heads import write
 from clipbatch.tools.heads.write import ModelOfHead
@@ -89,6 +90,8 @@ def import_head(path: Path, out: Path, request: Request) -> HeadFile:
             except ValueError as error:
                 raise InputError(f"{path} cannot be used: {error}") from error
         layers = _stack(path, tensors)
+    if request.run is not None:
+        _check_length(path, layers[0][0].shape[1], RunDir(request.run))
     outputs = list(request.outputs or names or map(str, range(len(layers[-1][1]))))
     fields = {"result": result, "activation": request.activation, "outputs": outputs}
     return write.write(out, layers, model, unit_length=request.unit_length, **fields)
@@ -105,6 +108,16 @@ def _model(request: Request, file: Path | None, tensors: Path | None) -> ModelOf
     model, pretrained = write.named_model(request.model, request.pretrained)
     known = write.ask(model, pretrained, digest=True, file=file, tensors=tensors)
     return ModelOfHead(model=model, pretrained=pretrained, **known)
+
+
+def _check_length(path: Path, length: int, run: RunDir) -> None:
+    """Whether the model of `run` gives embeddings of `length` numbers. Raises: InputError if not."""
+    loaded = features.load(run, run.plan())
+    if loaded and loaded[0].shape[1] != length:
+        raise InputError(
+            f"{path} takes embeddings of {length} numbers, and those of {run.path} have {loaded[0].shape[1]}: give a "
+            "run of the model that the head was trained for"
+        )
 
 
 def _linear_model(path: Path, result: str) -> tuple[Layers, list[str] | None]:

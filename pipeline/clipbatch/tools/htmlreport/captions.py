@@ -25,6 +25,12 @@ class Pair(Example):
     caption: str
 
 
+def _shortened(caption: str) -> str:
+    """The beginning of a caption, with a space for each run of white space, as the model reads it."""
+    text = " ".join(caption.split())
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 2].rstrip()} …"
+
+
 class CaptionFacts:
     """The numbers and examples of a run's captions."""
 
@@ -65,7 +71,7 @@ class CaptionFacts:
                 score=float(similarity_B[slot]),
                 margin=None,
                 runner_up=None,
-                caption=(caption or "")[:_SHOWN],
+                caption=_shortened(caption or ""),
             )
 
         group_B = np.zeros(len(similarity_B), np.int64)
