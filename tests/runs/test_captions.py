@@ -261,6 +261,10 @@ def test_json_of_all_kinds(warm: Cli, images: list[Path], tmp_path: Path) -> Non
     counts = json.loads((tmp_path / "out" / "report.json").read_text())["captions"]
     assert counts == {"compared": 1, "not UTF-8": 1, "not text": 3, "null": 3, "not JSON": 1, "empty": 1}
     assert _compared(rows(tmp_path / "out")).tolist() == [0]
+    wrong = (*options, "--caption-column", "json:title", "--out", tmp_path / "wrong")
+    said = warm("run", tmp_path / "list.jsonl", *wrong).stdout
+    warning = "no image could be compared with its caption: --caption-column json:title may name the wrong column"
+    assert f"warning: {warning}\n" in said
 
 
 def test_verify_notices_a_caption_whose_similarity_is_gone(warm: Cli, run: Path, tmp_path: Path) -> None:

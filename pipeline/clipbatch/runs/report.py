@@ -15,7 +15,7 @@ from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.records import ModelFacts, unseal
 from clipbatch.rundir.replacement import REPAIR
 from clipbatch.rundir.shapes import DamagedRecordError
-from clipbatch.runs.warnings import score_warnings
+from clipbatch.runs.warnings import caption_warnings, score_warnings
 from clipbatch.stages.flow import bottleneck
 from clipbatch.storage.atomic import write_json
 from clipbatch.storage.paths import list_names
@@ -161,7 +161,7 @@ def make(
         "part": {"rank": rank.number, "world_size": rank.world, "done": len(mine), "planned": len(shards)},
         "passed_over": plan.passed_over,
         "duplicates": plan.duplicates,
-        "warnings": score_warnings(run, plan, mine),
+        "warnings": [*score_warnings(run, plan, mine), *caption_warnings(plan, compared)],
         "this_run": {
             "rows": rows,
             "seconds": round(elapsed_s, 3),

@@ -1,8 +1,8 @@
-"""Warnings about a run: its scores may be at chance level, or it runs on another device than it was planned for."""
+"""Warnings about a run: scores at chance level, no caption that could be compared, or another device than planned."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from clipbatch.config import Settings, auto, hardware, models
 from clipbatch.config.scoring import chance_remark
+from clipbatch.rundir.captions import COMPARED
 from clipbatch.rundir.frozen_plan import Plan
 from clipbatch.rundir.layout import RunDir
 from clipbatch.rundir.schema import group_columns
@@ -44,6 +45,14 @@ def score_warnings(run: RunDir, plan: Plan, shards: Sequence[int]) -> list[str]:
         scores = table[columns.score].drop_null().to_numpy()
         remarks.append(chance_remark(group, kind, float(np.median(scores)) if len(scores) else None))
     return [remark for remark in remarks if remark]
+
+
+def caption_warnings(plan: Plan, counts: Mapping[str, int] | None) -> list[str]:
+    """A sentence if there are captions, and none could be compared. counts: as by `counts.count_all`."""
+    if not counts or counts.get(COMPARED):
+        return []
+    column = plan.run_settings().source.caption_column
+    return [f"no image could be compared with its caption: --caption-column {column} may name the wrong column"]
 
 
 def device_remark(plan: Plan, settings: Settings, cores: int | None = None) -> str | None:
