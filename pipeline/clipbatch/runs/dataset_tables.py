@@ -54,7 +54,9 @@ def gone(
     missing = np.flatnonzero(rows.mask(known.gone()) & there)
     count = int(there.sum())
     if any(map(is_pattern, inputs)):  # it may have matched a table, whose images are anywhere
-        places = Counter(dict.fromkeys(incomplete, 0) | dict.fromkeys(incomplete[:1], len(missing)))
+        places = Counter(dict.fromkeys(incomplete, 0))
+        if incomplete:
+            places[incomplete[0]] = len(missing)
     else:
         places = _places_of(rows, missing, incomplete)
     if len(missing) and places:
